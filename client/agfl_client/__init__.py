@@ -1,0 +1,1 @@
+"""Trains on private data and decides what may leave."""

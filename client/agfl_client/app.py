@@ -1,0 +1,85 @@
+"""The ClientApp: one registered function a message type, around one `Node`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from agfl_client.node import Node
+from agfl_models.corpora import JSONL_SUFFIX
+from agfl_models.errors import AgflError, ConfigError, DataError
+from agfl_protocol import wire
+
+log = logging.getLogger("agfl.client")
+OWNERS_VARIABLE = "AGFL_OWNERS"
+REFUSED = 100  # Flower reserves the codes below
+NodeOf = Callable[[Context], Node]
+
+
+def create_client_app(node_of: Node | NodeOf) -> ClientApp:
+    """Return the ClientApp of a node, or of the nodes that `node_of` finds by a message's context."""
+    app = ClientApp()
+    find: NodeOf = (lambda context: node_of) if isinstance(node_of, Node) else node_of
+
+    def answer(message: Message, reply: Callable[[], RecordDict]) -> Message:
+        """Refusals travel as one line; anything else is a defect and goes up."""
+        try:
+            wire.check_version(message.content)
+            return Message(reply(), reply_to=message)
+        except DataError as error:
+            # The line may quote the owner's text or paths, so it stays on this machine.
+            log.error("%s", error)
+            return Message(Error(REFUSED, "data: this owner's data cannot be used"), reply_to=message)
+        except AgflError as error:
+            log.error("refused %s: %s", message.metadata.message_type, error)
+            return Message(Error(REFUSED, str(error)), reply_to=message)
+
+    def handle_round(message: Message, context: Context) -> Message:
+        return answer(
+            message,
+            lambda: find(context).handle_round(wire.RoundRequest.from_record(message.content)).to_record(),
+        )
+
+    app.train()(handle_round)
+    app.evaluate()(handle_round)
+
+    @app.query("identify")
+    def identify(message: Message, context: Context) -> Message:
+        return answer(message, lambda: find(context).identify().to_record())
+
+    @app.query("finish")
+    def finish(message: Message, context: Context) -> Message:
+        def reply() -> RecordDict:
+            find(context).finish(wire.FinishRequest.from_record(message.content))
+            return wire.acknowledgment()
+
+        return answer(message, reply)
+
+    return app
+
+
+def _node_of_context(context: Context) -> Node:
+    """Find the owner in Flower's own runtimes, which start each message in a process of its own.
+
+    A stock SuperNode names its owner in its node config (`name`, `data`). Flower's simulation only numbers its
+    nodes: partition i is the i-th file of the folder that the environment variable AGFL_OWNERS names.
+    """
+    config = context.node_config
+    if "name" in config and "data" in config:
+        return Node(str(config["name"]), Path(str(config["data"])))
+    folder = os.environ.get(OWNERS_VARIABLE)
+    if folder is None or "partition-id" not in config:
+        raise ConfigError(f"node config: must give name and data, or {OWNERS_VARIABLE} a folder of owners' files")
+    owners = sorted(Path(folder).glob("*" + JSONL_SUFFIX))
+    index = int(config["partition-id"])
+    if index >= len(owners):
+        raise ConfigError(f"{OWNERS_VARIABLE}: {folder}: must hold a file for node {index}, holds {len(owners)}")
+    return Node(owners[index].stem, owners[index])
+
+
+app = create_client_app(_node_of_context)

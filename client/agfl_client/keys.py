@@ -1,0 +1,131 @@
+"""An owner's keys: a private folder with transport.key, signing.key, and NAME.pub for the operator."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP384R1,
+    EllipticCurvePrivateKey,
+    generate_private_key,
+)
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from agfl_models.errors import IdentityError
+from agfl_protocol.identity import PublicIdentity, check_name
+from agfl_protocol.private_files import check_private, new_folder, read_private, write_private
+
+TRANSPORT_FILE, SIGNING_FILE = "transport.key", "signing.key"
+
+
+@dataclass(frozen=True)
+class NodeKeys:
+    """A node's identity with its private keys, which are never shown."""
+
+    identity: PublicIdentity
+    transport: EllipticCurvePrivateKey = field(repr=False)
+    signing: Ed25519PrivateKey = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The node's name."""
+        return self.identity.name
+
+
+def generate(name: str, folder: Path) -> Path:
+    """Make a new identity in `folder` (mode 0700, its files 0600); return the path of its public file.
+
+    Raises:
+        IdentityError: the name breaks its rule, or the folder is not empty: keys are never overwritten.
+    """
+    check_name(name)
+    transport, signing = generate_private_key(SECP384R1()), Ed25519PrivateKey.generate()
+    identity = PublicIdentity.of(name, transport.public_key(), signing.public_key())
+    public_file = f"{name}.pub"
+    with new_folder(folder) as new:
+        write_private(new / TRANSPORT_FILE, _to_pem(transport))
+        write_private(new / SIGNING_FILE, _to_pem(signing))
+        write_private(new / public_file, identity.format().encode())
+    return folder / public_file
+
+
+def load(folder: Path) -> NodeKeys:
+    """Read what `generate` made.
+
+    Raises:
+        IdentityError: a file is missing, malformed, open to group or others, or does not fit the others.
+    """
+    check_private(folder)
+    public_files = sorted(folder.glob("*.pub"))
+    if len(public_files) != 1:
+        found = [path.name for path in public_files] or "none"
+        raise IdentityError(f"{folder}: must hold exactly one public file NAME.pub, got {found}")
+    check_private(public_files[0])
+    identity = PublicIdentity.read(public_files[0])
+    transport, signing = folder / TRANSPORT_FILE, folder / SIGNING_FILE
+    keys = NodeKeys(identity, _read_transport(transport), _read_signing(signing))
+    if PublicIdentity.of(identity.name, keys.transport.public_key(), keys.signing.public_key()) != identity:
+        raise IdentityError(f"{public_files[0]}: must hold the public halves of {transport} and {signing}")
+    return keys
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keep a second node on this machine from answering under the same keys; freed even by kill -9.
+
+    Raises:
+        IdentityError: another process holds the keys.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise IdentityError(
+            f"{folder}: keys: must serve one node at a time, and one is running already"
+        ) from None
+
+
+def _to_pem(key: EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def _read_transport(path: Path) -> EllipticCurvePrivateKey:
+    key = _read_key(path)
+    if not isinstance(key, EllipticCurvePrivateKey) or not isinstance(key.curve, SECP384R1):
+        raise IdentityError(f"{path}: must hold an EC P-384 private key, got {type(key).__name__}")
+    return key
+
+
+def _read_signing(path: Path) -> Ed25519PrivateKey:
+    key = _read_key(path)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise IdentityError(f"{path}: must hold an Ed25519 private key, got {type(key).__name__}")
+    return key
+
+
+def _read_key(path: Path) -> object:
+    try:
+        return load_pem_private_key(read_private(path), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        # The library's own text is left out: it may quote what it could not read.
+        raise IdentityError(f"{path}: must hold an unencrypted PEM private key (PKCS8)") from None

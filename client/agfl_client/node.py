@@ -1,0 +1,112 @@
+"""One data owner's node: what it keeps between messages, and what it does with each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from agfl_client.device import AUTO, choose_device
+from agfl_client.training import LocalTrainer, evaluate
+from agfl_models.corpora import read_documents
+from agfl_models.errors import WireError
+from agfl_models.model import AutoGenModel
+from agfl_models.tasks.task import Dataset, Task
+from agfl_protocol.randomness import generator
+from agfl_protocol.run_config import RunConfig, run_config_from_json
+from agfl_protocol.transforms.codec import UpdateCodec
+from agfl_protocol.update import Layout, Update
+from agfl_protocol.wire import FinishRequest, IdentifyReply, RoundReply, RoundRequest
+
+
+@dataclass(frozen=True)
+class _Workspace:
+    """What is kept warm for one run configuration."""
+
+    config: RunConfig
+    task: Task
+    dataset: Dataset
+    model: AutoGenModel
+    layout: Layout
+
+
+class Node:
+    """A node keeps its data and model warm from message to message; whoever builds the ClientApp holds it.
+
+    name: the owner's NAME; data: the owner's file or folder of text; device: "auto" or a PyTorch device;
+    num_threads: PyTorch threads of this node.
+
+    Raises:
+        DataError, ConfigError: the data is not there, or the device is not.
+    """
+
+    def __init__(self, name: str, data: Path, device: str = AUTO, num_threads: int = 1) -> None:
+        self.name = name
+        self.finished = False
+        self._documents = read_documents(data)
+        self._device = choose_device(device)
+        self._num_threads = num_threads
+        self._workspace: tuple[str, _Workspace] | None = None
+
+    def identify(self) -> IdentifyReply:
+        """Say who this is."""
+        return IdentifyReply(self.name)
+
+    def handle_round(self, request: RoundRequest) -> RoundReply:
+        """Evaluate and train as asked; return the vector that enters the sum.
+
+        Raises:
+            WireError: the request does not fit its own configuration, or the update is not finite.
+        """
+        torch.set_num_threads(self._num_threads)
+        self.finished = False
+        space = self._workspace_for(request)
+        config, task, layout = space.config, space.task, space.layout
+        if request.model.shape != (layout.size,):
+            raise WireError(f"model: must have {layout.size} parameters as configured, got {request.model.size}")
+        if request.plan.scales.shape != (len(layout.sizes),):
+            raise WireError(f"scales: must be one for each of {len(layout.sizes)} tensors, got {request.plan.scales.size}")
+        codec = UpdateCodec.for_round(
+            config, task, layout, request.plan, train=request.train, evaluate=request.evaluate
+        )
+        layout.load(space.model, request.model)
+        update = self._update(space, request)
+        lanes = codec.encode(update, generator(config.seed, self.name, request.round, "rounding"))
+        return RoundReply(request.config_hash, request.round, request.attempt, lanes)
+
+    def finish(self, request: FinishRequest) -> None:
+        """Note that the run is over and let go of its model."""
+        self.finished = True
+        self._workspace = None
+
+    def _update(self, space: _Workspace, request: RoundRequest) -> Update:
+        config, task = space.config, space.task
+        metrics: dict[str, float] = {}
+        if request.evaluate:
+            size, windows = config.training.batch_size, config.evaluation.max_windows
+            metrics |= evaluate(space.model, task, space.dataset, size, windows, self._device)
+        if not request.train:
+            return Update(np.zeros(0, np.float32), 1.0, metrics)
+        rng = generator(config.seed, self.name, request.round, "batches")
+        trainer = LocalTrainer(config.training, self._device)
+        result = trainer.train(space.model, space.layout, task, space.dataset, rng)
+        sums = (result.loss, float(result.num_predictions))
+        metrics |= dict(zip(task.train_sums, sums, strict=True))
+        return Update(result.delta, result.num_predictions, metrics)
+
+    def _workspace_for(self, request: RoundRequest) -> _Workspace:
+        """Return the warm workspace of the request's configuration, or make it."""
+        if self._workspace is None or self._workspace[0] != request.config_json:
+            self._workspace = (request.config_json, self._make_workspace(request))
+        return self._workspace[1]
+
+    def _make_workspace(self, request: RoundRequest) -> _Workspace:
+        config = run_config_from_json(request.config_json)
+        if config.hash != request.config_hash:
+            raise WireError(f"config_hash: must be {config.hash[:12]} as of the configuration, got {request.config_hash[:12]}")
+        task = config.task.build()
+        dataset = task.prepare(self._documents)
+        model = AutoGenModel(config.model, seed=0).to(self._device)
+        return _Workspace(config, task, dataset, model, Layout.of(model))

@@ -1,0 +1,380 @@
+"""The node's loop: ask the server for a message, let the installed ClientApp answer it, send the reply.
+
+The node only ever calls out: it listens on no port, starts no process, and never fetches code.
+The only client file that imports Flower modules that are not public (flwr 1.41); what is used of each is held
+fast by tests/client/test_supernode.py. Flower's own loop around this client (`http_request_response`) is left out:
+it ends the process if it cannot connect, interrupts it once the server restarted, and else retries without end.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.app.message import remove_content_from_message
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+from flwr.proto.node_pb2 import Node
+from flwr.proto.run_pb2 import GetRunRequest
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectPushError,
+    inflate_object_from_contents,
+    pull_objects,
+    push_objects,
+)
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from agfl_client.server_trust import TrustedServer
+from agfl_models.errors import AgflError, DataError, IdentityError, TransportError
+from agfl_protocol.identity import MARKER_FAB_ID
+
+POLL_MIN_S, POLL_MAX_S = 0.05, 0.5
+RETRY_MIN_S, RETRY_MAX_S = 0.1, 1.0
+HEARTBEAT_S, HEARTBEAT_PROMISE_S = 4.0, 10.0  # the server calls a node gone after twice the promise
+REQUEST_TIMEOUT_S = 15.0
+LAST_REPLY_S = 5.0
+PUSH_ATTEMPTS = 3
+ANSWERED_TYPES = ("train", "evaluate", "query")
+
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
+
+logger = logging.getLogger(__name__)
+
+
+def run_node(
+    server: str,
+    ca: Path,
+    transport_key: EllipticCurvePrivateKey,
+    client_app: ClientApp,
+    *,
+    stop: threading.Event,
+    finished: Callable[[], bool],
+    max_wait_s: float,
+) -> None:
+    """Serve one server until `finished()` is true after a reply was delivered, or `stop` is set.
+
+    server: HOST:PORT. ca: the federation's ca.pem. max_wait_s: how long the server may be away at a time.
+    A KeyboardInterrupt leaves at once, from whatever the node is doing.
+
+    Raises:
+        IdentityError: the server's certificate is not signed by `ca`, or the server does not admit the key.
+        TransportError: the server was away for `max_wait_s`, or is no server of ours.
+    """
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    with _Connection(TrustedServer(server, ca), transport_key, stop, max_wait_s) as connection:
+        loop = _Loop(connection, client_app, stop, finished)
+        with suppress(_Stopped):
+            while not stop.is_set() and not finished():
+                try:
+                    loop.serve(connection.activate())
+                except _SessionLost:
+                    stop.wait(RETRY_MIN_S)
+
+
+class _Stopped(Exception):
+    """`stop` was set, or the connection closed, while we waited for the server."""
+
+
+class _SessionLost(Exception):
+    """The server does not know our node id (any more), or a poll got no answer: activate again."""
+
+
+class _RunOver(Exception):
+    """The server takes nothing for this run any more."""
+
+
+class _Connection:
+    """The server's Fleet API, spoken as one node; each call is repeated while the server is away."""
+
+    def __init__(
+        self,
+        server: TrustedServer,
+        key: EllipticCurvePrivateKey,
+        stop: threading.Event,
+        max_wait_s: float,
+    ) -> None:
+        self._server, self._stop, self._max_wait_s = server, stop, max_wait_s
+        self._public_key = public_key_to_bytes(key.public_key())
+        self.api = FleetHttpClient(
+            f"https://{server.address}",
+            interceptors=[NodeAuthHttpInterceptor(key, key.public_key())],
+            verify=server.tls(),
+            timeout=REQUEST_TIMEOUT_S,
+        )
+        self.node = Node()
+        self._reachable = False
+        self._closed = threading.Event()
+
+    def __enter__(self) -> _Connection:
+        threading.Thread(target=self._heartbeat, name="heartbeat", daemon=True).start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._closed.set()
+        if self._reachable and self.node.node_id:
+            # Only a courtesy: without it the server notices that we left by our silence.
+            with suppress(httpx.HTTPError):
+                self.api.DeactivateNode(DeactivateNodeRequest(node_id=self.node.node_id))
+        self.api.close()
+
+    def activate(self) -> Node:
+        """Come online under the node id that the server gives us; it changes when the server restarts."""
+        request = ActivateNodeRequest(public_key=self._public_key, heartbeat_interval=HEARTBEAT_PROMISE_S)
+        try:
+            response = self.call(self.api.ActivateNode, request)
+        except httpx.HTTPStatusError as error:
+            raise self._not_admitted(error.response.status_code) from None
+        if response.node_id != self.node.node_id:
+            logger.info("connected to %s", self._server.address)
+        self.node = Node(node_id=response.node_id)
+        return self.node
+
+    def call(
+        self, method: Callable[[RequestT], ResponseT], request: RequestT, max_wait_s: float | None = None
+    ) -> ResponseT:
+        """Call the server, again and again while it is away, but not longer than `max_wait_s`.
+
+        Raises:
+            httpx.HTTPStatusError: the server answers with a status below 500.
+        """
+        max_wait_s = self._max_wait_s if max_wait_s is None else max_wait_s
+        start, delay = time.monotonic(), RETRY_MIN_S
+        while True:
+            try:
+                return self.try_call(method, request)
+            except (httpx.TransportError, httpx.HTTPStatusError) as error:
+                if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500:
+                    raise
+                self._server.raise_if_hopeless(error)
+                if time.monotonic() - start >= max_wait_s:
+                    address = self._server.address
+                    raise TransportError(
+                        f"--server: must answer within {max_wait_s:g} s, but {address} did not ({error})"
+                    ) from None
+                if delay == RETRY_MIN_S:
+                    logger.info("waiting up to %g s for %s", max_wait_s, self._server.address)
+            if self._stop.wait(delay) or self._closed.is_set():
+                raise _Stopped
+            delay = min(delay * 2, RETRY_MAX_S)
+
+    def try_call(self, method: Callable[[RequestT], ResponseT], request: RequestT) -> ResponseT:
+        """Call the server once."""
+        self._reachable = False
+        response = method(request)
+        self._reachable = True
+        return response
+
+    def _not_admitted(self, status: int) -> AgflError:
+        address = self._server.address
+        if status == 412:
+            return IdentityError(
+                f"transport key: {address} does not admit this key; its operator must register the public file "
+                f"with `agfl-server add-node` and start the server anew"
+            )
+        if status == 401:
+            return IdentityError(
+                f"transport key: {address} rejects our signed time; the two clocks must agree to 5 minutes"
+            )
+        return TransportError(f"--server: must be an agfl server, but {address} answers HTTP {status}")
+
+    def _heartbeat(self) -> None:
+        """Tell the server that we live, also while the loop is busy with an answer."""
+        while not self._closed.wait(HEARTBEAT_S):
+            # A failure is not ours to judge: the loop meets the same server.
+            with suppress(httpx.HTTPError, RuntimeError):
+                if self.node.node_id:
+                    request = SendNodeHeartbeatRequest(node=self.node, heartbeat_interval=HEARTBEAT_PROMISE_S)
+                    self.api.SendNodeHeartbeat(request)
+
+
+class _Loop:
+    """Answers messages with the installed ClientApp, one at a time, in the calling thread."""
+
+    def __init__(
+        self,
+        connection: _Connection,
+        client_app: ClientApp,
+        stop: threading.Event,
+        finished: Callable[[], bool],
+    ) -> None:
+        self._connection, self._api = connection, connection.api
+        self._client_app, self._stop, self._finished = client_app, stop, finished
+        self._node = Node()
+        self._fab_ids: dict[int, str] = {}
+        self._contexts: dict[int, Context] = {}
+
+    def serve(self, node: Node) -> None:
+        """Poll and answer until finished or stopped.
+
+        Raises:
+            _SessionLost: the server must be asked for our node id again.
+        """
+        if node != self._node:  # another server process: its runs are new
+            self._node, self._fab_ids, self._contexts = node, {}, {}
+        delay = POLL_MIN_S
+        while not self._finished() and not self._stop.is_set():
+            pulled = self._poll()
+            if pulled is None:
+                self._stop.wait(delay)
+                delay = min(delay * 1.5, POLL_MAX_S)
+                continue
+            delay = POLL_MIN_S
+            try:
+                self._handle(*pulled)
+            except _RunOver:
+                logger.info("the server ended the run")
+
+    def _poll(self) -> tuple[Message, ObjectTree] | None:
+        # Not repeated by itself: the server holds a message for delivered once its answer is on the way, and
+        # delivers it again only to a node that activates anew.
+        try:
+            request = PullMessagesRequest(node=self._node)
+            response = self._connection.try_call(self._api.PullMessages, request)
+        except (httpx.TransportError, httpx.HTTPStatusError):
+            raise _SessionLost from None
+        if not response.messages_list:
+            return None
+        return message_from_proto(response.messages_list[0]), response.message_object_trees[0]
+
+    def _handle(self, envelope: Message, tree: ObjectTree) -> None:
+        """Answer one message; `envelope` has its metadata, `tree` names its content."""
+        start = time.monotonic()
+        refusal = self._refusal(envelope)
+        if refusal is not None:
+            logger.warning("refused: %s", refusal)
+            reply = Message(Error(ErrorCode.INVALID_FAB, refusal), reply_to=envelope)
+        else:
+            message = self._pull(envelope, tree)
+            if message is None:
+                return
+            reply = self._answer(message)
+        duration_s = time.monotonic() - start
+        self._push(reply, duration_s)
+        logger.info("answered %s in %.2f s", envelope.metadata.message_type, duration_s)
+
+    def _refusal(self, envelope: Message) -> str | None:
+        """Return why this node does not answer a message; nothing of its content is fetched before."""
+        run_id, kind = envelope.metadata.run_id, envelope.metadata.message_type
+        if run_id not in self._fab_ids:
+            self._fab_ids[run_id] = self._call(
+                self._api.GetRun, GetRunRequest(node=self._node, run_id=run_id)
+            ).run.fab_id
+        if self._fab_ids[run_id] != MARKER_FAB_ID:
+            return f"fab_id: must be {MARKER_FAB_ID!r}, got {self._fab_ids[run_id]!r}"
+        if kind.split(".")[0] not in ANSWERED_TYPES:
+            return f"message type: must be one of {', '.join(ANSWERED_TYPES)}, got {kind!r}"
+        return None
+
+    def _pull(self, envelope: Message, tree: ObjectTree) -> Message | None:
+        run_id, message_id = envelope.metadata.run_id, envelope.metadata.message_id
+        pull = make_pull_object_fn_protobuf(
+            lambda request: self._call(self._api.PullObject, request), self._node, run_id
+        )
+        try:
+            contents = pull_objects([node.object_id for node in iterate_object_tree(tree)], pull)
+        except ObjectPullError:
+            logger.info("the server withdrew a message before it was here whole")
+            return None
+        confirmation = ConfirmMessageReceivedRequest(
+            node=self._node, run_id=run_id, message_object_id=message_id
+        )
+        self._call(self._api.ConfirmMessageReceived, confirmation)
+        message = inflate_object_from_contents(message_id, contents)
+        assert isinstance(message, Message)
+        message.metadata.__dict__["_message_id"] = message_id
+        return message
+
+    def _answer(self, message: Message) -> Message:
+        """Let the app answer. An exception becomes an error reply that tells nothing of the data."""
+        run_id = message.metadata.run_id
+        if run_id not in self._contexts:
+            self._contexts[run_id] = Context(run_id, self._node.node_id, {}, RecordDict(), {})
+        try:
+            return self._client_app(message, self._contexts[run_id])
+        except AgflError as error:
+            logger.error("%s not answered: %s", message.metadata.message_type, error)
+            reason = "DataError" if isinstance(error, DataError) else str(error)
+        except Exception as error:
+            logger.exception("%s not answered", message.metadata.message_type)
+            reason = type(error).__name__
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+    def _push(self, reply: Message, duration_s: float) -> None:
+        """Deliver a reply. The server may leave before it confirms the last one, which is no error."""
+        try:
+            for _ in range(PUSH_ATTEMPTS):
+                if self._try_push(reply, duration_s):
+                    return
+            logger.warning("the server did not take a reply")
+        except (TransportError, _SessionLost, _RunOver):
+            if not self._finished():
+                raise
+            logger.info("the server left before it confirmed the last reply")
+
+    def _try_push(self, reply: Message, duration_s: float) -> bool:
+        run_id = reply.metadata.run_id
+        with no_object_id_recompute():
+            reply.metadata.__dict__["_message_id"] = reply.object_id
+            request = PushMessagesRequest(
+                node=self._node,
+                messages_list=[message_to_proto(remove_content_from_message(reply))],
+                message_object_trees=[get_object_tree(reply)],
+                clientapp_runtime_list=[duration_s],
+            )
+            response = self._call(self._api.PushMessages, request)
+            push = make_push_object_fn_protobuf(
+                lambda request: self._call(self._api.PushObject, request),
+                self._node,
+                run_id,
+                response.session_id,
+            )
+            try:
+                objects = get_all_nested_objects(reply)
+                push_objects(objects, push, object_ids_to_push=set(response.objects_to_push))
+            except ObjectPushError:
+                # A repeated call finds its object stored, or the upload has expired: ask what is missing now.
+                return False
+        return True
+
+    def _call(self, method: Callable[[RequestT], ResponseT], request: RequestT) -> ResponseT:
+        max_wait_s = LAST_REPLY_S if self._finished() else None
+        try:
+            return self._connection.call(method, request, max_wait_s)
+        except httpx.HTTPStatusError as error:
+            status = error.response.status_code
+            if status == 401:
+                raise _SessionLost from None
+            if status == 403:
+                raise _RunOver from None
+            raise TransportError(f"--server: must answer our calls, got HTTP {status}") from None

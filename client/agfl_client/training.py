@@ -1,0 +1,88 @@
+"""Local training: the global model in, a delta out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from agfl_models.tasks.task import Batch, Dataset, Task
+from agfl_protocol.run_config import SGDConfig, TrainingConfig
+from agfl_protocol.update import Layout, Vector
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What local training brought.
+
+    delta: float32 (d,); loss: summed over `num_predictions` targets, in the task's unit.
+    """
+
+    delta: Vector
+    loss: float
+    num_predictions: int
+
+
+@dataclass(frozen=True)
+class LocalTrainer:
+    """Trains on one owner's data as the run configuration says (client work, as in McMahan et al. 2017)."""
+
+    config: TrainingConfig
+    device: str
+
+    def train(
+        self, model: nn.Module, layout: Layout, task: Task, dataset: Dataset, rng: np.random.Generator
+    ) -> LocalResult:
+        """Train `model` in place; all randomness comes from `rng`."""
+        before = layout.flatten(model)
+        optimizer = self._optimizer(model)
+        model.train()
+        loss, count = torch.zeros((), dtype=torch.float64), 0
+        for batch in self._batches(dataset, rng):
+            batch_loss, predictions = self._step(model, task, optimizer, batch.to(self.device))
+            loss, count = loss + batch_loss.double().cpu(), count + predictions
+        return LocalResult(layout.flatten(model) - before, float(loss), count)
+
+    def _step(self, model: nn.Module, task: Task, optimizer: Optimizer, batch: Batch) -> tuple[torch.Tensor, int]:
+        with self._autocast():
+            loss, predictions = task.loss(model, batch)
+        optimizer.zero_grad(set_to_none=True)
+        (loss / max(predictions, 1)).backward()
+        if self.config.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
+        optimizer.step()
+        return loss.detach(), predictions
+
+    def _batches(self, dataset: Dataset, rng: np.random.Generator) -> Iterator[Batch]:
+        if self.config.local_steps is not None:
+            for _ in range(self.config.local_steps):
+                yield dataset.sample(self.config.batch_size, rng)
+        for _ in range(self.config.local_epochs or 0):
+            yield from dataset.epoch(self.config.batch_size, rng)
+
+    def _optimizer(self, model: nn.Module) -> Optimizer:
+        config = self.config.optimizer
+        if isinstance(config, SGDConfig):
+            return SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
+        return AdamW(model.parameters(), config.lr, config.betas, weight_decay=config.weight_decay)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.config.precision == "bfloat16"
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=enabled)
+
+
+def evaluate(
+    model: nn.Module, task: Task, dataset: Dataset, batch_size: int, max_windows: int, device: str
+) -> dict[str, float]:
+    """Return the sums of `task.eval_sums` over an owner's validation text, in float32."""
+    sums = dict.fromkeys(task.eval_sums, 0.0)
+    model.eval()
+    with torch.no_grad():
+        for batch in dataset.validation(batch_size, max_windows):
+            for name, value in task.evaluate(model, batch.to(device)).items():
+                sums[name] += value
+    return sums

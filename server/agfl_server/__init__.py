@@ -1,0 +1,1 @@
+"""Coordinates the rounds of a federation."""

@@ -1,0 +1,100 @@
+"""Checkpoints: the whole server state in one safetensors file a round, written atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from agfl_models.errors import CheckpointError
+from agfl_protocol.transforms.quantization import Scales
+from agfl_server.state import ServerState
+
+_KEPT = 2  # the newest one may be lost with the disk sector it stood on
+_MODEL, _SCALES, _OPTIMIZER = "model", "scales", "optimizer."
+
+
+def save_checkpoint(folder: Path, state: ServerState, config_hash: str) -> Path:
+    """Write the checkpoint of `state` and drop older ones than the last two.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; earlier checkpoints are untouched.
+    """
+    facts = {
+        "run_id": state.run_id,
+        "round": state.round,
+        "row": state.row,
+        "norm": state.scales.norm,
+        "config_hash": config_hash,
+    }
+    tensors = {_MODEL: state.model, _SCALES: state.scales.values}
+    tensors |= {_OPTIMIZER + name: np.asarray(value) for name, value in state.optimizer.items()}
+    path = folder / f"round-{state.round:06d}.safetensors"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, save(tensors, {"state": json.dumps(facts)}))
+        for old in _checkpoints(folder)[:-_KEPT]:
+            old.unlink()
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint: {path}: cannot be written: {error.strerror}; the last good one stays"
+        ) from None
+    return path
+
+
+def load_checkpoint(folder: Path, config_hash: str) -> ServerState:
+    """Read the newest checkpoint.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it belongs to a run with another configuration.
+    """
+    checkpoints = _checkpoints(folder)
+    if not checkpoints:
+        raise CheckpointError(f"--resume: {folder}: must hold a checkpoint, found none")
+    path = checkpoints[-1]
+    try:
+        with safe_open(path, framework="numpy") as file:
+            facts = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint: {path}: is damaged: {error}") from None
+    if facts["config_hash"] != config_hash:
+        raise CheckpointError(
+            f"checkpoint: {path}: belongs to a run with configuration hash {facts['config_hash'][:12]}, "
+            f"this configuration has {config_hash[:12]} (what may change is num_rounds, evaluation and data)"
+        )
+    return ServerState(
+        run_id=facts["run_id"],
+        round=facts["round"],
+        model=tensors[_MODEL],
+        optimizer={n.removeprefix(_OPTIMIZER): t for n, t in tensors.items() if n.startswith(_OPTIMIZER)},
+        scales=Scales(tensors[_SCALES], facts["norm"]),
+        row=facts["row"],
+    )
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write, fsync, rename, fsync the folder: after a crash the file is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("round-*.safetensors"))

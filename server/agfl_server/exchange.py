@@ -1,0 +1,34 @@
+"""One exchange over Flower's Grid: push requests, yield each reply as it comes, keep none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+_POLL_S = 0.02
+_PULL_AT_ONCE = 4  # replies held in memory at one time, whatever the cohort's size
+
+
+def exchange(grid: Grid, requests: Sequence[Message], timeout_s: float) -> Iterator[tuple[int, Message]]:
+    """Push `requests` and yield (node id, reply) as replies arrive, until all came or `timeout_s` passed.
+
+    A node that does not answer in time yields nothing. Replies are pulled a few at a time and not kept, so memory
+    does not grow with the cohort.
+    """
+    message_ids = list(grid.push_messages(requests))
+    nodes = {mid: request.metadata.dst_node_id for mid, request in zip(message_ids, requests, strict=True)}
+    deadline = time.monotonic() + timeout_s
+    while nodes and time.monotonic() < deadline:
+        arrived = False
+        waiting = list(nodes)
+        for i in range(0, len(waiting), _PULL_AT_ONCE):
+            for reply in grid.pull_messages(waiting[i : i + _PULL_AT_ONCE]):
+                node = nodes.pop(reply.metadata.reply_to_message_id, None)
+                if node is not None:
+                    arrived = True
+                    yield node, reply
+        if not arrived:
+            time.sleep(_POLL_S)

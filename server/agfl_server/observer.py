@@ -1,0 +1,35 @@
+"""What a run tells the person who watches it. The base class keeps silent; the commands override what they show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+Row = Mapping[str, int | float | None]
+
+
+class Observer:
+    """Called by the round loop; every method may be overridden."""
+
+    def waiting(self, connected: int, needed: int) -> None:
+        """Fewer nodes are there than a round needs."""
+
+    def connected(self, name: str) -> None:
+        """A node said who it is, and was believed."""
+
+    def round_started(self, round_number: int, num_rounds: int, cohort: int) -> None:
+        """A round was broadcast to `cohort` clients."""
+
+    def replied(self, name: str) -> None:
+        """A client's reply was added to the sum."""
+
+    def refused(self, name: str, reason: str) -> None:
+        """A node's reply, or the node itself, was refused."""
+
+    def repeated(self, round_number: int, attempt: int, reason: str) -> None:
+        """A round is repeated because too few updates came."""
+
+    def round_finished(self, row: Row) -> None:
+        """A round is done; `row` is its line of metrics.jsonl, evaluation excepted."""
+
+    def evaluated(self, row: Row) -> None:
+        """The evaluation of an earlier round's model has arrived."""

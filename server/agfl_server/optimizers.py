@@ -1,0 +1,118 @@
+"""Server optimizers: how the mean delta of a round moves the global model.
+
+Notation of Reddi et al. 2021 (arXiv:2003.00295), Algorithm 2: x model, Delta mean delta, m first and v second moment.
+State in, state out: a step takes the state and returns the next one. Works in the dtype of its inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agfl_protocol.run_config import (
+    FedAdagradConfig,
+    FedAdamConfig,
+    FedAvgConfig,
+    FedAvgMConfig,
+    FedYogiConfig,
+    NesterovConfig,
+    ServerOptimizerConfig,
+)
+
+Array: TypeAlias = NDArray[np.floating[Any]]
+OptimizerState: TypeAlias = Mapping[str, Array]
+
+
+class ServerOptimizer(Protocol):
+    """One method of the FedOpt family."""
+
+    def initial_state(self, model: Array) -> OptimizerState:
+        """Return the state before the first step; every entry has the model's shape (d,)."""
+        ...
+
+    def step(self, model: Array, delta: Array, state: OptimizerState) -> tuple[Array, OptimizerState]:
+        """Return the next model and state; the inputs stay as they are."""
+        ...
+
+
+@dataclass(frozen=True)
+class FedAvg:
+    """x += lr * Delta (McMahan et al. 2017, arXiv:1602.05629)."""
+
+    config: FedAvgConfig
+
+    def initial_state(self, model: Array) -> OptimizerState:
+        """No state."""
+        return {}
+
+    def step(self, model: Array, delta: Array, state: OptimizerState) -> tuple[Array, OptimizerState]:
+        """One step."""
+        return model + _scalar(self.config.lr, model) * delta, {}
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """FedAvgM and Nesterov: m = beta * m + Delta, then x += lr * m, or lr * (Delta + beta * m) looking ahead.
+
+    FedAvgM: Hsu et al. 2019, arXiv:1909.06335. Nesterov: DiLoCo, Douillard et al. 2023, arXiv:2311.08105, as
+    `torch.optim.SGD(nesterov=True)` on -Delta.
+    """
+
+    config: FedAvgMConfig | NesterovConfig
+
+    def initial_state(self, model: Array) -> OptimizerState:
+        """The momentum starts at zero."""
+        return {"m": np.zeros_like(model)}
+
+    def step(self, model: Array, delta: Array, state: OptimizerState) -> tuple[Array, OptimizerState]:
+        """One step."""
+        beta, lr = _scalar(self.config.momentum, model), _scalar(self.config.lr, model)
+        m = beta * state["m"] + delta
+        direction = delta + beta * m if isinstance(self.config, NesterovConfig) else m
+        return model + lr * direction, {"m": m}
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """FedAdagrad, FedAdam and FedYogi: Algorithm 2 of Reddi et al. 2021, v_{-1} = tau^2, no bias correction."""
+
+    config: FedAdagradConfig | FedAdamConfig | FedYogiConfig
+
+    def initial_state(self, model: Array) -> OptimizerState:
+        """Momentum zero, second moment tau^2."""
+        return {"m": np.zeros_like(model), "v": np.full_like(model, self.config.tau**2)}
+
+    def step(self, model: Array, delta: Array, state: OptimizerState) -> tuple[Array, OptimizerState]:
+        """One step."""
+        beta1, lr, tau = (_scalar(x, model) for x in (self.config.beta1, self.config.lr, self.config.tau))
+        m = beta1 * state["m"] + (1 - beta1) * delta
+        v = self._second_moment(state["v"], np.square(delta))
+        return model + lr * m / (np.sqrt(v) + tau), {"m": m, "v": v}
+
+    def _second_moment(self, v: Array, square: Array) -> Array:
+        if isinstance(self.config, FedAdagradConfig):
+            return v + square
+        beta2 = _scalar(self.config.beta2, v)
+        if isinstance(self.config, FedAdamConfig):
+            return beta2 * v + (1 - beta2) * square
+        return v - (1 - beta2) * square * np.sign(v - square)
+
+
+def build_optimizer(config: ServerOptimizerConfig) -> ServerOptimizer:
+    """Return the optimizer that the run configuration names."""
+    match config:
+        case FedAvgConfig():
+            return FedAvg(config)
+        case FedAvgMConfig() | NesterovConfig():
+            return Momentum(config)
+        case FedAdagradConfig() | FedAdamConfig() | FedYogiConfig():
+            return Adaptive(config)
+
+
+def _scalar(value: float, like: Array) -> Any:
+    """A hyperparameter in the model's own dtype, so that float32 stays float32."""
+    return like.dtype.type(value)

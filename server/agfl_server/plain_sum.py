@@ -1,0 +1,107 @@
+"""The sum of a cohort's integer vectors, and its plain form: one exchange, each reply added and dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from agfl_models.errors import WireError
+from agfl_protocol import wire
+from agfl_protocol.secagg import lanes as packing
+from agfl_protocol.transforms.codec import UpdateCodec
+from agfl_protocol.update import Lanes
+from agfl_server.exchange import exchange
+from agfl_server.observer import Observer
+
+
+@dataclass(frozen=True)
+class CohortSum:
+    """What one attempt at a round brought.
+
+    lanes: the sum, uint64 (num_lanes,), over `survivors`; refused: NAME -> reason of replies left out.
+    """
+
+    lanes: Lanes
+    survivors: tuple[str, ...]
+    refused: Mapping[str, str]
+    bytes_up: int
+    bytes_down: int
+
+
+class Aggregator(Protocol):
+    """How the vectors of a cohort become their sum; TensorFlow Federated calls it an AggregationProcess."""
+
+    def sum(
+        self,
+        grid: Grid,
+        cohort: Mapping[str, int],
+        request: wire.RoundRequest,
+        codec: UpdateCodec,
+        timeout_s: float,
+    ) -> CohortSum:
+        """Ask every client of `cohort` (NAME -> node id) and return the sum over those whose reply is good."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlainSum:
+    """The server sees each client's vector and adds it up."""
+
+    observer: Observer
+
+    def sum(
+        self,
+        grid: Grid,
+        cohort: Mapping[str, int],
+        request: wire.RoundRequest,
+        codec: UpdateCodec,
+        timeout_s: float,
+    ) -> CohortSum:
+        """One exchange. A bad reply is refused by name; the reply of a client that is silent is missed by name."""
+        kind = wire.TRAIN if request.train else wire.EVALUATE
+        content = request.to_record()
+        requests = [Message(content, node, kind) for node in cohort.values()]
+        names = {node: name for name, node in cohort.items()}
+        lanes = np.zeros(codec.num_lanes, np.uint64)
+        survivors: list[str] = []
+        refused: dict[str, str] = {}
+        bytes_up = 0
+        for node, reply in exchange(grid, requests, timeout_s):
+            name = names.pop(node)
+            bytes_up += wire.content_bytes(reply)
+            try:
+                lanes += _read(reply, request, codec)
+                survivors.append(name)
+                self.observer.replied(name)
+            except WireError as error:
+                refused[name] = str(error)
+                self.observer.refused(name, str(error))
+        for name in names.values():
+            refused[name] = f"no reply within {timeout_s:g} s"
+            self.observer.refused(name, refused[name])
+        bytes_down = wire.content_bytes(requests[0]) * len(requests)
+        return CohortSum(lanes, tuple(sorted(survivors)), refused, bytes_up, bytes_down)
+
+
+def _read(reply: Message, request: wire.RoundRequest, codec: UpdateCodec) -> Lanes:
+    if reply.has_error():
+        raise WireError(reply.error.reason or "no reason given")
+    lanes = wire.RoundReply.from_record(reply.content, request, codec.num_lanes).lanes
+    quantization = codec.quantization
+    if lanes[0] != 1:
+        raise WireError(f"count: must be 1, got {lanes[0]}")
+    fields_per_lane = quantization.plan.fields_per_lane
+    packed = lanes[quantization.header.size :]
+    for j in range(fields_per_lane):
+        bits = packing.field_bits(fields_per_lane)
+        plane = (packed >> np.uint64(j * bits)) & np.uint64(2**bits - 1)
+        if plane.size and plane.max() > quantization.plan.levels:
+            raise WireError(
+                f"lanes: every field must be at most {quantization.plan.levels}, got {plane.max()}"
+            )
+    return lanes

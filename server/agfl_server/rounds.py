@@ -1,0 +1,143 @@
+"""The round loop: sample > broadcast > sum > decode > step > evaluate > checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from flwr.serverapp import Grid
+
+from agfl_models.errors import RoundError
+from agfl_models.tasks.task import Task
+from agfl_protocol import wire
+from agfl_protocol.run_config import RunConfig
+from agfl_protocol.transforms import clipping, quantization
+from agfl_protocol.transforms.codec import UpdateCodec
+from agfl_protocol.update import Layout, Total
+from agfl_server.observer import Observer, Row
+from agfl_server.optimizers import ServerOptimizer
+from agfl_server.plain_sum import Aggregator, CohortSum
+from agfl_server.roster import Roster, sample_cohort
+from agfl_server.state import ServerState
+
+
+@dataclass(frozen=True)
+class Federation:
+    """The fixed parts of a run; what changes from round to round is `ServerState`."""
+
+    config: RunConfig
+    task: Task
+    layout: Layout
+    grid: Grid
+    roster: Roster
+    aggregator: Aggregator
+    optimizer: ServerOptimizer
+    observer: Observer
+
+
+def run_rounds(
+    federation: Federation, state: ServerState, save: Callable[[ServerState, list[Row]], None]
+) -> ServerState:
+    """Run all rounds that are left and evaluate the last model; return the final state.
+
+    `save` gets the state after each round, with the rows of metrics that became complete; it must be durable when it
+    returns, since a run resumes from what was saved last.
+
+    Raises:
+        RoundError: a round failed `aggregation.max_attempts` times.
+    """
+    config = federation.config
+    while state.round < config.num_rounds:
+        evaluate = state.round % config.evaluation.every == 0
+        state, complete = train_round(federation, state, evaluate)
+        save(state, [complete])
+    row = evaluate_round(federation, state)
+    save(state, [row])
+    return state
+
+
+def train_round(federation: Federation, state: ServerState, evaluate: bool) -> tuple[ServerState, Row]:
+    """One round of training. Return the next state and the completed row of the previous one.
+
+    Where `evaluate` is set, the model that is broadcast is evaluated in the same sum, before clients train it.
+    """
+    started = time.monotonic()
+    task = federation.task
+    codec, cohort_sum = sum_of_cohort(federation, state, train=True, evaluate=evaluate)
+    total = codec.decode_sum(cohort_sum.lanes)
+    scales = quantization.learn_scales(state.scales, federation.layout, total)
+    mean = codec.decode_mean(total)
+    model, optimizer_state = federation.optimizer.step(state.model, mean.delta, state.optimizer)
+    row = {
+        "round": state.round + 1,
+        **task.train_metrics(mean.metrics),
+        **_round_metrics(mean, cohort_sum),
+        "seconds": round(time.monotonic() - started, 4),
+    }
+    complete = _complete(federation, state.row, mean.metrics) if evaluate else state.row
+    federation.observer.round_finished(row)
+    number = state.round + 1
+    return replace(
+        state, round=number, model=model, optimizer=optimizer_state, scales=scales, row=row
+    ), complete
+
+
+def evaluate_round(federation: Federation, state: ServerState) -> Row:
+    """Evaluate the model of `state` in an exchange of its own; return the completed row."""
+    codec, cohort_sum = sum_of_cohort(federation, state, train=False, evaluate=True)
+    return _complete(federation, state.row, codec.decode_sum(cohort_sum.lanes).metrics)
+
+
+def sum_of_cohort(
+    federation: Federation, state: ServerState, *, train: bool, evaluate: bool
+) -> tuple[UpdateCodec, CohortSum]:
+    """Sample a cohort, broadcast, and sum; repeat while fewer than `min_cohort` updates come.
+
+    Raises:
+        RoundError: after `max_attempts` attempts, with the reasons of the last one.
+    """
+    config, aggregation = federation.config, federation.config.aggregation
+    number = state.round + 1
+    for attempt in range(aggregation.max_attempts):
+        nodes = federation.roster.wait_for(aggregation.min_cohort)
+        cohort = sample_cohort(nodes, aggregation.cohort_size, config.seed, number)
+        plan = quantization.plan_round(state.scales, federation.layout, len(cohort))
+        codec = UpdateCodec.for_round(
+            config, federation.task, federation.layout, plan, train=train, evaluate=evaluate
+        )
+        request = wire.RoundRequest(
+            state.run_id, number, attempt, config.to_json(), config.hash, evaluate, train, state.model, plan
+        )
+        federation.observer.round_started(number, config.num_rounds, len(cohort))
+        result = federation.aggregator.sum(federation.grid, cohort, request, codec, aggregation.round_timeout_s)
+        if len(result.survivors) >= aggregation.min_cohort:
+            return codec, result
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(result.refused.items()))
+        federation.observer.repeated(number, attempt, reasons)
+    raise RoundError(
+        f"round {number}: needs aggregation.min_cohort = {aggregation.min_cohort} updates, got "
+        f"{len(result.survivors)} in the last of {aggregation.max_attempts} attempts ({reasons})"
+    )
+
+
+def _round_metrics(mean: Total, cohort_sum: CohortSum) -> dict[str, int | float | None]:
+    return {
+        "clients": mean.count,
+        "refused": len(cohort_sum.refused),
+        "bytes_up": cohort_sum.bytes_up,
+        "bytes_down": cohort_sum.bytes_down,
+        "update/l2": float(np.linalg.norm(mean.delta.astype(np.float64))),
+        clipping.FRACTION: mean.metrics[clipping.FRACTION],
+        quantization.RELATIVE_ERROR: mean.metrics[quantization.RELATIVE_ERROR],
+    }
+
+
+def _complete(federation: Federation, row: Row, sums: Row) -> Row:
+    complete = {
+        **row,
+        **federation.task.eval_metrics({name: float(value or 0.0) for name, value in sums.items()}),
+    }
+    federation.observer.evaluated(complete)
+    return complete

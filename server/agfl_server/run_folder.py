@@ -1,0 +1,87 @@
+"""The output folder of a run: resolved configuration, metrics, checkpoints, and the trained model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agfl_models.errors import CheckpointError, ConfigError
+from agfl_models.store import save_model
+from agfl_protocol.run_config import RunConfig
+from agfl_protocol.update import Layout
+from agfl_server.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from agfl_server.observer import Row
+from agfl_server.state import ServerState
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Layout: config.yaml, metrics.jsonl, checkpoints/, model/."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the server state of the last rounds lies."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a round, from `round: 0`, the untrained model."""
+        return self.path / "metrics.jsonl"
+
+    def begin(self, config: RunConfig) -> None:
+        """Start a new run.
+
+        Raises:
+            ConfigError: the folder holds a run already; nothing is overwritten.
+        """
+        if self.metrics.exists() or self.checkpoints.exists():
+            raise ConfigError(
+                f"--output: {self.path}: must be a folder without a run; continue that run with --resume, "
+                f"or name another folder"
+            )
+        self._write_config(config)
+        self.metrics.touch()
+
+    def resume(self, config: RunConfig) -> ServerState:
+        """Return the state after the last whole round; rows of later rounds are dropped from metrics.jsonl.
+
+        Raises:
+            CheckpointError: as `load_checkpoint`.
+        """
+        state = load_checkpoint(self.checkpoints, config.hash)
+        rows = [json.loads(line) for line in self.metrics.read_text("utf-8").splitlines() if line.endswith("}")]
+        kept = [json.dumps(row) + "\n" for row in rows if row["round"] < state.round]
+        write_atomically(self.metrics, "".join(kept).encode())
+        self._write_config(config)
+        return state
+
+    def save(self, config: RunConfig, state: ServerState, rows: Sequence[Row]) -> None:
+        """Make a round durable: the rows that are complete, then its checkpoint, from which a run resumes.
+
+        Raises:
+            CheckpointError: the disk is full or not writable; the last checkpoint stays as it is.
+        """
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise CheckpointError(f"metrics: {self.metrics}: cannot be written: {error.strerror}") from None
+        save_checkpoint(self.checkpoints, state, config.hash)
+
+    def save_model(self, config: RunConfig, layout: Layout, state: ServerState) -> None:
+        """Write model/model.safetensors with its configuration, for `agfl-model`."""
+        save_model(self.path / "model", config.model, layout.state_dict(state.model), config.task.type)
+
+    def _write_config(self, config: RunConfig) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / "config.yaml", config.to_yaml().encode())
+        except OSError as error:
+            raise ConfigError(f"--output: {self.path}: cannot be written: {error.strerror}") from None

@@ -1,0 +1,84 @@
+"""agfl-model: look at a trained model, or let it write."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agfl_models.console import new_app, run_app
+
+if TYPE_CHECKING:
+    from agfl_models.config import Place, ResolvedModelConfig
+
+app = new_app("Look at a trained model, or let it write.")
+
+ModelPath = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A model folder, or a run folder that holds one.")
+]
+
+
+@app.command()
+def describe(
+    path: ModelPath,
+    context_length: Annotated[int, typer.Option(min=1, help="Tokens that attention looks at, for FLOPs.")] = 128,
+) -> None:
+    """Show the layers, their widths, parameters and cost."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from agfl_models.store import load_model
+
+    _, saved = load_model(path)
+    config = saved.model.resolve()
+    table = Table("layer", "type", "width", "parameters", "FLOPs/token", title=f"{path}: {saved.task}")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for row in _rows(config, context_length):
+        table.add_row(*row)
+    table.add_section()
+    table.add_row(
+        "total", "", "", f"{config.num_parameters():,}", f"{config.flops_per_token(context_length):,}"
+    )
+    Console().print(table)
+
+
+@app.command()
+def generate(
+    path: ModelPath,
+    prompt: Annotated[str, typer.Argument(metavar="[PROMPT]", help="Text to continue.")] = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Length of the continuation.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the most probable token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=1, help="Draw among so many most probable tokens.")] = 40,
+    seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
+) -> None:
+    """Continue a text, printing as it is written."""
+    import torch
+
+    from agfl_models.generation import generate as generate_ids
+    from agfl_models.store import load_model
+    from agfl_models.tokenizer import ByteTokenizer
+
+    model, _ = load_model(path)
+    tokenizer = ByteTokenizer()
+    new_ids = generate_ids(
+        model,
+        [tokenizer.bos_id, *tokenizer.encode(prompt)],
+        max_tokens,
+        temperature,
+        top_k,
+        torch.Generator().manual_seed(seed),
+        tokenizer.eos_id,
+    )
+    sys.stdout.write(prompt)
+    for text in tokenizer.decode_stream(new_ids):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def main() -> None:
+    """Run the command line."""
+    run_app(app)

@@ -1,0 +1,44 @@
+"""How every command talks to a person: one line on stderr for an error, exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import typer
+
+from agfl_models.errors import AgflError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def new_app(help_text: str) -> typer.Typer:
+    """Return a command-line application with the settings that all four commands share."""
+    return typer.Typer(
+        help=help_text, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
+    )
+
+
+def run_app(app: Callable[[], object]) -> None:
+    """Run a command; print an `AgflError` as one line and exit 2; exit 130 on Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except AgflError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def fail(message: str) -> None:
+    """Print one line on stderr and exit with code 2."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,45 @@
+"""The errors a person can cause. Each message is one line that names the field, the rule and the value.
+
+AgflError
+ |- ConfigError       a run or model configuration breaks a rule
+ |- DataError         a node's text cannot be read or is empty
+ |- CheckpointError   a checkpoint cannot be written, read, or belongs to another run
+ |- IdentityError     a key, certificate or node name is missing, malformed or not admitted
+ |- TransportError    the other side cannot be reached or answers with something we do not speak
+ |- WireError         a message breaks the protocol
+ |- RoundError        a round cannot be completed
+"""
+
+from __future__ import annotations
+
+
+class AgflError(Exception):
+    """Base of all errors that the commands print as one line, with exit code 2 and no traceback."""
+
+
+class ConfigError(AgflError):
+    """A configuration breaks a rule."""
+
+
+class DataError(AgflError):
+    """A node's text cannot be read or is empty."""
+
+
+class CheckpointError(AgflError):
+    """A checkpoint cannot be written, cannot be read, or belongs to another run."""
+
+
+class IdentityError(AgflError):
+    """A key, certificate or node name is missing, malformed or not admitted."""
+
+
+class TransportError(AgflError):
+    """The other side cannot be reached, or answers with something this version does not speak."""
+
+
+class WireError(AgflError):
+    """A message breaks the protocol: wrong version, hash, shape or type."""
+
+
+class RoundError(AgflError):
+    """A round cannot be completed."""

@@ -1,0 +1,115 @@
+"""What every layer type provides: a configuration that knows its sizes, and a module that can decode.
+
+B batch, T time, D width of the input, E width of the output.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Annotated, Self
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from agfl_models.validation import Config, validate
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+State = tuple[Tensor, ...]
+"""What a layer remembers while decoding; batch is the first dimension of each tensor, to reorder beams by."""
+
+
+class LayerConfigBase(Config, ABC):
+    """Base of the layer configurations; subclasses add `type: Literal[...]` and their sizes.
+
+    Sizes may be None until `resolved` fills them; widths and counts need a resolved configuration.
+    """
+
+    type: str
+
+    @property
+    @abstractmethod
+    def stated_width(self) -> int | None:
+        """Width of the input as the person wrote it, None if left to the model."""
+
+    @property
+    @abstractmethod
+    def width_in(self) -> int:
+        """Width of the input."""
+
+    @property
+    @abstractmethod
+    def width_out(self) -> int:
+        """Width of the output."""
+
+    @abstractmethod
+    def resolved(self, width: int, residual: bool, name: str) -> Self:
+        """Return a copy with every size filled in.
+
+        Args:
+            width: width of what arrives from before this layer.
+            residual: the layer's output is added to its input, so by default it is `width` wide again.
+            name: path of this layer for error messages, such as "layers.2".
+
+        Raises:
+            ConfigError: the sizes break a rule of the layer.
+        """
+
+    @abstractmethod
+    def num_parameters(self) -> int:
+        """Number of trainable parameters of the layer."""
+
+    @abstractmethod
+    def flops_per_token(self, context_length: int) -> int:
+        """Floating-point operations of the matrix products in one forward pass, per token."""
+
+    @abstractmethod
+    def build(self) -> Layer:
+        """Return the module."""
+
+    def filled(self, name: str, **sizes: int | None) -> Self:
+        """Return a copy with `sizes` set, checked again; raises ConfigError."""
+        return validate(type(self), {**self.model_dump(), **sizes}, name)
+
+
+class Layer(nn.Module, ABC):
+    """A map from sequence to sequence that can also run one position at a time."""
+
+    input_dim: int
+    output_dim: int
+
+    @abstractmethod
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+        """Return y_BTE for whole sequences.
+
+        Args:
+            x_BTD: inputs.
+            mask_BT: True at real positions, in any pattern. Padding has no effect on outputs at real positions;
+                outputs at padding are finite but mean nothing.
+        """
+
+    @abstractmethod
+    def initial_state(self, batch_size: int) -> State:
+        """Return the state before the first position."""
+
+    @abstractmethod
+    def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
+        """Return y_BE and the new state for one more position; the given state is left as it was."""
+
+    @abstractmethod
+    def reset_parameters(self, branch_scale: float) -> None:
+        """Draw the initial weights from the global generator.
+
+        Args:
+            branch_scale: factor on the weights that write the output (see `AutoGenModel`).
+        """
+
+
+def init_linear(linear: nn.Linear, scale: float = 1.0) -> None:
+    """Draw weights from N(0, scale² / fan_in), so that outputs are `scale` times as large as inputs; bias 0.
+
+    LeCun et al. 1998, "Efficient BackProp", section 4.6.
+    """
+    nn.init.normal_(linear.weight, std=scale * linear.in_features**-0.5)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)

@@ -1,0 +1,194 @@
+"""Recurrent layer: GRU and LSTM on torch's own modules, and minGRU on a parallel scan.
+
+B batch, T time, D width of the input, H hidden width, E width of the output.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from agfl_models.layers.layer import Layer, LayerConfigBase, PositiveInt, State, init_linear
+from agfl_models.layers.scan import linear_scan
+
+
+class RNNConfig(LayerConfigBase):
+    """Sizes of a recurrent layer.
+
+    `hidden_dim` defaults to input_dim. The output is the hidden state, `hidden_dim` wide, unless `output_dim`
+    is given: then a projection of it. In a residual model `output_dim` defaults to the width of the stream.
+    """
+
+    type: Literal["rnn"] = "rnn"
+    input_dim: PositiveInt | None = None
+    hidden_dim: PositiveInt | None = None
+    output_dim: PositiveInt | None = None
+    cell: Literal["gru", "lstm", "mingru"] = "gru"
+
+    @property
+    def stated_width(self) -> int | None:
+        return self.input_dim
+
+    @property
+    def width_in(self) -> int:
+        assert self.input_dim is not None
+        return self.input_dim
+
+    @property
+    def width_out(self) -> int:
+        return self.output_dim or self.width_hidden
+
+    @property
+    def width_hidden(self) -> int:
+        """Width of the hidden state."""
+        assert self.hidden_dim is not None
+        return self.hidden_dim
+
+    def resolved(self, width: int, residual: bool, name: str) -> Self:
+        input_dim = self.input_dim or width
+        return self.filled(
+            name,
+            input_dim=input_dim,
+            hidden_dim=self.hidden_dim or input_dim,
+            output_dim=self.output_dim or (width if residual else None),
+        )
+
+    def num_parameters(self) -> int:
+        biases = {"gru": 6, "lstm": 8, "mingru": 2}[self.cell] * self.width_hidden
+        return self._num_weights() + biases
+
+    def flops_per_token(self, context_length: int) -> int:
+        return 2 * self._num_weights()
+
+    def build(self) -> RNNLayer:
+        return RNNLayer(self)
+
+    def _num_weights(self) -> int:
+        hidden = self.width_hidden
+        projection = hidden * (self.output_dim or 0)
+        if self.cell == "mingru":
+            return 2 * hidden * self.width_in + projection
+        gates = {"gru": 3, "lstm": 4}[self.cell]
+        return gates * hidden * (self.width_in + hidden) + projection
+
+
+class RNNLayer(Layer):
+    """A recurrent cell over time and, if `output_dim` is given, a projection of its hidden state.
+
+    Padding leaves the state as it is. The state is (h_BH,), for LSTM (h_BH, c_BH).
+
+    Args:
+        config: resolved sizes.
+    """
+
+    def __init__(self, config: RNNConfig) -> None:
+        super().__init__()
+        self.input_dim, self.output_dim = config.width_in, config.width_out
+        self.cell: TorchCell | MinGRUCell = (
+            MinGRUCell(config) if config.cell == "mingru" else TorchCell(config)
+        )
+        self.output: nn.Linear | None = None
+        if config.output_dim is not None:
+            self.output = nn.Linear(config.width_hidden, config.output_dim, bias=False)
+        self.reset_parameters(1.0)
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+        h_BTH: Tensor = self.cell(x_BTD, mask_BT)
+        return self._project(h_BTH)
+
+    def initial_state(self, batch_size: int) -> State:
+        return self.cell.initial_state(batch_size)
+
+    def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
+        h_BH, state = self.cell.step(x_BD, state)
+        return self._project(h_BH), state
+
+    def reset_parameters(self, branch_scale: float) -> None:
+        self.cell.reset_parameters()
+        if self.output is not None:
+            init_linear(self.output, branch_scale)
+
+    def _project(self, h: Tensor) -> Tensor:
+        if self.output is None:
+            return h
+        y: Tensor = self.output(h)
+        return y
+
+
+class TorchCell(nn.Module):
+    """torch's GRU (Cho et al. 2014, arXiv:1406.1078) or LSTM (Hochreiter and Schmidhuber 1997)."""
+
+    def __init__(self, config: RNNConfig) -> None:
+        super().__init__()
+        kinds = {"gru": nn.GRU, "lstm": nn.LSTM}
+        self.rnn: nn.GRU | nn.LSTM = kinds[config.cell](
+            config.width_in, config.width_hidden, batch_first=True
+        )
+        self.is_lstm = config.cell == "lstm"
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+        if mask_BT is None:
+            h_BTH: Tensor = self.rnn(x_BTD)[0]
+            return h_BTH
+        # Real positions move to the left, where no padding comes before them, and their states back again;
+        # padding shows the state of the last real position before it.
+        real_first_BT1 = torch.argsort(mask_BT.logical_not(), dim=1, stable=True).unsqueeze(-1)
+        left_BTH = self.rnn(torch.take_along_dim(x_BTD, real_first_BT1, dim=1))[0]
+        seen_BT1 = mask_BT.long().cumsum(dim=1).unsqueeze(-1)
+        return torch.take_along_dim(left_BTH, (seen_BT1 - 1).clamp(min=0), dim=1) * (seen_BT1 > 0)
+
+    def initial_state(self, batch_size: int) -> State:
+        zeros = self.rnn.all_weights[0][0].new_zeros(batch_size, self.rnn.hidden_size)
+        return (zeros, zeros) if self.is_lstm else (zeros,)
+
+    def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
+        before = tuple(part.unsqueeze(0) for part in state)
+        h_B1H, after = self.rnn(x_BD.unsqueeze(1), before if self.is_lstm else before[0])
+        return h_B1H.squeeze(1), tuple(part.squeeze(0) for part in (after if self.is_lstm else (after,)))
+
+    def reset_parameters(self) -> None:
+        """Inputs keep their size, recurrent matrices are orthogonal (Saxe et al. 2013, arXiv:1312.6120).
+
+        Biases are 0, except 1 for the LSTM's forget gate, so that it remembers (Jozefowicz et al. 2015).
+        """
+        weight_ih, weight_hh, bias_ih, bias_hh = (parameter.detach() for parameter in self.rnn.all_weights[0])
+        nn.init.normal_(weight_ih, std=self.rnn.input_size**-0.5)
+        for gate_HH in weight_hh.chunk(len(weight_hh) // self.rnn.hidden_size):
+            nn.init.orthogonal_(gate_HH)
+        nn.init.zeros_(bias_ih)
+        nn.init.zeros_(bias_hh)
+        if self.is_lstm:
+            nn.init.ones_(bias_ih.chunk(4)[1])
+
+
+class MinGRUCell(nn.Module):
+    """z = sigmoid(x A + a), g = x B + b, h_t = (1 - z) * h_{t-1} + z * g.
+
+    Feng et al. 2024, arXiv:2410.01201, section 3.1. Gates do not see the state, so all positions are computed at
+    once; A and B are one matrix here. We scan h itself and not its logarithm: every factor 1 - z is at most 1,
+    so nothing overflows, and g may be negative.
+    """
+
+    def __init__(self, config: RNNConfig) -> None:
+        super().__init__()
+        self.gate_and_value = nn.Linear(config.width_in, 2 * config.width_hidden)
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+        gate_BTH, value_BTH = self.gate_and_value(x_BTD).chunk(2, dim=-1)
+        z_BTH = gate_BTH.sigmoid()
+        if mask_BT is not None:
+            z_BTH = z_BTH * mask_BT.unsqueeze(-1)
+        return linear_scan(1 - z_BTH, z_BTH * value_BTH)
+
+    def initial_state(self, batch_size: int) -> State:
+        return (self.gate_and_value.weight.new_zeros(batch_size, self.gate_and_value.out_features // 2),)
+
+    def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
+        gate_BH, value_BH = self.gate_and_value(x_BD).chunk(2, dim=-1)
+        h_BH = torch.lerp(state[0], value_BH, gate_BH.sigmoid())
+        return h_BH, (h_BH,)
+
+    def reset_parameters(self) -> None:
+        init_linear(self.gate_and_value)

@@ -1,0 +1,124 @@
+"""A trained model on disk: `model.safetensors` (weights) and `config.yaml` (architecture, task, tokenizer)."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from agfl_models.config import ModelConfig
+from agfl_models.errors import CheckpointError, ConfigError
+from agfl_models.model import AutoGenModel
+from agfl_models.validation import Config, read_yaml, validate
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.yaml"
+MODEL_FOLDER = "model"
+
+
+class SavedConfig(Config):
+    """Content of `config.yaml`: what is needed to use the weights."""
+
+    model: ModelConfig
+    task: str
+    tokenizer: Literal["bytes"] = "bytes"
+
+
+def save_model(folder: Path, model_config: ModelConfig, state_dict: Mapping[str, Tensor], task: str) -> None:
+    """Write a model folder; each file appears whole or not at all, and equal weights give equal bytes.
+
+    The configuration is written with its defaults filled in, so that the model outlives a change of defaults.
+
+    Args:
+        folder: created if missing.
+        model_config: architecture that the weights belong to.
+        state_dict: the weights, as `AutoGenModel.state_dict` returns them.
+        task: name of the task the model was trained for, such as "language_modeling".
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    saved = SavedConfig(model=model_config.resolve(), task=task)
+    description = yaml.safe_dump(saved.model_dump(mode="json", exclude_none=True), sort_keys=False)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / WEIGHTS_FILE, save(weights))
+        write_atomically(folder / CONFIG_FILE, description.encode("utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written: {error.strerror}") from None
+
+
+def load_model(path: Path) -> tuple[AutoGenModel, SavedConfig]:
+    """Return the model and its description.
+
+    Args:
+        path: a model folder, or a run folder that contains one called `model`.
+
+    Raises:
+        CheckpointError: a file is missing or corrupt, or the weights do not fit the configuration.
+    """
+    folder = path / MODEL_FOLDER if (path / MODEL_FOLDER / CONFIG_FILE).exists() else path
+    try:
+        saved = validate(SavedConfig, read_yaml(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    weights = _read_weights(folder / WEIGHTS_FILE)
+    model = AutoGenModel(saved.model, seed=0)
+    _refuse_misfit(folder / WEIGHTS_FILE, weights, model.state_dict())
+    model.load_state_dict(weights)
+    return model, saved
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a crash leaves either the old content or the new; raises OSError."""
+    descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    # The rename itself is on disk only when the folder is.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: corrupt: {error}") from None
+
+
+def _refuse_misfit(path: Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    for name in sorted(expected.keys() | weights.keys()):
+        if name not in weights:
+            raise CheckpointError(f"{path}: {name}: required by the configuration but missing")
+        if name not in expected:
+            raise CheckpointError(f"{path}: {name}: not part of the configured model")
+        want, got = tuple(expected[name].shape), tuple(weights[name].shape)
+        if want != got:
+            raise CheckpointError(f"{path}: {name}: must have shape {want}, got {got}")

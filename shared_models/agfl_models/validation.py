@@ -1,0 +1,85 @@
+"""Where data from outside becomes typed: pydantic checks it, and a failure becomes one line for a person."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from agfl_models.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Base of all configuration classes: immutable, strict about unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown_key(cls, data: Any) -> Any:
+        """Refuse an unknown key with the nearest known one; pydantic's own message names none."""
+        if isinstance(data, dict):
+            for key in data:
+                if key not in cls.model_fields:
+                    raise ValueError(f"unknown key {key!r}{nearest(str(key), list(cls.model_fields))}")
+        return data
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds one mapping.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: malformed YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must hold a mapping of keys to values, not {type(content).__name__}")
+    return content
+
+
+def validate(schema: type[ConfigT], data: object, source: str) -> ConfigT:
+    """Check `data` against `schema`; `source` (a file or "command line") starts the error line.
+
+    Raises:
+        ConfigError: names the first offending field, the rule and the value; for an unknown key, the nearest known one.
+    """
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first_problem(error)}") from None
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """Return " (did you mean 'x'?)" for the known name nearest to `name`, or the list of known names."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(known))})"
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    field = ".".join(str(part) for part in problem["loc"]) or "(top level)"
+    if problem["type"] == "missing":
+        return f"{field}: required but missing"
+    if problem["type"] == "union_tag_invalid":
+        tags = [tag.strip(" '") for tag in problem["ctx"]["expected_tags"].split(",")]
+        tag = problem["ctx"]["tag"]
+        return f"{field}: unknown {problem['ctx']['discriminator']} {tag!r}{nearest(tag, tags)}"
+    rule = problem["msg"].removeprefix("Value error, ")
+    if rule.startswith("unknown key"):
+        return f"{field}: {rule}"
+    value = problem["input"]
+    shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+    return f"{field}: {rule}, got {shown}"

@@ -1,0 +1,1 @@
+"""What server and client must agree on: run configuration, wire messages, update transforms, secure-sum primitives."""

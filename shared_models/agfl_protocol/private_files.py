@@ -1,0 +1,77 @@
+"""Files for their owner only: made with their final mode, a whole folder or nothing, checked when read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from agfl_models.errors import IdentityError
+
+_OTHERS = 0o077
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder of mode 0700 to fill; it becomes `folder` at once when the block ends without an error.
+
+    Raises:
+        IdentityError: `folder` exists and is not empty, or cannot be made.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise IdentityError(f"{folder}: cannot be made: {error}") from None
+    try:
+        yield staging
+        _move(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Create `path`, which must not exist, with mode 0600 from its first moment on."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+
+
+def read_private(path: Path) -> bytes:
+    """Return the content of a private file.
+
+    Raises:
+        IdentityError: it is missing, unreadable, or open to group or others.
+    """
+    check_private(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise IdentityError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def check_private(path: Path) -> None:
+    """Check that neither group nor others may do anything with a file or folder.
+
+    Raises:
+        IdentityError: it is missing, or its mode grants them something.
+    """
+    try:
+        mode = path.stat().st_mode & 0o777
+    except OSError as error:
+        raise IdentityError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    if mode & _OTHERS:
+        raise IdentityError(
+            f"{path}: must be closed to group and others (chmod go= {path}), got mode {mode:04o}"
+        )
+
+
+def _move(staging: Path, folder: Path) -> None:
+    try:
+        os.rename(staging, folder)  # atomic, and refused by the system unless `folder` is absent or empty
+    except OSError as error:
+        if folder.exists():
+            raise IdentityError(f"{folder}: must be a new or empty folder; nothing is overwritten") from None
+        raise IdentityError(f"{folder}: cannot be made: {error}") from None

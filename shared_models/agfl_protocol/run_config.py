@@ -1,0 +1,249 @@
+"""One YAML file describes a run; server, clients and simulation read the same one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from agfl_models.config import ModelConfig
+from agfl_models.errors import ConfigError
+from agfl_models.tasks import TaskConfig
+from agfl_models.validation import Config, read_yaml, validate
+
+PROTOCOL_VERSION = 1
+
+
+class SGDConfig(Config):
+    """Plain SGD on the client."""
+
+    type: Literal["sgd"]
+    lr: PositiveFloat
+    momentum: NonNegativeFloat = 0.0
+    weight_decay: NonNegativeFloat = 0.0
+
+
+class AdamWConfig(Config):
+    """AdamW on the client; its moments start anew each round."""
+
+    type: Literal["adamw"]
+    lr: PositiveFloat
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: NonNegativeFloat = 0.1
+
+
+class TrainingConfig(Config):
+    """What a client does in a round: `local_steps` batches, or `local_epochs` passes over its text."""
+
+    optimizer: Annotated[SGDConfig | AdamWConfig, Field(discriminator="type")] = SGDConfig(type="sgd", lr=1.0)
+    batch_size: PositiveInt = 16
+    local_steps: PositiveInt | None = None
+    local_epochs: PositiveInt | None = None
+    max_grad_norm: PositiveFloat | None = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> TrainingConfig:
+        if (self.local_steps is None) == (self.local_epochs is None):
+            raise ValueError("exactly one of local_steps and local_epochs must be given")
+        return self
+
+
+class FedAvgConfig(Config):
+    """x += lr * delta (McMahan et al. 2017)."""
+
+    type: Literal["fedavg"]
+    lr: PositiveFloat = 1.0
+
+
+class FedAvgMConfig(Config):
+    """Server momentum (Hsu et al. 2019, arXiv:1909.06335)."""
+
+    type: Literal["fedavgm"]
+    lr: PositiveFloat = 1.0
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+
+
+class NesterovConfig(Config):
+    """Nesterov momentum on the mean delta (DiLoCo, Douillard et al. 2023, arXiv:2311.08105)."""
+
+    type: Literal["nesterov"]
+    lr: PositiveFloat = 0.7
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+
+
+class _AdaptiveConfig(Config):
+    lr: PositiveFloat = 1e-2
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    tau: PositiveFloat = 1e-3
+
+
+class FedAdagradConfig(_AdaptiveConfig):
+    """FedAdagrad (Reddi et al. 2021, arXiv:2003.00295, Algorithm 2)."""
+
+    type: Literal["fedadagrad"]
+
+
+class FedAdamConfig(_AdaptiveConfig):
+    """FedAdam (Reddi et al. 2021, Algorithm 2)."""
+
+    type: Literal["fedadam"]
+    beta2: float = Field(default=0.99, ge=0, lt=1)
+
+
+class FedYogiConfig(_AdaptiveConfig):
+    """FedYogi (Reddi et al. 2021, Algorithm 2)."""
+
+    type: Literal["fedyogi"]
+    beta2: float = Field(default=0.99, ge=0, lt=1)
+
+
+ServerOptimizerConfig = Annotated[
+    FedAvgConfig | FedAvgMConfig | NesterovConfig | FedAdagradConfig | FedAdamConfig | FedYogiConfig,
+    Field(discriminator="type"),
+]
+
+
+class AggregationConfig(Config):
+    """How updates become one step of the global model.
+
+    cohort_size: owners asked each round; None asks all that are there.
+    min_cohort: a round with fewer updates is repeated, at most `max_attempts` times in all.
+    max_weight: cap of one owner's weight in tokens trained on; None means one round's `local_steps` batches.
+    """
+
+    type: Literal["plain"] = "plain"
+    server_optimizer: ServerOptimizerConfig = NesterovConfig(type="nesterov")
+    cohort_size: PositiveInt | None = None
+    min_cohort: PositiveInt = 2
+    max_attempts: PositiveInt = 3
+    round_timeout_s: PositiveFloat = 3600.0
+    clip_l2: PositiveFloat = 100.0
+    weighting: Literal["tokens", "uniform"] = "tokens"
+    max_weight: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _cohort_large_enough(self) -> AggregationConfig:
+        if self.cohort_size is not None and self.cohort_size < self.min_cohort:
+            raise ValueError(f"cohort_size must be at least min_cohort = {self.min_cohort}, got {self.cohort_size}")
+        return self
+
+
+class EvaluationConfig(Config):
+    """The global model is evaluated on the owners' validation text every `every` rounds and after the last one.
+
+    max_windows: sequences that one owner evaluates at most.
+    """
+
+    every: PositiveInt = 5
+    max_windows: PositiveInt = 512
+
+
+class DataConfig(Config):
+    """Where a simulation's owners come from. A deployed client ignores it: each owner names its own text.
+
+    path: folder of NAME.jsonl files, one an owner; None takes the shipped corpus, divided by `partition`.
+    """
+
+    path: Path | None = None
+    corpus: Literal["shakespeare_roles"] = "shakespeare_roles"
+    partition: Literal["natural", "grouped", "iid"] = "grouped"
+    num_owners: PositiveInt | None = 24
+
+
+class RunConfig(Config):
+    """Everything that defines a federated run."""
+
+    seed: NonNegativeInt = 0
+    num_rounds: PositiveInt
+    task: TaskConfig
+    model: ModelConfig
+    training: TrainingConfig
+    aggregation: AggregationConfig = AggregationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    data: DataConfig = DataConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> RunConfig:
+        self.task.check_model(self.model)
+        unbounded = self.training.local_steps is None and self.aggregation.max_weight is None
+        if self.aggregation.weighting == "tokens" and unbounded:
+            raise ValueError(
+                "aggregation.max_weight (in tokens) is required with training.local_epochs and weighting 'tokens', "
+                "since it bounds what one owner can weigh"
+            )
+        return self
+
+    @property
+    def max_weight(self) -> float:
+        """The public cap of one client's weight, in tokens trained on in a round."""
+        if self.aggregation.max_weight is not None:
+            return self.aggregation.max_weight
+        return float((self.training.local_steps or 1) * self.training.batch_size * self.task.sequence_length)
+
+    def to_json(self) -> str:
+        """Return the configuration as clients receive it: without `data`, which is nobody's business but the owner's."""
+        return json.dumps(self.model_dump(mode="json", exclude={"data"}), sort_keys=True)
+
+    def to_yaml(self) -> str:
+        """Return the configuration with every default filled in."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of what defines the run. `num_rounds`, `evaluation` and `data` do not: a run may be continued."""
+        defining = self.model_dump(mode="json", exclude={"num_rounds", "evaluation", "data"})
+        text = json.dumps({"protocol": PROTOCOL_VERSION, **defining}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run configuration; each override is `a.b.c=VALUE` with VALUE in YAML.
+
+    Raises:
+        ConfigError: names the file, the field, the rule and the value.
+    """
+    content = read_yaml(path)
+    for override in overrides:
+        _apply(content, override)
+    return validate(RunConfig, content, str(path))
+
+
+def run_config_from_json(text: str) -> RunConfig:
+    """Read a configuration that came over the wire.
+
+    Raises:
+        ConfigError: as `load_run_config`.
+    """
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"run configuration from the server: malformed JSON: {error}") from None
+    return validate(RunConfig, content, "run configuration from the server")
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set: must be KEY=VALUE (as in training.local_steps=5), got {override!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {key}: malformed YAML value {text!r}: {error}") from None
+    *parents, last = key.split(".")
+    node: Any = content
+    for parent in parents:
+        if isinstance(node, list) and parent.isdigit() and int(parent) < len(node):
+            node = node[int(parent)]
+        elif isinstance(node, dict):
+            node = node.setdefault(parent, {})
+        else:
+            raise ConfigError(f"--set {key}: {parent!r} names nothing in the configuration")
+    if not isinstance(node, dict):
+        raise ConfigError(f"--set {key}: {last!r} names nothing in the configuration")
+    node[last] = value

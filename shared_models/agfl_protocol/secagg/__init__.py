@@ -1,0 +1,1 @@
+"""Secure-sum primitives: no Flower, no torch, no I/O."""

@@ -1,0 +1,76 @@
+"""The fixed chain clip > weight > quantize, built from the same run configuration and plan on both sides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from agfl_models.errors import WireError
+from agfl_models.tasks.task import Task
+from agfl_protocol.header import Header
+from agfl_protocol.run_config import RunConfig
+from agfl_protocol.transforms import clipping, quantization
+from agfl_protocol.transforms.clipping import Clipping
+from agfl_protocol.transforms.quantization import Quantization, QuantizationPlan
+from agfl_protocol.transforms.transform import UpdateTransform
+from agfl_protocol.transforms.weighting import Weighting
+from agfl_protocol.update import Lanes, Layout, Total, Update
+
+_NOTHING = Layout((), ())  # the layout of a round that only evaluates
+
+
+@dataclass(frozen=True)
+class UpdateCodec:
+    """Client half `encode`: update to one integer vector. Server half `decode`: summed vector to the mean update.
+
+    Order is a law: clipping before weighting bounds what one client can add, quantization comes last.
+    """
+
+    transforms: tuple[UpdateTransform, ...]
+    quantization: Quantization
+
+    @staticmethod
+    def for_round(
+        config: RunConfig, task: Task, layout: Layout, plan: QuantizationPlan, *, train: bool, evaluate: bool
+    ) -> UpdateCodec:
+        """Return the codec of a round; without `train` the sum is the header alone."""
+        sums = (task.train_sums if train else ()) + (task.eval_sums if evaluate else ())
+        if not train:
+            empty = QuantizationPlan(1, plan.max_cohort, np.zeros(0))
+            return UpdateCodec((), Quantization(empty, _NOTHING, Header(sums, plan.max_cohort)))
+        names = (*sums, clipping.CLIPPED, *quantization.metric_names(layout))
+        clip = Clipping(config.aggregation.clip_l2)
+        weighting = Weighting(config.max_weight, config.aggregation.weighting == "uniform")
+        return UpdateCodec((clip, weighting), Quantization(plan, layout, Header(names, plan.max_cohort)))
+
+    @property
+    def num_lanes(self) -> int:
+        """Length of the vector that is summed."""
+        return self.quantization.num_lanes
+
+    def encode(self, update: Update, rng: np.random.Generator) -> Lanes:
+        """Return the lanes (num_lanes,) of one client.
+
+        Raises:
+            WireError: the delta holds NaN or infinity, or has another length than the model.
+        """
+        expected = self.quantization.layout.size
+        if update.delta.dtype != np.float32 or update.delta.shape != (expected,):
+            got = f"{update.delta.dtype} {update.delta.shape}"
+            raise WireError(f"delta: must be float32 of shape ({expected},), got {got}")
+        if not np.isfinite(update.delta).all():
+            raise WireError("delta: must be finite, got NaN or infinity (did the local training diverge?)")
+        for transform in self.transforms:
+            update = transform.encode(update)
+        return self.quantization.encode(update, rng)
+
+    def decode_sum(self, total: Lanes) -> Total:
+        """Return the summed update, still weighted: what the next quantization plan is learned from."""
+        return self.quantization.decode(total)
+
+    def decode_mean(self, total: Total) -> Total:
+        """Undo the transforms on a summed update, in reverse order: its delta becomes the mean."""
+        for transform in reversed(self.transforms):
+            total = transform.decode(total)
+        return total

@@ -1,0 +1,156 @@
+"""Quantization: float deltas become fixed-point integers whose sum is exact, whoever adds them in whatever order.
+
+Each element x of tensor k is clipped to [-C_k, C_k] and stochastically rounded to one of L + 1 levels; C_k is public
+and learned from past sums, so no client picks its own. L is such that the sum over the largest cohort stays in its
+field. Legend: d parameters, K tensors, n clients, L levels, C (K,) scales.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agfl_protocol.header import Header
+from agfl_protocol.secagg import lanes as packing
+from agfl_protocol.update import Lanes, Layout, Total, Update
+
+TARGET_RELATIVE_ERROR = 0.01  # of the mean delta, L2
+ROUNDING, CLIPPING, RELATIVE_ERROR = "quantization/rounding", "quantization/clipping", "quantization/relative_error"
+_ABSMAX = "quantization/absmax/"
+_MARGIN = 4.0  # C_k is this times the clients' mean of max |x|, since one client may exceed the mean
+_MAX_RATIO = 2.0**20  # bound of a client's max |x| / C_k in the header
+_MAX_LEVELS = 2**48  # beyond this float64 could not tell two levels apart
+
+
+@dataclass(frozen=True)
+class QuantizationPlan:
+    """The public parameters of one round's quantizer; part of the broadcast.
+
+    scales: C (K,) float64, one for each parameter tensor.
+    """
+
+    fields_per_lane: int
+    max_cohort: int
+    scales: NDArray[np.float64]
+
+    @property
+    def levels(self) -> int:
+        """L: `max_cohort` clients at the top level still fit one field."""
+        return min((2 ** packing.field_bits(self.fields_per_lane) - 1) // self.max_cohort, _MAX_LEVELS)
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What past sums taught the server, from which it plans the next round.
+
+    values: C (K,); norm: L2 norm of a client's share of the last sum, None before the first.
+    """
+
+    values: NDArray[np.float64]
+    norm: float | None
+
+
+def initial_scales(layout: Layout, clip_l2: float) -> Scales:
+    """Nothing is known of the tensors yet: no element exceeds the clipping bound."""
+    return Scales(np.full(len(layout.sizes), clip_l2), None)
+
+
+def learn_scales(scales: Scales, layout: Layout, total: Total) -> Scales:
+    """Return the scales of the next round, learned from a decoded sum before its weighting is undone."""
+    means = np.array([total.metrics[_ABSMAX + str(k)] for k in range(len(layout.sizes))]) / total.count
+    # A tensor that stood still this round may move again in the next: shrink its scale only step by step.
+    values = scales.values * np.maximum(_MARGIN * means, 1 / 16)
+    norm = float(np.linalg.norm(total.delta.astype(np.float64))) / total.count
+    return Scales(np.maximum(values, values.max() * 2.0**-20), norm)
+
+
+def plan_round(scales: Scales, layout: Layout, cohort: int) -> QuantizationPlan:
+    """Return the plan for a cohort: the narrowest fields whose predicted relative error is half the target.
+
+    In the first round, with nothing to predict from, fields have 32 bits.
+    """
+    if scales.norm is None:
+        return QuantizationPlan(2, cohort, scales.values)
+    for fields in (4, 3, 2):
+        plan = QuantizationPlan(fields, cohort, scales.values)
+        # Rounding variance is step^2 / 6 for each client and element, and errors of different clients are independent.
+        predicted = float(np.sqrt(_square_steps(plan, layout) * cohort / 6))
+        if predicted <= TARGET_RELATIVE_ERROR / 2 * scales.norm * cohort:
+            return plan
+    return QuantizationPlan(1, cohort, scales.values)
+
+
+def metric_names(layout: Layout) -> tuple[str, ...]:
+    """Return the names of the sums that `Quantization.encode` adds to the header."""
+    return (ROUNDING, CLIPPING, *(_ABSMAX + str(k) for k in range(len(layout.sizes))))
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Client half: float update to integer lanes. Server half: summed lanes to the summed update."""
+
+    plan: QuantizationPlan
+    layout: Layout
+    header: Header
+
+    @property
+    def num_lanes(self) -> int:
+        """Length of the vector that is summed: header lanes, then the packed delta."""
+        return self.header.size + packing.num_lanes(self.layout.size, self.plan.fields_per_lane)
+
+    def encode(self, update: Update, rng: np.random.Generator) -> Lanes:
+        """Return the vector (num_lanes,) that this client adds to the sum.
+
+        Rounding is stochastic, floor(y + u) with u uniform in [0, 1), hence unbiased (QSGD, Alistarh et al. 2017,
+        arXiv:1610.02132). What was lost is measured and travels in the header.
+        """
+        levels, plan = self.plan.levels, self.plan
+        elements = np.empty(self.layout.size, np.uint64)
+        metrics = dict(update.metrics)
+        rounding, clipping = 0.0, 0.0
+        for k, (place, scale) in enumerate(zip(self.layout.slices, plan.scales.tolist(), strict=True)):
+            x = update.delta[place].astype(np.float64)
+            metrics[_ABSMAX + str(k)] = min(float(np.abs(x).max()) / scale, _MAX_RATIO)
+            inside = np.clip(x, -scale, scale)
+            clipping += float(np.square(x - inside).sum())
+            y = (inside / scale + 1) * (levels / 2)
+            q = np.minimum(np.floor(y + rng.random(x.size)), levels)
+            rounding += float(np.square((q - y) * (2 * scale / levels)).sum())
+            elements[place] = q.astype(np.uint64)
+        if self.layout.sizes:
+            metrics[ROUNDING] = rounding / _square_steps(plan, self.layout)
+            metrics[CLIPPING] = min(np.sqrt(clipping) / _range_norm(plan, self.layout), _MAX_RATIO)
+        header = self.header.encode(update.weight, metrics)
+        return np.concatenate([header, packing.pack(elements, plan.fields_per_lane)])
+
+    def decode(self, total: Lanes) -> Total:
+        """Return the summed update; its metric `quantization/relative_error` is measured, not assumed.
+
+        Rounding errors of different clients are independent and unbiased, so their squares add; the norms of what
+        clipping cut off add at worst.
+        """
+        plan = self.plan
+        count, weight, metrics = self.header.decode(total[: self.header.size])
+        sums = packing.unpack(total[self.header.size :], self.layout.size, plan.fields_per_lane)
+        delta = np.empty(self.layout.size, np.float32)
+        for place, scale in zip(self.layout.slices, plan.scales.tolist(), strict=True):
+            delta[place] = (sums[place].astype(np.float64) * (2 / plan.levels) - count) * scale
+        if self.layout.sizes:
+            rounding = np.sqrt(metrics[ROUNDING] * _square_steps(plan, self.layout))
+            clipping = metrics[CLIPPING] * _range_norm(plan, self.layout)
+            norm = float(np.linalg.norm(delta.astype(np.float64)))
+            metrics[RELATIVE_ERROR] = float(rounding + clipping) / norm if norm > 0 else 0.0
+        return Total(delta, count, weight, metrics)
+
+
+def _square_steps(plan: QuantizationPlan, layout: Layout) -> float:
+    """Sum over all elements of the squared distance of two levels: the unit of the rounding error."""
+    return float(np.dot(layout.sizes, np.square(2 * plan.scales / plan.levels)))
+
+
+def _range_norm(plan: QuantizationPlan, layout: Layout) -> float:
+    """L2 norm of a delta whose every element is C_k: the unit of the clipping error."""
+    return float(np.sqrt(np.dot(layout.sizes, np.square(plan.scales))))
+

@@ -1,0 +1,33 @@
+"""Weighting: the mean is sum(w_i * delta_i) / sum(w_i), both summed in the same vector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from agfl_protocol.header import RESOLUTION
+from agfl_protocol.update import Total, Update
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """Multiply by w / max_weight on the client, divide by the summed weight on the server.
+
+    `max_weight` is public: it caps what one owner can weigh and bounds the fixed-point range. `uniform` gives every
+    client weight 1. Source: the weighted mean of McMahan et al. 2017, arXiv:1602.05629, Algorithm 1.
+    """
+
+    max_weight: float
+    uniform: bool = False
+
+    def encode(self, update: Update) -> Update:
+        """Scale delta and weight into units of `max_weight`."""
+        share = 1.0 if self.uniform else min(update.weight / self.max_weight, 1.0)
+        # The weight travels as a fixed-point number: scale the delta by just what the header will say.
+        weight = max(1, round(share * RESOLUTION)) / RESOLUTION
+        return replace(update, delta=update.delta * np.float32(weight), weight=weight)
+
+    def decode(self, total: Total) -> Total:
+        """Turn the sum of weighted deltas into their mean."""
+        return replace(total, delta=total.delta / np.float32(total.weight))

@@ -1,0 +1,96 @@
+"""What a client computes in a round and what the server learns of it: one update, and the total over the cohort.
+
+Legend: d = number of model parameters, K = number of parameter tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+Vector: TypeAlias = NDArray[np.float32]
+Lanes: TypeAlias = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each parameter tensor lies in the flat model vector: names and shapes in the model's own order."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @staticmethod
+    def of(model: nn.Module) -> Layout:
+        """Return the layout of `model`'s parameters; a tied parameter counts once."""
+        items = list(model.named_parameters())
+        return Layout(tuple(n for n, _ in items), tuple(tuple(p.shape) for _, p in items))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of elements of each tensor, (K,)."""
+        return tuple(int(np.prod(shape)) for shape in self.shapes)
+
+    @property
+    def size(self) -> int:
+        """Number of model parameters d."""
+        return sum(self.sizes)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """Each tensor's place in the flat vector, (K,)."""
+        ends = np.cumsum(self.sizes).tolist()
+        return tuple(slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True))
+
+    def flatten(self, model: nn.Module) -> Vector:
+        """Return a copy of `model`'s parameters as one float32 vector (d,)."""
+        parts = [p.detach().to("cpu", torch.float32).reshape(-1) for p in model.parameters()]
+        return torch.cat(parts).numpy()
+
+    def load(self, model: nn.Module, vector: Vector) -> None:
+        """Copy the flat `vector` (d,) into `model`'s parameters."""
+        assert vector.shape == (self.size,), (vector.shape, self.size)
+        with torch.no_grad():
+            for parameter, part in zip(model.parameters(), self.split(vector), strict=True):
+                parameter.copy_(part)
+
+    def split(self, vector: Vector) -> list[torch.Tensor]:
+        """Return views of `vector` (d,) with the tensors' shapes, on the CPU."""
+        flat = torch.from_numpy(vector if vector.flags.writeable else vector.copy())
+        return [flat[s].view(shape) for s, shape in zip(self.slices, self.shapes, strict=True)]
+
+    def state_dict(self, vector: Vector) -> dict[str, torch.Tensor]:
+        """Return `vector` (d,) as named tensors, as `nn.Module.state_dict` holds them."""
+        return dict(zip(self.names, self.split(vector), strict=True))
+
+
+@dataclass(frozen=True)
+class Update:
+    """One client's contribution to a round, before it becomes integers.
+
+    delta: local model minus global model, float32 (d,); empty where the round only evaluates.
+    weight: this client's weight in the mean, > 0.
+    metrics: what else enters the sum, all >= 0 (loss sums, token counts, ...).
+    """
+
+    delta: Vector
+    weight: float
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Total:
+    """The sum over a cohort, all that the server needs.
+
+    delta: sum of (weighted) deltas, later the mean, float32 (d,).
+    """
+
+    delta: Vector
+    count: int
+    weight: float
+    metrics: Mapping[str, float] = field(default_factory=dict)

@@ -1,0 +1,222 @@
+"""The wire: every message that server and client exchange, with its fields, and nothing else.
+
+What a client sends on its own is a privacy decision, and these are all of them: its NAME (`IdentifyReply`) and one
+vector of integers a round (`RoundReply`).
+Legend: d parameters, K parameter tensors.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from numpy.typing import DTypeLike, NDArray
+
+from agfl_models.errors import WireError
+from agfl_protocol.run_config import PROTOCOL_VERSION
+from agfl_protocol.transforms.quantization import QuantizationPlan
+from agfl_protocol.update import Lanes, Vector
+
+IDENTIFY, FINISH = "query.identify", "query.finish"
+TRAIN, EVALUATE = "train", "evaluate"
+_CONFIG, _ARRAYS = "config", "arrays"
+
+ScalarT = TypeVar("ScalarT", bool, int, str)
+
+
+@dataclass(frozen=True)
+class IdentifyRequest:
+    """Server to a node it does not know yet: who are you?"""
+
+    def to_record(self) -> RecordDict:
+        """Return the message content."""
+        return _record({})
+
+
+@dataclass(frozen=True)
+class IdentifyReply:
+    """The node's NAME; the server checks it against the name under which the node's key is registered."""
+
+    name: str
+
+    def to_record(self) -> RecordDict:
+        """Return the message content."""
+        return _record({"name": self.name})
+
+    @staticmethod
+    def from_record(record: RecordDict) -> IdentifyReply:
+        """Read a reply; raises WireError."""
+        return IdentifyReply(_scalar(record, "name", str))
+
+
+@dataclass(frozen=True)
+class RoundRequest:
+    """Server to each client of a cohort: the global model and what to do with it.
+
+    evaluate: add the evaluation sums of `model`; train: add the update trained from `model`.
+    plan: the public quantizer of this round; where it only evaluates, just `max_cohort` counts.
+    """
+
+    run_id: str
+    round: int
+    attempt: int
+    config_json: str
+    config_hash: str
+    evaluate: bool
+    train: bool
+    model: Vector
+    plan: QuantizationPlan
+
+    def to_record(self) -> RecordDict:
+        """Return the message content."""
+        scalars = {
+            "run_id": self.run_id,
+            "round": self.round,
+            "attempt": self.attempt,
+            "config_json": self.config_json,
+            "config_hash": self.config_hash,
+            "evaluate": self.evaluate,
+            "train": self.train,
+            "fields_per_lane": self.plan.fields_per_lane,
+            "max_cohort": self.plan.max_cohort,
+        }
+        return _record(scalars, {"model": self.model, "scales": self.plan.scales})
+
+    @staticmethod
+    def from_record(record: RecordDict) -> RoundRequest:
+        """Read a request; raises WireError."""
+        plan = QuantizationPlan(
+            fields_per_lane=_bounded(record, "fields_per_lane", 1, 4),
+            max_cohort=_bounded(record, "max_cohort", 1, 2**20),
+            scales=_vector(record, "scales", np.float64),
+        )
+        if not (np.isfinite(plan.scales).all() and (plan.scales > 0).all()):
+            raise WireError("scales: must be finite and positive")
+        return RoundRequest(
+            run_id=_scalar(record, "run_id", str),
+            round=_bounded(record, "round", 1, 2**31),
+            attempt=_bounded(record, "attempt", 0, 2**31),
+            config_json=_scalar(record, "config_json", str),
+            config_hash=_scalar(record, "config_hash", str),
+            evaluate=_scalar(record, "evaluate", bool),
+            train=_scalar(record, "train", bool),
+            model=_vector(record, "model", np.float32),
+            plan=plan,
+        )
+
+
+@dataclass(frozen=True)
+class RoundReply:
+    """A client's contribution to the sum: lanes, uint64, of the length that the round prescribes."""
+
+    config_hash: str
+    round: int
+    attempt: int
+    lanes: Lanes
+
+    def to_record(self) -> RecordDict:
+        """Return the message content."""
+        scalars = {"config_hash": self.config_hash, "round": self.round, "attempt": self.attempt}
+        return _record(scalars, {"lanes": self.lanes})
+
+    @staticmethod
+    def from_record(record: RecordDict, request: RoundRequest, num_lanes: int) -> RoundReply:
+        """Read a reply to `request`.
+
+        Raises:
+            WireError: wrong version, configuration hash, round, attempt, type or length.
+        """
+        for key, expected in (
+            ("config_hash", request.config_hash), ("round", request.round), ("attempt", request.attempt)
+        ):
+            got = _scalar(record, key, type(expected))
+            if got != expected:
+                raise WireError(f"{key}: must be {expected!r} as in the request, got {got!r}")
+        lanes = _vector(record, "lanes", np.uint64, num_lanes)
+        return RoundReply(request.config_hash, request.round, request.attempt, lanes)
+
+
+@dataclass(frozen=True)
+class FinishRequest:
+    """Server to every node: the run is over."""
+
+    run_id: str
+    rounds: int
+
+    def to_record(self) -> RecordDict:
+        """Return the message content."""
+        return _record({"run_id": self.run_id, "rounds": self.rounds})
+
+    @staticmethod
+    def from_record(record: RecordDict) -> FinishRequest:
+        """Read a request; raises WireError."""
+        return FinishRequest(_scalar(record, "run_id", str), _bounded(record, "rounds", 0, 2**31))
+
+
+def acknowledgment() -> RecordDict:
+    """Return the content of a reply that says nothing but "understood"."""
+    return _record({})
+
+
+def check_version(record: RecordDict) -> None:
+    """Raise WireError unless the message speaks this protocol version."""
+    version = _scalar(record, "version", int, versioned=True)
+    if version != PROTOCOL_VERSION:
+        raise WireError(f"version: this side speaks protocol {PROTOCOL_VERSION}, the other side {version}")
+
+
+def content_bytes(message: Message) -> int:
+    """Return the payload of a message in bytes: arrays and strings, without Flower's envelope."""
+    if message.has_error():
+        return 0
+    arrays = sum(len(a.data) for r in message.content.array_records.values() for a in r.values())
+    scalars = sum(len(str(k)) + len(str(v)) for r in message.content.config_records.values() for k, v in r.items())
+    return arrays + scalars
+
+
+def _record(scalars: dict[str, bool | int | str], vectors: dict[str, NDArray[np.generic]] | None = None) -> RecordDict:
+    record = RecordDict({_CONFIG: ConfigRecord({"version": PROTOCOL_VERSION, **scalars})})
+    if vectors:
+        record[_ARRAYS] = ArrayRecord({name: Array(vector) for name, vector in vectors.items()})
+    return record
+
+
+def _scalar(record: RecordDict, key: str, kind: type[ScalarT], versioned: bool = False) -> ScalarT:
+    if not versioned:
+        check_version(record)
+    value = record.config_records.get(_CONFIG, {}).get(key)
+    if type(value) is not kind:
+        raise WireError(f"{key}: must be a {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+def _bounded(record: RecordDict, key: str, low: int, high: int) -> int:
+    value = _scalar(record, key, int)
+    if not low <= value <= high:
+        raise WireError(f"{key}: must be in [{low}, {high}], got {value}")
+    return value
+
+
+def _vector(record: RecordDict, key: str, dtype: DTypeLike, size: int | None = None) -> NDArray:
+    """Return a one-dimensional array without trusting what its header declares, and without a copy."""
+    array = record.array_records.get(_ARRAYS, {}).get(key)
+    kind = np.dtype(dtype)
+    if array is None:
+        raise WireError(f"{key}: required but missing")
+    if array.dtype != kind.name or len(array.shape) != 1 or (size is not None and array.shape != (size,)):
+        expected = f"{kind.name} of shape ({'any' if size is None else size},)"
+        raise WireError(f"{key}: must be {expected}, got {array.dtype} of shape {tuple(array.shape)}")
+    header = _npy_header(kind, array.shape[0])
+    if len(array.data) != len(header) + array.shape[0] * kind.itemsize or not array.data.startswith(header):
+        raise WireError(f"{key}: must hold exactly the declared {array.shape[0]} numbers, got {len(array.data)} bytes")
+    return np.frombuffer(array.data, kind, offset=len(header))
+
+
+def _npy_header(dtype: np.dtype, size: int) -> bytes:
+    """Return what NumPy writes before the numbers, the format in which Flower's Array travels."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (size,)})
+    return stream.getvalue()

@@ -1,0 +1,1 @@
+"""The same server and client code on one machine."""

@@ -1,0 +1,225 @@
+"""The report is well-formed, shows every value once, covers its data, and runs or fetches nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agfl_models.errors import DataError
+from agfl_sim.charts import Chart, Curve, Point, line_chart, number_text, ticks
+from agfl_sim.report import write_report
+
+SVG = "{http://www.w3.org/2000/svg}"
+VOID_TAGS = {"meta", "line", "circle", "polyline"}
+CURVE_KEYS = {
+    "training": "train/loss",
+    "from clients": "bytes_up",
+    "to clients": "bytes_down",
+    "whole round": "seconds",
+    "relative error": "quantization/relative_error",
+    "took part": "clients",
+    "refused": "refused",
+}
+FINITE = st.floats(min_value=-1e9, max_value=1e9)
+
+
+def round_row(number: int) -> dict[str, float | None]:
+    trained = number > 0
+    return {
+        "round": number,
+        "train/loss": 5.5 / (number + 1) if trained else None,
+        "eval/loss": 5.6 / (number + 1),
+        "eval/bits_per_byte": 8.0 / (number + 1),
+        "eval/perplexity": 270.0 / (number + 1),
+        "clients": 10 if trained else 0,
+        "refused": number % 2,
+        "bytes_up": 4_000_000 * trained,
+        "bytes_down": 3_000_000 * trained,
+        "seconds": 1.25,
+        "update/l2": 0.5 if trained else None,
+        "quantization/relative_error": 0.0007 if trained else None,
+    }
+
+
+def report_of(folder: Path, rows: list[dict[str, float | None]], configuration: str = "seed: 1\n") -> str:
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "config.yaml").write_text(configuration, encoding="utf-8")
+    report = write_report(folder)
+    assert report == folder / "report.html"
+    return report.read_text(encoding="utf-8")
+
+
+def svgs_of(page: str) -> list[ElementTree.Element]:
+    return [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
+
+
+class Page(HTMLParser):
+    """Collects tags and text, and fails at the first tag that is closed out of order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open_tags: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.texts: dict[str, list[str]] = {}
+        self.feed(text)
+        self.close()
+        assert self.open_tags == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID_TAGS:
+            self.open_tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID_TAGS:
+            assert self.open_tags.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.open_tags:
+            self.texts.setdefault(self.open_tags[-1], []).append(data)
+
+
+def test_page_is_well_formed_and_says_the_totals(tmp_path: Path) -> None:
+    page = Page(report_of(tmp_path, [round_row(i) for i in range(5)], "seed: 42\n"))
+    assert page.texts["dd"] == ["8", "1.600", "4", "10", "16 MB", "12 MB", "6.250 s"]
+    assert "seed: 42" in page.text
+    assert tmp_path.name in page.text
+
+
+def test_every_table_cell_has_a_header(tmp_path: Path) -> None:
+    rows = [round_row(i) for i in range(5)]
+    tags = Page(report_of(tmp_path, rows)).tags
+    scopes = [attributes.get("scope") for tag, attributes in tags if tag == "th"]
+    assert scopes == ["col"] * len(rows[0]) + ["row"] * len(rows)
+    assert sum(tag == "td" for tag, _ in tags) == len(rows) * (len(rows[0]) - 1)
+
+
+def test_every_curve_has_a_point_for_each_value(tmp_path: Path) -> None:
+    rows = [round_row(i) for i in range(7)]
+    rows[3]["seconds"] = None
+    del rows[4]["bytes_up"]
+    svgs = svgs_of(report_of(tmp_path, rows))
+    assert len(svgs) == 6
+    groups = {group.get("data-curve"): group for svg in svgs for group in svg.iter(f"{SVG}g")}
+    for name, key in CURVE_KEYS.items():
+        expected = sum(row.get(key) is not None for row in rows)
+        line = groups[name].find(f"{SVG}polyline")
+        assert line is not None
+        assert len(line.attrib["points"].split()) == expected, name
+        assert len(groups[name].findall(f"{SVG}circle")) == expected, name
+
+
+def test_every_picture_has_a_title_and_description(tmp_path: Path) -> None:
+    svgs = svgs_of(report_of(tmp_path, [round_row(i) for i in range(3)]))
+    named = [[svg.find(f"{SVG}{tag}") for tag in ("title", "desc")] for svg in svgs]
+    for svg, elements in zip(svgs, named, strict=True):
+        assert all(element is not None and element.text for element in elements)
+        ids = [element.attrib["id"] for element in elements if element is not None]
+        assert svg.attrib["aria-labelledby"].split() == ids
+    all_ids = [element.attrib["id"] for svg in svgs for element in svg.iter() if "id" in element.attrib]
+    assert len(set(all_ids)) == len(all_ids)
+
+
+@settings(deadline=None)
+@given(low=FINITE, size=st.floats(min_value=0.0, max_value=1e9), smallest_step=st.sampled_from([0.0, 1.0]))
+def test_ticks_cover_the_range(low: float, size: float, smallest_step: float) -> None:
+    marks = ticks(low, low + size, smallest_step)
+    slack = 1e-9 * (abs(low) + size + 1)
+    assert 2 <= len(marks) <= 8
+    assert marks == sorted(set(marks))
+    assert marks[0] <= low + slack
+    assert marks[-1] >= low + size - slack
+    assert marks[1] - marks[0] >= smallest_step
+
+
+@settings(deadline=None)
+@given(values=st.lists(FINITE, min_size=1, max_size=20), limit=st.none() | FINITE)
+def test_points_lie_inside_the_plot(values: list[float], limit: float | None) -> None:
+    points = [Point(i, value) for i, value in enumerate(values)]
+    svg = ElementTree.fromstring(line_chart(Chart("Loss", "nats", [Curve("x", points)], limit=limit)))
+    for circle in svg.iter(f"{SVG}circle"):
+        assert 58 <= float(circle.attrib["cx"]) <= 506
+        assert 58 <= float(circle.attrib["cy"]) <= 238
+
+
+def test_text_from_files_stays_text(tmp_path: Path) -> None:
+    hostile = "</pre></script><script>alert(1)</script><img src=x onerror=alert(1)>&amp;"
+    folder = tmp_path / "<b>run&"
+    folder.mkdir()
+    page = Page(report_of(folder, [{"round": 0.0, hostile: 1.0}], f"note: {hostile}\n"))
+    assert not {"script", "img", "b"} & {tag for tag, _ in page.tags}
+    assert f"note: {hostile}" in page.text
+    assert "<b>run&" in page.text
+
+
+def test_page_fetches_nothing(tmp_path: Path) -> None:
+    page = report_of(tmp_path, [round_row(i) for i in range(3)])
+    urls = set(re.findall(r"https?://[^\s\"'<]*", page))
+    assert urls == {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"\b(src=|href|url\(|@import)", page)
+    assert "default-src 'none'" in page
+
+
+def test_one_row_is_enough(tmp_path: Path) -> None:
+    page = report_of(tmp_path, [{"round": 0, "eval/loss": 5.5}])
+    assert len(svgs_of(page)) == 6
+    assert page.count("<circle") == 1
+    assert page.count('<text x="8" y="46">not recorded</text>') == 5
+
+
+def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"round": 0, "eval/loss": NaN, "seconds": Infinity, "clients": 1e999}'
+    )
+    page = write_report(tmp_path).read_text()
+    assert not re.search(r"\b(nan|inf)\b", page, re.IGNORECASE)
+    assert page.count("<circle") == 0
+
+
+@pytest.mark.parametrize("missing", ["metrics.jsonl", "config.yaml"])
+def test_missing_file_is_named(tmp_path: Path, missing: str) -> None:
+    report_of(tmp_path, [round_row(0)])
+    (tmp_path / missing).unlink()
+    with pytest.raises(DataError, match=rf"{missing}: no such file$"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('{"round": 1', r"metrics\.jsonl:2: must be one JSON object"),
+        ("[1]", r"metrics\.jsonl:2: must be one JSON object"),
+        ('{"eval/loss": 1.0}', r"metrics\.jsonl:2: round: required but missing"),
+        ('{"round": 1, "clients": "ten"}', r"metrics\.jsonl:2: clients: must be a number or null, got 'ten'"),
+        ('{"round": 1, "clients": true}', r"metrics\.jsonl:2: clients: must be a number or null, got True"),
+    ],
+)
+def test_malformed_line_is_named(tmp_path: Path, line: str, problem: str) -> None:
+    report_of(tmp_path, [round_row(0)])
+    with (tmp_path / "metrics.jsonl").open("a") as metrics:
+        metrics.write(line + "\n")
+    with pytest.raises(DataError, match=problem):
+        write_report(tmp_path)
+
+
+def test_empty_metrics_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="must hold at least one round"):
+        report_of(tmp_path, [])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (40.0, "40"), (1204000.0, "1,204,000"), (2.41, "2.410"), (3.1e-5, "3.100e-05")],
+)
+def test_numbers_read_well(value: float, text: str) -> None:
+    assert number_text(value) == text
