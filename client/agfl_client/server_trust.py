@@ -56,7 +56,7 @@ class TrustedServer:
         """Raise if no further attempt to connect can help.
 
         Raises:
-            IdentityError: the server's certificate is not signed by the CA, or not valid for its address or now.
+            IdentityError: the certificate is not signed by the CA, or not valid for the address or now.
             TransportError: the other end does not speak TLS.
         """
         cause: BaseException | None = error

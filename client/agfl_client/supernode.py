@@ -2,8 +2,8 @@
 
 The node only ever calls out: it listens on no port, starts no process, and never fetches code.
 The only client file that imports Flower modules that are not public (flwr 1.41); what is used of each is held
-fast by tests/client/test_supernode.py. Flower's own loop around this client (`http_request_response`) is left out:
-it ends the process if it cannot connect, interrupts it once the server restarted, and else retries without end.
+fast by tests/client/test_supernode.py. Flower's own loop around this client, `http_request_response`, ends the
+process if it cannot connect, interrupts it once the server has restarted, and otherwise retries without end.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ ANSWERED_TYPES = ("train", "evaluate", "query")
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger("agfl.client")
 
 
 def run_node(
@@ -156,7 +156,7 @@ class _Connection:
         except httpx.HTTPStatusError as error:
             raise self._not_admitted(error.response.status_code) from None
         if response.node_id != self.node.node_id:
-            logger.info("connected to %s", self._server.address)
+            log.info("connected to %s", self._server.address)
         self.node = Node(node_id=response.node_id)
         return self.node
 
@@ -183,7 +183,7 @@ class _Connection:
                         f"--server: must answer within {max_wait_s:g} s, but {address} did not ({error})"
                     ) from None
                 if delay == RETRY_MIN_S:
-                    logger.info("waiting up to %g s for %s", max_wait_s, self._server.address)
+                    log.info("waiting up to %g s for %s", max_wait_s, self._server.address)
             if self._stop.wait(delay) or self._closed.is_set():
                 raise _Stopped
             delay = min(delay * 2, RETRY_MAX_S)
@@ -199,8 +199,8 @@ class _Connection:
         address = self._server.address
         if status == 412:
             return IdentityError(
-                f"transport key: {address} does not admit this key; its operator must register the public file "
-                f"with `agfl-server add-node` and start the server anew"
+                f"transport key: {address} does not admit this key; its operator must register the public "
+                f"file with `agfl-server add-node` and start the server anew"
             )
         if status == 401:
             return IdentityError(
@@ -253,7 +253,7 @@ class _Loop:
             try:
                 self._handle(*pulled)
             except _RunOver:
-                logger.info("the server ended the run")
+                log.info("the server ended the run")
 
     def _poll(self) -> tuple[Message, ObjectTree] | None:
         # Not repeated by itself: the server holds a message for delivered once its answer is on the way, and
@@ -272,7 +272,7 @@ class _Loop:
         start = time.monotonic()
         refusal = self._refusal(envelope)
         if refusal is not None:
-            logger.warning("refused: %s", refusal)
+            log.warning("refused: %s", refusal)
             reply = Message(Error(ErrorCode.INVALID_FAB, refusal), reply_to=envelope)
         else:
             message = self._pull(envelope, tree)
@@ -281,7 +281,7 @@ class _Loop:
             reply = self._answer(message)
         duration_s = time.monotonic() - start
         self._push(reply, duration_s)
-        logger.info("answered %s in %.2f s", envelope.metadata.message_type, duration_s)
+        log.info("answered %s in %.2f s", envelope.metadata.message_type, duration_s)
 
     def _refusal(self, envelope: Message) -> str | None:
         """Return why this node does not answer a message; nothing of its content is fetched before."""
@@ -304,7 +304,7 @@ class _Loop:
         try:
             contents = pull_objects([node.object_id for node in iterate_object_tree(tree)], pull)
         except ObjectPullError:
-            logger.info("the server withdrew a message before it was here whole")
+            log.info("the server withdrew a message before it was here whole")
             return None
         confirmation = ConfirmMessageReceivedRequest(
             node=self._node, run_id=run_id, message_object_id=message_id
@@ -323,10 +323,10 @@ class _Loop:
         try:
             return self._client_app(message, self._contexts[run_id])
         except AgflError as error:
-            logger.error("%s not answered: %s", message.metadata.message_type, error)
+            log.error("%s not answered: %s", message.metadata.message_type, error)
             reason = "DataError" if isinstance(error, DataError) else str(error)
         except Exception as error:
-            logger.exception("%s not answered", message.metadata.message_type)
+            log.exception("%s not answered", message.metadata.message_type)
             reason = type(error).__name__
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
@@ -336,11 +336,11 @@ class _Loop:
             for _ in range(PUSH_ATTEMPTS):
                 if self._try_push(reply, duration_s):
                     return
-            logger.warning("the server did not take a reply")
+            log.warning("the server did not take a reply")
         except (TransportError, _SessionLost, _RunOver):
             if not self._finished():
                 raise
-            logger.info("the server left before it confirmed the last reply")
+            log.info("the server left before it confirmed the last reply")
 
     def _try_push(self, reply: Message, duration_s: float) -> bool:
         run_id = reply.metadata.run_id

@@ -1,7 +1,7 @@
 """What the network may ask of the server: nine calls of Flower's Fleet API, and /health. All else is 403.
 
-Flower's Control and Runtime APIs have no authentication in the open version: whoever reaches them may run code
-on the server. The app behind this gate lacks them; the gate keeps it so if an upgrade brings them back.
+Flower's Control and Runtime APIs have no authentication in the open version: whoever reaches them may run
+code on the server. The app behind this gate lacks them; the gate keeps it so if an upgrade adds them.
 """
 
 from __future__ import annotations

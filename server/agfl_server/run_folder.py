@@ -33,17 +33,17 @@ class RunFolder:
         """One JSON object a round, from `round: 0`, the untrained model."""
         return self.path / "metrics.jsonl"
 
-    def begin(self, config: RunConfig) -> None:
-        """Start a new run.
-
-        Raises:
-            ConfigError: the folder holds a run already; nothing is overwritten.
-        """
+    def refuse_existing_run(self) -> None:
+        """Raise ConfigError if the folder holds a run already: nothing is overwritten."""
         if self.metrics.exists() or self.checkpoints.exists():
             raise ConfigError(
                 f"--output: {self.path}: must be a folder without a run; continue that run with --resume, "
                 f"or name another folder"
             )
+
+    def begin(self, config: RunConfig) -> None:
+        """Start a new run; raises ConfigError if the folder holds one or cannot be written."""
+        self.refuse_existing_run()
         self._write_config(config)
         self.metrics.touch()
 

@@ -13,6 +13,19 @@ from agfl_protocol.update import Layout, Vector
 from agfl_server.observer import Row
 from agfl_server.optimizers import OptimizerState, ServerOptimizer
 
+# Every row of metrics.jsonl has these keys; what a round does not know is null.
+NO_METRICS: Row = {
+    "round": 0,
+    "train/loss": None,
+    "eval/loss": None,
+    "eval/bits_per_byte": None,
+    "clients": 0,
+    "refused": 0,
+    "bytes_up": 0,
+    "bytes_down": 0,
+    "seconds": 0.0,
+}
+
 
 @dataclass(frozen=True)
 class ServerState:
@@ -40,5 +53,5 @@ def initial_state(config: RunConfig, optimizer: ServerOptimizer) -> tuple[Layout
         model=vector,
         optimizer=optimizer.initial_state(vector),
         scales=initial_scales(layout, config.aggregation.clip_l2),
-        row={"round": 0},
+        row=NO_METRICS,
     )

@@ -165,7 +165,7 @@ class _Reply:
     contents: dict[str, bytes]
 
     def inflate(self) -> Message:
-        """Return the reply, with metadata from our own instruction: what a node writes there is not believed."""
+        """Return the reply; its metadata are our instruction's, since a node may write there what it likes."""
         try:
             reply = inflate_object_from_contents(self.reply_id, self.contents)
             assert isinstance(reply, Message)

@@ -1,0 +1,78 @@
+"""agfl-client: make a data owner's keys, and run the owner's node."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agfl_models.console import new_app, run_app
+
+app = new_app("Take part in a federation: train on your own text without handing it over.")
+log = logging.getLogger("agfl.client")
+
+
+@app.command()
+def keygen(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Your NAME in the federation.")],
+    folder: Annotated[
+        Path | None, typer.Option("--keys", metavar="DIR", help="A new folder; keys/NAME if omitted.")
+    ] = None,
+) -> None:
+    """Make your keys; send the public file to the operator, and nobody the rest."""
+    from agfl_client import keys
+
+    public_file = keys.generate(name, folder or Path("keys") / name)
+    typer.echo(f"made {public_file.parent}; send {public_file} to the operator, and nobody the other files")
+
+
+@app.command()
+def start(
+    server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The federation's server.")],
+    ca: Annotated[Path, typer.Option(metavar="FILE", help="The federation's ca.pem, from the operator.")],
+    folder: Annotated[Path, typer.Option("--keys", metavar="DIR", help="Your keys, from keygen.")],
+    data: Annotated[Path, typer.Option(metavar="PATH", help="Your text: a file or a folder.")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps or cuda:N.")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads for training.")] = 1,
+    once: Annotated[bool, typer.Option("--once", help="Leave after one run.")] = False,
+    max_wait: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="How long the server may be away at a time.")
+    ] = 600.0,
+) -> None:
+    """Run your node: it calls the server, listens on no port, and runs only the code that you installed."""
+    import threading
+
+    from agfl_client import keys
+    from agfl_protocol.flower_settings import prepare_flower
+
+    prepare_flower()
+    with keys.hold(folder):
+        own_keys = keys.load(folder)
+
+        from agfl_client.app import create_client_app
+        from agfl_client.node import Node
+        from agfl_client.supernode import run_node
+
+        node = Node(own_keys.name, data, device, threads)
+        log.info("%s serves %s with %s; stop with Ctrl-C", node.name, server, data)
+        while True:
+            run_node(
+                server,
+                ca,
+                own_keys.transport,
+                create_client_app(node),
+                stop=threading.Event(),  # never set: run_app turns SIGTERM into KeyboardInterrupt
+                finished=lambda: node.finished,
+                max_wait_s=max_wait,
+            )
+            log.info("the run is finished")
+            if once:
+                return
+            node.finished = False
+
+
+def main() -> None:
+    """Entry point of `agfl-client`."""
+    run_app(app)

@@ -1,0 +1,143 @@
+"""agfl-server: start a federation, admit its nodes, run it."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agfl_models.console import new_app, run_app
+from agfl_server.observer import Observer, Row
+
+if TYPE_CHECKING:
+    from agfl_server.federation import Federation
+
+app = new_app("Start a federation, admit the nodes of its data owners, and run it.")
+log = logging.getLogger("agfl.server")
+
+FederationFolder = Annotated[
+    Path, typer.Option("--federation", metavar="FOLDER", help="The federation's folder.")
+]
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Run configuration; a small one is written if omitted."),
+    ] = None,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Name or address under which owners reach this server; repeatable."
+        ),
+    ] = None,
+) -> None:
+    """Make a federation folder: run configuration, certificates, room for nodes."""
+    from agfl_protocol.run_config import load_run_config
+    from agfl_server import federation
+
+    source = config or Path(str(files("agfl_server") / "default.yaml"))
+    load_run_config(source)
+    federation.init(folder, source.read_text(encoding="utf-8"), host or [])
+    typer.echo(f"made {folder}; give every data owner {folder / 'ca.pem'}, and nobody {folder / 'ca.key'}")
+
+
+@app.command()
+def add_node(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The owner's NAME.")],
+    public_file: Annotated[
+        Path, typer.Argument(metavar="PUBLIC_FILE", help="The NAME.pub that the owner sent.")
+    ],
+    folder: FederationFolder = Path("federation"),
+) -> None:
+    """Admit a data owner's node, from the next start on."""
+    from agfl_server import federation
+
+    federation.add_node(folder, name, public_file)
+    typer.echo(f"admitted {name}; nodes of {folder}: {_names(federation.load(folder))}")
+
+
+@app.command()
+def start(
+    folder: FederationFolder = Path("federation"),
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8443,
+    health_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port of the gRPC health service, on 127.0.0.1.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished round.")] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value; repeatable.")
+    ] = None,
+) -> None:
+    """Run the federation: wait for nodes, run all rounds, leave everything in FOLDER/run."""
+    from agfl_protocol.flower_settings import prepare_flower
+    from agfl_protocol.run_config import load_run_config
+    from agfl_server import federation
+
+    prepare_flower()
+    found = federation.load(folder)
+    config = load_run_config(found.config, overrides or ())
+
+    from agfl_server.app import run_federation
+    from agfl_server.health import health_service
+    from agfl_server.superlink import EmbeddedSuperLink
+
+    superlink = EmbeddedSuperLink(
+        found.nodes, certificate=found.certificate, key=found.key, host=host, port=port
+    )
+    with superlink, nullcontext() if health_port is None else health_service(health_port):
+        log.info("listening on %s port %d; admitted: %s", host, superlink.port, _names(found))
+        run_federation(
+            superlink.grid,
+            config,
+            found.run_folder,
+            resume=resume,
+            observer=LogObserver(),
+            registered_name=superlink.registered_name,
+        )
+    log.info("finished; the run is in %s", found.run_folder)
+
+
+class LogObserver(Observer):
+    """Tells the operator what happens, one line each."""
+
+    def waiting(self, connected: int, needed: int) -> None:
+        log.info("waiting for nodes: %d of %d connected", connected, needed)
+
+    def connected(self, name: str) -> None:
+        log.info("%s connected", name)
+
+    def round_started(self, round_number: int, num_rounds: int, cohort: int) -> None:
+        log.info("round %d/%d: sent to %d nodes", round_number, num_rounds, cohort)
+
+    def refused(self, name: str, reason: str) -> None:
+        log.warning("%s refused: %s", name, reason)
+
+    def repeated(self, round_number: int, attempt: int, reason: str) -> None:
+        log.warning("round %d: attempt %d is repeated: %s", round_number, attempt + 1, reason)
+
+    def round_finished(self, row: Row) -> None:
+        log.info("round %s done: %s", row["round"], _numbers(row, "clients", "train/loss", "seconds"))
+
+    def evaluated(self, row: Row) -> None:
+        log.info("round %s evaluated: %s", row["round"], _numbers(row, "eval/loss", "eval/bits_per_byte"))
+
+
+def _numbers(row: Row, *keys: str) -> str:
+    return ", ".join(f"{key} {row[key]:.4g}" for key in keys if row.get(key) is not None)
+
+
+def _names(found: Federation) -> str:
+    return ", ".join(node.name for node in found.nodes) or "none (see agfl-server add-node)"
+
+
+def main() -> None:
+    """Entry point of `agfl-server`."""
+    run_app(app)

@@ -1,0 +1,85 @@
+"""Shows a run on a terminal: one line a round, and a bar over the clients of the round under way."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from agfl_server.observer import Observer, Row
+
+
+class ProgressObserver(Observer):
+    """An observer for people; on something that is no terminal only the lines are printed."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("clients"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("starting", total=None)
+        self._num_rounds = 0
+
+    def __enter__(self) -> ProgressObserver:
+        if self._progress.console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def waiting(self, connected: int, needed: int) -> None:
+        """Say how many nodes are missing."""
+        self._say(f"waiting for nodes: {connected} of {needed} connected")
+
+    def connected(self, name: str) -> None:
+        """Name the node."""
+        self._progress.update(self._task, description=f"connected {escape(name)}")
+
+    def round_started(self, round_number: int, num_rounds: int, cohort: int) -> None:
+        """Start the bar over the cohort anew."""
+        self._num_rounds = num_rounds
+        label = f"round {round_number}/{num_rounds}" if round_number <= num_rounds else "last evaluation"
+        self._progress.reset(self._task, total=cohort, description=label)
+
+    def replied(self, name: str) -> None:
+        """One client more."""
+        self._progress.advance(self._task)
+
+    def refused(self, name: str, reason: str) -> None:
+        """Name who was refused, and why."""
+        self._say(f"[yellow]refused {escape(name)}: {escape(reason)}[/]")
+
+    def repeated(self, round_number: int, attempt: int, reason: str) -> None:
+        """Say that the round starts again."""
+        self._say(f"[yellow]round {round_number}: attempt {attempt + 1} failed ({escape(reason)})[/]")
+
+    def round_finished(self, row: Row) -> None:
+        """One line a round."""
+        self._say(
+            f"round {row['round']:>3}/{self._num_rounds}   train loss {_number(row['train/loss'])}   "
+            f"{row['clients']} clients   {_number(row['seconds'], 1)} s"
+        )
+
+    def evaluated(self, row: Row) -> None:
+        """The evaluation of a model on the owners' held-out text."""
+        self._say(
+            f"[bold]model of round {row['round']}: {_number(row['eval/bits_per_byte'])} bits per byte[/]   "
+            f"eval loss {_number(row['eval/loss'])}"
+        )
+
+    def _say(self, line: str) -> None:
+        self._progress.console.print(line, highlight=False, soft_wrap=True)
+
+
+def _number(value: int | float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,98 @@
+"""agfl-simulate: run a whole federation on this machine."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agfl_models.console import new_app, run_app
+
+if TYPE_CHECKING:
+    from agfl_protocol.run_config import RunConfig
+
+DEFAULT_CONFIG = "language_modeling"
+SHIPPED_CONFIGS = Path(str(files("agfl_sim").joinpath("configs")))
+
+app = new_app("Run a whole federation on this machine, with the code of the server and of the clients.")
+
+
+@app.command()
+def simulate(
+    config: Annotated[
+        str, typer.Argument(metavar="[NAME|CONFIG.yaml]", help="A shipped configuration or a file.")
+    ] = DEFAULT_CONFIG,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the run.", show_default="runs/NAME-TIME")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in num_rounds=3.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")] = False,
+    engine: Annotated[str, typer.Option(metavar="inline|ray", help="Where the clients run.")] = "inline",
+    export_owners: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Only write the owners' data as DIR/NAME.jsonl.")
+    ] = None,
+) -> None:
+    """Run the federation that CONFIG describes; without it, the shipped language_modeling."""
+    from agfl_models.errors import ConfigError
+    from agfl_models.validation import nearest
+    from agfl_protocol.run_config import load_run_config
+    from agfl_sim.partition import owner_files
+
+    path = _find(config)
+    run_config = load_run_config(path, overrides or [])
+    if export_owners is not None:
+        written = owner_files(run_config, export_owners)
+        print(f"{len(written)} owners in {export_owners}")
+        return
+    from agfl_sim.run import ENGINES
+
+    if engine not in ENGINES:
+        raise ConfigError(f"--engine: unknown engine {engine!r}{nearest(engine, list(ENGINES))}")
+    if resume and output is None:
+        raise ConfigError("--resume: needs --output, the folder of the run to go on with")
+    folder = output or Path("runs") / f"{path.stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    _run(run_config, folder, engine, resume)
+
+
+def _run(run_config: RunConfig, folder: Path, engine: str, resume: bool) -> None:
+    from rich.console import Console
+
+    from agfl_server.progress import ProgressObserver
+    from agfl_sim.report import write_report
+    from agfl_sim.run import simulate as run_simulation
+
+    console = Console()
+    console.print(f"{run_config.model.num_parameters():,} parameters; output in {folder}", highlight=False)
+    console.print("[bold red]aggregation is plain: a server run like this sees every client's update[/]")
+    try:
+        with ProgressObserver(console) as observer:
+            run_simulation(run_config, folder, engine, resume, observer)
+    except KeyboardInterrupt:
+        console.print(f"stopped; go on with --resume --output {folder}")
+        raise
+    report = write_report(folder)
+    console.print(f"model    {folder / 'model'}   (agfl-model generate {folder / 'model'})", highlight=False)
+    console.print(f"report   {report}", highlight=False)
+
+
+def _find(config: str) -> Path:
+    """Return the file that `config` names: a path, or a shipped configuration."""
+    from agfl_models.errors import ConfigError
+    from agfl_models.validation import nearest
+
+    if Path(config).suffix in {".yaml", ".yml"}:
+        return Path(config)
+    shipped = {path.stem: path for path in SHIPPED_CONFIGS.glob("*.yaml")}
+    if config not in shipped:
+        raise ConfigError(f"CONFIG: no shipped configuration {config!r}{nearest(config, list(shipped))}")
+    return shipped[config]
+
+
+def main() -> None:
+    """Console entry point."""
+    run_app(app)

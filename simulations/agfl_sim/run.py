@@ -1,0 +1,76 @@
+"""A whole federation on one machine: the server's and the clients' own code, joined by a Grid of the chosen engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from agfl_client.app import OWNERS_VARIABLE, create_client_app
+from agfl_client.node import Node
+from agfl_models.errors import AgflError, ConfigError
+from agfl_protocol.run_config import RunConfig
+from agfl_server.app import run_federation
+from agfl_server.observer import Observer
+from agfl_server.run_folder import RunFolder
+from agfl_sim.grid import InProcessGrid
+from agfl_sim.partition import owner_files
+
+Engine = Callable[[RunConfig, Sequence[Path], Path, bool, Observer], None]
+OWNERS_FOLDER = "owners"
+
+
+def run_inline(config: RunConfig, owners: Sequence[Path], folder: Path, resume: bool, observer: Observer) -> None:
+    """Run in this process: one node an owner, as many at a time as there are processors."""
+    nodes = {i: create_client_app(Node(path.stem, path)) for i, path in enumerate(owners, start=1000)}
+    with InProcessGrid(nodes, num_workers=os.cpu_count() or 1) as grid:
+        run_federation(grid, config, folder, resume=resume, observer=observer)
+
+
+def run_ray(config: RunConfig, owners: Sequence[Path], folder: Path, resume: bool, observer: Observer) -> None:
+    """Run the same apps on Flower's Ray runtime, the way past one machine.
+
+    Raises:
+        ConfigError: the extra `ray` is not installed.
+    """
+    from flwr.app import Context
+    from flwr.serverapp import Grid, ServerApp
+    from flwr.simulation import run_simulation
+
+    from agfl_client.app import app as client_app
+
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        raise ConfigError("--engine ray: needs the extra `ray` (pip install 'agfl[ray]'), which is missing") from None
+
+    failure: list[BaseException] = []
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            run_federation(grid, config, folder, resume=resume, observer=observer)
+        except AgflError as error:
+            failure.append(error)
+
+    os.environ[OWNERS_VARIABLE] = str(owners[0].parent.resolve())
+    resources = {"init_args": {"num_cpus": os.cpu_count() or 1}, "client_resources": {"num_cpus": 1}}
+    run_simulation(server_app, client_app, len(owners), backend_config=resources)
+    if failure:
+        raise failure[0]
+
+
+ENGINES: dict[str, Engine] = {"inline": run_inline, "ray": run_ray}
+
+
+def simulate(config: RunConfig, folder: Path, engine: str, resume: bool, observer: Observer) -> None:
+    """Divide the data into owners and run the federation to its last round, leaving everything in `folder`.
+
+    Raises:
+        AgflError: one line for a person.
+    """
+    if not resume:
+        RunFolder(folder).refuse_existing_run()
+    owners = owner_files(config, folder / OWNERS_FOLDER)
+    ENGINES[engine](config, owners, folder, resume, observer)
