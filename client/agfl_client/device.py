@@ -21,5 +21,7 @@ def choose_device(name: str) -> str:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device: must be auto, cpu, or a device of this machine, got {name!r} ({reason})") from None
+        raise ConfigError(
+            f"--device: must be auto, cpu, or a device of this machine, got {name!r} ({reason})"
+        ) from None
     return name

@@ -100,9 +100,7 @@ def _lock(descriptor: int, folder: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise IdentityError(
-            f"{folder}: keys: must serve one node at a time, and one is running already"
-        ) from None
+        raise IdentityError(f"{folder}: keys: must serve one node at a time, and one is running already") from None
 
 
 def _to_pem(key: EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:

@@ -67,7 +67,9 @@ class Node:
         if request.model.shape != (layout.size,):
             raise WireError(f"model: must have {layout.size} parameters as configured, got {request.model.size}")
         if request.plan.scales.shape != (len(layout.sizes),):
-            raise WireError(f"scales: must be one for each of {len(layout.sizes)} tensors, got {request.plan.scales.size}")
+            raise WireError(
+                f"scales: must be one for each of {len(layout.sizes)} tensors, got {request.plan.scales.size}"
+            )
         codec = UpdateCodec.for_round(
             config, task, layout, request.plan, train=request.train, evaluate=request.evaluate
         )
@@ -105,7 +107,9 @@ class Node:
     def _make_workspace(self, request: RoundRequest) -> _Workspace:
         config = run_config_from_json(request.config_json)
         if config.hash != request.config_hash:
-            raise WireError(f"config_hash: must be {config.hash[:12]} as of the configuration, got {request.config_hash[:12]}")
+            raise WireError(
+                f"config_hash: must be {config.hash[:12]} as of the configuration, got {request.config_hash[:12]}"
+            )
         task = config.task.build()
         dataset = task.prepare(self._documents)
         model = AutoGenModel(config.model, seed=0).to(self._device)

@@ -26,11 +26,7 @@ class TrustedServer:
     def __post_init__(self) -> None:
         try:
             parts = urlsplit(f"//{self.address}")
-            valid = (
-                bool(parts.hostname and parts.port)
-                and parts.netloc == self.address
-                and "@" not in self.address
-            )
+            valid = bool(parts.hostname and parts.port) and parts.netloc == self.address and "@" not in self.address
         except ValueError:
             valid = False
         if not valid:

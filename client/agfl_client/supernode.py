@@ -2,8 +2,8 @@
 
 The node only ever calls out: it listens on no port, starts no process, and never fetches code.
 The only client file that imports Flower modules that are not public (flwr 1.41); what is used of each is held
-fast by tests/client/test_supernode.py. Flower's own loop around this client, `http_request_response`, ends the
-process if it cannot connect, interrupts it once the server has restarted, and otherwise retries without end.
+fast by tests/client/test_supernode.py. Flower's own wrapper of this client, `http_request_response`, ends the
+process if it cannot connect, interrupts it once the server has restarted, and else retries without end.
 """
 
 from __future__ import annotations
@@ -306,9 +306,7 @@ class _Loop:
         except ObjectPullError:
             log.info("the server withdrew a message before it was here whole")
             return None
-        confirmation = ConfirmMessageReceivedRequest(
-            node=self._node, run_id=run_id, message_object_id=message_id
-        )
+        confirmation = ConfirmMessageReceivedRequest(node=self._node, run_id=run_id, message_object_id=message_id)
         self._call(self._api.ConfirmMessageReceived, confirmation)
         message = inflate_object_from_contents(message_id, contents)
         assert isinstance(message, Message)

@@ -51,7 +51,7 @@ class LocalTrainer:
         with self._autocast():
             loss, predictions = task.loss(model, batch)
         optimizer.zero_grad(set_to_none=True)
-        (loss / max(predictions, 1)).backward()
+        torch.autograd.backward(loss / max(predictions, 1))
         if self.config.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
         optimizer.step()

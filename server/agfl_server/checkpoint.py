@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -31,7 +33,7 @@ def save_checkpoint(folder: Path, state: ServerState, config_hash: str) -> Path:
         "norm": state.scales.norm,
         "config_hash": config_hash,
     }
-    tensors = {_MODEL: state.model, _SCALES: state.scales.values}
+    tensors: dict[str, NDArray[Any]] = {_MODEL: state.model, _SCALES: state.scales.values}
     tensors |= {_OPTIMIZER + name: np.asarray(value) for name, value in state.optimizer.items()}
     path = folder / f"round-{state.round:06d}.safetensors"
     try:

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 app = new_app("Start a federation, admit the nodes of its data owners, and run it.")
 log = logging.getLogger("agfl.server")
 
-FederationFolder = Annotated[
-    Path, typer.Option("--federation", metavar="FOLDER", help="The federation's folder.")
-]
+FederationFolder = Annotated[Path, typer.Option("--federation", metavar="FOLDER", help="The federation's folder.")]
 
 
 @app.command()
@@ -33,9 +31,7 @@ def init(
     ] = None,
     host: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME", help="Name or address under which owners reach this server; repeatable."
-        ),
+        typer.Option(metavar="NAME", help="Name or address under which owners reach this server; repeatable."),
     ] = None,
 ) -> None:
     """Make a federation folder: run configuration, certificates, room for nodes."""
@@ -51,9 +47,7 @@ def init(
 @app.command()
 def add_node(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The owner's NAME.")],
-    public_file: Annotated[
-        Path, typer.Argument(metavar="PUBLIC_FILE", help="The NAME.pub that the owner sent.")
-    ],
+    public_file: Annotated[Path, typer.Argument(metavar="PUBLIC_FILE", help="The NAME.pub that the owner sent.")],
     folder: FederationFolder = Path("federation"),
 ) -> None:
     """Admit a data owner's node, from the next start on."""
@@ -89,9 +83,7 @@ def start(
     from agfl_server.health import health_service
     from agfl_server.superlink import EmbeddedSuperLink
 
-    superlink = EmbeddedSuperLink(
-        found.nodes, certificate=found.certificate, key=found.key, host=host, port=port
-    )
+    superlink = EmbeddedSuperLink(found.nodes, certificate=found.certificate, key=found.key, host=host, port=port)
     with superlink, nullcontext() if health_port is None else health_service(health_port):
         log.info("listening on %s port %d; admitted: %s", host, superlink.port, _names(found))
         run_federation(

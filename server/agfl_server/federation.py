@@ -1,4 +1,4 @@
-"""The operator's federation folder: what the run is, how the server proves itself, and which nodes are admitted.
+"""The operator's federation folder: what the run is, who the server is, and which nodes are admitted.
 
 config.yaml               the run
 ca.pem, ca.key            the federation's certificate authority; every owner gets ca.pem, nobody gets ca.key
@@ -87,25 +87,19 @@ def add_node(folder: Path, name: str, public_file: Path) -> None:
     """Admit the node `name` with the keys in its public file, from the server's next start on.
 
     Raises:
-        IdentityError: the name is taken, a key is another node's, or the file is malformed or names someone else.
+        IdentityError: the name is taken, a key is another node's, or the file is malformed or another's.
     """
     check_name(name)
     identity = PublicIdentity.read(public_file)
     if identity.name != name:
-        raise IdentityError(
-            f"{public_file}: name: must be {name!r} as on the command line, got {identity.name!r}"
-        )
+        raise IdentityError(f"{public_file}: name: must be {name!r} as on the command line, got {identity.name!r}")
     for other in load(folder).nodes:
         # File systems may not tell upper from lower case, and neither do people.
         if other.name.casefold() == name.casefold():
-            raise IdentityError(
-                f"name: must not be taken, but {folder} has {other.name!r} already, got {name!r}"
-            )
+            raise IdentityError(f"name: must not be taken, but {folder} has {other.name!r} already, got {name!r}")
         for field in ("transport_key", "signing_key"):
             if getattr(other, field) == getattr(identity, field):
-                raise IdentityError(
-                    f"{public_file}: {field}: must be {name!r}'s own, got the key registered for {other.name!r}"
-                )
+                raise IdentityError(f"{public_file}: {field}: must be {name!r}'s own, got the key of {other.name!r}")
     (folder / "nodes" / f"{name}.pub").write_text(identity.format(), encoding="utf-8")
 
 

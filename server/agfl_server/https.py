@@ -14,9 +14,7 @@ from starlette.types import ASGIApp
 
 from agfl_models.errors import IdentityError, TransportError
 
-_KEEP_ALIVE_S = (
-    75  # longer than a node's pause between requests, training aside: each reconnect is a handshake
-)
+_KEEP_ALIVE_S = 75  # longer than a node's pause between requests, training aside: each reconnect is a handshake
 _SHUTDOWN_S = 1
 
 
@@ -82,9 +80,7 @@ def _server_tls(certificate: Path, key: Path) -> ssl.SSLContext:
     try:
         context.load_cert_chain(certificate, key)
     except OSError as error:  # ssl.SSLError is one
-        raise IdentityError(
-            f"{certificate}: must be a PEM certificate that fits {key}, got: {error}"
-        ) from None
+        raise IdentityError(f"{certificate}: must be a PEM certificate that fits {key}, got: {error}") from None
     return context
 
 

@@ -98,8 +98,10 @@ class Adaptive:
             return v + square
         beta2 = _scalar(self.config.beta2, v)
         if isinstance(self.config, FedAdamConfig):
-            return beta2 * v + (1 - beta2) * square
-        return v - (1 - beta2) * square * np.sign(v - square)
+            after: Array = beta2 * v + (1 - beta2) * square
+        else:
+            after = v - (1 - beta2) * square * np.sign(v - square)
+        return after
 
 
 def build_optimizer(config: ServerOptimizerConfig) -> ServerOptimizer:

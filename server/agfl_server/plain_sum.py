@@ -101,7 +101,5 @@ def _read(reply: Message, request: wire.RoundRequest, codec: UpdateCodec) -> Lan
         bits = packing.field_bits(fields_per_lane)
         plane = (packed >> np.uint64(j * bits)) & np.uint64(2**bits - 1)
         if plane.size and plane.max() > quantization.plan.levels:
-            raise WireError(
-                f"lanes: every field must be at most {quantization.plan.levels}, got {plane.max()}"
-            )
+            raise WireError(f"lanes: every field must be at most {quantization.plan.levels}, got {plane.max()}")
     return lanes

@@ -73,9 +73,7 @@ class Roster:
         self._names = {node: known for node, known in self._names.items() if known != name}
 
 
-def sample_cohort(
-    nodes: Mapping[str, int], cohort_size: int | None, seed: int, round_number: int
-) -> dict[str, int]:
+def sample_cohort(nodes: Mapping[str, int], cohort_size: int | None, seed: int, round_number: int) -> dict[str, int]:
     """Draw a cohort {NAME: node id} without replacement over sorted names; None takes everyone."""
     names = sorted(nodes)
     if cohort_size is None or cohort_size >= len(names):

@@ -80,9 +80,7 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
     complete = _complete(federation, state.row, mean.metrics) if evaluate else state.row
     federation.observer.round_finished(row)
     number = state.round + 1
-    return replace(
-        state, round=number, model=model, optimizer=optimizer_state, scales=scales, row=row
-    ), complete
+    return replace(state, round=number, model=model, optimizer=optimizer_state, scales=scales, row=row), complete
 
 
 def evaluate_round(federation: Federation, state: ServerState) -> Row:
@@ -105,9 +103,7 @@ def sum_of_cohort(
         nodes = federation.roster.wait_for(aggregation.min_cohort)
         cohort = sample_cohort(nodes, aggregation.cohort_size, config.seed, number)
         plan = quantization.plan_round(state.scales, federation.layout, len(cohort))
-        codec = UpdateCodec.for_round(
-            config, federation.task, federation.layout, plan, train=train, evaluate=evaluate
-        )
+        codec = UpdateCodec.for_round(config, federation.task, federation.layout, plan, train=train, evaluate=evaluate)
         request = wire.RoundRequest(
             state.run_id, number, attempt, config.to_json(), config.hash, evaluate, train, state.model, plan
         )

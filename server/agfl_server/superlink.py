@@ -165,7 +165,7 @@ class _Reply:
     contents: dict[str, bytes]
 
     def inflate(self) -> Message:
-        """Return the reply; its metadata are our instruction's, since a node may write there what it likes."""
+        """Return the reply; its metadata come from our instruction, since a node may write there anything."""
         try:
             reply = inflate_object_from_contents(self.reply_id, self.contents)
             assert isinstance(reply, Message)
@@ -246,9 +246,7 @@ class _LinkStateGrid(Grid):
             self._state.delete_messages(answered | {message.metadata.reply_to_message_id for message in lost})
         return [reply.inflate() for reply in replies] + lost
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and return the replies that come within `timeout` s (None: all of them)."""
         waiting = set(self.push_messages(messages)) - {""}
         replies: list[Message] = []
@@ -308,9 +306,7 @@ def _register(state: _LinkState, node: PublicIdentity) -> int:
 
 def _start_run(state: _LinkState) -> tuple[int, int]:
     """Start the only run, under the marker's id and without code; return the ids of run and task."""
-    run_id = state.create_run(
-        MARKER_FAB_ID, "", "", {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP
-    )
+    run_id = state.create_run(MARKER_FAB_ID, "", "", {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP)
     task_id = state.get_run_info(run_ids=[run_id])[0].primary_task_id
     assert task_id is not None
     state.claim_task(task_id)

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 app = new_app("Look at a trained model, or let it write.")
 
-ModelPath = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A model folder, or a run folder that holds one.")
-]
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, or a run folder that holds one.")]
 
 
 @app.command()
@@ -39,9 +37,7 @@ def describe(
     for row in _rows(config, context_length):
         table.add_row(*row)
     table.add_section()
-    table.add_row(
-        "total", "", "", f"{config.num_parameters():,}", f"{config.flops_per_token(context_length):,}"
-    )
+    table.add_row("total", "", "", f"{config.num_parameters():,}", f"{config.flops_per_token(context_length):,}")
     Console().print(table)
 
 

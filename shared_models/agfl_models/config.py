@@ -38,9 +38,7 @@ class RepeatConfig(Config):
     layers: tuple[LayerItem, ...] = Field(min_length=1)
 
 
-LayerItem = Annotated[
-    Annotated[LayerConfig | RepeatConfig, Field(discriminator="type")], BeforeValidator(_tag_repeat)
-]
+LayerItem = Annotated[Annotated[LayerConfig | RepeatConfig, Field(discriminator="type")], BeforeValidator(_tag_repeat)]
 
 
 @dataclass(frozen=True)
@@ -108,9 +106,7 @@ class ModelConfig(Config):
         """Return the number of trainable parameters of the model, without building it."""
         config = self.resolve()
         total = sum(place.layer.num_parameters() for place in config.places())
-        total += sum(
-            connection_parameters(*place.widths, config.residual, config.norm) for place in config.places()
-        )
+        total += sum(connection_parameters(*place.widths, config.residual, config.norm) for place in config.places())
         if config.vocab_size is not None:
             total += config.vocab_size * config.dim
             if config.head is not None:

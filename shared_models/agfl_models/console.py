@@ -17,9 +17,7 @@ EXIT_INTERRUPTED = 130
 
 def new_app(help_text: str) -> typer.Typer:
     """Return a command-line application with the settings that all four commands share."""
-    return typer.Typer(
-        help=help_text, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
-    )
+    return typer.Typer(help=help_text, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 def run_app(app: Callable[[], object]) -> None:

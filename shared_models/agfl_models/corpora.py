@@ -35,7 +35,9 @@ def read_documents(path: Path) -> list[str]:
     if path.is_dir():
         documents = [_read(file) for file in sorted(path.rglob("*" + TEXT_SUFFIX))]
     elif path.suffix == JSONL_SUFFIX:
-        documents = [_text_column(path, number, line) for number, line in enumerate(_read(path).split("\n"), 1) if line.strip()]
+        documents = [
+            _text_column(path, number, line) for number, line in enumerate(_read(path).split("\n"), 1) if line.strip()
+        ]
     else:
         documents = re.split(r"\n\s*\n", _read(path))
     documents = [text for text in documents if text.strip()]
@@ -54,7 +56,9 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"data: {path}: must be UTF-8 text, got byte {error.object[error.start]:#04x} at {error.start}") from None
+        raise DataError(
+            f"data: {path}: must be UTF-8 text, got byte {error.object[error.start]:#04x} at {error.start}"
+        ) from None
     except OSError as error:
         raise DataError(f"data: {path}: cannot be read: {error.strerror}") from None
 
@@ -63,7 +67,9 @@ def _text_column(path: Path, number: int, line: str) -> str:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(f"data: {path}: line {number}: must be a JSON object, got {line[:40]!r} ({error.msg})") from None
+        raise DataError(
+            f"data: {path}: line {number}: must be a JSON object, got {line[:40]!r} ({error.msg})"
+        ) from None
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         got = sorted(row) if isinstance(row, dict) else type(row).__name__
         raise DataError(f"data: {path}: line {number}: must have a column 'text' that holds text, got {got}")

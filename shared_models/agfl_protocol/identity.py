@@ -100,9 +100,7 @@ class PublicIdentity:
             found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
             raise IdentityError(f"{source}: must hold exactly the fields {', '.join(_FIELDS)}, got {found}")
         if content["version"] != PUBLIC_FILE_VERSION:
-            raise IdentityError(
-                f"{source}: version: must be {PUBLIC_FILE_VERSION}, got {content['version']!r}"
-            )
+            raise IdentityError(f"{source}: version: must be {PUBLIC_FILE_VERSION}, got {content['version']!r}")
         for field in _FIELDS[1:]:
             if not isinstance(content[field], str):
                 raise IdentityError(f"{source}: {field}: must be text in quotes, got {content[field]!r}")
@@ -146,6 +144,4 @@ def _parse_key(line: str) -> object:
 
 def _not_a_key(field: str, kind: str, line: str) -> IdentityError:
     shown = repr(line) if len(line) <= 60 else repr(line[:57] + "...")
-    return IdentityError(
-        f"{field}: must be an {kind} public key as one OpenSSH line without comment, got {shown}"
-    )
+    return IdentityError(f"{field}: must be an {kind} public key as one OpenSSH line without comment, got {shown}")

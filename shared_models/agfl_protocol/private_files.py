@@ -63,9 +63,7 @@ def check_private(path: Path) -> None:
     except OSError as error:
         raise IdentityError(f"{path}: {(error.strerror or str(error)).lower()}") from None
     if mode & _OTHERS:
-        raise IdentityError(
-            f"{path}: must be closed to group and others (chmod go= {path}), got mode {mode:04o}"
-        )
+        raise IdentityError(f"{path}: must be closed to group and others (chmod go= {path}), got mode {mode:04o}")
 
 
 def _move(staging: Path, folder: Path) -> None:

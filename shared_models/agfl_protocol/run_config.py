@@ -187,7 +187,7 @@ class RunConfig(Config):
         return float((self.training.local_steps or 1) * self.training.batch_size * self.task.sequence_length)
 
     def to_json(self) -> str:
-        """Return the configuration as clients receive it: without `data`, which is nobody's business but the owner's."""
+        """Return the configuration as clients receive it: without `data`, which is the owner's own business."""
         return json.dumps(self.model_dump(mode="json", exclude={"data"}), sort_keys=True)
 
     def to_yaml(self) -> str:

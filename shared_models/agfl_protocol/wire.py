@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -24,6 +24,7 @@ IDENTIFY, FINISH = "query.identify", "query.finish"
 TRAIN, EVALUATE = "train", "evaluate"
 _CONFIG, _ARRAYS = "config", "arrays"
 
+Scalar: TypeAlias = bool | int | str
 ScalarT = TypeVar("ScalarT", bool, int, str)
 
 
@@ -72,7 +73,7 @@ class RoundRequest:
 
     def to_record(self) -> RecordDict:
         """Return the message content."""
-        scalars = {
+        scalars: dict[str, Scalar] = {
             "run_id": self.run_id,
             "round": self.round,
             "attempt": self.attempt,
@@ -119,7 +120,7 @@ class RoundReply:
 
     def to_record(self) -> RecordDict:
         """Return the message content."""
-        scalars = {"config_hash": self.config_hash, "round": self.round, "attempt": self.attempt}
+        scalars: dict[str, Scalar] = {"config_hash": self.config_hash, "round": self.round, "attempt": self.attempt}
         return _record(scalars, {"lanes": self.lanes})
 
     @staticmethod
@@ -129,12 +130,9 @@ class RoundReply:
         Raises:
             WireError: wrong version, configuration hash, round, attempt, type or length.
         """
-        for key, expected in (
-            ("config_hash", request.config_hash), ("round", request.round), ("attempt", request.attempt)
-        ):
-            got = _scalar(record, key, type(expected))
-            if got != expected:
-                raise WireError(f"{key}: must be {expected!r} as in the request, got {got!r}")
+        _expect(record, "config_hash", request.config_hash)
+        _expect(record, "round", request.round)
+        _expect(record, "attempt", request.attempt)
         lanes = _vector(record, "lanes", np.uint64, num_lanes)
         return RoundReply(request.config_hash, request.round, request.attempt, lanes)
 
@@ -177,7 +175,7 @@ def content_bytes(message: Message) -> int:
     return arrays + scalars
 
 
-def _record(scalars: dict[str, bool | int | str], vectors: dict[str, NDArray[np.generic]] | None = None) -> RecordDict:
+def _record(scalars: dict[str, Scalar], vectors: dict[str, NDArray[Any]] | None = None) -> RecordDict:
     record = RecordDict({_CONFIG: ConfigRecord({"version": PROTOCOL_VERSION, **scalars})})
     if vectors:
         record[_ARRAYS] = ArrayRecord({name: Array(vector) for name, vector in vectors.items()})
@@ -187,10 +185,16 @@ def _record(scalars: dict[str, bool | int | str], vectors: dict[str, NDArray[np.
 def _scalar(record: RecordDict, key: str, kind: type[ScalarT], versioned: bool = False) -> ScalarT:
     if not versioned:
         check_version(record)
-    value = record.config_records.get(_CONFIG, {}).get(key)
+    value = record.config_records.get(_CONFIG, ConfigRecord()).get(key)
     if type(value) is not kind:
         raise WireError(f"{key}: must be a {kind.__name__}, got {type(value).__name__}")
     return value
+
+
+def _expect(record: RecordDict, key: str, expected: int | str) -> None:
+    got = _scalar(record, key, str) if isinstance(expected, str) else _scalar(record, key, int)
+    if got != expected:
+        raise WireError(f"{key}: must be {expected!r} as in the request, got {got!r}")
 
 
 def _bounded(record: RecordDict, key: str, low: int, high: int) -> int:
@@ -200,9 +204,9 @@ def _bounded(record: RecordDict, key: str, low: int, high: int) -> int:
     return value
 
 
-def _vector(record: RecordDict, key: str, dtype: DTypeLike, size: int | None = None) -> NDArray:
+def _vector(record: RecordDict, key: str, dtype: DTypeLike, size: int | None = None) -> NDArray[Any]:
     """Return a one-dimensional array without trusting what its header declares, and without a copy."""
-    array = record.array_records.get(_ARRAYS, {}).get(key)
+    array = record.array_records.get(_ARRAYS, ArrayRecord()).get(key)
     kind = np.dtype(dtype)
     if array is None:
         raise WireError(f"{key}: required but missing")
@@ -215,8 +219,10 @@ def _vector(record: RecordDict, key: str, dtype: DTypeLike, size: int | None = N
     return np.frombuffer(array.data, kind, offset=len(header))
 
 
-def _npy_header(dtype: np.dtype, size: int) -> bytes:
+def _npy_header(dtype: np.dtype[Any], size: int) -> bytes:
     """Return what NumPy writes before the numbers, the format in which Flower's Array travels."""
     stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(stream, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (size,)})
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (size,)}
+    )
     return stream.getvalue()

@@ -25,11 +25,10 @@ def simulate(
     config: Annotated[
         str, typer.Argument(metavar="[NAME|CONFIG.yaml]", help="A shipped configuration or a file.")
     ] = DEFAULT_CONFIG,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder of the run.", show_default="runs/NAME-TIME")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/NAME-TIME")] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in num_rounds=3.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in num_rounds=3."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")] = False,
     engine: Annotated[str, typer.Option(metavar="inline|ray", help="Where the clients run.")] = "inline",
@@ -62,7 +61,7 @@ def simulate(
 def _run(run_config: RunConfig, folder: Path, engine: str, resume: bool) -> None:
     from rich.console import Console
 
-    from agfl_server.progress import ProgressObserver
+    from agfl_sim.progress import ProgressObserver
     from agfl_sim.report import write_report
     from agfl_sim.run import simulate as run_simulation
 

@@ -55,9 +55,7 @@ def partition(config: DataConfig, sources: Owners, seed: int) -> Owners:
     count = _checked(config.num_owners, len(items))
     order = rng.permutation(len(items)).tolist()
     width = len(str(count - 1))
-    return {
-        f"owner-{i:0{width}d}": [document for j in order[i::count] for document in items[j]] for i in range(count)
-    }
+    return {f"owner-{i:0{width}d}": [document for j in order[i::count] for document in items[j]] for i in range(count)}
 
 
 def _checked(num_owners: int, available: int) -> int:

@@ -91,9 +91,7 @@ def _read_row(line: str, place: str) -> Row:
         if not isinstance(value, float | None):
             raise DataError(f"{place}: {key}: must be a number or null, got {value!r}")
     # A loss that overflowed has no place on an axis: it is shown as not recorded.
-    finite = {
-        key: value if value is not None and math.isfinite(value) else None for key, value in row.items()
-    }
+    finite = {key: value if value is not None and math.isfinite(value) else None for key, value in row.items()}
     if finite.get("round") is None:
         raise DataError(f"{place}: round: required but missing")
     return finite

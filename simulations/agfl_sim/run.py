@@ -33,7 +33,7 @@ def run_ray(config: RunConfig, owners: Sequence[Path], folder: Path, resume: boo
     Raises:
         ConfigError: the extra `ray` is not installed.
     """
-    from flwr.app import Context
+    from flwr.app import ConfigRecordValues, Context
     from flwr.serverapp import Grid, ServerApp
     from flwr.simulation import run_simulation
 
@@ -55,8 +55,11 @@ def run_ray(config: RunConfig, owners: Sequence[Path], folder: Path, resume: boo
             failure.append(error)
 
     os.environ[OWNERS_VARIABLE] = str(owners[0].parent.resolve())
-    resources = {"init_args": {"num_cpus": os.cpu_count() or 1}, "client_resources": {"num_cpus": 1}}
-    run_simulation(server_app, client_app, len(owners), backend_config=resources)
+    backend: dict[str, dict[str, ConfigRecordValues]] = {
+        "init_args": {"num_cpus": os.cpu_count() or 1},
+        "client_resources": {"num_cpus": 1},
+    }
+    run_simulation(server_app, client_app, len(owners), backend_config=backend)
     if failure:
         raise failure[0]
 

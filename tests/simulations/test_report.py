@@ -178,9 +178,7 @@ def test_one_row_is_enough(tmp_path: Path) -> None:
 
 def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: 1\n")
-    (tmp_path / "metrics.jsonl").write_text(
-        '{"round": 0, "eval/loss": NaN, "seconds": Infinity, "clients": 1e999}'
-    )
+    (tmp_path / "metrics.jsonl").write_text('{"round": 0, "eval/loss": NaN, "seconds": Infinity, "clients": 1e999}')
     page = write_report(tmp_path).read_text()
     assert not re.search(r"\b(nan|inf)\b", page, re.IGNORECASE)
     assert page.count("<circle") == 0

@@ -13,7 +13,7 @@ from pydantic import ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from agfl_models.errors import ConfigError
-from agfl_models.layers.layer import Layer, LayerConfigBase, PositiveInt, State, init_linear
+from agfl_models.layers.layer import Layer, LayerConfigBase, PositiveInt, State, at_least_float32, init_linear
 
 ROPE_BASE = 10_000.0
 DEFAULT_HEAD_DIM = 32
@@ -69,9 +69,7 @@ class AttentionConfig(LayerConfigBase):
     def resolved(self, width: int, residual: bool, name: str) -> Self:
         embed_dim = self.embed_dim or width
         num_heads = self.num_heads or _default_heads(embed_dim)
-        return self.filled(
-            name, embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=self.num_kv_heads or num_heads
-        )
+        return self.filled(name, embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=self.num_kv_heads or num_heads)
 
     def num_parameters(self) -> int:
         assert self.num_heads is not None
@@ -110,9 +108,7 @@ class AttentionLayer(Layer):
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         self.head_dim = config.width_in // config.num_heads
         self.causal, self.rope = config.causal, config.rope
-        self.qkv = nn.Linear(
-            self.input_dim, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim, bias=False
-        )
+        self.qkv = nn.Linear(self.input_dim, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim, bias=False)
         self.output = nn.Linear(self.input_dim, self.output_dim, bias=False)
         self.reset_parameters(1.0)
 
@@ -182,7 +178,7 @@ def rotate(x_BTNA: Tensor, positions: Tensor) -> Tensor:
     pairs = x_BTNA.shape[-1] // 2
     frequencies = ROPE_BASE ** (-torch.arange(pairs, device=x_BTNA.device, dtype=torch.float32) / pairs)
     angles = positions[..., None, None] * frequencies
-    as_complex = torch.view_as_complex(x_BTNA.float().reshape(*x_BTNA.shape[:-1], pairs, 2))
+    as_complex = torch.view_as_complex(at_least_float32(x_BTNA).reshape(*x_BTNA.shape[:-1], pairs, 2))
     turned = as_complex * torch.polar(torch.ones_like(angles), angles)
     return torch.view_as_real(turned).flatten(-2).type_as(x_BTNA)
 

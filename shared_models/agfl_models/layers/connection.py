@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from agfl_models.layers.layer import Layer, State, init_linear
+from agfl_models.layers.layer import Layer, State, at_least_float32, init_linear
 
 Norm = Literal["rmsnorm", "layernorm", "none"]
 Residual = Literal["pre", "post", "none"]
@@ -89,7 +89,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        mean_square = x.float().square().mean(dim=-1, keepdim=True)
+        mean_square = at_least_float32(x).square().mean(dim=-1, keepdim=True)
         return x * torch.rsqrt(mean_square + NORM_EPSILON).type_as(x) * self.weight
 
 

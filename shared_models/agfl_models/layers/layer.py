@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Annotated, Self
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -103,6 +104,11 @@ class Layer(nn.Module, ABC):
         Args:
             branch_scale: factor on the weights that write the output (see `AutoGenModel`).
         """
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return x itself, or as float32 if its type is less precise."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def init_linear(linear: nn.Linear, scale: float = 1.0) -> None:

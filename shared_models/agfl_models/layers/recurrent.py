@@ -10,7 +10,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from agfl_models.layers.layer import Layer, LayerConfigBase, PositiveInt, State, init_linear
+from agfl_models.layers.layer import Layer, LayerConfigBase, PositiveInt, State, at_least_float32, init_linear
 from agfl_models.layers.scan import linear_scan
 
 
@@ -86,9 +86,7 @@ class RNNLayer(Layer):
     def __init__(self, config: RNNConfig) -> None:
         super().__init__()
         self.input_dim, self.output_dim = config.width_in, config.width_out
-        self.cell: TorchCell | MinGRUCell = (
-            MinGRUCell(config) if config.cell == "mingru" else TorchCell(config)
-        )
+        self.cell: TorchCell | MinGRUCell = MinGRUCell(config) if config.cell == "mingru" else TorchCell(config)
         self.output: nn.Linear | None = None
         if config.output_dim is not None:
             self.output = nn.Linear(config.width_hidden, config.output_dim, bias=False)
@@ -123,9 +121,7 @@ class TorchCell(nn.Module):
     def __init__(self, config: RNNConfig) -> None:
         super().__init__()
         kinds = {"gru": nn.GRU, "lstm": nn.LSTM}
-        self.rnn: nn.GRU | nn.LSTM = kinds[config.cell](
-            config.width_in, config.width_hidden, batch_first=True
-        )
+        self.rnn: nn.GRU | nn.LSTM = kinds[config.cell](config.width_in, config.width_hidden, batch_first=True)
         self.is_lstm = config.cell == "lstm"
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
@@ -168,7 +164,7 @@ class MinGRUCell(nn.Module):
 
     Feng et al. 2024, arXiv:2410.01201, section 3.1. Gates do not see the state, so all positions are computed at
     once; A and B are one matrix here. We scan h itself and not its logarithm: every factor 1 - z is at most 1,
-    so nothing overflows, and g may be negative.
+    so nothing overflows, and g may be negative. Gates and state are float32 or better.
     """
 
     def __init__(self, config: RNNConfig) -> None:
@@ -176,19 +172,22 @@ class MinGRUCell(nn.Module):
         self.gate_and_value = nn.Linear(config.width_in, 2 * config.width_hidden)
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
-        gate_BTH, value_BTH = self.gate_and_value(x_BTD).chunk(2, dim=-1)
+        projected: Tensor = self.gate_and_value(x_BTD)
+        gate_BTH, value_BTH = at_least_float32(projected).chunk(2, dim=-1)
         z_BTH = gate_BTH.sigmoid()
         if mask_BT is not None:
             z_BTH = z_BTH * mask_BT.unsqueeze(-1)
-        return linear_scan(1 - z_BTH, z_BTH * value_BTH)
+        return linear_scan(1 - z_BTH, z_BTH * value_BTH).type_as(projected)
 
     def initial_state(self, batch_size: int) -> State:
-        return (self.gate_and_value.weight.new_zeros(batch_size, self.gate_and_value.out_features // 2),)
+        weight = at_least_float32(self.gate_and_value.weight)
+        return (weight.new_zeros(batch_size, self.gate_and_value.out_features // 2),)
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        gate_BH, value_BH = self.gate_and_value(x_BD).chunk(2, dim=-1)
+        projected: Tensor = self.gate_and_value(x_BD)
+        gate_BH, value_BH = at_least_float32(projected).chunk(2, dim=-1)
         h_BH = torch.lerp(state[0], value_BH, gate_BH.sigmoid())
-        return h_BH, (h_BH,)
+        return h_BH.type_as(projected), (h_BH,)
 
     def reset_parameters(self) -> None:
         init_linear(self.gate_and_value)

@@ -151,7 +151,5 @@ def split_documents(documents: Sequence[str], fraction: float) -> tuple[list[str
 
 def _stream(documents: Sequence[str]) -> NDArray[np.uint16]:
     tokenizer = ByteTokenizer()
-    ids = [
-        token for text in documents for token in (tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id)
-    ]
+    ids = [token for text in documents for token in (tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id)]
     return np.array(ids, np.uint16)

@@ -44,8 +44,15 @@ class Dataset(Protocol):
 class Task(Protocol):
     """One task: everything that training and evaluation need to know of it."""
 
-    train_sums: tuple[str, ...]
-    eval_sums: tuple[str, ...]
+    @property
+    def train_sums(self) -> tuple[str, ...]:
+        """Names of the sums that training adds to a round: summed loss, number of predictions."""
+        ...
+
+    @property
+    def eval_sums(self) -> tuple[str, ...]:
+        """Names of the sums that evaluation adds to a round."""
+        ...
 
     def prepare(self, documents: Sequence[str]) -> Dataset:
         """Split an owner's documents and turn them into sequences."""

@@ -17,7 +17,11 @@ from agfl_protocol.secagg import lanes as packing
 from agfl_protocol.update import Lanes, Layout, Total, Update
 
 TARGET_RELATIVE_ERROR = 0.01  # of the mean delta, L2
-ROUNDING, CLIPPING, RELATIVE_ERROR = "quantization/rounding", "quantization/clipping", "quantization/relative_error"
+ROUNDING, CLIPPING, RELATIVE_ERROR = (
+    "quantization/rounding",
+    "quantization/clipping",
+    "quantization/relative_error",
+)
 _ABSMAX = "quantization/absmax/"
 _MARGIN = 4.0  # C_k is this times the clients' mean of max |x|, since one client may exceed the mean
 _MAX_RATIO = 2.0**20  # bound of a client's max |x| / C_k in the header
@@ -38,7 +42,8 @@ class QuantizationPlan:
     @property
     def levels(self) -> int:
         """L: `max_cohort` clients at the top level still fit one field."""
-        return min((2 ** packing.field_bits(self.fields_per_lane) - 1) // self.max_cohort, _MAX_LEVELS)
+        top: int = 2 ** packing.field_bits(self.fields_per_lane) - 1
+        return min(top // self.max_cohort, _MAX_LEVELS)
 
 
 @dataclass(frozen=True)
@@ -153,4 +158,3 @@ def _square_steps(plan: QuantizationPlan, layout: Layout) -> float:
 def _range_norm(plan: QuantizationPlan, layout: Layout) -> float:
     """L2 norm of a delta whose every element is C_k: the unit of the clipping error."""
     return float(np.sqrt(np.dot(layout.sizes, np.square(plan.scales))))
-
