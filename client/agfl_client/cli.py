@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agfl_models.console import new_app, run_app
+
+if TYPE_CHECKING:
+    from agfl_client.keys import NodeKeys
+    from agfl_client.node import Node
 
 app = new_app("Take part in a federation: train on your own text without handing it over.")
 log = logging.getLogger("agfl.client")
@@ -42,8 +46,6 @@ def start(
     ] = 600.0,
 ) -> None:
     """Run your node: it calls the server, listens on no port, and runs only the code that you installed."""
-    import threading
-
     from agfl_client import keys
     from agfl_protocol.flower_settings import prepare_flower
 
@@ -51,26 +53,36 @@ def start(
     with keys.hold(folder):
         own_keys = keys.load(folder)
 
-        from agfl_client.app import create_client_app
         from agfl_client.node import Node
-        from agfl_client.supernode import run_node
 
         node = Node(own_keys.name, data, device, threads)
         log.info("%s serves %s with %s; stop with Ctrl-C", node.name, server, data)
-        while True:
-            run_node(
-                server,
-                ca,
-                own_keys.transport,
-                create_client_app(node),
-                stop=threading.Event(),  # never set: run_app turns SIGTERM into KeyboardInterrupt
-                finished=lambda: node.finished,
-                max_wait_s=max_wait,
-            )
-            log.info("the run is finished")
-            if once:
-                return
-            node.finished = False
+        try:
+            _serve_run(node, server, ca, own_keys, max_wait)
+            while not once:
+                node.finished = False
+                _serve_run(node, server, ca, own_keys, max_wait)
+        except KeyboardInterrupt:
+            log.info("stopped by a signal")
+            raise
+
+
+def _serve_run(node: Node, server: str, ca: Path, own_keys: NodeKeys, max_wait_s: float) -> None:
+    import threading
+
+    from agfl_client.app import create_client_app
+    from agfl_client.supernode import run_node
+
+    run_node(
+        server,
+        ca,
+        own_keys.transport,
+        create_client_app(node),
+        stop=threading.Event(),  # never set: run_app turns SIGTERM into KeyboardInterrupt
+        finished=lambda: node.finished,
+        max_wait_s=max_wait_s,
+    )
+    log.info("the run is finished")
 
 
 def main() -> None:

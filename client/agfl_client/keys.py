@@ -86,8 +86,9 @@ def hold(folder: Path) -> Iterator[None]:
     """Keep a second node on this machine from answering under the same keys; freed even by kill -9.
 
     Raises:
-        IdentityError: another process holds the keys.
+        IdentityError: another process holds the keys, or the folder is missing or open to others.
     """
+    check_private(folder)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         _lock(descriptor, folder)

@@ -85,7 +85,7 @@ def run_node(
     """Serve one server until `finished()` is true after a reply was delivered, or `stop` is set.
 
     server: HOST:PORT. ca: the federation's ca.pem. max_wait_s: how long the server may be away at a time.
-    A KeyboardInterrupt leaves at once, from whatever the node is doing.
+    `stop` is looked at between messages and between calls to the server; a KeyboardInterrupt leaves at once.
 
     Raises:
         IdentityError: the server's certificate is not signed by `ca`, or the server does not admit the key.

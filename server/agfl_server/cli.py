@@ -72,28 +72,33 @@ def start(
 ) -> None:
     """Run the federation: wait for nodes, run all rounds, leave everything in FOLDER/run."""
     from agfl_protocol.flower_settings import prepare_flower
-    from agfl_protocol.run_config import load_run_config
     from agfl_server import federation
 
     prepare_flower()
     found = federation.load(folder)
-    config = load_run_config(found.config, overrides or ())
 
+    from agfl_protocol.run_config import load_run_config
     from agfl_server.app import run_federation
     from agfl_server.health import health_service
     from agfl_server.superlink import EmbeddedSuperLink
 
+    config = load_run_config(found.config, overrides or ())
     superlink = EmbeddedSuperLink(found.nodes, certificate=found.certificate, key=found.key, host=host, port=port)
-    with superlink, nullcontext() if health_port is None else health_service(health_port):
-        log.info("listening on %s port %d; admitted: %s", host, superlink.port, _names(found))
-        run_federation(
-            superlink.grid,
-            config,
-            found.run_folder,
-            resume=resume,
-            observer=LogObserver(),
-            registered_name=superlink.registered_name,
-        )
+    health = nullcontext() if health_port is None else health_service(health_port)
+    try:
+        with superlink, health:
+            log.info("listening on %s port %d; admitted: %s", host, superlink.port, _names(found))
+            run_federation(
+                superlink.grid,
+                config,
+                found.run_folder,
+                resume=resume,
+                observer=LogObserver(),
+                registered_name=superlink.registered_name,
+            )
+    except KeyboardInterrupt:
+        log.info("stopped by a signal; start --resume goes on after the last finished round")
+        raise
     log.info("finished; the run is in %s", found.run_folder)
 
 
@@ -107,7 +112,8 @@ class LogObserver(Observer):
         log.info("%s connected", name)
 
     def round_started(self, round_number: int, num_rounds: int, cohort: int) -> None:
-        log.info("round %d/%d: sent to %d nodes", round_number, num_rounds, cohort)
+        name = f"round {round_number}/{num_rounds}" if round_number <= num_rounds else "last evaluation"
+        log.info("%s: sent to %d nodes", name, cohort)
 
     def refused(self, name: str, reason: str) -> None:
         log.warning("%s refused: %s", name, reason)
@@ -119,7 +125,8 @@ class LogObserver(Observer):
         log.info("round %s done: %s", row["round"], _numbers(row, "clients", "train/loss", "seconds"))
 
     def evaluated(self, row: Row) -> None:
-        log.info("round %s evaluated: %s", row["round"], _numbers(row, "eval/loss", "eval/bits_per_byte"))
+        numbers = _numbers(row, "eval/loss", "eval/bits_per_byte") or "no owner has text to evaluate on"
+        log.info("model after round %s: %s", row["round"], numbers)
 
 
 def _numbers(row: Row, *keys: str) -> str:

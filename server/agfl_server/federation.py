@@ -99,7 +99,7 @@ def add_node(folder: Path, name: str, public_file: Path) -> None:
             raise IdentityError(f"name: must not be taken, but {folder} has {other.name!r} already, got {name!r}")
         for field in ("transport_key", "signing_key"):
             if getattr(other, field) == getattr(identity, field):
-                raise IdentityError(f"{public_file}: {field}: must be {name!r}'s own, got the key of {other.name!r}")
+                raise IdentityError(f"{public_file}: {field}: must not be shared, got the key of {other.name!r}")
     (folder / "nodes" / f"{name}.pub").write_text(identity.format(), encoding="utf-8")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 import threading
@@ -43,6 +44,7 @@ class HttpsServer:
         config = uvicorn.Config(
             self._app,
             ssl_context_factory=lambda _config, _default: tls,
+            loop="asyncio",
             lifespan="off",
             ws="none",
             log_config=None,
@@ -53,7 +55,7 @@ class HttpsServer:
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=_SHUTDOWN_S,
         )
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config)
         # In a thread other than the main one uvicorn leaves signal handlers alone.
         run, arguments = self._server.run, {"sockets": [listener]}
         self._thread = threading.Thread(target=run, kwargs=arguments, name="https", daemon=True)
@@ -69,6 +71,16 @@ class HttpsServer:
         """Close all connections, at most a second after the last request, and free the port."""
         self._server.should_exit = True
         self._thread.join()
+
+
+class _Server(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        # An idle node does not answer the end of TLS, so its connection has to be cut.
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        while self.server_state.connections:
+            await asyncio.sleep(0.01)
 
 
 def _server_tls(certificate: Path, key: Path) -> ssl.SSLContext:
@@ -88,8 +100,8 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (")[0]
         raise TransportError(
             f"host and port: must be a free address of this machine, got {host}:{port} ({reason})"
         ) from None

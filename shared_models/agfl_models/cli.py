@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from agfl_models.console import new_app, run_app
-
-if TYPE_CHECKING:
-    from agfl_models.config import Place, ResolvedModelConfig
+from agfl_models.errors import ConfigError
 
 app = new_app("Look at a trained model, or let it write.")
 
@@ -23,21 +21,21 @@ def describe(
     path: ModelPath,
     context_length: Annotated[int, typer.Option(min=1, help="Tokens that attention looks at, for FLOPs.")] = 128,
 ) -> None:
-    """Show the layers, their widths, parameters and cost."""
+    """Show the parts of a model with their widths, parameters and cost."""
     from rich.console import Console
     from rich.table import Table
 
     from agfl_models.store import load_model
 
-    _, saved = load_model(path)
-    config = saved.model.resolve()
-    table = Table("layer", "type", "width", "parameters", "FLOPs/token", title=f"{path}: {saved.task}")
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for row in _rows(config, context_length):
-        table.add_row(*row)
+    model, saved = load_model(path)
+    table = Table("part", "settings", title=f"{saved.task} model")
+    table.add_column("parameters", justify="right")
+    table.add_column("FLOPs/token", justify="right")
+    for part in model.config.parts(context_length):
+        table.add_row(part.name, part.settings, f"{part.parameters:,}", f"{part.flops_per_token:,}")
     table.add_section()
-    table.add_row("total", "", "", f"{config.num_parameters():,}", f"{config.flops_per_token(context_length):,}")
+    parameters, flops = model.config.num_parameters(), model.config.flops_per_token(context_length)
+    table.add_row("total", f"context_length={context_length}", f"{parameters:,}", f"{flops:,}")
     Console().print(table)
 
 
@@ -59,6 +57,9 @@ def generate(
 
     model, _ = load_model(path)
     tokenizer = ByteTokenizer()
+    if model.config.vocab_size != tokenizer.vocab_size:
+        got = model.config.vocab_size
+        raise ConfigError(f"{path}: model.vocab_size: must be {tokenizer.vocab_size} to write text, got {got}")
     new_ids = generate_ids(
         model,
         [tokenizer.bos_id, *tokenizer.encode(prompt)],

@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from agfl_models.errors import ConfigError
 from agfl_models.heads import LanguageModelHeadConfig
 from agfl_models.layers import LayerConfig
 from agfl_models.layers.attention import AttentionConfig
 from agfl_models.layers.connection import Norm, Residual, bridge_weights, connection_parameters
-from agfl_models.layers.layer import LayerConfigBase, PositiveInt
+from agfl_models.layers.layer import LayerConfigBase
 from agfl_models.validation import Config
 
 
@@ -53,6 +53,16 @@ class Place:
     def widths(self) -> tuple[int, int, int]:
         """Width of the flow, of the layer's input, and of the layer's output."""
         return self.width, self.layer.width_in, self.layer.width_out
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the model, for a person to read; `settings` is its configuration as "key=value"."""
+
+    name: str
+    settings: str
+    parameters: int
+    flops_per_token: int
 
 
 class ModelConfig(Config):
@@ -104,14 +114,7 @@ class ModelConfig(Config):
 
     def num_parameters(self) -> int:
         """Return the number of trainable parameters of the model, without building it."""
-        config = self.resolve()
-        total = sum(place.layer.num_parameters() for place in config.places())
-        total += sum(connection_parameters(*place.widths, config.residual, config.norm) for place in config.places())
-        if config.vocab_size is not None:
-            total += config.vocab_size * config.dim
-            if config.head is not None:
-                total += config.head.num_parameters(config.width_out, config.vocab_size, config.norm)
-        return total
+        return sum(part.parameters for part in self.resolve().parts(context_length=1))
 
     def flops_per_token(self, context_length: int) -> int:
         """Return the floating-point operations of one forward pass, per token.
@@ -121,10 +124,7 @@ class ModelConfig(Config):
         positions. Embedding look-up, normalization and other element-wise work do not count. Training costs 3
         times as much (Chowdhery et al. 2022, PaLM, arXiv:2204.02311, appendix B).
         """
-        config = self.resolve()
-        total = sum(place.layer.flops_per_token(context_length) for place in config.places())
-        total += sum(2 * bridge_weights(*place.widths, config.residual) for place in config.places())
-        return total + 2 * config.width_out * (config.vocab_size or 0)
+        return sum(part.flops_per_token for part in self.resolve().parts(context_length))
 
 
 class ResolvedModelConfig(ModelConfig):
@@ -164,6 +164,23 @@ class ResolvedModelConfig(ModelConfig):
             yield Place(f"layers.{index}", width, layer)
             width = layer.width_out if self.residual == "none" else self.dim
 
+    def parts(self, context_length: int) -> Iterator[Part]:
+        """Yield everything that has parameters or costs time, in the order of the forward pass."""
+        if self.vocab_size is not None:
+            yield Part("embedding", _settings(self, {"vocab_size", "dim"}), self.vocab_size * self.dim, 0)
+        for index, place in enumerate(self.places()):
+            parameters = connection_parameters(*place.widths, self.residual, self.norm)
+            weights = bridge_weights(*place.widths, self.residual)
+            if parameters:
+                name = f"connections.{index}"
+                yield Part(name, _settings(self, {"residual", "norm"}), parameters, 2 * weights)
+            layer = place.layer
+            parameters, flops = layer.num_parameters(), layer.flops_per_token(context_length)
+            yield Part(place.name, _settings(layer), parameters, flops)
+        if self.head is not None and self.vocab_size is not None:
+            parameters = self.head.num_parameters(self.width_out, self.vocab_size, self.norm)
+            yield Part("head", _settings(self.head), parameters, 2 * self.width_out * self.vocab_size)
+
     def bridges(self) -> Iterator[str]:
         """Yield a sentence on each place where a linear bridge joins unequal widths."""
         before = "the input" if self.residual == "none" else "the residual stream"
@@ -176,6 +193,12 @@ class ResolvedModelConfig(ModelConfig):
                 before = label
             elif width_out != width:
                 yield f"{label}, {width_out} wide, and {before}, {width} wide, are joined by a linear bridge"
+
+
+def _settings(config: Config, keys: set[str] | None = None) -> str:
+    stated = config.model_dump(include=keys, exclude_none=True)
+    kind = [stated.pop("type")] if "type" in stated else []
+    return " ".join(kind + [f"{key}={value}" for key, value in stated.items()])
 
 
 def _written_out(items: Iterable[LayerConfig | RepeatConfig]) -> Iterator[LayerConfig]:

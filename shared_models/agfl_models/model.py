@@ -6,6 +6,7 @@ B batch, T time, D width of the embedding and of the residual stream, E width of
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,9 +21,11 @@ from agfl_models.layers.connection import SublayerConnection
 from agfl_models.layers.layer import Layer, State
 from agfl_models.validation import validate
 
-# Measured on the shipped corpus with SGD (learning rates 0.3 to 3): a tied head's logits need to begin small, the
-# input of the first layer smaller than 1 but not as small as the matrix.
+# With a tied head every token's logit has this standard deviation at first, and the token just read about this
+# logit at most: the untrained model is close to uniform at any width.
 LOGIT_STD = 0.5
+OWN_LOGIT = 4.0
+# Found on the shipped corpus with SGD at learning rates 0.3 and 1; 1.0, and as small as the matrix, are worse.
 INPUT_STD = 0.25
 
 
@@ -93,7 +96,7 @@ class AutoGenModel(nn.Module):
             layer.reset_parameters(branch_scale if connection.bridge_out is None else 1.0)
             connection.reset_parameters(branch_scale)
         if self.embedding is not None:
-            nn.init.normal_(self.embedding.weight, std=LOGIT_STD * self.config.dim**-0.5)
+            nn.init.normal_(self.embedding.weight, std=self._embedding_std())
 
     def _build(self, config: ResolvedModelConfig) -> None:
         self.embedding: nn.Embedding | None = None
@@ -116,9 +119,12 @@ class AutoGenModel(nn.Module):
     def _embed(self, x: Tensor) -> Tensor:
         if self.embedding is None:
             return x
-        # A factor in proportion to sqrt(dim), as in Vaswani et al. 2017, section 3.4.
-        embedded: Tensor = self.embedding(x) * (INPUT_STD / LOGIT_STD * self.config.dim**0.5)
+        # The matrix is small for the head and its rows larger as input, as in Vaswani et al. 2017, section 3.4.
+        embedded: Tensor = self.embedding(x) * (INPUT_STD / self._embedding_std())
         return embedded
+
+    def _embedding_std(self) -> float:
+        return min(LOGIT_STD / math.sqrt(self.config.dim), OWN_LOGIT / self.config.dim)
 
     def _read_out(self, x: Tensor) -> Tensor:
         if self.head is None or self.embedding is None:

@@ -1,4 +1,4 @@
-"""A trained model on disk: `model.safetensors` (weights) and `config.yaml` (architecture, task, tokenizer)."""
+"""A trained model on disk: `model.safetensors` is the weights, `config.yaml` all else that using them needs."""
 
 from __future__ import annotations
 

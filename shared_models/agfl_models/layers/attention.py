@@ -9,11 +9,11 @@ from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import ValidationInfo, field_validator
+from pydantic import PositiveInt, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from agfl_models.errors import ConfigError
-from agfl_models.layers.layer import Layer, LayerConfigBase, PositiveInt, State, at_least_float32, init_linear
+from agfl_models.layers.layer import Layer, LayerConfigBase, State, at_least_float32, init_linear
 
 ROPE_BASE = 10_000.0
 DEFAULT_HEAD_DIM = 32
@@ -42,7 +42,7 @@ class AttentionConfig(LayerConfigBase):
         if embed_dim % num_heads:
             raise ValueError(f"must divide embed_dim ({embed_dim})")
         if info.data.get("rope") and embed_dim // num_heads % 2:
-            raise ValueError(f"embed_dim ({embed_dim}) / num_heads must be even, for rope turns pairs")
+            raise ValueError(f"embed_dim ({embed_dim}) / num_heads must be even with rope")
         return num_heads
 
     @field_validator("num_kv_heads")
@@ -97,11 +97,12 @@ class AttentionLayer(Layer):
     values of all positions so far: (k_BSKA, v_BSKA), keys already rotated.
 
     Args:
-        config: resolved sizes.
+        config: sizes; those left out get their defaults.
     """
 
     def __init__(self, config: AttentionConfig) -> None:
         super().__init__()
+        config = config.standalone()
         assert config.num_heads is not None
         assert config.num_kv_heads is not None
         self.input_dim = self.output_dim = config.width_in

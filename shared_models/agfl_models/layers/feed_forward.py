@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Literal, Self
 
 import torch.nn.functional as F
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from agfl_models.layers.layer import Layer, LayerConfigBase, PositiveInt, State, init_linear
+from agfl_models.layers.layer import Layer, LayerConfigBase, State, init_linear
 
 
 class FFConfig(LayerConfigBase):
@@ -68,11 +69,12 @@ class FFLayer(Layer):
     Shazeer 2020, arXiv:2002.05202, equations 2 and 6. A and B are one matrix here.
 
     Args:
-        config: resolved sizes.
+        config: sizes; those left out get their defaults.
     """
 
     def __init__(self, config: FFConfig) -> None:
         super().__init__()
+        config = config.standalone()
         assert config.hidden_dim is not None
         self.input_dim, self.output_dim = config.width_in, config.width_out
         self.gated = config.activation == "swiglu"

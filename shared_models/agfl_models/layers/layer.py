@@ -6,15 +6,13 @@ B batch, T time, D width of the input, E width of the output.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Self
+from typing import Self
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
+from agfl_models.errors import ConfigError
 from agfl_models.validation import Config, validate
-
-PositiveInt = Annotated[int, Field(gt=0)]
 
 State = tuple[Tensor, ...]
 """What a layer remembers while decoding; batch is the first dimension of each tensor, to reorder beams by."""
@@ -68,6 +66,12 @@ class LayerConfigBase(Config, ABC):
     def build(self) -> Layer:
         """Return the module."""
 
+    def standalone(self) -> Self:
+        """Return a copy with every size filled in from the width stated here; raises ConfigError without one."""
+        if self.stated_width is None:
+            raise ConfigError(f"{self.type}: a layer on its own must state its width, got none")
+        return self.resolved(self.stated_width, residual=False, name=self.type)
+
     def filled(self, name: str, **sizes: int | None) -> Self:
         """Return a copy with `sizes` set, checked again; raises ConfigError."""
         return validate(type(self), {**self.model_dump(), **sizes}, name)
@@ -85,8 +89,8 @@ class Layer(nn.Module, ABC):
 
         Args:
             x_BTD: inputs.
-            mask_BT: True at real positions, in any pattern. Padding has no effect on outputs at real positions;
-                outputs at padding are finite but mean nothing.
+            mask_BT: True at real positions, in any pattern. Outputs at real positions do not depend on padding;
+                those at padding are finite but mean nothing.
         """
 
     @abstractmethod

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Literal, Self
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from agfl_models.layers.layer import Layer, LayerConfigBase, PositiveInt, State, at_least_float32, init_linear
+from agfl_models.layers.layer import Layer, LayerConfigBase, State, at_least_float32, init_linear
 from agfl_models.layers.scan import linear_scan
 
 
@@ -80,11 +81,12 @@ class RNNLayer(Layer):
     Padding leaves the state as it is. The state is (h_BH,), for LSTM (h_BH, c_BH).
 
     Args:
-        config: resolved sizes.
+        config: sizes; those left out get their defaults.
     """
 
     def __init__(self, config: RNNConfig) -> None:
         super().__init__()
+        config = config.standalone()
         self.input_dim, self.output_dim = config.width_in, config.width_out
         self.cell: TorchCell | MinGRUCell = MinGRUCell(config) if config.cell == "mingru" else TorchCell(config)
         self.output: nn.Linear | None = None
@@ -162,9 +164,9 @@ class TorchCell(nn.Module):
 class MinGRUCell(nn.Module):
     """z = sigmoid(x A + a), g = x B + b, h_t = (1 - z) * h_{t-1} + z * g.
 
-    Feng et al. 2024, arXiv:2410.01201, section 3.1. Gates do not see the state, so all positions are computed at
-    once; A and B are one matrix here. We scan h itself and not its logarithm: every factor 1 - z is at most 1,
-    so nothing overflows, and g may be negative. Gates and state are float32 or better.
+    Feng et al. 2024, arXiv:2410.01201, section 3.1. Gates do not see the state, so all positions are computed
+    at once; A and B are one matrix here. We scan h itself and not its logarithm: every factor 1 - z is at most
+    1, so nothing overflows, and g may be negative. Gates and state are float32 or better.
     """
 
     def __init__(self, config: RNNConfig) -> None:

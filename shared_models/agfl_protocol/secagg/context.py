@@ -1,0 +1,139 @@
+"""Canonical encoding and the context chain: what everybody must agree on is in the salt of every derived key.
+
+ctx0 names the attempt and all that was broadcast in it, ctx1 adds U1 and its keys, ctx2 adds U2, ctx3 adds U3.
+Whoever was told something else has other contexts, hence other masks: its vector stays noise to all others. This is
+the defense against model inconsistency (Pasquini et al. 2021, arXiv:2111.07380).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agfl_protocol.secagg.errors import require
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from agfl_protocol.secagg.messages import KeyRecord
+
+PREFIX = "agfl/secagg/v1/"
+RUN_ID_RULE = r"[A-Za-z0-9._-]{1,64}"
+MAX_COUNTER = 2**31  # of rounds, and of attempts at a round
+
+Part = bytes | str | int
+
+
+def frame(label: str, *parts: Part) -> bytes:
+    """Return the canonical encoding of a labeled list: each item is its length in 8 bytes, big-endian, and itself.
+
+    The first item is PREFIX + label. Text is UTF-8, an integer in [0, 2^64) is 8 bytes big-endian. Two lists of the
+    same kind never have the same encoding.
+    """
+    items = [(PREFIX + label).encode(), *map(_encode, parts)]
+    return b"".join(len(item).to_bytes(8, "big") + item for item in items)
+
+
+def digest(label: str, *parts: Part) -> bytes:
+    """Return the SHA-256 (32 bytes) of `frame`."""
+    return hashlib.sha256(frame(label, *parts)).digest()
+
+
+@dataclass(frozen=True, order=True)
+class AttemptId:
+    """Names one attempt at one round of one run.
+
+    Raises:
+        ProtocolViolation: a field is out of its range.
+    """
+
+    run_id: str
+    round: int
+    attempt: int
+
+    def __post_init__(self) -> None:
+        named = re.fullmatch(RUN_ID_RULE, self.run_id) is not None
+        require(named, f"run_id: must match {RUN_ID_RULE}, got {self.run_id[:80]!r}")
+        require(1 <= self.round < MAX_COUNTER, f"round: must be in [1, {MAX_COUNTER}), got {self.round}")
+        require(0 <= self.attempt < MAX_COUNTER, f"attempt: must be in [0, {MAX_COUNTER}), got {self.attempt}")
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} round {self.round} attempt {self.attempt}"
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """All that the first request says and that every client of an attempt must have received alike.
+
+    scales: float64 (K,), model: float32 (d,).
+    """
+
+    config_json: str
+    train: bool
+    evaluate: bool
+    fields_per_lane: int
+    max_cohort: int
+    scales: NDArray[np.float64]
+    model: NDArray[np.float32]
+
+    @property
+    def hash(self) -> bytes:
+        """SHA-256 of the broadcast."""
+        return digest(
+            "broadcast",
+            self.config_json,
+            int(self.train),
+            int(self.evaluate),
+            self.fields_per_lane,
+            self.max_cohort,
+            _hash_array(self.scales, "<f8"),
+            _hash_array(self.model, "<f4"),
+        )
+
+
+def attempt_context(
+    protocol_version: int, attempt: AttemptId, roster_hash: bytes, config_hash: str, broadcast_hash: bytes
+) -> bytes:
+    """Return ctx0."""
+    return digest(
+        "ctx0",
+        protocol_version,
+        attempt.run_id,
+        attempt.round,
+        attempt.attempt,
+        roster_hash,
+        config_hash,
+        broadcast_hash,
+    )
+
+
+def members_context(ctx0: bytes, records: Iterable[KeyRecord]) -> bytes:
+    """Return ctx1: `records` of U1 sorted by name, with everything that they say and sign."""
+    parts = [part for record in records for part in record.parts]
+    return digest("ctx1", ctx0, *parts)
+
+
+def dealers_context(ctx1: bytes, dealers: Sequence[str]) -> bytes:
+    """Return ctx2: `dealers` is U2, sorted."""
+    return digest("ctx2", ctx1, *dealers)
+
+
+def survivors_context(ctx2: bytes, survivors: Sequence[str]) -> bytes:
+    """Return ctx3, over which the survivors sign: `survivors` is U3, sorted."""
+    return digest("ctx3", ctx2, *survivors)
+
+
+def _encode(part: Part) -> bytes:
+    if isinstance(part, int):
+        return part.to_bytes(8, "big")
+    return part.encode() if isinstance(part, str) else part
+
+
+def _hash_array(array: NDArray[np.generic], dtype: str) -> bytes:
+    """Return the SHA-256 of the numbers, little-endian; their count follows from the configuration."""
+    return hashlib.sha256(np.ascontiguousarray(array, dtype).data).digest()

@@ -1,0 +1,181 @@
+"""Seconds that a round costs beyond training: three nodes, TLS on loopback, almost nothing to train.
+
+Runs `agfl-server` with three `agfl-client` processes, then Flower's own `flower-superlink` with three
+`flower-supernode` processes and an app whose training does nothing, and prints the median of each.
+
+    python simulations/benchmarks/round_overhead.py [--rounds 20] [--stock-phases 4]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+NUM_NODES = 3
+CONFIG = """
+num_rounds: {rounds}
+task: {{type: language_modeling, sequence_length: 8}}
+model: {{vocab_size: 259, dim: 8, layers: [{{type: ff, hidden_dim: 8}}]}}
+training: {{batch_size: 1, local_steps: 1}}
+aggregation: {{type: plain, min_cohort: {nodes}}}
+evaluation: {{every: 1000000, max_windows: 1}}
+"""
+STOCK_PYPROJECT = """
+[project]
+name = "noop"
+version = "1.0.0"
+description = "does nothing"
+license = {text = "Apache-2.0"}
+dependencies = []
+[tool.flwr.app]
+publisher = "agfl"
+[tool.flwr.app.components]
+serverapp = "noop:server"
+clientapp = "noop:client"
+[tool.flwr.app.config]
+phases = 4
+"""
+STOCK_APP = """
+import time
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+client = ClientApp()
+server = ServerApp()
+
+@client.train()
+def train(message, context):
+    return Message(RecordDict({"c": ConfigRecord({"x": 1})}), reply_to=message)
+
+@server.main()
+def main(grid, context):
+    while len(list(grid.get_node_ids())) < 3:
+        time.sleep(0.2)
+    for phase in range(int(context.run_config["phases"])):
+        content = RecordDict({"c": ConfigRecord({"x": 1})})
+        began = time.time()
+        replies = list(grid.send_and_receive([Message(content, n, "train") for n in grid.get_node_ids()]))
+        assert len(replies) == 3 and not any(r.has_error() for r in replies)
+        print(f"PHASE {time.time() - began:.3f}", flush=True)
+"""
+
+
+def main() -> None:
+    """Run both and print the medians."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--stock-phases", type=int, default=4)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ours = measure_ours(folder, arguments.rounds)
+        stock = measure_stock(folder, arguments.stock_phases)
+    load = os.getloadavg()[0]
+    print(f"{NUM_NODES} nodes, TLS on loopback, {os.cpu_count()} processors, load average {load:.1f}")
+    for label, values in (("agfl, a whole round", ours), ("stock Flower, one phase (of two a round)", stock)):
+        print(f"{label:<42} p50 {statistics.median(values):7.3f} s   max {max(values):7.3f} s   n = {len(values)}")
+    print(f"ratio of the medians: {statistics.median(stock) / statistics.median(ours):.1f}")
+
+
+def measure_ours(folder: Path, rounds: int) -> list[float]:
+    """Return the seconds of each round but the first, in which the nodes build their model."""
+    (folder / "run.yaml").write_text(CONFIG.format(rounds=rounds, nodes=NUM_NODES))
+    federation = folder / "federation"
+    command("agfl-server", "init", federation, "--config", folder / "run.yaml")
+    for i in range(NUM_NODES):
+        keys = folder / f"keys{i}"
+        command("agfl-client", "keygen", f"node{i}", "--keys", keys)
+        command("agfl-server", "add-node", f"node{i}", keys / f"node{i}.pub", "--federation", federation)
+    (folder / "text.txt").write_text("to be, or not to be\n\nthat is the question\n")
+    with ExitStack() as processes:
+        port = free_port()
+        server = background(processes, "agfl-server", "start", "--federation", federation, "--port", port)
+        for i in range(NUM_NODES):
+            address = ("--server", f"127.0.0.1:{port}", "--ca", federation / "ca.pem")
+            own = ("--keys", folder / f"keys{i}", "--data", folder / "text.txt", "--once")
+            background(processes, "agfl-client", "start", *address, *own)
+        if server.wait(300) != 0:
+            raise SystemExit("agfl-server failed")
+    rows = [json.loads(line) for line in (federation / "run" / "metrics.jsonl").read_text().splitlines()]
+    return [row["seconds"] for row in rows if row["round"] > 1]
+
+
+def measure_stock(folder: Path, phases: int) -> list[float]:
+    """Return the seconds of each phase (one message to each node and back) of stock Flower."""
+    federation, app, home = folder / "federation", folder / "noop", folder / "flwr"
+    for path in (app, home):
+        path.mkdir()
+    (app / "pyproject.toml").write_text(STOCK_PYPROJECT)
+    (app / "noop.py").write_text(STOCK_APP)
+    port = free_port()
+    ca = federation / "ca.pem"
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "tls"\n[superlink.tls]\naddress = "127.0.0.1:{port}"\nroot-certificates = "{ca}"\n'
+    )
+    os.environ |= {"FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    with ExitStack() as processes:
+        tls = ("--ssl-certfile", federation / "server.pem", "--ssl-keyfile", federation / "server.key")
+        address = ("--host", "127.0.0.1", "--port", port, "--ssl-ca-certfile", ca)
+        background(processes, "flower-superlink", *address, *tls, "--disable-runtime-dependency-installation")
+        wait_for_port(port)
+        for _ in range(NUM_NODES):
+            place = ("--root-certificates", ca, "--superlink", f"127.0.0.1:{port}", "--port", free_port())
+            background(processes, "flower-supernode", *place)
+        run = ("flwr", "run", app, "tls", "--stream", "--run-config", f"phases={phases}")
+        output = command(*run, timeout_s=400)
+    seconds = [float(text) for text in re.findall(r"PHASE ([\d.]+)", output)]
+    if len(seconds) != phases:
+        raise SystemExit(f"stock Flower failed:\n{output}")
+    return seconds
+
+
+def command(*arguments: object, timeout_s: float = 60) -> str:
+    """Run a command to its end and return what it printed."""
+    words = [str(BIN / str(arguments[0])), *map(str, arguments[1:])]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=timeout_s, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(words)} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout + done.stderr
+
+
+def background(processes: ExitStack, *arguments: object) -> subprocess.Popen[bytes]:
+    """Start a command that ends with `processes` at the latest."""
+    words = [str(BIN / str(arguments[0])), *map(str, arguments[1:])]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    processes.callback(process.wait)
+    processes.callback(process.terminate)
+    return process
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for_port(port: int, timeout_s: float = 60) -> None:
+    """Return once something listens on `port`."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise SystemExit(f"nothing listens on port {port}")
+
+
+if __name__ == "__main__":
+    main()

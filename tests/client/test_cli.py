@@ -1,0 +1,112 @@
+"""agfl-client as a person calls it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+_CA = """-----BEGIN CERTIFICATE-----
+MIIBvzCCAUSgAwIBAgIUbHchMxxRveRIEVw4GWFxoW2E8QMwCgYIKoZIzj0EAwMw
+HTEbMBkGA1UEAwwSYWdmbCBmZWRlcmF0aW9uIENBMB4XDTI2MTEyMzEwMTkyN1oX
+DTMxMTEyMzEwMTkyN1owHTEbMBkGA1UEAwwSYWdmbCBmZWRlcmF0aW9uIENBMHYw
+EAYHKoZIzj0CAQYFK4EEACIDYgAEcjRsddgBL2ViJFa8WAWkt0n05jQk0MWUZVLl
+iY8m+VVj3CjTlyhsVkhl68cXSCNEgMri8CJxkP4bPkdZO8rXXeFCbyxSO93hjVLF
+E7198Zn39kip2GRrJ/alKuOT8dW3o0UwQzAdBgNVHQ4EFgQUSv/nL3+0G2yAPRP2
+CFX66BvPWsowEgYDVR0TAQH/BAgwBgEB/wIBADAOBgNVHQ8BAf8EBAMCAQYwCgYI
+KoZIzj0EAwMDaQAwZgIxANVSHB5TkC53cHrK2VoQHif1nA9CteciSrYJybAZSwyO
+o1aS0TG83VlV3KBD9GJtsAIxAPDY0SfNRgEZct+LFpIYAfxrN7XHVWPox1U+VsuN
+MwIziPMWu/XxEo3RyHOs/V6ynA==
+-----END CERTIFICATE-----
+"""
+HEAVY = ("flwr", "torch", "pydantic", "cryptography", "yaml", "numpy", "httpx")
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from agfl_client.cli import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("command", [[], ["keygen"], ["start"]])
+def test_help_imports_nothing_heavy(command: list[str]) -> None:
+    program = (
+        "import sys\nfrom agfl_client.cli import app\n"
+        "app(sys.argv[1:], standalone_mode=False)\n"
+        f"print('imported:', sorted(set({HEAVY!r}) & set(sys.modules)))"
+    )
+    arguments = [sys.executable, "-c", program, *command, "--help"]
+    result = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
+    assert "Usage" in result.stdout
+    assert result.stdout.endswith("imported: []\n")
+
+
+def test_keygen_makes_keys_and_never_overwrites_them(tmp_path: Path) -> None:
+    folder = tmp_path / "keys"
+    first = _run("keygen", "alice", "--keys", str(folder))
+    assert (first.returncode, first.stderr) == (0, "")
+    assert str(folder / "alice.pub") in first.stdout
+    again = _run("keygen", "alice", "--keys", str(folder))
+    assert again.returncode == 2
+    assert again.stderr == f"error: {folder}: must be a new or empty folder; nothing is overwritten\n"
+
+
+def test_a_bad_name_is_one_line(tmp_path: Path) -> None:
+    result = _run("keygen", "a b", "--keys", str(tmp_path / "keys"))
+    assert result.returncode == 2
+    assert result.stderr == "error: name: must match ^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$, got 'a b'\n"
+
+
+def test_sigterm_ends_a_node_that_waits_for_an_absent_server(tmp_path: Path) -> None:
+    _run("keygen", "alice", "--keys", str(tmp_path / "keys"))
+    (tmp_path / "text.txt").write_text("some text\n\nsome more text\n")
+    # Any certificate will do: nobody answers.
+    (tmp_path / "ca.pem").write_text(_CA)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    start = ["start", "--server", f"127.0.0.1:{port}", "--ca", str(tmp_path / "ca.pem")]
+    start += ["--keys", str(tmp_path / "keys"), "--data", str(tmp_path / "text.txt"), "--once"]
+    command = [sys.executable, "-c", "from agfl_client.cli import main; main()", *start]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            assert any("waiting up to 600 s for 127.0.0.1" in line for line in process.stderr)
+            process.send_signal(signal.SIGTERM)
+            sent = time.monotonic()
+            assert process.wait(5) == 130
+            assert time.monotonic() - sent < 2
+            rest = process.stderr.read()
+            assert "stopped by a signal" in rest
+            assert "Traceback" not in rest
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "line"),
+    [
+        ("--server", "nowhere", "error: --server: must be HOST:PORT, got 'nowhere'"),
+        ("--ca", "nowhere.pem", "error: --ca: nowhere.pem: no such file"),
+        ("--keys", "nowhere", "error: nowhere: no such file or directory"),
+        ("--data", "nowhere.txt", "error: data: nowhere.txt: no such file or folder"),
+    ],
+)
+def test_a_wrong_option_is_one_line(option: str, value: str, line: str, tmp_path: Path) -> None:
+    _run("keygen", "alice", "--keys", str(tmp_path / "keys"))
+    (tmp_path / "text.txt").write_text("some text\n\nsome more text\n")
+    (tmp_path / "ca.pem").write_text(_CA)
+    options = {
+        "--server": "127.0.0.1:1",
+        "--ca": str(tmp_path / "ca.pem"),
+        "--keys": str(tmp_path / "keys"),
+        "--data": str(tmp_path / "text.txt"),
+        option: value,
+    }
+    result = _run("start", *(part for pair in options.items() for part in pair))
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == line
+    assert "Traceback" not in result.stderr

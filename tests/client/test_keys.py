@@ -1,0 +1,122 @@
+"""An owner's keys: private from the first moment, never overwritten, and refused when they do not fit."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from agfl_client import keys
+from agfl_models.errors import IdentityError
+from agfl_protocol.identity import PublicIdentity
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    keys.generate("alice", tmp_path / "alice")
+    return tmp_path / "alice"
+
+
+def test_generated_keys_are_private_and_load(folder: Path) -> None:
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert sorted(path.name for path in folder.iterdir()) == ["alice.pub", "signing.key", "transport.key"]
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+    own = keys.load(folder)
+    assert own.name == "alice"
+    assert own.identity == PublicIdentity.read(folder / "alice.pub")
+    assert own.identity == PublicIdentity.of("alice", own.transport.public_key(), own.signing.public_key())
+
+
+def test_two_generations_share_no_key(folder: Path, tmp_path: Path) -> None:
+    keys.generate("alice", tmp_path / "again")
+    one, other = keys.load(folder).identity, keys.load(tmp_path / "again").identity
+    assert one.transport_key != other.transport_key
+    assert one.signing_key != other.signing_key
+
+
+def test_keys_are_not_shown(folder: Path) -> None:
+    own = keys.load(folder)
+    encoding = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    assert "PrivateKey" not in repr(own)
+    for key in (own.transport, own.signing):
+        assert key.private_bytes(*encoding).decode() not in repr(own)
+
+
+def test_existing_keys_are_never_overwritten(folder: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(IdentityError, match="must be a new or empty folder; nothing is overwritten"):
+        keys.generate("alice", folder)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_bad_name_makes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(IdentityError, match=r"name: must match .* got '\.\./x'"):
+        keys.generate("../x", tmp_path / "keys")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [".", "transport.key", "signing.key", "alice.pub"])
+@pytest.mark.parametrize("mode", [0o040, 0o004])
+def test_a_folder_or_file_open_to_others_is_refused(name: str, mode: int, folder: Path) -> None:
+    path = folder / name
+    path.chmod(path.stat().st_mode | mode)
+    with pytest.raises(IdentityError, match="must be closed to group and others"):
+        keys.load(folder)
+
+
+@pytest.mark.parametrize("name", ["transport.key", "signing.key", "alice.pub"])
+def test_a_missing_file_is_named(name: str, folder: Path) -> None:
+    (folder / name).unlink()
+    with pytest.raises(IdentityError, match=r"no such file|must hold exactly one public file"):
+        keys.load(folder)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(IdentityError, match="nowhere: no such file"):
+        keys.load(tmp_path / "nowhere")
+
+
+def test_two_public_files_are_refused(folder: Path) -> None:
+    shutil.copy(folder / "alice.pub", folder / "bob.pub")
+    with pytest.raises(IdentityError, match=r"exactly one public file NAME\.pub, got \['alice\.pub', 'bob\.pub'\]"):
+        keys.load(folder)
+
+
+def test_a_public_file_of_other_keys_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(keys.generate("alice", tmp_path / "other"), folder / "alice.pub")
+    with pytest.raises(IdentityError, match="must hold the public halves of"):
+        keys.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "rule"),
+    [
+        ("transport.key", "signing.key", "must hold an EC P-384 private key, got"),
+        ("signing.key", "transport.key", "must hold an Ed25519 private key, got"),
+        ("signing.key", "alice.pub", "must hold an unencrypted PEM private key"),
+    ],
+)
+def test_a_wrong_key_file_is_refused_without_quoting_it(name: str, other: str, rule: str, folder: Path) -> None:
+    shutil.copy(folder / other, folder / name)
+    with pytest.raises(IdentityError, match=rule) as caught:
+        keys.load(folder)
+    assert str(folder / name) in str(caught.value)
+    assert (folder / other).read_text().splitlines()[1] not in str(caught.value)
+
+
+def test_keys_serve_one_node_at_a_time(folder: Path) -> None:
+    with (
+        keys.hold(folder),
+        pytest.raises(IdentityError, match="must serve one node at a time"),
+        keys.hold(folder),
+    ):
+        pass
+    with keys.hold(folder):
+        pass
+
+
+def test_missing_keys_cannot_be_held(tmp_path: Path) -> None:
+    with pytest.raises(IdentityError, match="nowhere: no such file"), keys.hold(tmp_path / "nowhere"):
+        pass

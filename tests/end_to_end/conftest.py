@@ -1,0 +1,168 @@
+"""Real processes: a server and its clients, over TLS on loopback, with the commands a person would type."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+CONFIG = """
+seed: 3
+num_rounds: 5
+task: {type: language_modeling, sequence_length: 32}
+model:
+  vocab_size: 259
+  dim: 16
+  layers:
+    - {type: attention, num_heads: 2}
+    - {type: ff}
+    - {type: rnn, cell: mingru}
+training: {batch_size: 4, local_steps: 2}
+aggregation: {type: plain, min_cohort: 3}
+evaluation: {every: 2, max_windows: 4}
+data: {partition: grouped, num_owners: 3}
+"""
+
+
+def run(*arguments: str | Path, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run one of our commands to its end."""
+    command = [str(BIN / str(arguments[0])), *map(str, arguments[1:])]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+
+def run_ok(*arguments: str | Path) -> str:
+    """Run one of our commands, which must succeed; return its output."""
+    done = run(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@dataclass
+class Command:
+    """A command running in the background, its output in a file."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def wait(self, timeout_s: float = 120) -> int:
+        """Return the exit code."""
+        return self.process.wait(timeout_s)
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def output(self) -> str:
+        """What it printed so far."""
+        return self.log.read_text()
+
+    def wait_for(self, pattern: str, timeout_s: float = 60) -> re.Match[str]:
+        """Wait until a line matches `pattern`."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if match := re.search(pattern, self.output()):
+                return match
+            if self.process.poll() is not None and not re.search(pattern, self.output()):
+                break
+            time.sleep(0.02)
+        raise AssertionError(f"no {pattern!r} in:\n{self.output()}")
+
+
+@dataclass
+class Site:
+    """A folder with a federation of three owners, and the processes started in it."""
+
+    folder: Path
+    commands: list[Command] = field(default_factory=list)
+
+    @property
+    def federation(self) -> Path:
+        return self.folder / "federation"
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "run.yaml"
+
+    @property
+    def owners(self) -> list[Path]:
+        return sorted((self.folder / "owners").glob("*.jsonl"))
+
+    def run_ok(self, *arguments: str | Path) -> None:
+        """Run one of our commands, which must succeed."""
+        run_ok(*arguments)
+
+    def start(self, label: str, *arguments: str | Path) -> Command:
+        """Start one of our commands in the background."""
+        log = self.folder / f"{label}-{len(self.commands)}.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [str(BIN / str(arguments[0])), *map(str, arguments[1:])],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+        self.commands.append(Command(process, log))
+        return self.commands[-1]
+
+    def start_server(self, *options: str, port: int = 0) -> tuple[Command, int]:
+        """Start the server; return it and the port it listens on."""
+        server = self.start(
+            "server", "agfl-server", "start", "--federation", self.federation, "--port", str(port), *options
+        )
+        return server, int(server.wait_for(r"listening on \S+ port (\d+)").group(1))
+
+    def start_client(self, owner: Path, port: int, keys: Path | None = None, ca: Path | None = None) -> Command:
+        """Start an owner's client; it leaves when the run ends."""
+        server = ("--server", f"127.0.0.1:{port}", "--ca", ca or self.federation / "ca.pem")
+        own = ("--keys", keys or self.folder / "keys" / owner.stem, "--data", owner)
+        return self.start(owner.stem, "agfl-client", "start", *server, *own, "--once")
+
+    @property
+    def model(self) -> bytes:
+        """The weights that the federation ended with."""
+        return (self.federation / "run" / "model" / "model.safetensors").read_bytes()
+
+    @property
+    def simulated_model(self) -> bytes:
+        """The weights that the simulation of the same owners ended with."""
+        return (self.folder / "simulated" / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three owners of Shakespeare roles with their keys, a federation that admits them, and its simulation."""
+    folder = tmp_path_factory.mktemp("prepared")
+    site = Site(folder)
+    site.config.write_text(CONFIG)
+    run_ok("agfl-simulate", site.config, "--export-owners", folder / "owners")
+    run_ok("agfl-server", "init", site.federation, "--config", site.config)
+    for owner in site.owners:
+        keys = folder / "keys" / owner.stem
+        run_ok("agfl-client", "keygen", owner.stem, "--keys", keys)
+        public_file = keys / f"{owner.stem}.pub"
+        run_ok("agfl-server", "add-node", owner.stem, public_file, "--federation", site.federation)
+    output = folder / "simulated"
+    run_ok("agfl-simulate", site.config, "--set", f"data.path={folder / 'owners'}", "--output", output)
+    return folder
+
+
+@pytest.fixture
+def site(prepared: Path, tmp_path: Path) -> Iterator[Site]:
+    """A copy of the prepared federation; what a test starts in it is ended with the test."""
+    site = Site(tmp_path / "site")
+    shutil.copytree(prepared, site.folder)
+    yield site
+    for command in site.commands:
+        if command.process.poll() is None:
+            command.kill()

@@ -1,0 +1,72 @@
+"""An operator and three data owners run the federation that a researcher simulates: same bits, over TLS."""
+
+from __future__ import annotations
+
+import ssl
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Site
+
+
+def test_deployment_and_simulation_end_with_the_same_bits(site: Site) -> None:
+    server, port = site.start_server()
+    clients = [site.start_client(owner, port) for owner in site.owners]
+    assert server.wait() == 0, server.output()
+    assert [client.wait(20) for client in clients] == [0, 0, 0]
+    assert site.model == site.simulated_model
+
+
+def test_killed_server_resumes_to_the_same_bits(site: Site) -> None:
+    server, port = site.start_server()
+    clients = [site.start_client(owner, port) for owner in site.owners]
+    server.wait_for(r"round 2 done")
+    server.kill()
+    server, _ = site.start_server("--resume", port=port)
+    assert server.wait() == 0, server.output()
+    assert [client.wait(30) for client in clients] == [0, 0, 0]
+    assert site.model == site.simulated_model
+
+
+def test_killed_client_comes_back_and_the_result_stays_the_same(site: Site) -> None:
+    server, port = site.start_server()
+    clients = [site.start_client(owner, port) for owner in site.owners]
+    server.wait_for(r"round 1 done")
+    clients[0].kill()
+    clients[0] = site.start_client(site.owners[0], port)
+    assert server.wait() == 0, server.output()
+    assert site.model == site.simulated_model
+
+
+def test_node_with_unregistered_key_is_refused_in_one_line(site: Site) -> None:
+    _, port = site.start_server()
+    keys = site.folder / "keys" / "stranger"
+    site.run_ok("agfl-client", "keygen", "stranger", "--keys", keys)
+    client = site.start_client(site.owners[0], port, keys=keys)
+    assert client.wait(30) == 2
+    assert "Traceback" not in client.output()
+    assert "add-node" in client.output().splitlines()[-1]
+
+
+def test_client_with_a_wrong_ca_is_refused_in_one_line(site: Site) -> None:
+    _, port = site.start_server()
+    other = site.folder / "other"
+    site.run_ok("agfl-server", "init", other, "--config", site.config)
+    client = site.start_client(site.owners[0], port, ca=other / "ca.pem")
+    assert client.wait(30) == 2
+    assert "Traceback" not in client.output()
+    assert "certificate" in client.output().splitlines()[-1]
+
+
+@pytest.mark.parametrize("path", ["/v1/control/start-run", "/v1/runtime/acquire-task", "/docs", "/openapi.json"])
+def test_control_and_runtime_paths_are_closed_from_outside(site: Site, path: str) -> None:
+    _, port = site.start_server()
+    context = ssl.create_default_context(cafile=str(site.federation / "ca.pem"))
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"https://127.0.0.1:{port}{path}", data=b"", context=context, timeout=10)
+    assert refused.value.code == 403
+    refused.value.close()

@@ -1,0 +1,169 @@
+"""Laws that every layer type obeys: causality, decoding step by step, padding, precision, size.
+
+B batch, T time, D width of the input.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from agfl_models.errors import ConfigError
+from agfl_models.layers import LayerConfig, build
+from agfl_models.layers.layer import Layer
+
+WIDTH = 16
+ENCODER = {"type": "attention", "num_heads": 4, "causal": False}
+CAUSAL_LAYERS: dict[str, dict[str, Any]] = {
+    "ff": {"type": "ff"},
+    "ff gelu": {"type": "ff", "activation": "gelu", "hidden_dim": 20},
+    "ff widening": {"type": "ff", "output_dim": 24},
+    "gru": {"type": "rnn"},
+    "gru projected": {"type": "rnn", "hidden_dim": 12, "output_dim": 20},
+    "lstm": {"type": "rnn", "cell": "lstm"},
+    "lstm projected": {"type": "rnn", "cell": "lstm", "hidden_dim": 12, "output_dim": 20},
+    "mingru": {"type": "rnn", "cell": "mingru"},
+    "mingru projected": {"type": "rnn", "cell": "mingru", "hidden_dim": 12, "output_dim": 20},
+    "attention": {"type": "attention", "num_heads": 2},
+    "attention grouped": {"type": "attention", "num_heads": 4, "num_kv_heads": 2},
+    "attention multi-query": {"type": "attention", "num_heads": 4, "num_kv_heads": 1},
+    "attention unrotated": {"type": "attention", "num_heads": 2, "rope": False},
+}
+LAYERS = {**CAUSAL_LAYERS, "attention both ways": ENCODER}
+each_causal_layer = pytest.mark.parametrize("config", CAUSAL_LAYERS.values(), ids=CAUSAL_LAYERS.keys())
+each_layer = pytest.mark.parametrize("config", LAYERS.values(), ids=LAYERS.keys())
+
+
+def make_layer(config: dict[str, Any]) -> Layer:
+    torch.manual_seed(0)
+    layer = build(resolve(config))
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))  # no bias stays 0, where it would hide an error
+    return layer
+
+
+def resolve(config: dict[str, Any]) -> LayerConfig:
+    layer_config: LayerConfig = TypeAdapter(LayerConfig).validate_python(config)
+    return layer_config.resolved(WIDTH, False, "layer")
+
+
+@each_causal_layer
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_what_comes_later_changes_nothing_before(config: dict[str, Any], is_masked: bool) -> None:
+    layer = make_layer(config)
+    x_BTD = torch.randn(2, 9, WIDTH)
+    mask_BT = torch.rand(2, 9) < 0.7 if is_masked else None
+    y_BTE = layer(x_BTD, mask_BT)
+    for t in range(8):
+        changed_BTD = x_BTD.clone()
+        changed_BTD[:, t + 1 :] = torch.randn(2, 8 - t, WIDTH)
+        changed_mask_BT = None
+        if mask_BT is not None:
+            changed_mask_BT = mask_BT.clone()
+            changed_mask_BT[:, t + 1 :] = torch.rand(2, 8 - t) < 0.7
+        y_changed_BTE = layer(changed_BTD, changed_mask_BT)
+        torch.testing.assert_close(y_changed_BTE[:, : t + 1], y_BTE[:, : t + 1], atol=1e-6, rtol=1e-6)
+        assert is_masked or not torch.allclose(y_changed_BTE[:, t + 1], y_BTE[:, t + 1])
+
+
+def test_attention_both_ways_sees_what_comes_later() -> None:
+    layer = make_layer(ENCODER)
+    x_BTD = torch.randn(2, 9, WIDTH)
+    changed_BTD = torch.cat((x_BTD[:, :-1], torch.randn(2, 1, WIDTH)), dim=1)
+    assert not torch.allclose(layer(x_BTD)[:, 0], layer(changed_BTD)[:, 0])
+
+
+@each_causal_layer
+def test_step_by_step_is_the_whole_sequence(config: dict[str, Any]) -> None:
+    layer = make_layer(config)
+    x_BTD = torch.randn(3, 11, WIDTH)
+    torch.testing.assert_close(decode(layer, x_BTD), layer(x_BTD), atol=1e-5, rtol=1e-5)
+
+
+def decode(layer: Layer, x_BTD: Tensor) -> Tensor:
+    state = layer.initial_state(len(x_BTD))
+    outputs = []
+    for x_BD in x_BTD.unbind(dim=1):
+        y_BE, state = layer.step(x_BD, state)
+        outputs.append(y_BE)
+    return torch.stack(outputs, dim=1)
+
+
+@each_causal_layer
+def test_a_step_leaves_the_given_state_alone_and_rows_can_be_reordered(config: dict[str, Any]) -> None:
+    layer = make_layer(config)
+    beams = torch.tensor([2, 0, 0])
+    x_BD = torch.randn(3, WIDTH)
+    _, state = layer.step(torch.randn(3, WIDTH), layer.initial_state(3))
+    copies = tuple(part.clone() for part in state)
+    y_BE, _ = layer.step(x_BD, state)
+    for part, copy in zip(state, copies, strict=True):
+        assert torch.equal(part, copy)
+    y_reordered_BE, _ = layer.step(x_BD[beams], tuple(part[beams] for part in state))
+    torch.testing.assert_close(y_reordered_BE, y_BE[beams])
+
+
+@each_layer
+@settings(max_examples=15, deadline=None)
+@given(rows=st.lists(st.lists(st.booleans(), min_size=7, max_size=7), min_size=1, max_size=3))
+def test_padding_anywhere_does_not_change_real_positions(config: dict[str, Any], rows: list[list[bool]]) -> None:
+    layer = make_layer(config)
+    mask_BT = torch.tensor(rows)
+    x_BTD = torch.randn(*mask_BT.shape, WIDTH)
+    x_BTD[~mask_BT] = 1e3
+    y_BTE = layer(x_BTD, mask_BT)
+    assert y_BTE.isfinite().all()
+    for x_TD, y_TE, mask_T in zip(x_BTD, y_BTE, mask_BT, strict=True):
+        if mask_T.any():
+            alone_TE = layer(x_TD[mask_T].unsqueeze(0)).squeeze(0)
+            torch.testing.assert_close(y_TE[mask_T], alone_TE, atol=1e-5, rtol=1e-5)
+
+
+@each_layer
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_bfloat16_gives_finite_gradients_and_nearly_the_same_output(config: dict[str, Any], is_masked: bool) -> None:
+    layer = make_layer(config)
+    x_BTD = torch.randn(2, 64, WIDTH)
+    mask_BT = torch.rand(2, 64) < 0.5 if is_masked else None
+    exact_BTE = layer(x_BTD, mask_BT).detach()
+    y_BTE = layer.to(torch.bfloat16)(x_BTD.bfloat16(), mask_BT)
+    assert y_BTE.dtype == torch.bfloat16
+    assert (y_BTE - exact_BTE).norm() < 0.03 * exact_BTE.norm()
+    y_BTE.square().mean().backward()
+    assert_finite_gradients(layer)
+
+
+@each_layer
+def test_autocast_gives_finite_gradients(config: dict[str, Any]) -> None:
+    layer = make_layer(config)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = layer(torch.randn(2, 64, WIDTH)).square().mean()
+    loss.backward()
+    assert_finite_gradients(layer)
+
+
+def assert_finite_gradients(layer: Layer) -> None:
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+@each_layer
+def test_the_config_predicts_widths_and_number_of_parameters(config: dict[str, Any]) -> None:
+    layer, resolved = make_layer(config), resolve(config)
+    assert sum(parameter.numel() for parameter in layer.parameters()) == resolved.num_parameters()
+    assert (layer.input_dim, layer.output_dim) == (resolved.width_in, resolved.width_out)
+    assert layer(torch.randn(1, 3, WIDTH)).shape == (1, 3, resolved.width_out)
+
+
+def test_attention_both_ways_cannot_decode_step_by_step() -> None:
+    layer = make_layer(ENCODER)
+    with pytest.raises(ConfigError, match=r"^causal: must be true to decode step by step, got false$"):
+        layer.step(torch.randn(1, WIDTH), layer.initial_state(1))

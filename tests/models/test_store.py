@@ -1,0 +1,118 @@
+"""A saved model comes back exactly, equal weights are equal files, and bad files are refused by name."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from agfl_models import AutoGenModel
+from agfl_models.errors import CheckpointError
+from agfl_models.store import load_model, save_model
+
+CONFIG: dict[str, Any] = {
+    "vocab_size": 259,
+    "dim": 16,
+    "layers": [{"repeat": 2, "layers": [{"type": "attention"}, {"type": "rnn"}, {"type": "ff"}]}],
+}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    model = AutoGenModel(CONFIG, seed=1)
+    save_model(tmp_path / "run" / "model", model.config, model.state_dict(), "language_modeling")
+    return tmp_path / "run" / "model"
+
+
+@pytest.mark.parametrize("is_run_folder", [False, True])
+def test_a_saved_model_comes_back_exactly(saved: Path, is_run_folder: bool) -> None:
+    original = AutoGenModel(CONFIG, seed=1)
+    model, config = load_model(saved.parent if is_run_folder else saved)
+    assert config.model.resolve() == original.config
+    assert (config.task, config.tokenizer) == ("language_modeling", "bytes")
+    ids_BT = torch.tensor([[1, 2, 3]])
+    assert torch.equal(model(ids_BT), original(ids_BT))
+    assert all(torch.equal(model.state_dict()[name], w) for name, w in original.state_dict().items())
+
+
+def test_loading_leaves_the_global_generator_alone(saved: Path) -> None:
+    before = torch.get_rng_state()
+    load_model(saved)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_equal_weights_are_equal_bytes_and_nothing_else_is_left(saved: Path, tmp_path: Path) -> None:
+    model, config = load_model(saved)
+    reordered = dict(reversed(list(model.state_dict().items())))
+    save_model(tmp_path / "again", config.model, reordered, config.task)
+    for name in ("model.safetensors", "config.yaml"):
+        assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
+    assert sorted(os.listdir(saved)) == ["config.yaml", "model.safetensors"]
+
+
+def test_a_crash_while_writing_leaves_the_old_model(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (saved / "model.safetensors").read_bytes()
+    seen: list[str] = []
+
+    def crash(descriptor: int) -> None:
+        seen.extend(os.listdir(saved))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", crash)
+    other = AutoGenModel(CONFIG, seed=2)
+    with pytest.raises(CheckpointError, match=r"model: cannot be written: No space left on device$"):
+        save_model(saved, other.config, other.state_dict(), "language_modeling")
+    assert (saved / "model.safetensors").read_bytes() == before
+    assert sorted(os.listdir(saved)) == ["config.yaml", "model.safetensors"]
+    assert [name for name in seen if name.startswith("model")] == ["model.safetensors"]
+
+
+def test_missing_files_are_refused(saved: Path, tmp_path: Path) -> None:
+    refuses(tmp_path / "nothing", "nothing/config.yaml: no such file")
+    (saved / "model.safetensors").unlink()
+    refuses(saved, "model/model.safetensors: no such file")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a zip", b"\xff" * 64])
+def test_corrupt_weights_are_refused(saved: Path, content: bytes) -> None:
+    (saved / "model.safetensors").write_bytes(content)
+    refuses(saved, "model/model.safetensors: corrupt: ")
+
+
+def test_truncated_weights_are_refused(saved: Path) -> None:
+    whole = (saved / "model.safetensors").read_bytes()
+    (saved / "model.safetensors").write_bytes(whole[:-1])
+    refuses(saved, "model/model.safetensors: corrupt: ")
+
+
+def test_corrupt_configuration_is_refused(saved: Path) -> None:
+    description = yaml.safe_load((saved / "config.yaml").read_text())
+    description["model"]["layers"][0]["type"] = "attenton"
+    (saved / "config.yaml").write_text(yaml.safe_dump(description))
+    refuses(saved, "model/config.yaml: model.layers.0: unknown 'type' 'attenton' (did you mean 'attention'?)")
+    (saved / "config.yaml").write_text("model: [")
+    refuses(saved, "model/config.yaml: malformed YAML")
+
+
+def test_weights_of_another_model_are_refused(saved: Path) -> None:
+    path = saved / "model.safetensors"
+    weights = load_file(path)
+    save_file({**weights, "embedding.weight": torch.zeros(2, 3)}, path)
+    refuses(saved, "model.safetensors: embedding.weight: must have shape (259, 16), got (2, 3)")
+    save_file({**weights, "extra": torch.zeros(1)}, path)
+    refuses(saved, "model.safetensors: extra: not part of the configured model")
+    weights.pop("head.norm.weight")
+    save_file(weights, path)
+    refuses(saved, "model.safetensors: head.norm.weight: required by the configuration but missing")
+
+
+def refuses(path: Path, message: str) -> None:
+    with pytest.raises(CheckpointError, match=re.escape(message)) as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,77 @@
+"""agfl-server as a person calls it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agfl_client import keys
+
+HEAVY = ("flwr", "torch", "pydantic", "cryptography", "yaml", "numpy", "httpx", "uvicorn", "grpc")
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from agfl_server.cli import main; main()", *arguments]
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(_command(*arguments), capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("command", [[], ["init"], ["add-node"], ["start"]])
+def test_help_imports_nothing_heavy(command: list[str]) -> None:
+    program = (
+        "import sys\nfrom agfl_server.cli import app\n"
+        "app(sys.argv[1:], standalone_mode=False)\n"
+        f"print('imported:', sorted(set({HEAVY!r}) & set(sys.modules)))"
+    )
+    arguments = [sys.executable, "-c", program, *command, "--help"]
+    result = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
+    assert "Usage" in result.stdout
+    assert result.stdout.endswith("imported: []\n")
+
+
+def test_a_federation_is_made_filled_and_started(tmp_path: Path, free_port: int) -> None:
+    folder = tmp_path / "federation"
+    public_file = keys.generate("alice", tmp_path / "keys")
+    made = _run("init", str(folder), "--host", "fed.example.org")
+    assert (made.returncode, made.stderr) == (0, "")
+    assert str(folder / "ca.pem") in made.stdout
+    admitted = _run("add-node", "alice", str(public_file), "--federation", str(folder))
+    assert admitted.stdout == f"admitted alice; nodes of {folder}: alice\n"
+
+    command = _command("start", "--federation", str(folder), "--port", str(free_port))
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            lines = iter(process.stderr)
+            assert next(lines).endswith(f" listening on 127.0.0.1 port {free_port}; admitted: alice\n")
+            assert " waiting for nodes: 0 of " in next(lines)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 130
+            rest = process.stderr.read()
+            assert "stopped by a signal; start --resume goes on" in rest
+            assert "Traceback" not in rest
+        finally:
+            process.kill()
+    socket.create_server(("127.0.0.1", free_port)).close()
+
+
+def test_init_takes_a_configuration_and_checks_it(tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("num_rounds: many\n")
+    result = _run("init", str(tmp_path / "federation"), "--config", str(config))
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {config}: ")
+    assert not (tmp_path / "federation").exists()
+
+
+def test_errors_are_one_line(tmp_path: Path) -> None:
+    result = _run("start", "--federation", str(tmp_path / "nowhere"))
+    expected = f"error: {tmp_path / 'nowhere'}: must be a federation folder made by `agfl-server init`, got none\n"
+    assert (result.returncode, result.stderr) == (2, expected)

@@ -1,0 +1,54 @@
+"""The TLS listener says what is wrong with its address or its certificate, and gives the port back."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agfl_models.errors import IdentityError, TransportError
+from agfl_server import federation
+
+if TYPE_CHECKING:
+    from tests.server.conftest import Site
+
+
+def test_a_port_in_use_is_named(site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(TransportError, match=f"must be a free address .* got 127.0.0.1:{port} .*in use"):
+            site.superlink(port).__enter__()
+
+
+def test_a_host_of_another_machine_is_named(site: Site) -> None:
+    found = site.federation
+    server = type(site.superlink())(found.nodes, certificate=found.certificate, key=found.key, host="192.0.2.1")
+    with pytest.raises(TransportError, match=r"host and port: .* got 192\.0\.2\.1:8443"):
+        server.__enter__()
+
+
+@pytest.mark.parametrize("name", ["server.pem", "server.key"])
+def test_a_missing_certificate_or_key_is_named(name: str, site: Site) -> None:
+    server = site.superlink()
+    (site.root / "federation" / name).unlink()
+    with pytest.raises(IdentityError, match=rf"{name}: no such file"):
+        server.__enter__()
+
+
+@pytest.mark.parametrize("name", ["server.pem", "server.key"])
+def test_a_malformed_certificate_or_key_is_named(name: str, site: Site) -> None:
+    server = site.superlink()
+    (site.root / "federation" / name).write_text("hello")
+    with pytest.raises(IdentityError, match=r"server\.pem: must be a PEM certificate that fits .*server\.key"):
+        server.__enter__()
+
+
+def test_a_key_of_another_certificate_is_named(site: Site, tmp_path: Path) -> None:
+    federation.init(tmp_path / "other", "", [])
+    server = site.superlink()
+    other = (tmp_path / "other" / "server.key").read_bytes()
+    (site.root / "federation" / "server.key").write_bytes(other)
+    with pytest.raises(IdentityError, match=r"server\.pem: must be a PEM certificate that fits"):
+        server.__enter__()

@@ -1,0 +1,41 @@
+"""Every shipped configuration runs: one short round of it, by the command a person would type."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agfl_protocol.run_config import load_run_config
+from agfl_server import cli as server_cli
+from agfl_sim.cli import DEFAULT_CONFIG, SHIPPED_CONFIGS
+
+CONFIGS = sorted(SHIPPED_CONFIGS.glob("*.yaml"))
+SHORT = ("num_rounds=1", "training.local_steps=1", "evaluation.max_windows=1")
+
+
+def test_the_default_is_shipped() -> None:
+    assert DEFAULT_CONFIG in {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configuration_runs(path: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    overrides = [part for value in SHORT for part in ("--set", value)]
+    command = [Path(sys.executable).parent / "agfl-simulate", path.stem, "--output", output, *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows] == [0, 1]
+    assert rows[1]["clients"] == load_run_config(path).data.num_owners
+    assert (output / "report.html").exists()
+    assert sorted(str(p.relative_to(output)) for p in output.rglob("model*")) == ["model", "model/model.safetensors"]
+
+
+def test_the_servers_default_trains_the_model_of_the_default_simulation() -> None:
+    default = load_run_config(Path(server_cli.__file__).parent / "default.yaml")
+    shipped = load_run_config(SHIPPED_CONFIGS / f"{DEFAULT_CONFIG}.yaml")
+    assert default.hash == shipped.hash

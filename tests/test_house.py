@@ -1,0 +1,43 @@
+"""Laws of the house that no linter knows: who may import what of Flower, and no branch on being a simulation."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted(
+    path for folder in ("server", "client", "shared_models", "simulations") for path in (ROOT / folder).rglob("*.py")
+)
+PUBLIC_FLOWER = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.simulation"}
+MAY_USE_PRIVATE_FLOWER = {"superlink.py", "supernode.py", "grid.py"}
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield node.module
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_private_flower_stays_in_three_files(path: Path) -> None:
+    flower = {module for module in imported_modules(path) if module.split(".")[0] == "flwr"}
+    if path.name not in MAY_USE_PRIVATE_FLOWER:
+        assert flower <= PUBLIC_FLOWER
+
+
+@pytest.mark.parametrize("folder", ["server", "client", "shared_models"])
+def test_no_branch_on_simulation(folder: str) -> None:
+    branches = [
+        f"{path}: {line}"
+        for path in (ROOT / folder).rglob("*.py")
+        for line in path.read_text().splitlines()
+        if re.match(r"\s*(if|elif)\b.*(simulat|is_sim)", line)
+    ]
+    assert not branches
