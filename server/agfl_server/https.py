@@ -44,7 +44,6 @@ class HttpsServer:
         config = uvicorn.Config(
             self._app,
             ssl_context_factory=lambda _config, _default: tls,
-            loop="asyncio",
             lifespan="off",
             ws="none",
             log_config=None,

@@ -9,6 +9,7 @@ from pathlib import Path
 from agfl_client.app import OWNERS_VARIABLE, create_client_app
 from agfl_client.node import Node
 from agfl_models.errors import AgflError, ConfigError
+from agfl_protocol.flower_settings import prepare_flower
 from agfl_protocol.run_config import RunConfig
 from agfl_server.app import run_federation
 from agfl_server.observer import Observer
@@ -73,6 +74,7 @@ def simulate(config: RunConfig, folder: Path, engine: str, resume: bool, observe
     Raises:
         AgflError: one line for a person.
     """
+    prepare_flower()
     if not resume:
         RunFolder(folder).refuse_existing_run()
     owners = owner_files(config, folder / OWNERS_FOLDER)
