@@ -60,15 +60,15 @@ def run_config(config_file: Path) -> Callable[..., RunConfig]:
 
 @pytest.fixture
 def make_owners(tmp_path: Path) -> Callable[..., Path]:
-    """Return a new folder with one NAME.jsonl file for each of `count` owners: twelve short documents each."""
+    """Return a folder with one NAME.jsonl file for each of `count` owners: twelve short documents each."""
 
-    def make(count: int, folder: str = "data") -> Path:
-        (tmp_path / folder).mkdir()
+    def make(count: int) -> Path:
+        (tmp_path / "owners" / str(count)).mkdir(parents=True, exist_ok=True)
         for i in range(count):
             words = random.Random(i)
             documents = [" ".join(words.choices(WORDS, k=12)) for _ in range(12)]
-            write_documents(tmp_path / folder / f"owner-{i:02}.jsonl", documents)
-        return tmp_path / folder
+            write_documents(tmp_path / "owners" / str(count) / f"owner-{i:02}.jsonl", documents)
+        return tmp_path / "owners" / str(count)
 
     return make
 

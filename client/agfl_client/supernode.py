@@ -9,6 +9,7 @@ process if it cannot connect, interrupts it once the server has restarted, and e
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -50,7 +51,6 @@ from flwr.supercore.inflatable.inflatable_utils import (
     pull_objects,
     push_objects,
 )
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
@@ -63,6 +63,7 @@ RETRY_MIN_S, RETRY_MAX_S = 0.1, 1.0
 HEARTBEAT_S, HEARTBEAT_PROMISE_S = 4.0, 10.0  # the server calls a node gone after twice the promise
 REQUEST_TIMEOUT_S = 15.0
 LAST_REPLY_S = 5.0
+LEAVE_WITHIN_S, LEAVE_TIMEOUT_S = 2 * HEARTBEAT_S, 0.5
 PUSH_ATTEMPTS = 3
 ANSWERED_TYPES = ("train", "evaluate", "query")
 
@@ -125,16 +126,19 @@ class _Connection:
         max_wait_s: float,
     ) -> None:
         self._server, self._stop, self._max_wait_s = server, stop, max_wait_s
-        self._public_key = public_key_to_bytes(key.public_key())
-        self.api = FleetHttpClient(
-            f"https://{server.address}",
-            interceptors=[NodeAuthHttpInterceptor(key, key.public_key())],
-            verify=server.tls(),
-            timeout=REQUEST_TIMEOUT_S,
-        )
+        self._key, self._tls = key, server.tls()
+        self.api = self._new_client(REQUEST_TIMEOUT_S)
         self.node = Node()
-        self._reachable = False
+        self._answered_at = -math.inf
         self._closed = threading.Event()
+
+    def _new_client(self, timeout_s: float) -> FleetHttpClient:
+        return FleetHttpClient(
+            f"https://{self._server.address}",
+            interceptors=[NodeAuthHttpInterceptor(self._key, self._key.public_key())],
+            verify=self._tls,
+            timeout=timeout_s,
+        )
 
     def __enter__(self) -> _Connection:
         threading.Thread(target=self._heartbeat, name="heartbeat", daemon=True).start()
@@ -142,15 +146,17 @@ class _Connection:
 
     def __exit__(self, *_error: object) -> None:
         self._closed.set()
-        if self._reachable and self.node.node_id:
-            # Only a courtesy: without it the server notices that we left by our silence.
-            with suppress(httpx.HTTPError):
-                self.api.DeactivateNode(DeactivateNodeRequest(node_id=self.node.node_id))
         self.api.close()
+        if time.monotonic() - self._answered_at < LEAVE_WITHIN_S:
+            # A courtesy, to a server that seems well: without it our silence would tell. On a connection of its
+            # own, since an interrupt may have broken the other.
+            with suppress(httpx.HTTPError), self._new_client(LEAVE_TIMEOUT_S) as client:
+                client.DeactivateNode(DeactivateNodeRequest(node_id=self.node.node_id))
 
     def activate(self) -> Node:
         """Come online under the node id that the server gives us; it changes when the server restarts."""
-        request = ActivateNodeRequest(public_key=self._public_key, heartbeat_interval=HEARTBEAT_PROMISE_S)
+        key = public_key_to_bytes(self._key.public_key())
+        request = ActivateNodeRequest(public_key=key, heartbeat_interval=HEARTBEAT_PROMISE_S)
         try:
             response = self.call(self.api.ActivateNode, request)
         except httpx.HTTPStatusError as error:
@@ -190,9 +196,8 @@ class _Connection:
 
     def try_call(self, method: Callable[[RequestT], ResponseT], request: RequestT) -> ResponseT:
         """Call the server once."""
-        self._reachable = False
         response = method(request)
-        self._reachable = True
+        self._answered_at = time.monotonic()
         return response
 
     def _not_admitted(self, status: int) -> AgflError:
@@ -215,7 +220,7 @@ class _Connection:
             with suppress(httpx.HTTPError, RuntimeError):
                 if self.node.node_id:
                     request = SendNodeHeartbeatRequest(node=self.node, heartbeat_interval=HEARTBEAT_PROMISE_S)
-                    self.api.SendNodeHeartbeat(request)
+                    self.try_call(self.api.SendNodeHeartbeat, request)
 
 
 class _Loop:

@@ -137,7 +137,7 @@ class ResolvedModelConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _refuse_what_cannot_be_built(self) -> Self:
-        if (self.head is None) != (self.vocab_size is None):
+        if self.head is not None and self.vocab_size is None:
             raise ConfigError("head: needs vocab_size, got none")
         if self.head is not None and self.head.tied and self.width_out != self.dim:
             raise ConfigError(

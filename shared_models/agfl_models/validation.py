@@ -60,6 +60,8 @@ def validate(schema: type[ConfigT], data: object, source: str) -> ConfigT:
         return schema.model_validate(data)
     except ValidationError as error:
         raise ConfigError(f"{source}: {_first_problem(error)}") from None
+    except ConfigError as error:  # a rule over several fields; pydantic lets it pass as it is
+        raise ConfigError(f"{source}: {error}") from None
 
 
 def nearest(name: str, known: list[str]) -> str:

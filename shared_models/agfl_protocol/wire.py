@@ -24,8 +24,8 @@ IDENTIFY, FINISH = "query.identify", "query.finish"
 TRAIN, EVALUATE = "train", "evaluate"
 _CONFIG, _ARRAYS = "config", "arrays"
 
-Scalar: TypeAlias = bool | int | str
-ScalarT = TypeVar("ScalarT", bool, int, str)
+Scalar: TypeAlias = bool | int | str | bytes
+ScalarT = TypeVar("ScalarT", bool, int, str, bytes)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class IdentifyRequest:
 
     def to_record(self) -> RecordDict:
         """Return the message content."""
-        return _record({})
+        return new_record({})
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class IdentifyReply:
 
     def to_record(self) -> RecordDict:
         """Return the message content."""
-        return _record({"name": self.name})
+        return new_record({"name": self.name})
 
     @staticmethod
     def from_record(record: RecordDict) -> IdentifyReply:
         """Read a reply; raises WireError."""
-        return IdentifyReply(_scalar(record, "name", str))
+        return IdentifyReply(read_scalar(record, "name", str))
 
 
 @dataclass(frozen=True)
@@ -84,27 +84,27 @@ class RoundRequest:
             "fields_per_lane": self.plan.fields_per_lane,
             "max_cohort": self.plan.max_cohort,
         }
-        return _record(scalars, {"model": self.model, "scales": self.plan.scales})
+        return new_record(scalars, {"model": self.model, "scales": self.plan.scales})
 
     @staticmethod
     def from_record(record: RecordDict) -> RoundRequest:
         """Read a request; raises WireError."""
         plan = QuantizationPlan(
-            fields_per_lane=_bounded(record, "fields_per_lane", 1, 4),
-            max_cohort=_bounded(record, "max_cohort", 1, 2**20),
-            scales=_vector(record, "scales", np.float64),
+            fields_per_lane=read_bounded(record, "fields_per_lane", 1, 4),
+            max_cohort=read_bounded(record, "max_cohort", 1, 2**20),
+            scales=read_vector(record, "scales", np.float64),
         )
         if not (np.isfinite(plan.scales).all() and (plan.scales > 0).all()):
             raise WireError("scales: must be finite and positive")
         return RoundRequest(
-            run_id=_scalar(record, "run_id", str),
-            round=_bounded(record, "round", 1, 2**31),
-            attempt=_bounded(record, "attempt", 0, 2**31),
-            config_json=_scalar(record, "config_json", str),
-            config_hash=_scalar(record, "config_hash", str),
-            evaluate=_scalar(record, "evaluate", bool),
-            train=_scalar(record, "train", bool),
-            model=_vector(record, "model", np.float32),
+            run_id=read_scalar(record, "run_id", str),
+            round=read_bounded(record, "round", 1, 2**31),
+            attempt=read_bounded(record, "attempt", 0, 2**31),
+            config_json=read_scalar(record, "config_json", str),
+            config_hash=read_scalar(record, "config_hash", str),
+            evaluate=read_scalar(record, "evaluate", bool),
+            train=read_scalar(record, "train", bool),
+            model=read_vector(record, "model", np.float32),
             plan=plan,
         )
 
@@ -121,7 +121,7 @@ class RoundReply:
     def to_record(self) -> RecordDict:
         """Return the message content."""
         scalars: dict[str, Scalar] = {"config_hash": self.config_hash, "round": self.round, "attempt": self.attempt}
-        return _record(scalars, {"lanes": self.lanes})
+        return new_record(scalars, {"lanes": self.lanes})
 
     @staticmethod
     def from_record(record: RecordDict, request: RoundRequest, num_lanes: int) -> RoundReply:
@@ -133,7 +133,7 @@ class RoundReply:
         _expect(record, "config_hash", request.config_hash)
         _expect(record, "round", request.round)
         _expect(record, "attempt", request.attempt)
-        lanes = _vector(record, "lanes", np.uint64, num_lanes)
+        lanes = read_vector(record, "lanes", np.uint64, num_lanes)
         return RoundReply(request.config_hash, request.round, request.attempt, lanes)
 
 
@@ -146,22 +146,22 @@ class FinishRequest:
 
     def to_record(self) -> RecordDict:
         """Return the message content."""
-        return _record({"run_id": self.run_id, "rounds": self.rounds})
+        return new_record({"run_id": self.run_id, "rounds": self.rounds})
 
     @staticmethod
     def from_record(record: RecordDict) -> FinishRequest:
         """Read a request; raises WireError."""
-        return FinishRequest(_scalar(record, "run_id", str), _bounded(record, "rounds", 0, 2**31))
+        return FinishRequest(read_scalar(record, "run_id", str), read_bounded(record, "rounds", 0, 2**31))
 
 
 def acknowledgment() -> RecordDict:
     """Return the content of a reply that says nothing but "understood"."""
-    return _record({})
+    return new_record({})
 
 
 def check_version(record: RecordDict) -> None:
     """Raise WireError unless the message speaks this protocol version."""
-    version = _scalar(record, "version", int, versioned=True)
+    version = read_scalar(record, "version", int, versioned=True)
     if version != PROTOCOL_VERSION:
         raise WireError(f"version: this side speaks protocol {PROTOCOL_VERSION}, the other side {version}")
 
@@ -175,14 +175,16 @@ def content_bytes(message: Message) -> int:
     return arrays + scalars
 
 
-def _record(scalars: dict[str, Scalar], vectors: dict[str, NDArray[Any]] | None = None) -> RecordDict:
+def new_record(scalars: dict[str, Scalar], vectors: dict[str, NDArray[Any]] | None = None) -> RecordDict:
+    """Return message content in this protocol's version."""
     record = RecordDict({_CONFIG: ConfigRecord({"version": PROTOCOL_VERSION, **scalars})})
     if vectors:
         record[_ARRAYS] = ArrayRecord({name: Array(vector) for name, vector in vectors.items()})
     return record
 
 
-def _scalar(record: RecordDict, key: str, kind: type[ScalarT], versioned: bool = False) -> ScalarT:
+def read_scalar(record: RecordDict, key: str, kind: type[ScalarT], versioned: bool = False) -> ScalarT:
+    """Return a field of exactly the type `kind`; raises WireError, also for another protocol version."""
     if not versioned:
         check_version(record)
     value = record.config_records.get(_CONFIG, ConfigRecord()).get(key)
@@ -192,20 +194,21 @@ def _scalar(record: RecordDict, key: str, kind: type[ScalarT], versioned: bool =
 
 
 def _expect(record: RecordDict, key: str, expected: int | str) -> None:
-    got = _scalar(record, key, str) if isinstance(expected, str) else _scalar(record, key, int)
+    got = read_scalar(record, key, str) if isinstance(expected, str) else read_scalar(record, key, int)
     if got != expected:
         raise WireError(f"{key}: must be {expected!r} as in the request, got {got!r}")
 
 
-def _bounded(record: RecordDict, key: str, low: int, high: int) -> int:
-    value = _scalar(record, key, int)
+def read_bounded(record: RecordDict, key: str, low: int, high: int) -> int:
+    """Return an integer field in [low, high]; raises WireError."""
+    value = read_scalar(record, key, int)
     if not low <= value <= high:
         raise WireError(f"{key}: must be in [{low}, {high}], got {value}")
     return value
 
 
-def _vector(record: RecordDict, key: str, dtype: DTypeLike, size: int | None = None) -> NDArray[Any]:
-    """Return a one-dimensional array without trusting what its header declares, and without a copy."""
+def read_vector(record: RecordDict, key: str, dtype: DTypeLike, size: int | None = None) -> NDArray[Any]:
+    """Return a one-dimensional array, without trusting its header and without a copy; raises WireError."""
     array = record.array_records.get(_ARRAYS, ArrayRecord()).get(key)
     kind = np.dtype(dtype)
     if array is None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agfl_models.layers.attention import AttentionConfig, AttentionLayer, rotate
+from agfl_models.layers.attention import AttentionConfig, AttentionLayer, allowed_pairs, rotate
 from agfl_models.layers.feed_forward import FFConfig, FFLayer
 from agfl_models.layers.recurrent import MinGRUCell, RNNConfig, RNNLayer
 from agfl_models.layers.scan import linear_scan
@@ -55,6 +55,12 @@ def test_attention_is_torch_multihead_attention(causal: bool, num_kv_heads: int,
     got_BTD = layer(x_BTD, mask_BT if is_masked else None)
     real_BT = mask_BT if is_masked else torch.ones_like(mask_BT)
     torch.testing.assert_close(got_BTD[real_BT], want_BTD[real_BT])
+
+
+def test_every_position_may_look_somewhere() -> None:
+    mask_BT = torch.tensor([[0, 0, 1, 0], [0, 0, 0, 0]]).bool()
+    for causal in (True, False):
+        assert allowed_pairs(mask_BT, causal).any(dim=-1).all()
 
 
 def test_rotary_attention_is_its_formula() -> None:
@@ -109,10 +115,11 @@ def test_recurrent_layer_is_torch_module(cell: Any, module: type[nn.GRU] | type[
 @pytest.mark.parametrize("length", LENGTHS)
 def test_mingru_is_the_sequential_recurrence_in_float64(length: int) -> None:
     cell = MinGRUCell(RNNConfig(input_dim=6, hidden_dim=5, cell="mingru"))
-    nn.init.normal_(cell.gate_and_value.bias)
+    nn.init.normal_(cell.gate.bias)
+    nn.init.normal_(cell.value.bias)
     x_BTD = torch.randn(2, length, 6)
-    z_BTH, value_BTH = cell.double().gate_and_value(x_BTD.double()).chunk(2, dim=-1)
-    z_BTH = torch.sigmoid(z_BTH)
+    cell = cell.double()
+    z_BTH, value_BTH = torch.sigmoid(cell.gate(x_BTD.double())), cell.value(x_BTD.double())
     h_BH, states = torch.zeros(2, 5, dtype=torch.float64), []
     for t in range(length):
         h_BH = (1 - z_BTH[:, t]) * h_BH + z_BTH[:, t] * value_BTH[:, t]
@@ -120,6 +127,15 @@ def test_mingru_is_the_sequential_recurrence_in_float64(length: int) -> None:
     want_BTH = torch.stack(states, dim=1)
     torch.testing.assert_close(cell(x_BTD.double(), None), want_BTH, atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(cell.float()(x_BTD, None), want_BTH.float(), atol=1e-5, rtol=1e-5)
+
+
+def test_slow_mingru_gates_stay_exact_in_bfloat16() -> None:
+    cell = MinGRUCell(RNNConfig(input_dim=6, hidden_dim=5, cell="mingru")).bfloat16()
+    nn.init.constant_(cell.gate.bias, -6.0)  # z is about 0.002, which 1 - z would lose in bfloat16
+    x_BTD = torch.randn(2, 500, 6).bfloat16()
+    got_BTH = cell(x_BTD, None)
+    want_BTH = cell.double()(x_BTD.double(), None)
+    assert (got_BTH - want_BTH).norm() < 0.005 * want_BTH.norm()
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 7, 9])
@@ -140,8 +156,9 @@ def test_scan_leaves_its_arguments_alone_and_keeps_a_constant_forever() -> None:
 def test_swiglu_and_gelu_are_their_formulas() -> None:
     x_BTD = torch.randn(2, 3, 6)
     layer = FFLayer(FFConfig(input_dim=6, hidden_dim=8, output_dim=5))
-    gate, value = layer.expand.weight.chunk(2)
-    want = (F.silu(x_BTD @ gate.T) * (x_BTD @ value.T)) @ layer.output.weight.T
+    assert layer.value is not None
+    hidden = F.silu(x_BTD @ layer.expand.weight.T) * (x_BTD @ layer.value.weight.T)
+    want = hidden @ layer.output.weight.T
     torch.testing.assert_close(layer(x_BTD), want)
 
     layer = FFLayer(FFConfig(input_dim=6, hidden_dim=8, output_dim=5, activation="gelu"))

@@ -41,7 +41,7 @@ def test_the_server_certificate_holds_for_each_host_under_the_strict_rules(host:
     ca = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
     server = x509.load_pem_x509_certificate((folder / "server.pem").read_bytes())
     try:
-        subject: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
+        subject: x509.IPAddress | x509.DNSName = x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         subject = x509.DNSName(host)
     verifier = PolicyBuilder().store(Store([ca])).build_server_verifier(subject)

@@ -118,7 +118,7 @@ class AttentionLayer(Layer):
         q_BTNA, k_BTKA, v_BTKA = self._project(x_BTD, positions)
         if mask_BT is None:
             return self._attend(q_BTNA, k_BTKA, v_BTKA, is_causal=self.causal)
-        return self._attend(q_BTNA, k_BTKA, v_BTKA, allowed_B1TS=_allowed(mask_BT, self.causal))
+        return self._attend(q_BTNA, k_BTKA, v_BTKA, allowed_B1TS=allowed_pairs(mask_BT, self.causal))
 
     def initial_state(self, batch_size: int) -> State:
         empty = self.qkv.weight.new_zeros(batch_size, 0, self.num_kv_heads, self.head_dim)
@@ -191,11 +191,12 @@ def _positions(x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
     return mask_BT.long().cumsum(dim=1) - 1
 
 
-def _allowed(mask_BT: Tensor, causal: bool) -> Tensor:
+def allowed_pairs(mask_BT: Tensor, causal: bool) -> Tensor:
+    """Return (B, 1, T, T), True where the query (row) may look at the key (column); no row is empty."""
     length = mask_BT.shape[1]
     allowed_BTS = mask_BT[:, None, :].expand(-1, length, -1)
     if causal:
         allowed_BTS = allowed_BTS.tril()
-    # A padded query that may look nowhere would be 0/0: let each position see itself.
+    # A padded query that may look nowhere is 0/0 in some kernels: let each position see itself.
     itself = torch.eye(length, dtype=torch.bool, device=mask_BT.device)
     return (allowed_BTS | itself).unsqueeze(1)

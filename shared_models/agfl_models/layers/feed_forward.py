@@ -66,7 +66,7 @@ class FFConfig(LayerConfigBase):
 class FFLayer(Layer):
     """y = GELU(x A) C, or SwiGLU: y = (SiLU(x A) * (x B)) C, without biases.
 
-    Shazeer 2020, arXiv:2002.05202, equations 2 and 6. A and B are one matrix here.
+    Shazeer 2020, arXiv:2002.05202, equations 2 and 6.
 
     Args:
         config: sizes; those left out get their defaults.
@@ -77,8 +77,10 @@ class FFLayer(Layer):
         config = config.standalone()
         assert config.hidden_dim is not None
         self.input_dim, self.output_dim = config.width_in, config.width_out
-        self.gated = config.activation == "swiglu"
-        self.expand = nn.Linear(self.input_dim, config.hidden_dim * (2 if self.gated else 1), bias=False)
+        self.expand = nn.Linear(self.input_dim, config.hidden_dim, bias=False)
+        self.value: nn.Linear | None = None
+        if config.activation == "swiglu":
+            self.value = nn.Linear(self.input_dim, config.hidden_dim, bias=False)
         self.output = nn.Linear(config.hidden_dim, self.output_dim, bias=False)
         self.reset_parameters(1.0)
 
@@ -93,14 +95,12 @@ class FFLayer(Layer):
 
     def reset_parameters(self, branch_scale: float) -> None:
         init_linear(self.expand)
+        if self.value is not None:
+            init_linear(self.value)
         init_linear(self.output, branch_scale)
 
     def _apply_everywhere(self, x: Tensor) -> Tensor:
         h: Tensor = self.expand(x)
-        if self.gated:
-            gate, value = h.chunk(2, dim=-1)
-            h = F.silu(gate) * value
-        else:
-            h = F.gelu(h)
+        h = F.gelu(h) if self.value is None else F.silu(h) * self.value(x)
         y: Tensor = self.output(h)
         return y

@@ -165,31 +165,31 @@ class MinGRUCell(nn.Module):
     """z = sigmoid(x A + a), g = x B + b, h_t = (1 - z) * h_{t-1} + z * g.
 
     Feng et al. 2024, arXiv:2410.01201, section 3.1. Gates do not see the state, so all positions are computed
-    at once; A and B are one matrix here. We scan h itself and not its logarithm: every factor 1 - z is at most
-    1, so nothing overflows, and g may be negative. Gates and state are float32 or better.
+    at once. We scan h itself and not its logarithm: every factor 1 - z is at most 1, so nothing overflows, and g
+    may be negative. Gates and state are float32 or better.
     """
 
     def __init__(self, config: RNNConfig) -> None:
         super().__init__()
-        self.gate_and_value = nn.Linear(config.width_in, 2 * config.width_hidden)
+        self.gate = nn.Linear(config.width_in, config.width_hidden)
+        self.value = nn.Linear(config.width_in, config.width_hidden)
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
-        projected: Tensor = self.gate_and_value(x_BTD)
-        gate_BTH, value_BTH = at_least_float32(projected).chunk(2, dim=-1)
-        z_BTH = gate_BTH.sigmoid()
+        value_BTH: Tensor = self.value(x_BTD)
+        z_BTH = at_least_float32(self.gate(x_BTD)).sigmoid()
         if mask_BT is not None:
             z_BTH = z_BTH * mask_BT.unsqueeze(-1)
-        return linear_scan(1 - z_BTH, z_BTH * value_BTH).type_as(projected)
+        return linear_scan(1 - z_BTH, z_BTH * value_BTH).type_as(value_BTH)
 
     def initial_state(self, batch_size: int) -> State:
-        weight = at_least_float32(self.gate_and_value.weight)
-        return (weight.new_zeros(batch_size, self.gate_and_value.out_features // 2),)
+        return (at_least_float32(self.gate.weight).new_zeros(batch_size, self.gate.out_features),)
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        projected: Tensor = self.gate_and_value(x_BD)
-        gate_BH, value_BH = at_least_float32(projected).chunk(2, dim=-1)
-        h_BH = torch.lerp(state[0], value_BH, gate_BH.sigmoid())
-        return h_BH.type_as(projected), (h_BH,)
+        value_BH: Tensor = self.value(x_BD)
+        z_BH = at_least_float32(self.gate(x_BD)).sigmoid()
+        h_BH = torch.lerp(state[0], value_BH.type_as(z_BH), z_BH)
+        return h_BH.type_as(value_BH), (h_BH,)
 
     def reset_parameters(self) -> None:
-        init_linear(self.gate_and_value)
+        init_linear(self.gate)
+        init_linear(self.value)

@@ -1,4 +1,4 @@
-"""Who may sign: the pinned roster of Ed25519 keys, and signatures whose every kind has a label of its own (RFC 8032)."""
+"""Who may sign: the pinned roster of Ed25519 keys (RFC 8032), and signatures with a label for every kind."""
 
 from __future__ import annotations
 

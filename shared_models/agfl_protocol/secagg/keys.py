@@ -15,9 +15,9 @@ from agfl_protocol.secagg.context import digest, frame
 from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.masks import SEED_BYTES
 
-PUBLIC_KEY_BYTES = 32
+PUBLIC_KEY_BYTES, HASH_BYTES = 32, 32
 SHARE_HASH_BYTES = 16
-SEAL_OVERHEAD = 16  # the tag of AES-GCM
+SEAL_BYTES = 16  # what AES-GCM adds, its tag
 SHARE_KINDS = SELF_SHARE, MASK_SHARE = "share/self", "share/mask"
 _NONCE = bytes(12)  # constant, since a channel key seals exactly one message
 

@@ -61,8 +61,8 @@ def apply_masks(lanes: Lanes, masks: Sequence[Mask], num_threads: int = 1) -> No
 def _apply(lanes: Lanes, masks: Sequence[Mask], first: int, end: int) -> None:
     """Add every mask to lanes [first, end); `first` is a multiple of CHUNK_LANES."""
     zeros = memoryview(bytes(8 * CHUNK_LANES))
-    buffer = np.empty(8 * CHUNK_LANES + _BLOCK_BYTES - 1, np.uint8)  # OpenSSL asks for room for one more block
-    stream = buffer[: 8 * CHUNK_LANES].view("<u8")
+    buffer = memoryview(bytearray(8 * CHUNK_LANES + _BLOCK_BYTES - 1))  # OpenSSL asks for room for one more block
+    stream = np.frombuffer(buffer, "<u8", CHUNK_LANES)
     streams = [(mask.stream(first), np.subtract if mask.subtract else np.add) for mask in masks]
     for start in range(first, end, CHUNK_LANES):
         chunk = lanes[start : min(start + CHUNK_LANES, end)]

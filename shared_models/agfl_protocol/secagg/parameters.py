@@ -16,24 +16,20 @@ MAX_MEMBERS = 1024  # of one attempt; the complete graph is meant for up to abou
 
 @dataclass(frozen=True)
 class Parameters:
-    """max_colluders: c, of the whole roster, since the server chooses the cohort; min_cohort: least |U1|, |U2|, |U3|."""
+    """max_colluders: c of the whole roster, since the server picks the cohort; min_cohort: least |U1|, |U2|, |U3|."""
 
     max_colluders: int
     min_cohort: int
 
     @staticmethod
-    def of(
-        roster_size: int, max_colluders: int | None = None, min_cohort: int | None = None
-    ) -> Parameters:
+    def of(roster_size: int, max_colluders: int | None = None, min_cohort: int | None = None) -> Parameters:
         """Return the parameters for a roster; defaults are c = max(1, floor(n / 3)) and min_cohort = c + 2.
 
         Raises:
             ConfigError: the roster is too small, or a number is out of its range.
         """
         if roster_size < MIN_ROSTER:
-            raise ConfigError(
-                f"roster: must hold at least {MIN_ROSTER} owners for a secure sum, got {roster_size}"
-            )
+            raise ConfigError(f"roster: must hold at least {MIN_ROSTER} owners for a secure sum, got {roster_size}")
         c = max(1, roster_size // 3) if max_colluders is None else max_colluders
         most = roster_size - MIN_HONEST
         if not 1 <= c <= most:

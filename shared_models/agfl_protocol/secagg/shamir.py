@@ -26,9 +26,9 @@ def split(secret: bytes, threshold: int, points: Sequence[int]) -> list[bytes]:
     Raises:
         ProtocolViolation: the secret is not canonical, or the points are not distinct and in [1, 2^16).
     """
-    check_points(points)
+    _check_points(points)
     coefficients = [secrets.randbelow(PRIME) for _ in range(threshold - 1)]
-    constant = from_bytes(secret)
+    constant = _from_bytes(secret)
     shares = []
     for point in points:
         value = 0
@@ -45,7 +45,7 @@ def weights(points: Sequence[int]) -> list[int]:
     Raises:
         ProtocolViolation: the points are not distinct and in [1, 2^16).
     """
-    check_points(points)
+    _check_points(points)
     product = 1
     for point in points:
         product *= point
@@ -65,25 +65,26 @@ def combine(shares: Sequence[bytes], factors: Sequence[int]) -> bytes:
     Raises:
         ProtocolViolation: a share is not canonical.
     """
-    terms = (factor * from_bytes(share) for share, factor in zip(shares, factors, strict=True))
+    terms = (factor * _from_bytes(share) for share, factor in zip(shares, factors, strict=True))
     return _to_bytes(sum(terms) % PRIME)
 
 
-def from_bytes(element: bytes) -> int:
-    """Return a field element; the message of what it raises does not quote it, since it is a secret.
-
-    Raises:
-        ProtocolViolation: it is not 32 bytes or not below PRIME.
-    """
-    number = int.from_bytes(element, "big")
-    require(len(element) == SHARE_BYTES and number < PRIME, "share: must be 32 bytes below 2^256 - 189; it is not")
-    return number
+def is_canonical(element: bytes) -> bool:
+    """Whether `element` is a field element: 32 bytes, below PRIME."""
+    return len(element) == SHARE_BYTES and int.from_bytes(element, "big") < PRIME
 
 
-def check_points(points: Sequence[int]) -> None:
+def _check_points(points: Sequence[int]) -> None:
     """Raise ProtocolViolation unless `points` are distinct and in [1, 2^16)."""
     inside = all(0 < point < MAX_POINT for point in points)
-    require(inside and len(set(points)) == len(points), f"points: must be distinct and in [1, 2^16), got {list(points)}")
+    distinct = len(set(points)) == len(points)
+    require(inside and distinct, f"points: must be distinct and in [1, 2^16), got {str(list(points))[:80]}")
+
+
+def _from_bytes(element: bytes) -> int:
+    """The line that this raises does not quote the element, which is a secret."""
+    require(is_canonical(element), "share: must be 32 bytes below 2^256 - 189; it is not")
+    return int.from_bytes(element, "big")
 
 
 def _to_bytes(number: int) -> bytes:

@@ -1,0 +1,219 @@
+"""The wire of the secure sum: its messages as Flower records, with exact sizes checked before anything is cut up.
+
+Names travel as one text, one name a line; blocks of fixed size are concatenated. SPEC.md lists every byte.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from flwr.app import RecordDict
+
+from agfl_models.errors import WireError
+from agfl_protocol.run_config import PROTOCOL_VERSION
+from agfl_protocol.secagg import messages
+from agfl_protocol.secagg.context import MAX_COUNTER, AttemptId, Broadcast, attempt_context
+from agfl_protocol.secagg.identity import SIGNATURE_BYTES, SigningRoster
+from agfl_protocol.secagg.keys import HASH_BYTES, PUBLIC_KEY_BYTES, SEAL_BYTES, SHARE_HASH_BYTES
+from agfl_protocol.secagg.messages import KeyRecord, SealedShares
+from agfl_protocol.secagg.parameters import MAX_MEMBERS
+from agfl_protocol.secagg.shamir import SHARE_BYTES
+from agfl_protocol.wire import RoundRequest, Scalar, new_record, read_bounded, read_scalar, read_vector
+
+SHARE, MASK, AGREE, UNMASK = "query.share", "query.mask", "query.agree", "query.unmask"
+_MAX_NAME = 64
+_RECORD_CUTS = (PUBLIC_KEY_BYTES, PUBLIC_KEY_BYTES, HASH_BYTES, 4, SIGNATURE_BYTES)
+_DEALT_CUTS = (2 * SHARE_BYTES + SEAL_BYTES, SHARE_HASH_BYTES, SHARE_HASH_BYTES)
+
+
+def attempt_of(request: RoundRequest) -> AttemptId:
+    """Return what a request says of itself; raises ProtocolViolation."""
+    return AttemptId(request.run_id, request.round, request.attempt)
+
+
+def context_of(request: RoundRequest, roster: SigningRoster) -> bytes:
+    """Return ctx0 of an attempt, as the holder of `roster` sees it."""
+    plan = request.plan
+    broadcast = Broadcast(
+        request.config_json,
+        request.train,
+        request.evaluate,
+        plan.fields_per_lane,
+        plan.max_cohort,
+        plan.scales,
+        request.model,
+    )
+    return attempt_context(PROTOCOL_VERSION, attempt_of(request), roster.hash, request.config_hash, broadcast.hash)
+
+
+def write_advertise_reply(reply: messages.AdvertiseReply) -> RecordDict:
+    """Trip 1, client."""
+    return _new(reply.attempt, name=reply.record.name, record=_pack_record(reply.record))
+
+
+def read_advertise_reply(record: RecordDict, attempt: AttemptId) -> messages.AdvertiseReply:
+    """Trip 1, server; raises WireError, as all readers do."""
+    _check_attempt(record, attempt)
+    name = read_scalar(record, "name", str)
+    return messages.AdvertiseReply(attempt, _unpack_record(name, _read_bytes(record, "record", sum(_RECORD_CUTS))))
+
+
+def write_share_request(request: messages.ShareRequest) -> RecordDict:
+    """Trip 2, server."""
+    names = "\n".join(r.name for r in request.records)
+    return _new(request.attempt, names=names, records=b"".join(map(_pack_record, request.records)))
+
+
+def read_share_request(record: RecordDict) -> messages.ShareRequest:
+    """Trip 2, client."""
+    names = _read_names(record)
+    blocks = _read_blocks(record, "records", sum(_RECORD_CUTS), len(names))
+    records = tuple(_unpack_record(name, block) for name, block in zip(names, blocks, strict=True))
+    return messages.ShareRequest(_read_attempt(record), records)
+
+
+def write_share_reply(reply: messages.ShareReply) -> RecordDict:
+    """Trip 2, client."""
+    return _new(reply.attempt, dealt=b"".join(map(_pack_dealt, reply.dealt)))
+
+
+def read_share_reply(record: RecordDict, attempt: AttemptId, count: int) -> messages.ShareReply:
+    """Trip 2, server: shares for `count` others."""
+    _check_attempt(record, attempt)
+    return messages.ShareReply(attempt, _read_dealt(record, count))
+
+
+def write_mask_request(request: messages.MaskRequest) -> RecordDict:
+    """Trip 3, server."""
+    dealt = b"".join(map(_pack_dealt, request.dealt))
+    return _new(request.attempt, names="\n".join(request.dealers), dealt=dealt)
+
+
+def read_mask_request(record: RecordDict) -> messages.MaskRequest:
+    """Trip 3, client."""
+    names = _read_names(record)
+    return messages.MaskRequest(_read_attempt(record), names, _read_dealt(record, len(names) - 1))
+
+
+def write_mask_reply(reply: messages.MaskReply) -> RecordDict:
+    """Trip 3, client."""
+    return new_record(_head(reply.attempt), {"lanes": reply.lanes})
+
+
+def read_mask_reply(record: RecordDict, attempt: AttemptId, num_lanes: int) -> messages.MaskReply:
+    """Trip 3, server."""
+    _check_attempt(record, attempt)
+    return messages.MaskReply(attempt, read_vector(record, "lanes", np.uint64, num_lanes))
+
+
+def write_agree_request(request: messages.AgreeRequest) -> RecordDict:
+    """Trip 4, server."""
+    return _new(request.attempt, names="\n".join(request.survivors))
+
+
+def read_agree_request(record: RecordDict) -> messages.AgreeRequest:
+    """Trip 4, client."""
+    return messages.AgreeRequest(_read_attempt(record), _read_names(record))
+
+
+def write_agree_reply(reply: messages.AgreeReply) -> RecordDict:
+    """Trip 4, client."""
+    return _new(reply.attempt, signature=reply.signature)
+
+
+def read_agree_reply(record: RecordDict, attempt: AttemptId) -> messages.AgreeReply:
+    """Trip 4, server."""
+    _check_attempt(record, attempt)
+    return messages.AgreeReply(attempt, _read_bytes(record, "signature", SIGNATURE_BYTES))
+
+
+def write_unmask_request(request: messages.UnmaskRequest) -> RecordDict:
+    """Trip 5, server."""
+    return _new(request.attempt, names="\n".join(request.signers), signatures=b"".join(request.signatures))
+
+
+def read_unmask_request(record: RecordDict) -> messages.UnmaskRequest:
+    """Trip 5, client."""
+    names = _read_names(record)
+    signatures = _read_blocks(record, "signatures", SIGNATURE_BYTES, len(names))
+    return messages.UnmaskRequest(_read_attempt(record), names, signatures)
+
+
+def write_unmask_reply(reply: messages.UnmaskReply) -> RecordDict:
+    """Trip 5, client."""
+    return _new(reply.attempt, self_secret=reply.self_secret, shares=b"".join(reply.shares))
+
+
+def read_unmask_reply(record: RecordDict, attempt: AttemptId, count: int) -> messages.UnmaskReply:
+    """Trip 5, server: shares of `count` others."""
+    _check_attempt(record, attempt)
+    self_secret = _read_bytes(record, "self_secret", SHARE_BYTES)
+    return messages.UnmaskReply(attempt, self_secret, _read_blocks(record, "shares", SHARE_BYTES, count))
+
+
+def _head(attempt: AttemptId) -> dict[str, Scalar]:
+    return {"run_id": attempt.run_id, "round": attempt.round, "attempt": attempt.attempt}
+
+
+def _new(attempt: AttemptId, **fields: str | bytes) -> RecordDict:
+    return new_record({**_head(attempt), **fields})
+
+
+def _read_attempt(record: RecordDict) -> AttemptId:
+    round_number = read_bounded(record, "round", 1, MAX_COUNTER - 1)
+    attempt = read_bounded(record, "attempt", 0, MAX_COUNTER - 1)
+    return AttemptId(read_scalar(record, "run_id", str), round_number, attempt)
+
+
+def _check_attempt(record: RecordDict, expected: AttemptId) -> None:
+    got = _read_attempt(record)
+    if got != expected:
+        raise WireError(f"attempt: must answer {expected}, got {got}")
+
+
+def _read_bytes(record: RecordDict, key: str, size: int) -> bytes:
+    value = read_scalar(record, key, bytes)
+    if len(value) != size:
+        raise WireError(f"{key}: must be {size} bytes, got {len(value)}")
+    return value
+
+
+def _read_blocks(record: RecordDict, key: str, size: int, count: int) -> tuple[bytes, ...]:
+    value = _read_bytes(record, key, size * count)
+    return tuple(value[i : i + size] for i in range(0, len(value), size))
+
+
+def _read_names(record: RecordDict) -> tuple[str, ...]:
+    text = read_scalar(record, "names", str)
+    if len(text) >= MAX_MEMBERS * (_MAX_NAME + 1):
+        raise WireError(f"names: must be at most {MAX_MEMBERS} of at most {_MAX_NAME} characters, got {len(text)}")
+    names = tuple(text.split("\n"))
+    if len(names) > MAX_MEMBERS or max(map(len, names)) > _MAX_NAME:
+        raise WireError(f"names: must be at most {MAX_MEMBERS} of at most {_MAX_NAME} characters, got {len(names)}")
+    return names
+
+
+def _pack_record(record: KeyRecord) -> bytes:
+    c = record.max_colluders.to_bytes(4, "big")
+    return b"".join((record.channel_key, record.mask_key, record.self_commitment, c, record.signature))
+
+
+def _unpack_record(name: str, block: bytes) -> KeyRecord:
+    channel_key, mask_key, committed, c, signature = _cut(block, _RECORD_CUTS)
+    return KeyRecord(name, channel_key, mask_key, committed, int.from_bytes(c, "big"), signature)
+
+
+def _pack_dealt(dealt: SealedShares) -> bytes:
+    return dealt.sealed + dealt.self_hash + dealt.mask_hash
+
+
+def _read_dealt(record: RecordDict, count: int) -> tuple[SealedShares, ...]:
+    blocks = _read_blocks(record, "dealt", sum(_DEALT_CUTS), count)
+    return tuple(SealedShares(*_cut(block, _DEALT_CUTS)) for block in blocks)
+
+
+def _cut(block: bytes, sizes: tuple[int, ...]) -> list[bytes]:
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(block[start : start + size])
+        start += size
+    return parts

@@ -1,0 +1,238 @@
+"""What a node answers depends on its NAME, the round, the seed and the model; its text never leaves it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from numpy.typing import NDArray
+
+from agfl_client.app import OWNERS_VARIABLE, REFUSED, create_client_app
+from agfl_client.app import app as stock_app
+from agfl_client.node import Node
+from agfl_models.errors import ConfigError, DataError, WireError
+from agfl_protocol import wire
+from agfl_protocol.run_config import RunConfig
+from agfl_protocol.transforms.quantization import initial_scales, plan_round
+from agfl_server.optimizers import build_optimizer
+from agfl_server.state import initial_state
+from agfl_sim.grid import InProcessGrid
+
+MakeConfig = Callable[..., RunConfig]
+MakeNode = Callable[..., Node]
+SECRET = "Zanzibar"
+
+
+def request_of(config: RunConfig, *, train: bool = True, evaluate: bool = True, number: int = 1) -> wire.RoundRequest:
+    layout, state = initial_state(config, build_optimizer(config.aggregation.server_optimizer))
+    plan = plan_round(initial_scales(layout, 100.0), layout, 3)
+    return wire.RoundRequest("r", number, 0, config.to_json(), config.hash, evaluate, train, state.model, plan)
+
+
+@pytest.fixture
+def make_node(make_owners: Callable[..., Path]) -> MakeNode:
+    return lambda name="alice", owner=0: Node(name, make_owners(2) / f"owner-{owner:02}.jsonl", device="cpu")
+
+
+@pytest.fixture
+def deliver() -> Callable[..., Message]:
+    """Deliver content to a ClientApp as a message of a kind."""
+    InProcessGrid({}, 1)  # makes this process one that may make messages
+
+    def send(app: ClientApp, content: RecordDict, kind: str = wire.TRAIN, **node_config: str | int) -> Message:
+        message = Message(content, 7, kind)
+        message.metadata.__dict__["_message_id"] = "m"
+        return app(message, Context(1, 7, dict(node_config), RecordDict(), {}))
+
+    return send
+
+
+def lanes(node: Node, request: wire.RoundRequest) -> NDArray[np.uint64]:
+    return node.handle_round(request).lanes
+
+
+def test_round_depends_on_neither_order_nor_attempt_nor_process(run_config: MakeConfig, make_node: MakeNode) -> None:
+    requests = [request_of(run_config(), number=number) for number in (1, 2, 3)]
+    fresh = [lanes(make_node(), request) for request in requests]
+    node = make_node()
+    for i in (2, 0, 0, 1, 2):
+        assert np.array_equal(lanes(node, requests[i]), fresh[i])
+    again = node.handle_round(replace(requests[0], attempt=2, run_id="another"))
+    assert np.array_equal(again.lanes, fresh[0])
+    assert (again.round, again.attempt, again.config_hash) == (1, 2, requests[0].config_hash)
+
+
+def test_round_depends_on_name_round_seed_model_and_text(run_config: MakeConfig, make_node: MakeNode) -> None:
+    config = run_config()
+    request = request_of(config)
+    moved = replace(request, model=request.model + np.float32(0.01))
+    results = [
+        lanes(make_node(), request),
+        lanes(make_node("bob"), request),
+        lanes(make_node(owner=1), request),
+        lanes(make_node(), replace(request, round=2)),
+        lanes(make_node(), moved),
+        lanes(make_node(), replace(request_of(run_config("seed=8")), model=request.model)),
+    ]
+    assert len({result.tobytes() for result in results}) == len(results)
+
+
+def test_evaluation_alone_and_beside_training_says_the_same(run_config: MakeConfig, make_node: MakeNode) -> None:
+    config, node = run_config(), make_node()
+    alone = lanes(node, request_of(config, train=False))
+    both = lanes(node, request_of(config))
+    assert alone[2:].tolist() == both[4:7].tolist()  # after count, weight and the two training sums
+    assert alone[0] == both[0] == 1
+
+
+def test_workspace_stays_warm_and_goes_when_the_run_is_over(run_config: MakeConfig, make_node: MakeNode) -> None:
+    node, request = make_node(), request_of(run_config())
+    first = lanes(node, request)
+    warm = node._workspace
+    lanes(node, replace(request, round=2))
+    assert node._workspace is warm
+    assert not node.finished
+    node.finish(wire.FinishRequest("r", 3))
+    assert node.finished
+    assert node._workspace is None
+    assert np.array_equal(lanes(node, request), first)
+    assert not node.finished
+
+
+def test_next_run_finds_a_workspace_of_its_own(run_config: MakeConfig, make_node: MakeNode) -> None:
+    node = make_node()
+    for overrides in ((), ("model.dim=8",), ("task.sequence_length=8",), ()):
+        request = request_of(run_config(*overrides))
+        assert np.array_equal(lanes(node, request), lanes(make_node(), request))
+
+
+BAD_REQUESTS: dict[str, tuple[Callable[[wire.RoundRequest], wire.RoundRequest], type[Exception], str]] = {
+    "hash": (lambda r: replace(r, config_hash="0" * 64), WireError, "config_hash: must be .* got 000000000000"),
+    "config": (lambda r: replace(r, config_json="{}"), ConfigError, "configuration from the server: .*: required"),
+    "model": (lambda r: replace(r, model=r.model[:-1]), WireError, r"model: must have \d+ parameters"),
+    "scales": (
+        lambda r: replace(r, plan=replace(r.plan, scales=r.plan.scales[:-1])),
+        WireError,
+        r"scales: must be one for each of \d+ tensors",
+    ),
+    "NaN": (lambda r: replace(r, model=r.model * np.float32(np.nan)), WireError, r"(metric .*|delta): must be"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_REQUESTS)
+def test_request_that_does_not_fit_is_refused_by_name_and_leaves_no_trace(
+    run_config: MakeConfig, make_node: MakeNode, kind: str
+) -> None:
+    node, request = make_node(), request_of(run_config())
+    change, error, rule = BAD_REQUESTS[kind]
+    with pytest.raises(error, match=rule):
+        node.handle_round(change(request))
+    assert np.array_equal(lanes(node, request), lanes(make_node(), request))
+
+
+@pytest.mark.xfail(strict=True, reason="defect: the hash is compared only where the configuration is new")
+def test_wrong_hash_is_refused_by_a_warm_node(run_config: MakeConfig, make_node: MakeNode) -> None:
+    node, request = make_node(), request_of(run_config())
+    node.handle_round(request)
+    with pytest.raises(WireError, match="config_hash"):
+        node.handle_round(replace(request, config_hash="0" * 64))
+
+
+def said(reply: Message) -> bytes:
+    """Every byte of a reply."""
+    parts = [value.deflate() for value in get_all_nested_objects(reply).values()]
+    return b"".join(parts) + (str(reply.error.reason).encode() if reply.has_error() else b"")
+
+
+SECRETS = {
+    "good.jsonl": f'{{"text": "{SECRET} and {SECRET}"}}\n{{"text": "more of {SECRET}"}}\n',
+    "broken.jsonl": f'{{"text": "{SECRET}',
+    "column.jsonl": f'{{"{SECRET}": "{SECRET}"}}',
+    "empty.jsonl": "",
+    f"{SECRET}.jsonl": "",
+    f"{SECRET}-is-not-there.jsonl": None,
+}
+
+
+@pytest.mark.parametrize("file", SECRETS)
+def test_text_and_paths_never_leave_the_node(
+    tmp_path: Path,
+    run_config: MakeConfig,
+    deliver: Callable[..., Message],
+    caplog: pytest.LogCaptureFixture,
+    file: str,
+) -> None:
+    path, content, request = tmp_path / file, SECRETS[file], request_of(run_config())
+    if content is not None:
+        path.write_text(content)
+    app = create_client_app(lambda context: Node("alice", path, device="cpu"))
+    requests = [(request.to_record(), wire.TRAIN), (replace(request, train=False).to_record(), wire.EVALUATE)]
+    requests += [(change(request).to_record(), wire.TRAIN) for change, _, _ in BAD_REQUESTS.values()]
+    requests += [(RecordDict(), wire.TRAIN), (wire.IdentifyRequest().to_record(), wire.IDENTIFY)]
+    with caplog.at_level(logging.CRITICAL, "agfl.client"):
+        replies = [deliver(app, record, kind) for record, kind in requests]
+    for reply in replies:
+        assert SECRET.encode() not in said(reply)
+        assert str(tmp_path).encode() not in said(reply)
+    if file == "good.jsonl":
+        assert not replies[0].has_error()
+    else:
+        assert replies[0].error.code == REFUSED
+        assert replies[0].error.reason == "data: this owner's data cannot be used"
+
+
+def test_refusal_is_told_in_full_on_the_owners_machine(
+    tmp_path: Path, run_config: MakeConfig, deliver: Callable[..., Message], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "broken.jsonl").write_text(SECRETS["broken.jsonl"] or "")
+    app = create_client_app(lambda context: Node("alice", tmp_path / "broken.jsonl"))
+    deliver(app, request_of(run_config()).to_record())
+    assert f"{tmp_path / 'broken.jsonl'}: line 1: must be a JSON object" in caplog.text
+
+
+def test_other_version_is_refused_before_anything_else(make_node: MakeNode, deliver: Callable[..., Message]) -> None:
+    record = wire.IdentifyRequest().to_record()
+    record.config_records["config"]["version"] = 9
+    reply = deliver(create_client_app(make_node()), record, wire.IDENTIFY)
+    assert reply.error.code == REFUSED
+    assert reply.error.reason == "version: this side speaks protocol 1, the other side 9"
+
+
+def test_node_says_its_name_and_hears_that_the_run_is_over(
+    make_node: MakeNode, deliver: Callable[..., Message]
+) -> None:
+    node = make_node()
+    app = create_client_app(node)
+    reply = deliver(app, wire.IdentifyRequest().to_record(), wire.IDENTIFY)
+    assert wire.IdentifyReply.from_record(reply.content).name == "alice"
+    reply = deliver(app, wire.FinishRequest("r", 3).to_record(), wire.FINISH)
+    assert not reply.has_error()
+    assert node.finished
+
+
+def test_node_of_flowers_own_runtimes_finds_its_file(
+    make_owners: Callable[..., Path], deliver: Callable[..., Message], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, record = make_owners(2), wire.IdentifyRequest().to_record()
+
+    def answer(**node_config: str | int) -> str:
+        reply = deliver(stock_app, record, wire.IDENTIFY, **node_config)
+        return str(reply.error.reason) if reply.has_error() else wire.IdentifyReply.from_record(reply.content).name
+
+    assert answer(name="carol", data=str(folder / "owner-01.jsonl")) == "carol"
+    assert answer(**{"partition-id": 0}).startswith("node config: must give name and data, or AGFL_OWNERS")
+    monkeypatch.setenv(OWNERS_VARIABLE, str(folder))
+    assert [answer(**{"partition-id": i}) for i in (0, 1)] == ["owner-00", "owner-01"]
+    assert "must hold a file for node 2, holds 2" in answer(**{"partition-id": 2})
+
+
+def test_node_without_text_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        Node("alice", tmp_path / "none.jsonl")

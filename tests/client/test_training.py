@@ -1,0 +1,179 @@
+"""Local training is what PyTorch does by hand: every token once an epoch, the same bits for the same seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from agfl_client.device import choose_device
+from agfl_client.training import LocalResult, LocalTrainer, evaluate
+from agfl_models.corpora import read_documents
+from agfl_models.errors import ConfigError
+from agfl_models.model import AutoGenModel
+from agfl_models.tasks.language_modeling import ByteStream, LanguageModeling
+from agfl_protocol.run_config import RunConfig
+from agfl_protocol.update import Layout, Vector
+
+MakeConfig = Callable[..., RunConfig]
+
+
+@dataclass
+class Bench:
+    """One owner's text, and the model of the tiny run."""
+
+    config: RunConfig
+    task: LanguageModeling
+    text: ByteStream
+
+    def model(self) -> AutoGenModel:
+        return AutoGenModel(self.config.model, seed=5)
+
+    def train(self, seed: int = 0) -> LocalResult:
+        model = self.model()
+        trainer = LocalTrainer(self.config.training, "cpu")
+        return trainer.train(model, Layout.of(model), self.task, self.text, np.random.default_rng(seed))
+
+    def by_hand(
+        self, optimizer_of: Callable[[AutoGenModel], torch.optim.Optimizer], steps: int
+    ) -> tuple[Vector, float]:
+        """The textbook loop, clipping included; returns (delta, summed loss)."""
+        model, rng, total = self.model(), np.random.default_rng(0), 0.0
+        start, optimizer = Layout.of(model).flatten(model), optimizer_of(model)
+        for _ in range(steps):
+            batch = self.text.sample(self.config.training.batch_size, rng)
+            loss = F.cross_entropy(model(batch.inputs).flatten(0, 1), batch.targets.flatten())
+            total += loss.item() * int((batch.targets >= 0).sum())
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if self.config.training.max_grad_norm is not None:
+                gradients = [p.grad for p in model.parameters() if p.grad is not None]
+                norm = torch.sqrt(sum((g.double() ** 2).sum() for g in gradients))  # type: ignore[arg-type]
+                for gradient in gradients:
+                    gradient.mul_(min(1.0, self.config.training.max_grad_norm / (norm.item() + 1e-6)))
+            optimizer.step()
+        return Layout.of(model).flatten(model) - start, total
+
+
+@pytest.fixture
+def bench(run_config: MakeConfig, make_owners: Callable[..., Path]) -> Callable[..., Bench]:
+    def make(*overrides: str) -> Bench:
+        config = run_config(*overrides)
+        task = config.task.build()
+        return Bench(config, task, task.prepare(read_documents(make_owners(1) / "owner-00.jsonl")))
+
+    return make
+
+
+def sgd(model: AutoGenModel) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.5)
+
+
+def test_one_step_is_minus_lr_times_gradient(bench: Callable[..., Bench]) -> None:
+    one = bench("training.local_steps=1", "training.max_grad_norm=null")
+    model = one.model()
+    batch = one.text.sample(4, np.random.default_rng(0))
+    loss = F.cross_entropy(model(batch.inputs).flatten(0, 1), batch.targets.flatten())
+    loss.backward()  # type: ignore[no-untyped-call]
+    gradient = torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None]).numpy()
+    result = one.train()
+    np.testing.assert_allclose(result.delta, -0.5 * gradient, rtol=1e-3, atol=2e-7)
+    assert result.num_predictions == int((batch.targets >= 0).sum())
+    assert result.loss == pytest.approx(loss.item() * result.num_predictions, rel=1e-6)
+    assert result.delta.dtype == np.float32
+
+
+@pytest.mark.parametrize("max_grad_norm", ["null", "1.0", "0.01"])
+@pytest.mark.parametrize(
+    ("optimizer", "by_hand"),
+    [
+        ("{type: sgd, lr: 0.5}", sgd),
+        (
+            "{type: sgd, lr: 0.2, momentum: 0.9, weight_decay: 0.1}",
+            lambda m: torch.optim.SGD(m.parameters(), 0.2, momentum=0.9, weight_decay=0.1),
+        ),
+        (
+            "{type: adamw, lr: 0.01, betas: [0.8, 0.9], weight_decay: 0.2}",
+            lambda m: torch.optim.AdamW(m.parameters(), 0.01, (0.8, 0.9), weight_decay=0.2),
+        ),
+    ],
+)
+def test_steps_are_those_of_pytorch(
+    bench: Callable[..., Bench],
+    optimizer: str,
+    by_hand: Callable[[AutoGenModel], torch.optim.Optimizer],
+    max_grad_norm: str,
+) -> None:
+    one = bench("training.local_steps=5", f"training.optimizer={optimizer}", f"training.max_grad_norm={max_grad_norm}")
+    result = one.train()
+    delta, loss = one.by_hand(by_hand, 5)
+    assert np.linalg.norm(result.delta - delta) <= 1e-3 * np.linalg.norm(delta)
+    assert result.loss == pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("max_norm", [1e-3, 0.1])
+def test_clipped_step_is_as_long_as_the_bound(bench: Callable[..., Bench], max_norm: float) -> None:
+    result = bench("training.local_steps=1", f"training.max_grad_norm={max_norm}").train()
+    assert np.linalg.norm(result.delta) == pytest.approx(0.5 * max_norm, rel=1e-3)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_epochs_predict_every_token_of_the_text_once_each(bench: Callable[..., Bench], epochs: int) -> None:
+    one = bench("training.local_steps=null", f"training.local_epochs={epochs}", "aggregation.max_weight=1000")
+    documents = int((one.text.train == 256).sum())
+    assert one.train().num_predictions == epochs * (one.text.train.size - documents)
+
+
+def test_same_seed_gives_the_same_bits_and_another_seed_others(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    first, again, other = one.train(1), one.train(1), one.train(2)
+    assert (first.delta.tobytes(), first.loss) == (again.delta.tobytes(), again.loss)
+    assert first.delta.tobytes() != other.delta.tobytes()
+
+
+def test_training_does_not_touch_the_global_generators(bench: Callable[..., Bench]) -> None:
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    bench().train()
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_bfloat16_trains_nearly_as_float32(bench: Callable[..., Bench]) -> None:
+    exact, rough = bench().train(), bench("training.precision=bfloat16").train()
+    assert rough.delta.dtype == np.float32
+    assert rough.delta.tobytes() != exact.delta.tobytes()
+    cosine = np.dot(rough.delta, exact.delta) / np.linalg.norm(rough.delta) / np.linalg.norm(exact.delta)
+    assert cosine > 0.98
+    assert rough.loss == pytest.approx(exact.loss, rel=0.02)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_evaluation_does_not_depend_on_the_batch_size_nor_change_the_model(
+    bench: Callable[..., Bench], batch_size: int
+) -> None:
+    one, model = bench(), bench().model()
+    before = Layout.of(model).flatten(model)
+    sums = evaluate(model, one.task, one.text, batch_size, 1000, "cpu")
+    reference = evaluate(model, one.task, one.text, 1, 1000, "cpu")
+    assert sums == pytest.approx(reference, rel=1e-6)
+    assert sums["eval/tokens"] > 0
+    assert before.tobytes() == Layout.of(model).flatten(model).tobytes()
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_auto_device_is_one_of_this_machine() -> None:
+    torch.empty(1, device=choose_device("auto"))
+    assert choose_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "tpu9000", "", "mps:7", "cpu,cuda"])
+def test_device_that_is_not_there_is_one_line(name: str) -> None:
+    rule = rf"^--device: must be auto, cpu, or a device of this machine, got '{name}' \(.+\)$"
+    with pytest.raises(ConfigError, match=rule) as error:
+        choose_device(name)
+    assert "\n" not in str(error.value)

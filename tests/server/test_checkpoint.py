@@ -1,0 +1,172 @@
+"""A checkpoint is the whole state, bit for bit, or one clear line; a failed write leaves the last one as it was."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from agfl_models.errors import CheckpointError
+from agfl_protocol.transforms.quantization import Scales
+from agfl_server.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from agfl_server.state import ServerState
+
+HASH = "a" * 64
+
+
+def state_of(round_number: int, size: int = 50) -> ServerState:
+    rng = np.random.default_rng(round_number)
+    model = rng.standard_normal(size).astype(np.float32)
+    model[:4] = [1e-45, -0.0, 3.4e38, -1 / 3]  # a denormal number, a negative zero
+    return ServerState(
+        run_id="0123abcd",
+        round=round_number,
+        model=model,
+        optimizer={"m": rng.standard_normal(size).astype(np.float32), "v": np.full(size, 1e-6, np.float32)},
+        scales=Scales(rng.uniform(1e-12, 1, 4), 0.1 + 0.2 if round_number else None),
+        row={"round": round_number, "train/loss": 2 / 3, "eval/loss": None, "clients": 3, "seconds": 1e-9},
+    )
+
+
+def arrays_of(state: ServerState) -> dict[str, NDArray[Any]]:
+    return {"model": state.model, "scales": state.scales.values, **state.optimizer}
+
+
+def assert_same(left: ServerState, right: ServerState) -> None:
+    assert (left.run_id, left.round, left.scales.norm) == (right.run_id, right.round, right.scales.norm)
+    assert json.dumps(left.row) == json.dumps(right.row)
+    assert arrays_of(left).keys() == arrays_of(right).keys()
+    for name, array in arrays_of(left).items():
+        other = arrays_of(right)[name]
+        assert (array.dtype, array.shape, array.tobytes()) == (other.dtype, other.shape, other.tobytes()), name
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """The kernel lets no file of this process grow past `num_bytes`: a write fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("change", [lambda s: s, lambda s: replace(s, optimizer={}), lambda s: replace(s, row={})])
+@pytest.mark.parametrize("round_number", [0, 1, 999_999])
+def test_state_comes_back_bit_for_bit(
+    tmp_path: Path, round_number: int, change: Callable[[ServerState], ServerState]
+) -> None:
+    state = change(state_of(round_number))
+    save_checkpoint(tmp_path / "new" / "folder", state, HASH)
+    assert_same(load_checkpoint(tmp_path / "new" / "folder", HASH), state)
+
+
+def test_newest_is_loaded_and_two_are_kept(tmp_path: Path) -> None:
+    for number in range(12):
+        save_checkpoint(tmp_path, state_of(number), HASH)
+    assert_same(load_checkpoint(tmp_path, HASH), state_of(11))
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "round-000010.safetensors",
+        "round-000011.safetensors",
+    ]
+
+
+def test_equal_states_give_equal_bytes(tmp_path: Path) -> None:
+    first, second = (save_checkpoint(tmp_path / name, state_of(3), HASH).read_bytes() for name in "ab")
+    assert first == second
+
+
+@pytest.mark.parametrize("room", [0, 1, 100, 5000, 150_000])
+def test_failed_write_leaves_the_last_checkpoint(tmp_path: Path, room: int) -> None:
+    good = state_of(1, 20_000)
+    before = save_checkpoint(tmp_path, good, HASH).read_bytes()
+    with largest_file(room), pytest.raises(CheckpointError, match=r"round-000002.*: cannot be written: ") as error:
+        save_checkpoint(tmp_path, state_of(2, 20_000), HASH)
+    assert "\n" not in str(error.value)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
+    assert_same(load_checkpoint(tmp_path, HASH), good)
+    save_checkpoint(tmp_path, state_of(2, 20_000), HASH)
+    assert_same(load_checkpoint(tmp_path, HASH), state_of(2, 20_000))
+
+
+def test_failed_overwrite_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+    with largest_file(10), pytest.raises(OSError, match="too large"):
+        write_atomically(path, b"new" * 100)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"old"
+
+
+def test_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"^checkpoint: .*/file/x/round-000001\.safetensors: cannot be written"):
+        save_checkpoint(tmp_path / "file" / "x", state_of(1), HASH)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.999])
+def test_truncated_file_is_damaged(tmp_path: Path, share: float) -> None:
+    save_checkpoint(tmp_path, state_of(1), HASH)
+    path = save_checkpoint(tmp_path, state_of(2), HASH)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(CheckpointError, match=rf"^checkpoint: {path}: is damaged: ") as error:
+        load_checkpoint(tmp_path, HASH)
+    assert "\n" not in str(error.value)
+    path.unlink()  # what the line tells a person to do, if anything
+    assert_same(load_checkpoint(tmp_path, HASH), state_of(1))
+
+
+@pytest.mark.parametrize("content", [b"\x00" * 100, b"\xff" * 100, b"{}", b"\x02\x00\x00\x00\x00\x00\x00\x00{}"])
+def test_garbage_is_damaged(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "round-000001.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"^checkpoint: {path}: is damaged: "):
+        load_checkpoint(tmp_path, HASH)
+
+
+FACTS = {"run_id": "0", "round": 1, "row": {}, "norm": None, "config_hash": HASH}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "facts"),
+    [
+        (("model", "scales"), None),
+        (("model", "scales"), "not JSON"),
+        pytest.param((), FACTS, marks=pytest.mark.xfail(strict=True, raises=KeyError, reason="defect")),
+        pytest.param(("model",), FACTS, marks=pytest.mark.xfail(strict=True, raises=KeyError, reason="defect")),
+        pytest.param(("model", "scales"), {}, marks=pytest.mark.xfail(strict=True, raises=KeyError, reason="defect")),
+        pytest.param(("model", "scales"), [], marks=pytest.mark.xfail(strict=True, raises=TypeError, reason="defect")),
+    ],
+)
+def test_safetensors_file_of_something_else_is_damaged(tmp_path: Path, tensors: tuple[str, ...], facts: object) -> None:
+    path = tmp_path / "round-000001.safetensors"
+    text = facts if isinstance(facts, str) else json.dumps(facts)
+    metadata = None if facts is None else {"state": text}
+    save_file({name: np.zeros(3) for name in tensors}, path, metadata)
+    with pytest.raises(CheckpointError, match=rf"^checkpoint: {path}: is damaged: "):
+        load_checkpoint(tmp_path, HASH)
+
+
+def test_other_configuration_is_named(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, state_of(1), HASH)
+    with pytest.raises(
+        CheckpointError, match=rf"^checkpoint: {path}: belongs to .* hash aaaaaaaaaaaa, .* bbbbbbbbbbbb"
+    ):
+        load_checkpoint(tmp_path, "b" * 64)
+
+
+def test_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(CheckpointError, match=rf"^--resume: {folder}: must hold a checkpoint, found none$"):
+            load_checkpoint(folder, HASH)

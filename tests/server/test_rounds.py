@@ -1,0 +1,299 @@
+"""Rounds over real nodes: what a bad client sends is refused by name and changes nothing; the rest goes on."""
+
+from __future__ import annotations
+
+import json
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agfl_client.app import create_client_app
+from agfl_client.node import Node
+from agfl_client.training import evaluate
+from agfl_models.corpora import read_documents
+from agfl_models.errors import RoundError
+from agfl_models.model import AutoGenModel
+from agfl_protocol import wire
+from agfl_protocol.run_config import RunConfig
+from agfl_protocol.update import Lanes, Layout
+from agfl_server.app import run_federation
+from agfl_server.observer import Observer
+from agfl_server.optimizers import build_optimizer
+from agfl_server.plain_sum import PlainSum
+from agfl_server.roster import Roster, sample_cohort
+from agfl_server.rounds import Federation, sum_of_cohort, train_round
+from agfl_server.state import NO_METRICS, ServerState, initial_state
+from agfl_sim.grid import InProcessGrid
+
+MakeConfig = Callable[..., RunConfig]
+MakeOwners = Callable[..., Path]
+OpenGrid = Callable[..., InProcessGrid]
+RunOne = Callable[..., tuple[ServerState, "Recorder"]]
+Answer = Callable[[Message], Message]
+Fault = Callable[[Answer, Message], Message]
+BAD = "owner-01"
+
+
+class Faulty(ClientApp):
+    """A real ClientApp whose answers to rounds pass through a fault."""
+
+    def __init__(self, app: ClientApp, fault: Fault) -> None:
+        super().__init__()
+        self.app, self.fault = app, fault
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        if message.metadata.message_type != wire.TRAIN:
+            return self.app(message, context)
+        return self.fault(lambda request: self.app(request, context), message)
+
+
+class Recorder(Observer):
+    def __init__(self) -> None:
+        self.refusals: list[tuple[str, str]] = []
+        self.repetitions: list[tuple[int, int, str]] = []
+
+    def refused(self, name: str, reason: str) -> None:
+        self.refusals.append((name, reason))
+
+    def repeated(self, round_number: int, attempt: int, reason: str) -> None:
+        self.repetitions.append((round_number, attempt, reason))
+
+
+def start(
+    config: RunConfig, grid: InProcessGrid, registered: Callable[[int], str | None] | None = None
+) -> tuple[Federation, ServerState, Recorder]:
+    observer, optimizer = Recorder(), build_optimizer(config.aggregation.server_optimizer)
+    layout, state = initial_state(config, optimizer)
+    parts = layout, grid, Roster(grid, observer, registered), PlainSum(observer), optimizer, observer
+    return Federation(config, config.task.build(), *parts), state, observer
+
+
+def altered(change: Callable[[wire.RoundReply], wire.RoundReply]) -> Fault:
+    """The reply of a real node, changed before it is sent."""
+
+    def fault(answer: Answer, message: Message) -> Message:
+        request = wire.RoundRequest.from_record(message.content)
+        lanes = answer(message).content.array_records["arrays"]["lanes"].numpy()
+        reply = wire.RoundReply(request.config_hash, request.round, request.attempt, lanes)
+        return Message(change(reply).to_record(), reply_to=message)
+
+    return fault
+
+
+def with_lane(index: int, value: int) -> Fault:
+    def changed(lanes: Lanes) -> Lanes:
+        return np.array([*lanes[:index], value, *lanes[index:][1:]], np.uint64)
+
+    return altered(lambda r: replace(r, lanes=changed(r.lanes)))
+
+
+def with_version(answer: Answer, message: Message) -> Message:
+    reply = answer(message)
+    reply.content.config_records["config"]["version"] = 2
+    return reply
+
+
+def with_nan_model(answer: Answer, message: Message) -> Message:
+    request = wire.RoundRequest.from_record(message.content)
+    message.content = replace(request, model=request.model * np.float32(np.nan)).to_record()
+    return answer(message)
+
+
+def refuse(answer: Answer, message: Message) -> Message:
+    return Message(Error(100, "no power"), reply_to=message)
+
+
+FAULTS: dict[str, tuple[Fault, str]] = {
+    "error": (refuse, "no power"),
+    "NaN": (with_nan_model, "delta: must be finite, got NaN or infinity"),
+    "shape": (altered(lambda r: replace(r, lanes=r.lanes[:-1])), "lanes: must be uint64 of shape"),
+    "two dimensions": (altered(lambda r: replace(r, lanes=r.lanes[None])), "lanes: must be uint64 of shape"),
+    "dtype": (altered(lambda r: replace(r, lanes=r.lanes.view(np.int64))), "lanes: must be uint64 of shape"),
+    "hash": (altered(lambda r: replace(r, config_hash="0" * 64)), "config_hash: must be"),
+    "round": (altered(lambda r: replace(r, round=r.round + 1)), "round: must be 1 as in the request, got 2"),
+    "attempt": (altered(lambda r: replace(r, attempt=5)), "attempt: must be 0 as in the request, got 5"),
+    "version": (with_version, "version: this side speaks protocol 1, the other side 2"),
+    "no round": (lambda a, m: Message(wire.acknowledgment(), reply_to=m), "config_hash: must be a str"),
+    "count": (with_lane(0, 2), "count: must be 1, got 2"),
+    "no count": (with_lane(0, 0), "count: must be 1, got 0"),
+    "field": (with_lane(-1, 2**32 - 1), "lanes: every field must be at most 1073741823, got 4294967295"),
+    "upper field": (with_lane(-1, 2**64 - 2**32), "lanes: every field must be at most 1073741823, got 4294967295"),
+}
+
+
+@pytest.fixture
+def run_one(run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid) -> RunOne:
+    """Train one round of `count` owners, BAD with `fault`."""
+
+    def run(fault: Fault | None, *overrides: str, count: int = 4, num_workers: int = 1) -> tuple[ServerState, Recorder]:
+        wrap = {} if fault is None else {BAD: lambda app: Faulty(app, fault)}
+        federation, state, observer = start(run_config(*overrides), open_grid(make_owners(count), wrap, num_workers))
+        state, _ = train_round(federation, state, evaluate=False)
+        return state, observer
+
+    return run
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_bad_reply_is_refused_by_name_and_changes_nothing(run_one: RunOne, kind: str) -> None:
+    fault, reason = FAULTS[kind]
+    state, observer = run_one(fault)
+    assert (state.row["clients"], state.row["refused"]) == (3, 1)
+    assert [name for name, _ in observer.refusals] == [BAD]
+    assert reason in observer.refusals[0][1]
+    without, _ = run_one(refuse)
+    assert state.model.tobytes() == without.model.tobytes()
+    assert state.row["train/loss"] == without.row["train/loss"]
+
+
+@pytest.mark.xfail(strict=True, reason="defect: PlainSum checks neither weight nor metrics, and sums wrap around")
+@pytest.mark.parametrize(("lane", "value"), [(1, 2**40), (1, 0), (2, 2**64 - 2**30), (3, 2**63)])
+def test_weight_or_metric_out_of_its_range_is_refused(run_one: RunOne, lane: int, value: int) -> None:
+    _, observer = run_one(with_lane(lane, value))
+    assert [name for name, _ in observer.refusals] == [BAD]
+
+
+def test_silent_node_is_missed_by_name(run_one: RunOne) -> None:
+    heard = threading.Event()
+
+    def silent(answer: Answer, message: Message) -> Message:
+        heard.wait(30)
+        return answer(message)
+
+    try:
+        state, observer = run_one(silent, "aggregation.round_timeout_s=2", num_workers=2)
+    finally:
+        heard.set()
+    assert (state.row["clients"], state.row["refused"]) == (3, 1)
+    assert observer.refusals == [(BAD, "no reply within 2 s")]
+
+
+def test_round_is_repeated_while_too_few_reply_and_is_then_the_same(run_one: RunOne) -> None:
+    def not_at_first(answer: Answer, message: Message) -> Message:
+        first = message.content.config_records["config"]["attempt"] == 0
+        return refuse(answer, message) if first else answer(message)
+
+    state, observer = run_one(not_at_first, "aggregation.min_cohort=3", count=3)
+    assert observer.repetitions == [(1, 0, f"{BAD}: no power")]
+    assert (state.row["clients"], state.row["refused"]) == (3, 0)
+    undisturbed, _ = run_one(None, "aggregation.min_cohort=3", count=3)
+    assert state.model.tobytes() == undisturbed.model.tobytes()
+
+
+def test_round_that_fails_for_good_says_who_and_why(run_one: RunOne) -> None:
+    attempts: list[object] = []
+
+    def count(answer: Answer, message: Message) -> Message:
+        attempts.append(message.content.config_records["config"]["attempt"])
+        return refuse(answer, message)
+
+    rule = rf"^round 1: needs .*min_cohort = 2 .* last of 4 attempts \({BAD}: no power\)$"
+    with pytest.raises(RoundError, match=rule):
+        run_one(count, "aggregation.max_attempts=4", count=2)
+    assert attempts == [0, 1, 2, 3]
+
+
+class CountingGrid(InProcessGrid):
+    """Hands out replies once all are there, and knows how many of those it handed out are still alive."""
+
+    def __init__(self, nodes: dict[int, ClientApp]) -> None:
+        super().__init__(nodes, 1)
+        self.alive: list[weakref.ref[Message]] = []
+        self.most = 0
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        for future in self._pending.values():
+            future.result()
+        replies = list(super().pull_messages(message_ids))
+        self.alive = [ref for ref in self.alive if ref() is not None] + [weakref.ref(reply) for reply in replies]
+        self.most = max(self.most, len(self.alive))
+        return replies
+
+
+def test_server_holds_a_few_replies_whatever_the_cohort(run_config: MakeConfig, make_owners: MakeOwners) -> None:
+    most = {}
+    for count in (8, 24):
+        paths = sorted(make_owners(count).iterdir())
+        grid = CountingGrid({i: create_client_app(Node(path.stem, path, "cpu")) for i, path in enumerate(paths)})
+        with grid:
+            federation, state, _ = start(run_config(), grid)
+            _, result = sum_of_cohort(federation, state, train=True, evaluate=False)
+        assert len(result.survivors) == count
+        most[count] = grid.most
+    assert most[8] == most[24] <= 5
+
+
+def test_node_under_another_name_than_registered_is_refused(
+    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid
+) -> None:
+    registered = {1000: "owner-00", 1001: "carol", 1002: "owner-02"}.get  # the transport does not know 1003
+    federation, state, observer = start(run_config(), open_grid(make_owners(4)), registered)
+    state, _ = train_round(federation, state, evaluate=False)
+    assert observer.refusals == [
+        ("node 1001", f"name: must be 'carol' as registered, got '{BAD}'"),
+        ("node 1003", "name: must be None as registered, got 'owner-03'"),
+    ]
+    assert (state.row["clients"], state.row["refused"]) == (2, 0)
+
+
+@given(st.integers(1, 9), st.integers(0, 99), st.permutations(range(9)))
+def test_cohort_depends_on_names_and_round_only(size: int, number: int, ids: list[int]) -> None:
+    cohort = sample_cohort({f"owner-{i}": i for i in range(9)}, size, 7, number)
+    assert [list(cohort), len(cohort)] == [sorted(set(cohort)), size]
+    others = {f"owner-{i}": 1000 - i for i in ids}  # other node ids, and they connected in another order
+    assert sample_cohort(others, size, 7, number) == {name: others[name] for name in cohort}
+
+
+def test_every_owner_is_drawn_as_often() -> None:
+    nodes = {f"owner-{i}": i for i in range(8)}
+    drawn = Counter(name for number in range(1, 1601) for name in sample_cohort(nodes, 3, 7, number))
+    assert all(abs(drawn[name] - 600) < 4 * (600 * 5 / 8) ** 0.5 for name in nodes), drawn
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_evaluation_rides_in_the_next_sum_and_every_round_has_its_row(
+    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, tmp_path: Path
+) -> None:
+    config, owners, asked = run_config(), make_owners(3), list[object]()
+
+    def note(answer: Answer, message: Message) -> Message:
+        asked.append(message.content.config_records["config"]["evaluate"])
+        return answer(message)
+
+    grid = open_grid(owners, {BAD: lambda app: Faulty(app, note)})
+    run_federation(grid, config, tmp_path / "run")
+    assert asked == [True, False, True]  # evaluation.every = 2; after the last round it travels alone
+    rows = rows_of(tmp_path / "run")
+    assert [row["round"] for row in rows] == [0, 1, 2, 3]
+    assert all(row.keys() >= NO_METRICS.keys() for row in rows)
+    assert [row["eval/loss"] is not None for row in rows] == [True, False, True, True]
+    _, state, _ = start(config, grid)
+    model, task = AutoGenModel(config.model, seed=0), config.task.build()
+    Layout.of(model).load(model, state.model)
+    sums = [evaluate(model, task, task.prepare(read_documents(path)), 4, 8, "cpu") for path in sorted(owners.iterdir())]
+    totals = {name: sum(s[name] for s in sums) for name in task.eval_sums}
+    assert rows[0]["eval/loss"] == pytest.approx(totals["eval/nll"] / totals["eval/tokens"], rel=1e-6)
+    assert rows[0]["eval/bits_per_byte"] == pytest.approx(task.eval_metrics(totals)["eval/bits_per_byte"], rel=1e-6)
+
+
+@pytest.mark.xfail(strict=True, reason="defect: update/l2, clip/fraction, ... and eval/perplexity come and go")
+def test_every_row_has_the_same_keys(
+    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, tmp_path: Path
+) -> None:
+    run_federation(open_grid(make_owners(2)), run_config(), tmp_path / "run")
+    rows = rows_of(tmp_path / "run")
+    assert all(row.keys() == rows[0].keys() for row in rows)

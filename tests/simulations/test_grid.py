@@ -1,0 +1,134 @@
+"""The Grid in this process carries what the wire would carry, and changes no number of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
+
+from agfl_protocol.run_config import RunConfig
+from agfl_server.app import run_federation
+from agfl_sim.grid import InProcessGrid
+
+OpenGrid = Callable[..., InProcessGrid]
+
+
+def content(vector: NDArray[np.float32]) -> RecordDict:
+    return RecordDict({"arrays": ArrayRecord({"x": Array(vector)}), "config": ConfigRecord({"n": 1})})
+
+
+def vector_of(message: Message) -> NDArray[Any]:
+    return message.content.array_records["arrays"]["x"].numpy()
+
+
+def app_of(answer: Callable[[Message], RecordDict]) -> ClientApp:
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return Message(answer(message), reply_to=message)
+
+    return app
+
+
+def pulled(grid: InProcessGrid, ids: Iterable[str]) -> list[Message]:
+    """Wait for all replies."""
+    for future in list(grid._pending.values()):
+        future.exception()
+    return list(grid.pull_messages(ids))
+
+
+def test_neither_side_can_reach_into_the_other() -> None:
+    kept: list[RecordDict] = []
+
+    def meddle(message: Message) -> RecordDict:
+        kept.append(message.content)
+        arrays = message.content.array_records["arrays"]
+        arrays["x"].data = bytes(len(arrays["x"].data))
+        arrays["y"] = Array(np.zeros(3, np.float32))
+        message.content.config_records["config"]["n"] = 2
+        kept.append(content(np.full(4, 7, np.float32)))
+        return kept[-1]
+
+    vector = np.arange(4, dtype=np.float32)
+    sent = content(vector)
+    with InProcessGrid({5: app_of(meddle)}, 1) as grid:
+        request = Message(sent, 5, "train")
+        (reply,) = pulled(grid, grid.push_messages([request]))
+        assert np.array_equal(vector_of(request), vector)
+        assert set(sent.array_records["arrays"]) == {"x"}
+        assert sent.config_records["config"]["n"] == 1
+        assert kept[0] is not sent
+        assert reply.content is not kept[1]
+        assert vector_of(reply).tolist() == [7] * 4
+        kept[1].array_records["arrays"]["x"].data = b""
+        assert vector_of(reply).tolist() == [7] * 4
+
+
+def test_each_client_of_a_broadcast_gets_a_copy_of_its_own() -> None:
+    seen: list[ArrayRecord] = []
+
+    def keep(message: Message) -> RecordDict:
+        seen.append(message.content.array_records["arrays"])
+        return message.content
+
+    sent = content(np.ones(3, np.float32))
+    with InProcessGrid({i: app_of(keep) for i in range(3)}, 1) as grid:
+        replies = pulled(grid, grid.push_messages([Message(sent, i, "train") for i in range(3)]))
+    assert len({id(arrays) for arrays in seen}) == len(replies) == 3
+    assert all(vector_of(reply).tolist() == [1, 1, 1] for reply in replies)
+
+
+def test_replies_answer_their_messages_and_come_once() -> None:
+    apps = {i: app_of(lambda message: content(vector_of(message) * 2)) for i in (3, 4)}
+    with InProcessGrid(apps, 2) as grid:
+        assert list(grid.get_node_ids()) == [3, 4]
+        requests = [Message(content(np.full(1, i, np.float32)), 3 + i % 2, "train") for i in range(6)]
+        ids = list(grid.push_messages(requests))
+        assert len(set(ids)) == 6
+        replies = pulled(grid, ids)
+        assert {r.metadata.reply_to_message_id: vector_of(r)[0] for r in replies} == {
+            mid: 2.0 * i for i, mid in enumerate(ids)
+        }
+        assert [r.metadata.src_node_id for r in replies] == [3 + i % 2 for i in range(6)]
+        assert list(grid.pull_messages(ids)) == []
+        assert list(grid.pull_messages(["never sent"])) == []
+        assert len(list(grid.send_and_receive(requests))) == 6
+
+
+def test_defect_of_a_client_comes_up_where_its_reply_is_pulled() -> None:
+    def fail(message: Message) -> RecordDict:
+        raise ZeroDivisionError("a defect")
+
+    with InProcessGrid({1: app_of(fail)}, 1) as grid, pytest.raises(ZeroDivisionError, match="a defect"):
+        pulled(grid, grid.push_messages([Message(content(np.ones(1, np.float32)), 1, "train")]))
+
+
+@pytest.mark.parametrize(
+    "different", [{"num_workers": 3}, {"first_id": 10**18, "step": -7}, {"num_workers": 2, "step": 100}]
+)
+def test_workers_and_node_ids_do_not_change_a_bit(
+    tmp_path: Path,
+    run_config: Callable[..., RunConfig],
+    make_owners: Callable[..., Path],
+    open_grid: OpenGrid,
+    different: dict[str, int],
+) -> None:
+    config, owners = (
+        run_config("aggregation.cohort_size=3", "aggregation.server_optimizer={type: fedyogi}"),
+        make_owners(4),
+    )
+    results = []
+    for name, settings in (("one", {}), ("other", different)):
+        state = run_federation(open_grid(owners, **settings), config, tmp_path / name)
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        weights = (tmp_path / name / "model" / "model.safetensors").read_bytes()
+        results.append((state.model.tobytes(), weights, [{**row, "seconds": 0} for row in rows]))
+    assert results[0] == results[1]
