@@ -47,11 +47,13 @@ def start(
 ) -> None:
     """Run your node: it calls the server, listens on no port, and runs only the code that you installed."""
     from agfl_client import keys
+    from agfl_client.server_trust import TrustedServer
     from agfl_protocol.flower_settings import prepare_flower
 
     prepare_flower()
     with keys.hold(folder):
         own_keys = keys.load(folder)
+        TrustedServer(server, ca).tls()  # says what is wrong before PyTorch is loaded
 
         from agfl_client.node import Node
 

@@ -51,6 +51,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
     pull_objects,
     push_objects,
 )
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
@@ -63,7 +64,7 @@ RETRY_MIN_S, RETRY_MAX_S = 0.1, 1.0
 HEARTBEAT_S, HEARTBEAT_PROMISE_S = 4.0, 10.0  # the server calls a node gone after twice the promise
 REQUEST_TIMEOUT_S = 15.0
 LAST_REPLY_S = 5.0
-LEAVE_WITHIN_S, LEAVE_TIMEOUT_S = 2 * HEARTBEAT_S, 0.5
+LEAVE_WITHIN_S, LEAVE_TIMEOUT_S = 2 * HEARTBEAT_S, 1.0
 PUSH_ATTEMPTS = 3
 ANSWERED_TYPES = ("train", "evaluate", "query")
 
@@ -280,10 +281,12 @@ class _Loop:
             log.warning("refused: %s", refusal)
             reply = Message(Error(ErrorCode.INVALID_FAB, refusal), reply_to=envelope)
         else:
-            message = self._pull(envelope, tree)
-            if message is None:
+            try:
+                contents = self._pull(envelope, tree)
+            except ObjectPullError:
+                log.info("the server withdrew a message before it was here whole")
                 return
-            reply = self._answer(message)
+            reply = self._answer(envelope, contents)
         duration_s = time.monotonic() - start
         self._push(reply, duration_s)
         log.info("answered %s in %.2f s", envelope.metadata.message_type, duration_s)
@@ -301,37 +304,34 @@ class _Loop:
             return f"message type: must be one of {', '.join(ANSWERED_TYPES)}, got {kind!r}"
         return None
 
-    def _pull(self, envelope: Message, tree: ObjectTree) -> Message | None:
+    def _pull(self, envelope: Message, tree: ObjectTree) -> dict[str, bytes]:
+        """Fetch a message's objects; from here on the server has forgotten it."""
         run_id, message_id = envelope.metadata.run_id, envelope.metadata.message_id
         pull = make_pull_object_fn_protobuf(
             lambda request: self._call(self._api.PullObject, request), self._node, run_id
         )
-        try:
-            contents = pull_objects([node.object_id for node in iterate_object_tree(tree)], pull)
-        except ObjectPullError:
-            log.info("the server withdrew a message before it was here whole")
-            return None
+        contents = pull_objects([node.object_id for node in iterate_object_tree(tree)], pull)
         confirmation = ConfirmMessageReceivedRequest(node=self._node, run_id=run_id, message_object_id=message_id)
         self._call(self._api.ConfirmMessageReceived, confirmation)
-        message = inflate_object_from_contents(message_id, contents)
-        assert isinstance(message, Message)
-        message.metadata.__dict__["_message_id"] = message_id
-        return message
+        return contents
 
-    def _answer(self, message: Message) -> Message:
+    def _answer(self, envelope: Message, contents: dict[str, bytes]) -> Message:
         """Let the app answer. An exception becomes an error reply that tells nothing of the data."""
-        run_id = message.metadata.run_id
+        run_id, kind = envelope.metadata.run_id, envelope.metadata.message_type
         if run_id not in self._contexts:
             self._contexts[run_id] = Context(run_id, self._node.node_id, {}, RecordDict(), {})
         try:
+            message = inflate_object_from_contents(envelope.metadata.message_id, contents)
+            assert isinstance(message, Message)
+            message.metadata.__dict__["_message_id"] = envelope.metadata.message_id
             return self._client_app(message, self._contexts[run_id])
         except AgflError as error:
-            log.error("%s not answered: %s", message.metadata.message_type, error)
+            log.error("%s not answered: %s", kind, error)
             reason = "DataError" if isinstance(error, DataError) else str(error)
         except Exception as error:
-            log.exception("%s not answered", message.metadata.message_type)
+            log.exception("%s not answered", kind)
             reason = type(error).__name__
-        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=envelope)
 
     def _push(self, reply: Message, duration_s: float) -> None:
         """Deliver a reply. The server may leave before it confirms the last one, which is no error."""

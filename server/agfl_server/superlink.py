@@ -31,7 +31,7 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.object_store import NoObjectInStoreError, ObjectStoreFactory
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
 from flwr.supercore.routers import health
@@ -147,10 +147,15 @@ class _LinkState(InMemoryLinkState):
         with self.lock:
             instruction = self.message_ins_store.get(message_id)
             reply_id = self.message_ins_id_to_message_res_id.get(message_id)
-            if instruction is None or reply_id is None or reply_id not in self.object_store:
+            if instruction is None or reply_id is None:
                 return None
-            trees = iterate_object_tree(self.object_store.get_object_tree(reply_id))
-            contents = {tree.object_id: self.object_store.get(tree.object_id) or b"" for tree in trees}
+            try:
+                root = self.object_store.get_object_tree(reply_id)
+            except NoObjectInStoreError:
+                return None
+            contents = {
+                tree.object_id: self.object_store.get(tree.object_id) or b"" for tree in iterate_object_tree(root)
+            }
             return _Reply(instruction, reply_id, contents) if all(contents.values()) else None
 
     def _cleanup_expired_task_tokens_locked(self) -> None:
@@ -312,5 +317,6 @@ def _start_run(state: _LinkState) -> tuple[int, int]:
     state.claim_task(task_id)
     started = state.activate_task(task_id)
     assert started
+    # Message() takes its sender from here.
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, task_id, SUPERLINK_NODE_ID
     return run_id, task_id

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from agfl_models.errors import RoundError
 from agfl_protocol.secagg import keys, shamir
 from agfl_protocol.secagg.context import dealers_context
-from agfl_protocol.secagg.errors import ProtocolViolation, require
+from agfl_protocol.secagg.errors import require
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.keys import MASK_SHARE, SELF_SHARE
 from agfl_protocol.secagg.masks import Mask, pair_mask
@@ -119,27 +120,42 @@ class Recovery:
         threshold = self.parameters.threshold
         shares: dict[int, bytes] = {}
         for holder, reply in self.replies.items():
-            if holder == dealer or holder in self.blamed:
+            if len(shares) == threshold:
+                break
+            if holder == dealer:
                 continue
             share = self._share_of(dealer, holder, reply)
-            if self._matches(share, dealer, holder, kind):
+            if self._is_committed(share, dealer, holder, kind):
                 shares[self.members.points[holder]] = share
             else:
-                self.blamed[holder] = f"shares: must be what {dealer!r} dealt; that of {dealer!r} is not"
-            if len(shares) == threshold:
-                return self._combine(dealer, kind, shares)
-        raise AttemptFailed(f"shares of {dealer!r}: must be at least {threshold}, got {len(shares)}", self.blamed)
+                self.blamed.setdefault(holder, f"shares: must be what {dealer!r} dealt; one is not")
+        if len(shares) < threshold:  # S5.5
+            line = f"shares of {dealer!r}: must be at least {threshold}, got {len(shares)}"
+            raise AttemptFailed(line, self.blamed, frozenset(self.blamed))
+        return self._combine(dealer, kind, shares)
+
+    def _is_committed(self, share: bytes, dealer: str, holder: str, kind: str) -> bool:
+        """Whether the dealer sent this share's hash. The holder checked it in trip 3, so a wrong share is its own."""
+        dealt = self.dealt[dealer][holder]
+        committed = dealt.self_hash if kind == SELF_SHARE else dealt.mask_hash
+        return keys.share_hash(kind, share, self.members.ctx1, dealer, holder) == committed
 
     def _combine(self, dealer: str, kind: str, shares: Mapping[int, bytes]) -> bytes:
         points = tuple(shares)
         if points not in self._factors:
             self._factors[points] = shamir.weights(points)
-        try:
-            return shamir.combine(list(shares.values()), self._factors[points])
-        except ProtocolViolation:
-            raise self._inconsistent(dealer, kind) from None
+        return shamir.combine(list(shares.values()), self._factors[points])
+
+    def _inconsistent(self, dealer: str, what: str) -> AttemptFailed:
+        """Every share has the hash that the dealer sent, yet they do not rebuild what it announced: it lied to all."""
+        self.blamed[dealer] = f"{what}: must be what its shares rebuild; it is not"
+        return AttemptFailed(f"{dealer!r}: {self.blamed[dealer]}", self.blamed, frozenset(self.blamed))
 
     def _share_of(self, dealer: str, holder: str, reply: UnmaskReply) -> bytes:
         """Return a holder's share of `dealer`: shares come in the order of U2 without the holder."""
-        place = self._places[dealer]
-        return reply.shares[place - (place > self._places[holder])]
+        place, own = self._places[dealer], self._places[holder]
+        return reply.shares[place - (place > own)]
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self.dealt)}

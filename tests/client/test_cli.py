@@ -77,8 +77,8 @@ def test_sigterm_ends_a_node_that_waits_for_an_absent_server(tmp_path: Path) -> 
             assert any("waiting up to 600 s for 127.0.0.1" in line for line in process.stderr)
             process.send_signal(signal.SIGTERM)
             sent = time.monotonic()
-            assert process.wait(5) == 130
-            assert time.monotonic() - sent < 2
+            assert process.wait(10) == 130
+            assert time.monotonic() - sent < 5  # an idle machine needs less than 1 s
             rest = process.stderr.read()
             assert "stopped by a signal" in rest
             assert "Traceback" not in rest

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tests.server.conftest import Site
 
 MESSAGE_UNAVAILABLE, INVALID_FAB = 3, 7
+PROMPT_S = 5.0  # an idle machine needs less than 1 s, a busy one more to end a Python process
 
 
 def _connected(server: EmbeddedSuperLink) -> list[int]:
@@ -68,7 +69,7 @@ def test_a_server_of_another_ca_is_not_spoken_to(site: Site, tmp_path: Path) -> 
     with site.superlink() as server:
         start = time.monotonic()
         line = _error_of(site, server.port, tmp_path / "other" / "ca.pem")
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < PROMPT_S
         expected = f"IdentityError: --ca: the certificate of 127.0.0.1:{server.port} is not signed by {tmp_path}"
     assert line.startswith(expected)
 
@@ -90,7 +91,7 @@ def _answer_in_plain_text(listener: socket.socket) -> None:
 def test_a_node_waits_for_an_absent_server_and_gives_up_in_time(site: Site, free_port: int) -> None:
     start = time.monotonic()
     line = _error_of(site, free_port, site.ca, max_wait_s=0.5)
-    assert 0.5 <= time.monotonic() - start < 2
+    assert 0.5 <= time.monotonic() - start < PROMPT_S
     assert line.startswith(f"TransportError: --server: must answer within 0.5 s, but 127.0.0.1:{free_port} did not")
 
 
@@ -185,11 +186,11 @@ def test_stop_ends_a_node_promptly_idle_or_without_server(site: Site, free_port:
     with site.superlink(free_port) as server, site.node_thread("alice", free_port, ClientApp()) as stop:
         _wait_for_node(site, server)
         stop.set()
-        site.wait_until(lambda: _connected(server) == [], timeout_s=2)
+        site.wait_until(lambda: _connected(server) == [], timeout_s=PROMPT_S)
     with site.node_thread("alice", free_port, ClientApp()):
         time.sleep(0.5)
         start = time.monotonic()
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < PROMPT_S
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -198,7 +199,7 @@ def test_a_signal_ends_an_idle_node_promptly(number: signal.Signals, site: Site)
         _wait_for_node(site, server)
         process.send_signal(number)
         _assert_interrupted(process)
-        site.wait_until(lambda: _connected(server) == [], timeout_s=2)
+        site.wait_until(lambda: _connected(server) == [], timeout_s=PROMPT_S)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -221,8 +222,8 @@ def test_a_signal_ends_a_node_whose_server_is_silent_promptly(site: Site) -> Non
 
 def _assert_interrupted(process: subprocess.Popen[str]) -> None:
     start = time.monotonic()
-    assert process.wait(5) == 130
-    assert time.monotonic() - start < 2
+    assert process.wait(10) == 130
+    assert time.monotonic() - start < PROMPT_S
     assert process.stderr is not None
     assert process.stderr.read().endswith("interrupted\n")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from numpy.typing import NDArray
 
 from agfl_protocol.run_config import RunConfig
 from agfl_server.app import run_federation
@@ -81,7 +82,7 @@ def runs(
 def result(folder: Path, config: RunConfig) -> tuple[dict[str, bytes], list[dict[str, Any]], object]:
     """All that a run leaves, but for its own name and how long it took."""
     state = load_checkpoint(folder / "checkpoints", config.hash)
-    arrays = {"model": state.model, "scales": state.scales.values, **state.optimizer}
+    arrays: dict[str, NDArray[Any]] = {"model": state.model, "scales": state.scales.values, **state.optimizer}
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     files = {name: (folder / name).read_bytes() for name in ("model/model.safetensors", "model/config.yaml")}
     return (

@@ -1,0 +1,305 @@
+"""Laws of the client's state machine: linear, fresh keys every time, and nothing secret is left when it is over."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.secagg_world import Owner, World, attempt_id, round_request
+
+from agfl_client import masking
+from agfl_client.masking_states import Advertised, Agreed, Finished, Masked, Shared, Terms
+from agfl_client.replay import ReplayMemory
+from agfl_client.secure_round import SecureRound
+from agfl_models.errors import IdentityError
+from agfl_protocol.secagg import messages
+from agfl_protocol.secagg.errors import ProtocolViolation
+from agfl_protocol.secagg.members import Members
+
+ATTEMPT = attempt_id()
+Secrets = dict[str, bytes]
+
+
+class Attempt:
+    """One attempt among all owners of a world, led through its trips one by one, with each owner's requests."""
+
+    def __init__(self, world: World, attempt: int = 0) -> None:
+        self.id = attempt_id(attempt)
+        request = round_request(attempt=attempt)
+        self.records = tuple(
+            owner.half.begin(request, owner.vector.copy()).record for _, owner in sorted(world.owners.items())
+        )
+        self.names = tuple(world.names)
+        self.share = messages.ShareRequest(self.id, self.records)
+        self.world = world
+
+    def shared(self) -> dict[str, messages.MaskRequest]:
+        """Lead all through trip 2; return the requests of trip 3."""
+        dealt = {}
+        for name in self.names:
+            reply = self.world.owners[name].half.share(self.share)
+            others = [n for n in self.names if n != name]
+            dealt[name] = dict(zip(others, reply.dealt, strict=True))
+        return {
+            name: messages.MaskRequest(self.id, self.names, tuple(dealt[d][name] for d in self.names if d != name))
+            for name in self.names
+        }
+
+    def masked(self) -> messages.AgreeRequest:
+        """Lead all through trip 3; return the request of trip 4."""
+        for name, request in self.shared().items():
+            self.world.owners[name].half.mask(request)
+        return messages.AgreeRequest(self.id, self.names)
+
+    def agreed(self) -> messages.UnmaskRequest:
+        """Lead all through trip 4; return the request of trip 5."""
+        request = self.masked()
+        signatures = tuple(self.world.owners[name].half.agree(request).signature for name in self.names)
+        return messages.UnmaskRequest(self.id, self.names, signatures)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World.of(3, tmp_path)
+
+
+def first(world: World) -> Owner:
+    return world.owners[world.names[0]]
+
+
+def states_of(owner: Owner) -> object:
+    return owner.half._state
+
+
+# --- linear
+
+
+def trips(owner: Owner, requests: dict[str, object]) -> dict[str, Callable[[], object]]:
+    return {trip: lambda trip=trip: getattr(owner.half, trip)(requests[trip]) for trip in requests}  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("order", [o for o in permutations(("share", "mask", "agree", "unmask")) if o[0] != "share"])
+def test_no_other_trip_can_come_first(world: World, tmp_path: Path, order: tuple[str, ...]) -> None:
+    attempt = Attempt(world)
+    owner = first(world)
+    requests = {
+        "share": attempt.share,
+        "mask": messages.MaskRequest(ATTEMPT, attempt.names, ()),
+        "agree": messages.AgreeRequest(ATTEMPT, attempt.names),
+        "unmask": messages.UnmaskRequest(ATTEMPT, (), ()),
+    }
+    asked = {"mask": "shared", "agree": "masked", "unmask": "agreed"}[order[0]]
+    with pytest.raises(ProtocolViolation, match=rf"^trip: must follow stage '{asked}' of run run round 1 attempt 0, "):
+        trips(owner, requests)[order[0]]()
+    for trip in order[1:]:  # the attempt is over for good
+        with pytest.raises(ProtocolViolation, match=r"^attempt: must be the one that is open here"):
+            trips(owner, requests)[trip]()
+
+
+def test_no_trip_can_be_repeated(tmp_path: Path) -> None:
+    requests: list[tuple[str, Callable[[Attempt], object]]] = [
+        ("share", lambda attempt: (attempt.shared(), attempt.share)[1]),
+        ("mask", lambda attempt: (attempt.masked(), messages.MaskRequest(attempt.id, attempt.names, ()))[1]),
+        ("agree", lambda attempt: (attempt.agreed(), messages.AgreeRequest(attempt.id, attempt.names))[1]),
+    ]
+    world = World.of(3, tmp_path)
+    for number, (trip, lead) in enumerate(requests):
+        request = lead(Attempt(world, number))
+        with pytest.raises(ProtocolViolation, match=r"^trip: must follow stage"):
+            getattr(first(world).half, trip)(request)
+        assert states_of(first(world)) is None
+
+
+def test_the_last_trip_is_the_last(tmp_path: Path) -> None:
+    world = World.of(3, tmp_path)
+    request = Attempt(world).agreed()
+    first(world).half.unmask(request)
+    with pytest.raises(ProtocolViolation, match=r"^attempt: must be the one that is open here"):
+        first(world).half.unmask(request)
+
+
+def test_a_message_of_another_attempt_changes_nothing(world: World) -> None:
+    attempt = Attempt(world)
+    stale = messages.ShareRequest(attempt_id(7), attempt.records)
+    with pytest.raises(ProtocolViolation, match=r"^attempt: must be the one that is open here, got .* attempt 7$"):
+        first(world).half.share(stale)
+    assert attempt.agreed().signers == tuple(world.names)
+
+
+def test_a_new_attempt_ends_the_one_before(world: World) -> None:
+    old, _ = Attempt(world, 0), Attempt(world, 1)
+    with pytest.raises(ProtocolViolation, match=r"^attempt: must be the one that is open here"):
+        first(world).half.share(old.share)
+
+
+def test_a_state_masks_once(world: World) -> None:
+    """Masking the same lanes a second time would give the masks away."""
+    request = Attempt(world).shared()[first(world).name]
+    state = states_of(first(world))
+    assert isinstance(state, Shared)
+    masking.mask(state, request)
+    with pytest.raises(ProtocolViolation, match=r"^lanes: must be masked once; this state was used before$"):
+        masking.mask(state, request)
+
+
+# --- fresh, and gone
+
+
+def test_each_attempt_has_keys_of_its_own(world: World) -> None:
+    one, two = Attempt(world, 0).records[0], Attempt(world, 1).records[0]
+    for part in ("channel_key", "mask_key", "self_commitment", "signature"):
+        assert getattr(one, part) != getattr(two, part)
+
+
+def reachable(root: object) -> Iterator[object]:
+    """Every object that `root` holds on to, itself included, modules and classes aside."""
+    seen: dict[int, object] = {}
+    queue = [root]
+    while queue:
+        item = queue.pop()
+        if id(item) in seen or isinstance(item, type) or type(item).__name__ in ("module", "function"):
+            continue
+        seen[id(item)] = item
+        yield item
+        queue += gc.get_referents(item)
+
+
+def secrets_of(state: object) -> Secrets:
+    assert isinstance(state, Advertised | Shared | Masked | Agreed)
+    base = state.masked if isinstance(state, Agreed) else state
+    found = {"self_secret": base.self_secret}
+    if isinstance(base, Advertised | Shared):
+        found["mask_secret"] = base.mask_secret
+        found["update"] = base.lanes.tobytes()
+    if isinstance(base, Shared):
+        found |= {f"opening key of {n}": key for n, key in base.opening_keys.items()}
+    if isinstance(base, Masked):
+        for name, held in base.held.items():
+            found |= {f"self share of {name}": held.of_self, f"mask share of {name}": held.of_mask}
+    return found
+
+
+def holds(root: object, secret: bytes) -> bool:
+    for item in reachable(root):
+        content = item.tobytes() if isinstance(item, np.ndarray) else item
+        if isinstance(content, bytes | bytearray) and secret in content:
+            return True
+    return False
+
+
+def test_secrets_are_dropped_as_soon_as_they_are_used(world: World) -> None:
+    owner = first(world)
+    attempt = Attempt(world)
+    after = {"share": secrets_of(states_of(owner))}
+    mask_requests = attempt.shared()
+    after["mask"] = secrets_of(states_of(owner))
+    for name, request in mask_requests.items():
+        world.owners[name].half.mask(request)
+    after["agree"] = secrets_of(states_of(owner))
+    all_secrets = {**after["share"], **after["mask"], **after["agree"]}
+    assert set(after["agree"]) == {"self_secret"} | {
+        f"{kind} share of {n}" for kind in ("self", "mask") for n in world.names[1:]
+    }
+    for gone in set(all_secrets) - set(after["agree"]):
+        assert not holds(owner.half, all_secrets[gone]), gone
+    assert holds(owner.half, all_secrets["self_secret"])  # the search does find what is there
+
+    agree = messages.AgreeRequest(attempt.id, attempt.names)
+    signatures = tuple(world.owners[name].half.agree(agree).signature for name in world.names)
+    owner.half.unmask(messages.UnmaskRequest(attempt.id, attempt.names, signatures))
+    assert states_of(owner) is None
+    for name, secret in all_secrets.items():
+        assert not holds(owner.half, secret), name
+
+
+def test_the_last_state_holds_nothing_but_the_attempts_name(world: World) -> None:
+    request = Attempt(world).agreed()
+    state = states_of(first(world))
+    assert isinstance(state, Agreed)
+    finished, _ = masking.unmask(state, request)
+    assert finished == Finished(ATTEMPT)
+    assert vars(finished) == {"attempt": ATTEMPT}
+
+
+def test_a_refusal_drops_the_secrets(world: World) -> None:
+    attempt = Attempt(world)
+    owner = first(world)
+    secrets = secrets_of(states_of(owner))
+    with pytest.raises(ProtocolViolation):
+        owner.half.share(messages.ShareRequest(attempt.id, attempt.records[1:]))
+    assert not any(holds(owner.half, secret) for secret in secrets.values())
+
+
+def test_no_state_prints_a_secret(world: World) -> None:
+    owner, attempt = first(world), Attempt(world)
+    printed, secrets = [], []
+
+    def note() -> None:
+        printed.append(repr(states_of(owner)))
+        secrets.extend(secrets_of(states_of(owner)).values())
+
+    note()
+    requests = attempt.shared()
+    note()
+    for name, request in requests.items():
+        world.owners[name].half.mask(request)
+    note()
+    owner.half.agree(messages.AgreeRequest(attempt.id, attempt.names))
+    note()
+    for text in printed:
+        for secret in secrets:
+            assert repr(secret)[2:-1] not in text
+            assert secret.hex() not in text
+    opening = messages.UnmaskReply(ATTEMPT, b"own secret", (b"share",))
+    assert "secret'" not in repr(opening)
+    assert "share'" not in repr(opening)
+
+
+def test_the_update_is_masked_where_it_lies(world: World) -> None:
+    """No copy of the update is left when its masked form leaves."""
+    owner = first(world)
+    lanes = owner.vector.copy()
+    for other in world.owners.values():
+        other.half.begin(round_request(attempt=1), lanes if other is owner else other.vector.copy())
+    records = tuple(state.record for state in map(states_of, world.owners.values()) if isinstance(state, Advertised))
+    assert len(records) == 3
+    dealt = {n: o.half.share(messages.ShareRequest(attempt_id(1), records)).dealt for n, o in world.owners.items()}
+    mine = tuple(dealt[n][0] for n in world.names[1:])
+    reply = owner.half.mask(messages.MaskRequest(attempt_id(1), tuple(world.names), mine))
+    assert reply.lanes is lanes
+    assert not np.array_equal(lanes, owner.vector)
+    assert not lanes.flags.writeable
+
+
+# --- the owner's own terms
+
+
+def test_a_roster_without_this_owner_is_refused(world: World, tmp_path: Path) -> None:
+    one, two = (world.owners[name] for name in world.names[:2])
+    for name, key in ((one.name, two.key), ("stranger", one.key)):
+        with pytest.raises(IdentityError, match=rf"^roster: must hold the signing key of '{name}'"):
+            SecureRound(name, key, world.roster, world.parameters, ReplayMemory(tmp_path, 3))
+
+
+def test_the_context_is_made_of_the_clients_own_words(world: World) -> None:
+    owner = first(world)
+    owner.half.begin(round_request(max_cohort=9), owner.vector.copy())
+    state = states_of(owner)
+    assert isinstance(state, Advertised)
+    assert isinstance(state.terms, Terms)
+    assert (state.terms.name, state.terms.roster, state.terms.parameters) == (
+        owner.name,
+        world.roster,
+        world.parameters,
+    )
+    assert state.terms.max_cohort == 9
+
+
+def test_members_are_the_same_in_whatever_order_records_come(world: World) -> None:
+    records = Attempt(world).records
+    assert Members.of(b"x", records) == Members.of(b"x", records[::-1])
+    assert Members.of(b"x", records).points == {name: i for i, name in enumerate(world.names, 1)}

@@ -1,0 +1,124 @@
+"""tests/vectors/secagg.json: the product and a second implementation, written from SPEC.md, agree on every byte."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from tests.protocol.secagg import reference as ref
+
+from agfl_client import masking
+from agfl_client.masking_states import Terms
+from agfl_protocol import secure_wire as sw
+from agfl_protocol.secagg import messages, shamir
+from agfl_protocol.secagg.context import AttemptId, Broadcast, attempt_context, dealers_context, survivors_context
+from agfl_protocol.secagg.identity import SigningRoster
+from agfl_protocol.secagg.masks import apply_masks
+from agfl_protocol.secagg.members import Members
+from agfl_protocol.secagg.parameters import Parameters
+from agfl_server.unmasking import Recovery
+
+VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[2] / "vectors" / "secagg.json").read_text())
+ATTEMPT = AttemptId(ref.RUN_ID, ref.ROUND, ref.ATTEMPT)
+SIGNING = {n: Ed25519PrivateKey.from_private_bytes(ref.fixed_bytes("signing", n)) for n in ref.NAMES}
+ROSTER = SigningRoster({n: key.public_key() for n, key in SIGNING.items()})
+PARAMETERS = Parameters(ref.C, ref.C + 2)
+BROADCAST = Broadcast(
+    ref.CONFIG_JSON,
+    True,
+    False,
+    ref.FIELDS,
+    ref.MAX_COHORT,
+    np.array(ref.SCALES),
+    np.array(ref.MODEL, np.float32),
+)
+CTX0 = attempt_context(ref.VERSION, ATTEMPT, ROSTER.hash, ref.CONFIG_HASH, BROADCAST.hash)
+
+
+def test_the_second_implementation_reproduces_the_vectors() -> None:
+    assert json.loads(json.dumps(ref.transcript())) == VECTORS
+
+
+def test_context_of_the_broadcast() -> None:
+    assert ROSTER.hash.hex() == VECTORS["roster"]
+    assert BROADCAST.hash.hex() == VECTORS["broadcast"]
+    assert CTX0.hex() == VECTORS["ctx0"]
+
+
+class Fixed:
+    """Takes the place of the modules that draw secrets."""
+
+    def __init__(self, name: str) -> None:
+        coefficients = [ref.fixed("self-coefficient", name), ref.fixed("mask-coefficient", name)]
+        self.drawn: Iterator[int] = iter([ref.fixed("mask", name), ref.fixed("self", name), *coefficients])
+        self.name = name
+
+    def randbelow(self, bound: int) -> int:
+        """Stands in for `secrets`."""
+        assert bound == ref.FIELD
+        return next(self.drawn)
+
+    def generate(self) -> X25519PrivateKey:
+        """Stands in for `X25519PrivateKey`."""
+        return X25519PrivateKey.from_private_bytes(ref.fixed_bytes("channel", self.name))
+
+    def from_private_bytes(self, data: bytes) -> X25519PrivateKey:
+        """Stands in for `X25519PrivateKey`."""
+        return X25519PrivateKey.from_private_bytes(data)
+
+
+def lanes_of(name: str) -> np.ndarray:
+    return np.array([1, *(ref.fixed(f"lane-{i}", name, ref.WORD) for i in range(1, ref.NUM_LANES))], np.uint64)
+
+
+def test_the_product_reproduces_a_whole_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    advertised, replies = {}, {}
+    fixed = {n: Fixed(n) for n in ref.NAMES}
+    for n in ref.NAMES:
+        monkeypatch.setattr(shamir, "secrets", fixed[n])
+        monkeypatch.setattr(masking, "X25519PrivateKey", fixed[n])
+        terms = Terms(n, SIGNING[n], ROSTER, PARAMETERS, ATTEMPT, ref.MAX_COHORT, CTX0)
+        advertised[n], replies[n] = masking.advertise(terms, lanes_of(n))
+        record = sw.write_advertise_reply(replies[n]).config_records["config"]["record"]
+        assert record == bytes.fromhex(VECTORS["records"][n])
+    records = [reply.record for reply in replies.values()]
+    members = Members.of(CTX0, records)
+    assert members.ctx1.hex() == VECTORS["ctx1"]
+
+    shared, dealt = {}, {}
+    for n in ref.NAMES:
+        monkeypatch.setattr(shamir, "secrets", fixed[n])
+        shared[n], reply = masking.share(advertised[n], messages.ShareRequest(ATTEMPT, tuple(records)))
+        dealt[n] = dict(zip(members.others(n), reply.dealt, strict=True))
+        for peer, shares in dealt[n].items():
+            assert (shares.sealed + shares.self_hash + shares.mask_hash).hex() == VECTORS["dealt"][n][peer]
+
+    ctx2 = dealers_context(members.ctx1, ref.U2)
+    assert ctx2.hex() == VECTORS["ctx2"]
+    masked, total = {}, np.zeros(ref.NUM_LANES, np.uint64)
+    for n in ref.U3:
+        request = messages.MaskRequest(ATTEMPT, tuple(ref.U2), tuple(dealt[d][n] for d in ref.U2 if d != n))
+        masked[n], vector = masking.mask(shared[n], request)
+        assert vector.lanes.tolist() == VECTORS["masked"][n]
+        total += vector.lanes
+
+    assert survivors_context(ctx2, ref.U3).hex() == VECTORS["ctx3"]
+    agreed, signatures = {}, []
+    for n in ref.U3:
+        agreed[n], agreement = masking.agree(masked[n], messages.AgreeRequest(ATTEMPT, tuple(ref.U3)))
+        assert agreement.signature.hex() == VECTORS["agreements"][n]
+        signatures.append(agreement.signature)
+
+    openings = {}
+    for n in ref.U3:
+        _, openings[n] = masking.unmask(agreed[n], messages.UnmaskRequest(ATTEMPT, tuple(ref.U3), tuple(signatures)))
+        assert (openings[n].self_secret + b"".join(openings[n].shares)).hex() == VECTORS["openings"][n]
+
+    apply_masks(total, Recovery(CTX0, members, PARAMETERS, dealt, tuple(ref.U3), openings).masks())
+    assert total.tolist() == VECTORS["sum"]

@@ -1,0 +1,210 @@
+"""Owners with real keys and the real client half of the secure sum, and a Grid on which anything can happen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from agfl_client.replay import ReplayMemory
+from agfl_client.secure_round import SecureRound
+from agfl_models.errors import AgflError
+from agfl_protocol import secure_wire as sw
+from agfl_protocol import wire
+from agfl_protocol.secagg.context import AttemptId
+from agfl_protocol.secagg.identity import SigningRoster
+from agfl_protocol.secagg.masks import Lanes
+from agfl_protocol.secagg.parameters import Parameters
+from agfl_protocol.transforms.codec import UpdateCodec
+from agfl_protocol.transforms.quantization import QuantizationPlan
+from agfl_protocol.update import Vector
+from agfl_server.observer import Observer
+from agfl_server.plain_sum import CohortSum
+from agfl_server.secure_sum import SecureSum
+
+TRIPS = (wire.TRAIN, sw.SHARE, sw.MASK, sw.AGREE, sw.UNMASK)
+MODEL = np.array([0.5, -1.25, 3e-8], np.float32)
+Hook = Callable[[str, str, RecordDict], RecordDict | None]
+
+
+def round_request(
+    run_id: str = "run", round_number: int = 1, attempt: int = 0, model: Vector | None = None, max_cohort: int = 1000
+) -> wire.RoundRequest:
+    """The request of trip 1; the secure sum never looks into model or configuration."""
+    plan = QuantizationPlan(2, max_cohort, np.array([1.0]))
+    vector = MODEL if model is None else model
+    return wire.RoundRequest(run_id, round_number, attempt, "{}", "c" * 64, False, True, vector, plan)
+
+
+@dataclass
+class Owner:
+    """One client: its real half of the protocol, its vector, and the lines that it logged."""
+
+    name: str
+    key: Ed25519PrivateKey
+    half: SecureRound
+    vector: Lanes
+    log: list[str] = field(default_factory=list)
+
+    def answer(self, kind: str, content: RecordDict) -> RecordDict:
+        """Do what a node does with a message, through the wire's own readers and writers."""
+        match kind:
+            case wire.TRAIN:
+                request = wire.RoundRequest.from_record(content)
+                self.half.check(request)
+                return sw.write_advertise_reply(self.half.begin(request, self.vector.copy()))
+            case sw.SHARE:
+                return sw.write_share_reply(self.half.share(sw.read_share_request(content)))
+            case sw.MASK:
+                return sw.write_mask_reply(self.half.mask(sw.read_mask_request(content)))
+            case sw.AGREE:
+                return sw.write_agree_reply(self.half.agree(sw.read_agree_request(content)))
+            case sw.UNMASK:
+                return sw.write_unmask_reply(self.half.unmask(sw.read_unmask_request(content)))
+        raise AssertionError(kind)
+
+
+@dataclass
+class World:
+    """A roster of owners in `folder`, each with a random vector whose first lane counts 1."""
+
+    owners: dict[str, Owner]
+    roster: SigningRoster
+    parameters: Parameters
+
+    @staticmethod
+    def of(
+        size: int,
+        folder: Path,
+        num_lanes: int = 7,
+        max_colluders: int | None = None,
+        min_cohort: int | None = None,
+        uploads_per_round: int = 3,
+    ) -> World:
+        """Make `size` owners `owner-000`, ..., all with the same policy."""
+        signing = {f"owner-{i:03}": Ed25519PrivateKey.generate() for i in range(size)}
+        roster = SigningRoster({name: key.public_key() for name, key in signing.items()})
+        parameters = Parameters.of(size, max_colluders, min_cohort)
+        rng = np.random.default_rng(size)
+        owners = {}
+        for name, key in signing.items():
+            (folder / name).mkdir(exist_ok=True)
+            half = SecureRound(name, key, roster, parameters, ReplayMemory(folder / name, uploads_per_round))
+            vector = rng.integers(0, 2**64, num_lanes, np.uint64)
+            vector[0] = 1
+            owners[name] = Owner(name, key, half, vector)
+        return World(owners, roster, parameters)
+
+    @property
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted(self.owners)
+
+    def plain_sum(self, names: Iterable[str]) -> Lanes:
+        """The sum modulo 2^64 that nobody masked."""
+        total: Lanes = np.sum([self.owners[name].vector for name in names], axis=0, dtype=np.uint64)
+        return total
+
+    def secure_sum(
+        self,
+        request: wire.RoundRequest | None = None,
+        on_request: Hook | None = None,
+        on_reply: Hook | None = None,
+        cohort: Iterable[str] | None = None,
+        timeout_s: float = 30.0,
+        observer: Observer | None = None,
+    ) -> CohortSum:
+        """One attempt with the real server half. The hooks see (trip, name, content); None loses the message."""
+        grid = MemoryGrid(self.owners, on_request, on_reply)
+        aggregator = SecureSum(
+            observer or Observer(), self.roster, self.parameters, lambda attempt: None, timeout_s, num_threads=1
+        )
+        names = self.names if cohort is None else cohort
+        num_lanes = next(iter(self.owners.values())).vector.size
+        codec = cast(UpdateCodec, _LanesOnly(num_lanes))
+        return aggregator.sum(grid, {n: grid.ids[n] for n in names}, request or round_request(), codec, timeout_s)
+
+
+@dataclass(frozen=True)
+class _LanesOnly:
+    num_lanes: int
+
+
+class MemoryGrid(Grid):
+    """Calls the owners directly, one after the other; a lost message is answered by Flower's own error."""
+
+    def __init__(self, owners: Mapping[str, Owner], on_request: Hook | None, on_reply: Hook | None) -> None:
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+        self.ids = {name: 100 + i for i, name in enumerate(owners)}
+        self._owners = {self.ids[name]: owner for name, owner in owners.items()}
+        self._on_request = on_request or _pass
+        self._on_reply = on_reply or _pass
+        self._replies: dict[str, Message] = {}
+        self._count = 0
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Answer at once."""
+        ids = []
+        for message in messages:
+            self._count += 1
+            message.metadata.__dict__["_message_id"] = str(self._count)
+            self._replies[str(self._count)] = self._deliver(message)
+            ids.append(str(self._count))
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies, each once."""
+        return [self._replies.pop(message_id) for message_id in message_ids if message_id in self._replies]
+
+    def _deliver(self, message: Message) -> Message:
+        owner, kind = self._owners[message.metadata.dst_node_id], message.metadata.message_type
+        content = self._on_request(kind, owner.name, message.content)
+        if content is None:
+            return Message(Error(5, "Node Unavailable"), reply_to=message)
+        try:
+            reply = self._on_reply(kind, owner.name, owner.answer(kind, content))
+        except AgflError as error:
+            owner.log.append(str(error))
+            return Message(Error(100, str(error)), reply_to=message)
+        if reply is None:
+            return Message(Error(5, "Node Unavailable"), reply_to=message)
+        return Message(reply, reply_to=message)
+
+    def set_run(self, run: Run) -> None:
+        """Part of Flower's interface."""
+
+    @property
+    def run(self) -> Run:
+        """Part of Flower's interface."""
+        raise NotImplementedError
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Part of Flower's interface."""
+        raise NotImplementedError
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All owners are always there."""
+        return list(self._owners)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Part of Flower's interface."""
+        return self.pull_messages(self.push_messages(messages))
+
+
+def _pass(kind: str, name: str, content: RecordDict) -> RecordDict:
+    return content
+
+
+def attempt_id(attempt: int = 0, round_number: int = 1, run_id: str = "run") -> AttemptId:
+    """The attempt that `round_request` names."""
+    return AttemptId(run_id, round_number, attempt)
