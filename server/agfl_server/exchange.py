@@ -9,6 +9,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 _POLL_S = 0.02
+_CLOCK_SKEW_S = 3600.0  # a message expires by the node's clock; its content is freed when it does
 _PULL_AT_ONCE = 4  # replies held in memory at one time, whatever the cohort's size
 
 
@@ -18,8 +19,11 @@ def exchange(grid: Grid, requests: Sequence[Message], timeout_s: float) -> Itera
     A node that does not answer in time yields nothing. Replies are pulled a few at a time and not kept, so memory
     does not grow with the cohort.
     """
+    for request in requests:
+        request.metadata.ttl = timeout_s + _CLOCK_SKEW_S
     message_ids = list(grid.push_messages(requests))
-    nodes = {mid: request.metadata.dst_node_id for mid, request in zip(message_ids, requests, strict=True)}
+    # A message for a node that has just left gets no id.
+    nodes = {mid: request.metadata.dst_node_id for mid, request in zip(message_ids, requests, strict=True) if mid}
     deadline = time.monotonic() + timeout_s
     while nodes and time.monotonic() < deadline:
         arrived = False

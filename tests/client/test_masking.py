@@ -236,7 +236,8 @@ def test_a_refusal_drops_the_secrets(world: World) -> None:
 
 def test_no_state_prints_a_secret(world: World) -> None:
     owner, attempt = first(world), Attempt(world)
-    printed, secrets = [], []
+    printed: list[str] = []
+    secrets: list[bytes] = []
 
     def note() -> None:
         printed.append(repr(states_of(owner)))
