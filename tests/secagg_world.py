@@ -19,9 +19,11 @@ from agfl_client.secure_round import SecureRound
 from agfl_models.errors import AgflError
 from agfl_protocol import secure_wire as sw
 from agfl_protocol import wire
+from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.context import AttemptId
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.masks import Lanes
+from agfl_protocol.secagg.messages import KeyRecord, SealedShares
 from agfl_protocol.secagg.parameters import Parameters
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.quantization import QuantizationPlan
@@ -33,6 +35,11 @@ from agfl_server.secure_sum import SecureSum
 TRIPS = (wire.TRAIN, sw.SHARE, sw.MASK, sw.AGREE, sw.UNMASK)
 MODEL = np.array([0.5, -1.25, 3e-8], np.float32)
 Hook = Callable[[str, str, RecordDict], RecordDict | None]
+
+
+def attempt_id(attempt: int = 0, round_number: int = 1, run_id: str = "run") -> AttemptId:
+    """The attempt that `round_request` names."""
+    return AttemptId(run_id, round_number, attempt)
 
 
 def round_request(
@@ -133,6 +140,59 @@ class World:
         return aggregator.sum(grid, {n: grid.ids[n] for n in names}, request or round_request(), codec, timeout_s)
 
 
+class Attempt:
+    """One attempt led by hand, as a server leads it that keeps to no rule; all owners announce keys at once.
+
+    requests: what each owner is told in trip 1, where it is not the same for all.
+    """
+
+    def __init__(self, world: World, attempt: int = 0, requests: Mapping[str, wire.RoundRequest] | None = None) -> None:
+        self.id = attempt_id(attempt)
+        self.names = tuple(world.names)
+        self._owners = world.owners
+        told = requests or {}
+        self.records = {
+            name: owner.half.begin(told.get(name, round_request(attempt=attempt)), owner.vector.copy()).record
+            for name, owner in sorted(world.owners.items())
+        }
+        self.dealt: dict[str, dict[str, SealedShares]] = {}
+
+    def share_request(self, changes: Mapping[str, KeyRecord] | None = None) -> messages.ShareRequest:
+        """The request of trip 2; `changes` replaces records."""
+        return messages.ShareRequest(self.id, tuple({**self.records, **(changes or {})}.values()))
+
+    def share(self, names: Iterable[str] | None = None) -> None:
+        """Trip 2 among all owners, or those of `names`, who are all of U1."""
+        members = tuple(self.names if names is None else names)
+        request = messages.ShareRequest(self.id, tuple(self.records[name] for name in members))
+        for name in members:
+            dealt = self._owners[name].half.share(request).dealt
+            self.dealt[name] = dict(zip((n for n in members if n != name), dealt, strict=True))
+
+    def mask_request(self, holder: str, dealers: Iterable[str] | None = None) -> messages.MaskRequest:
+        """The request of trip 3 for `holder`, with U2 = `dealers`."""
+        u2 = tuple(self.dealt if dealers is None else dealers)
+        return messages.MaskRequest(self.id, u2, tuple(self.dealt[d][holder] for d in u2 if d != holder))
+
+    def mask(self, names: Iterable[str] | None = None, dealers: Iterable[str] | None = None) -> dict[str, Lanes]:
+        """Trip 3 for `names`; return the masked vectors."""
+        u2 = tuple(self.dealt if dealers is None else dealers)
+        return {
+            name: self._owners[name].half.mask(self.mask_request(name, u2)).lanes
+            for name in (u2 if names is None else names)
+        }
+
+    def agree(self, names: Iterable[str] | None = None, survivors: Iterable[str] | None = None) -> dict[str, bytes]:
+        """Trip 4 for `names`, with U3 = `survivors`; return the signatures."""
+        request = messages.AgreeRequest(self.id, tuple(self.dealt if survivors is None else survivors))
+        asked = request.survivors if names is None else names
+        return {name: self._owners[name].half.agree(request).signature for name in asked}
+
+    def unmask_request(self, signatures: Mapping[str, bytes]) -> messages.UnmaskRequest:
+        """The request of trip 5."""
+        return messages.UnmaskRequest(self.id, tuple(signatures), tuple(signatures.values()))
+
+
 @dataclass(frozen=True)
 class _LanesOnly:
     num_lanes: int
@@ -203,8 +263,3 @@ class MemoryGrid(Grid):
 
 def _pass(kind: str, name: str, content: RecordDict) -> RecordDict:
     return content
-
-
-def attempt_id(attempt: int = 0, round_number: int = 1, run_id: str = "run") -> AttemptId:
-    """The attempt that `round_request` names."""
-    return AttemptId(run_id, round_number, attempt)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from agfl_models.errors import CheckpointError
+from agfl_models.store import write_atomically
 from agfl_protocol.transforms.quantization import Scales
 from agfl_server.state import ServerState
 
@@ -62,40 +62,23 @@ def load_checkpoint(folder: Path, config_hash: str) -> ServerState:
         with safe_open(path, framework="numpy") as file:
             facts = json.loads(file.metadata()["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        found_hash = facts["config_hash"]
+        state = ServerState(
+            run_id=facts["run_id"],
+            round=facts["round"],
+            model=tensors[_MODEL],
+            optimizer={n.removeprefix(_OPTIMIZER): t for n, t in tensors.items() if n.startswith(_OPTIMIZER)},
+            scales=Scales(tensors[_SCALES], facts["norm"]),
+            row=facts["row"],
+        )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint: {path}: is damaged: {error}") from None
-    if facts["config_hash"] != config_hash:
+    if found_hash != config_hash:
         raise CheckpointError(
-            f"checkpoint: {path}: belongs to a run with configuration hash {facts['config_hash'][:12]}, "
+            f"checkpoint: {path}: belongs to a run with configuration hash {found_hash[:12]}, "
             f"this configuration has {config_hash[:12]} (what may change is num_rounds, evaluation and data)"
         )
-    return ServerState(
-        run_id=facts["run_id"],
-        round=facts["round"],
-        model=tensors[_MODEL],
-        optimizer={n.removeprefix(_OPTIMIZER): t for n, t in tensors.items() if n.startswith(_OPTIMIZER)},
-        scales=Scales(tensors[_SCALES], facts["norm"]),
-        row=facts["row"],
-    )
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write, fsync, rename, fsync the folder: after a crash the file is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return state
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -93,8 +93,7 @@ def _read(reply: Message, request: wire.RoundRequest, codec: UpdateCodec) -> Lan
         raise WireError(reply.error.reason or "no reason given")
     lanes = wire.RoundReply.from_record(reply.content, request, codec.num_lanes).lanes
     quantization = codec.quantization
-    if lanes[0] != 1:
-        raise WireError(f"count: must be 1, got {lanes[0]}")
+    quantization.header.check(lanes[: quantization.header.size])
     fields_per_lane = quantization.plan.fields_per_lane
     packed = lanes[quantization.header.size :]
     for j in range(fields_per_lane):

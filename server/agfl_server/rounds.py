@@ -20,7 +20,7 @@ from agfl_server.observer import Observer, Row
 from agfl_server.optimizers import ServerOptimizer
 from agfl_server.plain_sum import Aggregator, CohortSum
 from agfl_server.roster import Roster, sample_cohort
-from agfl_server.state import NO_METRICS, ServerState
+from agfl_server.state import ServerState, empty_row
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
     mean = codec.decode_mean(total)
     model, optimizer_state = federation.optimizer.step(state.model, mean.delta, state.optimizer)
     row = {
-        **NO_METRICS,
+        **empty_row(task),
         "round": state.round + 1,
         **task.train_metrics(mean.metrics),
         **_round_metrics(mean, cohort_sum),

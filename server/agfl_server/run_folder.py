@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agfl_models.errors import CheckpointError, ConfigError
-from agfl_models.store import save_model
+from agfl_models.store import save_model, write_atomically
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.update import Layout
-from agfl_server.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from agfl_server.checkpoint import load_checkpoint, save_checkpoint
 from agfl_server.observer import Row
 from agfl_server.state import ServerState
 
@@ -35,9 +35,10 @@ class RunFolder:
 
     def refuse_existing_run(self) -> None:
         """Raise ConfigError if the folder holds a run already: nothing is overwritten."""
-        if self.metrics.exists() or self.checkpoints.exists():
+        has_rows = self.metrics.exists() and self.metrics.stat().st_size > 0
+        if has_rows or (self.checkpoints.exists() and any(self.checkpoints.iterdir())):
             raise ConfigError(
-                f"--output: {self.path}: must be a folder without a run; continue that run with --resume, "
+                f"{self.path}: must be a folder without a run; continue the run in it with --resume, "
                 f"or name another folder"
             )
 
@@ -54,7 +55,11 @@ class RunFolder:
             CheckpointError: as `load_checkpoint`.
         """
         state = load_checkpoint(self.checkpoints, config.hash)
-        rows = [json.loads(line) for line in self.metrics.read_text("utf-8").splitlines() if line.endswith("}")]
+        try:
+            lines = self.metrics.read_text("utf-8").splitlines()
+        except OSError as error:
+            raise CheckpointError(f"metrics: {self.metrics}: cannot be read: {error.strerror}") from None
+        rows = [json.loads(line) for line in lines if line.endswith("}")]  # a crash may have cut the last one short
         kept = [json.dumps(row) + "\n" for row in rows if row["round"] < state.round]
         write_atomically(self.metrics, "".join(kept).encode())
         self._write_config(config)

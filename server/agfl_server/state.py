@@ -6,25 +6,14 @@ import secrets
 from dataclasses import dataclass
 
 from agfl_models.model import AutoGenModel
+from agfl_models.tasks.task import Task
 from agfl_protocol.randomness import SERVER, derive_seed
 from agfl_protocol.run_config import RunConfig
+from agfl_protocol.transforms import clipping, quantization
 from agfl_protocol.transforms.quantization import Scales, initial_scales
 from agfl_protocol.update import Layout, Vector
 from agfl_server.observer import Row
 from agfl_server.optimizers import OptimizerState, ServerOptimizer
-
-# Every row of metrics.jsonl has these keys; what a round does not know is null.
-NO_METRICS: Row = {
-    "round": 0,
-    "train/loss": None,
-    "eval/loss": None,
-    "eval/bits_per_byte": None,
-    "clients": 0,
-    "refused": 0,
-    "bytes_up": 0,
-    "bytes_down": 0,
-    "seconds": 0.0,
-}
 
 
 @dataclass(frozen=True)
@@ -53,5 +42,12 @@ def initial_state(config: RunConfig, optimizer: ServerOptimizer) -> tuple[Layout
         model=vector,
         optimizer=optimizer.initial_state(vector),
         scales=initial_scales(layout, config.aggregation.clip_l2),
-        row=NO_METRICS,
+        row=empty_row(config.task.build()),
     )
+
+
+def empty_row(task: Task) -> Row:
+    """Return the row of a round of which nothing is known: every row of metrics.jsonl has these keys."""
+    exchange = {"clients": 0, "refused": 0, "bytes_up": 0, "bytes_down": 0, "seconds": 0.0}
+    update = dict.fromkeys(("update/l2", clipping.FRACTION, quantization.RELATIVE_ERROR))
+    return {"round": 0, **dict.fromkeys(task.metrics), **exchange, **update}

@@ -40,12 +40,34 @@ class Header:
         if set(values) != set(self.metrics):
             odd = sorted(set(values) ^ set(self.metrics))
             raise WireError(f"metrics: must be exactly those of the round's header, differ in {odd}")
-        bound = 2**63 // RESOLUTION // self.max_cohort
+        bound = self._bound // RESOLUTION
         for name, value in values.items():
             if not 0 <= value < bound:  # also false for NaN
                 raise WireError(f"metric {name}: must be a number in [0, {bound}), got {value}")
         numbers = [weight, *(values[name] for name in self.metrics)]
         return np.array([1, *(round(number * RESOLUTION) for number in numbers)], np.uint64)
+
+    def check(self, lanes: Lanes) -> None:
+        """Check the header lanes (size,) that one client sent in the open.
+
+        Raises:
+            WireError: a count other than 1, a weight outside (0, 1], or a metric that could make the sum overflow.
+        """
+        count, weight, *metrics = (int(lane) for lane in lanes)
+        if count != 1:
+            raise WireError(f"count: must be 1, got {count}")
+        if not 1 <= weight <= RESOLUTION:
+            raise WireError(f"weight: must be in (0, 1], got {weight / RESOLUTION}")
+        for name, value in zip(self.metrics, metrics, strict=True):
+            if value >= self._bound:
+                raise WireError(
+                    f"metric {name}: must be below {self._bound / RESOLUTION:g}, got {value / RESOLUTION:g}"
+                )
+
+    @property
+    def _bound(self) -> int:
+        """A metric's integer stays below this, so that the sum over the cohort stays below 2^63."""
+        return 2**63 // self.max_cohort
 
     def decode(self, lanes: Lanes) -> tuple[int, float, dict[str, float]]:
         """Return (number of clients, summed weight, metric sums) of summed header lanes (size,)."""

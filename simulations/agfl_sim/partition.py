@@ -20,15 +20,22 @@ def owner_files(config: RunConfig, folder: Path) -> list[Path]:
         DataError: `data.path` holds no such file.
         ConfigError: the partition does not fit the corpus.
     """
-    if config.data.path is None:
+    if config.data.path is not None:
+        found = sorted(config.data.path.glob("*" + JSONL_SUFFIX))
+        if not found:
+            raise DataError(
+                f"data.path: {config.data.path}: must hold one NAME{JSONL_SUFFIX} file an owner, found none"
+            )
+        return found
+    owners = partition(config.data, shakespeare_roles(), config.seed)
+    paths = {name: folder / (name + JSONL_SUFFIX) for name in sorted(owners)}
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, documents in partition(config.data, shakespeare_roles(), config.seed).items():
-            write_documents(folder / (name + JSONL_SUFFIX), documents)
-    source = config.data.path or folder
-    found = sorted(source.glob("*" + JSONL_SUFFIX))
-    if not found:
-        raise DataError(f"data.path: {source}: must hold one NAME{JSONL_SUFFIX} file an owner, found none")
-    return found
+        for name, path in paths.items():
+            write_documents(path, owners[name])
+    except OSError as error:
+        raise DataError(f"owners: {folder}: cannot be written: {error.strerror}") from None
+    return list(paths.values())
 
 
 def partition(config: DataConfig, sources: Owners, seed: int) -> Owners:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.secagg_world import Owner, World, attempt_id, round_request
+from tests.secagg_world import Attempt, Owner, World, attempt_id, round_request
 
 from agfl_client import masking
 from agfl_client.masking_states import Advertised, Agreed, Finished, Masked, Shared, Terms
@@ -22,44 +23,6 @@ from agfl_protocol.secagg.members import Members
 
 ATTEMPT = attempt_id()
 Secrets = dict[str, bytes]
-
-
-class Attempt:
-    """One attempt among all owners of a world, led through its trips one by one, with each owner's requests."""
-
-    def __init__(self, world: World, attempt: int = 0) -> None:
-        self.id = attempt_id(attempt)
-        request = round_request(attempt=attempt)
-        self.records = tuple(
-            owner.half.begin(request, owner.vector.copy()).record for _, owner in sorted(world.owners.items())
-        )
-        self.names = tuple(world.names)
-        self.share = messages.ShareRequest(self.id, self.records)
-        self.world = world
-
-    def shared(self) -> dict[str, messages.MaskRequest]:
-        """Lead all through trip 2; return the requests of trip 3."""
-        dealt = {}
-        for name in self.names:
-            reply = self.world.owners[name].half.share(self.share)
-            others = [n for n in self.names if n != name]
-            dealt[name] = dict(zip(others, reply.dealt, strict=True))
-        return {
-            name: messages.MaskRequest(self.id, self.names, tuple(dealt[d][name] for d in self.names if d != name))
-            for name in self.names
-        }
-
-    def masked(self) -> messages.AgreeRequest:
-        """Lead all through trip 3; return the request of trip 4."""
-        for name, request in self.shared().items():
-            self.world.owners[name].half.mask(request)
-        return messages.AgreeRequest(self.id, self.names)
-
-    def agreed(self) -> messages.UnmaskRequest:
-        """Lead all through trip 4; return the request of trip 5."""
-        request = self.masked()
-        signatures = tuple(self.world.owners[name].half.agree(request).signature for name in self.names)
-        return messages.UnmaskRequest(self.id, self.names, signatures)
 
 
 @pytest.fixture
@@ -87,7 +50,7 @@ def test_no_other_trip_can_come_first(world: World, tmp_path: Path, order: tuple
     attempt = Attempt(world)
     owner = first(world)
     requests = {
-        "share": attempt.share,
+        "share": attempt.share_request(),
         "mask": messages.MaskRequest(ATTEMPT, attempt.names, ()),
         "agree": messages.AgreeRequest(ATTEMPT, attempt.names),
         "unmask": messages.UnmaskRequest(ATTEMPT, (), ()),
@@ -100,23 +63,37 @@ def test_no_other_trip_can_come_first(world: World, tmp_path: Path, order: tuple
             trips(owner, requests)[trip]()
 
 
-def test_no_trip_can_be_repeated(tmp_path: Path) -> None:
-    requests: list[tuple[str, Callable[[Attempt], object]]] = [
-        ("share", lambda attempt: (attempt.shared(), attempt.share)[1]),
-        ("mask", lambda attempt: (attempt.masked(), messages.MaskRequest(attempt.id, attempt.names, ()))[1]),
-        ("agree", lambda attempt: (attempt.agreed(), messages.AgreeRequest(attempt.id, attempt.names))[1]),
-    ]
-    world = World.of(3, tmp_path)
-    for number, (trip, lead) in enumerate(requests):
-        request = lead(Attempt(world, number))
-        with pytest.raises(ProtocolViolation, match=r"^trip: must follow stage"):
-            getattr(first(world).half, trip)(request)
-        assert states_of(first(world)) is None
+def test_no_trip_can_be_repeated(world: World) -> None:
+    half = first(world).half
+    again = r"^trip: must follow stage"
+    attempt = Attempt(world, 0)
+    attempt.share()
+    with pytest.raises(ProtocolViolation, match=again):
+        half.share(attempt.share_request())
+    attempt = Attempt(world, 1)
+    attempt.share()
+    attempt.mask()
+    with pytest.raises(ProtocolViolation, match=again):
+        half.mask(attempt.mask_request(first(world).name))
+    attempt = Attempt(world, 2)
+    attempt.share()
+    attempt.mask()
+    attempt.agree()
+    with pytest.raises(ProtocolViolation, match=again):
+        half.agree(messages.AgreeRequest(attempt.id, attempt.names))
+    assert states_of(first(world)) is None
 
 
-def test_the_last_trip_is_the_last(tmp_path: Path) -> None:
-    world = World.of(3, tmp_path)
-    request = Attempt(world).agreed()
+def whole(world: World, attempt: int = 0) -> messages.UnmaskRequest:
+    """Lead all through trip 4; return the request of trip 5."""
+    led = Attempt(world, attempt)
+    led.share()
+    led.mask()
+    return led.unmask_request(led.agree())
+
+
+def test_the_last_trip_is_the_last(world: World) -> None:
+    request = whole(world)
     first(world).half.unmask(request)
     with pytest.raises(ProtocolViolation, match=r"^attempt: must be the one that is open here"):
         first(world).half.unmask(request)
@@ -124,21 +101,23 @@ def test_the_last_trip_is_the_last(tmp_path: Path) -> None:
 
 def test_a_message_of_another_attempt_changes_nothing(world: World) -> None:
     attempt = Attempt(world)
-    stale = messages.ShareRequest(attempt_id(7), attempt.records)
+    stale = replace(attempt.share_request(), attempt=attempt_id(7))
     with pytest.raises(ProtocolViolation, match=r"^attempt: must be the one that is open here, got .* attempt 7$"):
         first(world).half.share(stale)
-    assert attempt.agreed().signers == tuple(world.names)
+    attempt.share()
 
 
 def test_a_new_attempt_ends_the_one_before(world: World) -> None:
     old, _ = Attempt(world, 0), Attempt(world, 1)
     with pytest.raises(ProtocolViolation, match=r"^attempt: must be the one that is open here"):
-        first(world).half.share(old.share)
+        first(world).half.share(old.share_request())
 
 
 def test_a_state_masks_once(world: World) -> None:
     """Masking the same lanes a second time would give the masks away."""
-    request = Attempt(world).shared()[first(world).name]
+    attempt = Attempt(world)
+    attempt.share()
+    request = attempt.mask_request(first(world).name)
     state = states_of(first(world))
     assert isinstance(state, Shared)
     masking.mask(state, request)
@@ -150,7 +129,8 @@ def test_a_state_masks_once(world: World) -> None:
 
 
 def test_each_attempt_has_keys_of_its_own(world: World) -> None:
-    one, two = Attempt(world, 0).records[0], Attempt(world, 1).records[0]
+    name = first(world).name
+    one, two = Attempt(world, 0).records[name], Attempt(world, 1).records[name]
     for part in ("channel_key", "mask_key", "self_commitment", "signature"):
         assert getattr(one, part) != getattr(two, part)
 
@@ -195,10 +175,9 @@ def test_secrets_are_dropped_as_soon_as_they_are_used(world: World) -> None:
     owner = first(world)
     attempt = Attempt(world)
     after = {"share": secrets_of(states_of(owner))}
-    mask_requests = attempt.shared()
+    attempt.share()
     after["mask"] = secrets_of(states_of(owner))
-    for name, request in mask_requests.items():
-        world.owners[name].half.mask(request)
+    attempt.mask()
     after["agree"] = secrets_of(states_of(owner))
     all_secrets = {**after["share"], **after["mask"], **after["agree"]}
     assert set(after["agree"]) == {"self_secret"} | {
@@ -208,16 +187,14 @@ def test_secrets_are_dropped_as_soon_as_they_are_used(world: World) -> None:
         assert not holds(owner.half, all_secrets[gone]), gone
     assert holds(owner.half, all_secrets["self_secret"])  # the search does find what is there
 
-    agree = messages.AgreeRequest(attempt.id, attempt.names)
-    signatures = tuple(world.owners[name].half.agree(agree).signature for name in world.names)
-    owner.half.unmask(messages.UnmaskRequest(attempt.id, attempt.names, signatures))
+    owner.half.unmask(attempt.unmask_request(attempt.agree()))
     assert states_of(owner) is None
     for name, secret in all_secrets.items():
         assert not holds(owner.half, secret), name
 
 
 def test_the_last_state_holds_nothing_but_the_attempts_name(world: World) -> None:
-    request = Attempt(world).agreed()
+    request = whole(world)
     state = states_of(first(world))
     assert isinstance(state, Agreed)
     finished, _ = masking.unmask(state, request)
@@ -230,7 +207,7 @@ def test_a_refusal_drops_the_secrets(world: World) -> None:
     owner = first(world)
     secrets = secrets_of(states_of(owner))
     with pytest.raises(ProtocolViolation):
-        owner.half.share(messages.ShareRequest(attempt.id, attempt.records[1:]))
+        owner.half.share(messages.ShareRequest(attempt.id, tuple(attempt.records.values())[1:]))
     assert not any(holds(owner.half, secret) for secret in secrets.values())
 
 
@@ -244,12 +221,11 @@ def test_no_state_prints_a_secret(world: World) -> None:
         secrets.extend(secrets_of(states_of(owner)).values())
 
     note()
-    requests = attempt.shared()
+    attempt.share()
     note()
-    for name, request in requests.items():
-        world.owners[name].half.mask(request)
+    attempt.mask()
     note()
-    owner.half.agree(messages.AgreeRequest(attempt.id, attempt.names))
+    attempt.agree()
     note()
     for text in printed:
         for secret in secrets:
@@ -262,16 +238,12 @@ def test_no_state_prints_a_secret(world: World) -> None:
 
 def test_the_update_is_masked_where_it_lies(world: World) -> None:
     """No copy of the update is left when its masked form leaves."""
-    owner = first(world)
-    lanes = owner.vector.copy()
-    for other in world.owners.values():
-        other.half.begin(round_request(attempt=1), lanes if other is owner else other.vector.copy())
-    records = tuple(state.record for state in map(states_of, world.owners.values()) if isinstance(state, Advertised))
-    assert len(records) == 3
-    dealt = {n: o.half.share(messages.ShareRequest(attempt_id(1), records)).dealt for n, o in world.owners.items()}
-    mine = tuple(dealt[n][0] for n in world.names[1:])
-    reply = owner.half.mask(messages.MaskRequest(attempt_id(1), tuple(world.names), mine))
-    assert reply.lanes is lanes
+    owner, attempt = first(world), Attempt(world)
+    state = states_of(owner)
+    assert isinstance(state, Advertised)
+    attempt.share()
+    lanes = attempt.mask()[owner.name]
+    assert lanes is state.lanes
     assert not np.array_equal(lanes, owner.vector)
     assert not lanes.flags.writeable
 
@@ -301,6 +273,6 @@ def test_the_context_is_made_of_the_clients_own_words(world: World) -> None:
 
 
 def test_members_are_the_same_in_whatever_order_records_come(world: World) -> None:
-    records = Attempt(world).records
+    records = tuple(Attempt(world).records.values())
     assert Members.of(b"x", records) == Members.of(b"x", records[::-1])
     assert Members.of(b"x", records).points == {name: i for i, name in enumerate(world.names, 1)}

@@ -82,6 +82,8 @@ def test_round_depends_on_name_round_seed_model_and_text(run_config: MakeConfig,
         lanes(make_node(), replace(request_of(run_config("seed=8")), model=request.model)),
     ]
     assert len({result.tobytes() for result in results}) == len(results)
+    train_loss = [int(result[2]) for result in results]
+    assert len(set(train_loss)) == len(results), "it is other batches, too, and not just other rounding"
 
 
 def test_evaluation_alone_and_beside_training_says_the_same(run_config: MakeConfig, make_node: MakeNode) -> None:

@@ -101,8 +101,17 @@ def test_a_full_memory_fits_the_file_that_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{}", "[]", '{"version": 2, "runs": {}}', '{"version": 1, "runs": {"a": [1]}}', '{"version": 1, "runs": []}']
-    + ['{"version": 1, "runs": {"a": [1, "x", 1]}}', '{"version": 1, "runs": {"": [1, 0, 1]}}', "\xff"],
+    [
+        "",
+        "{}",
+        "[]",
+        "\xff",
+        '{"version": 2, "runs": {}}',
+        '{"version": 1, "runs": []}',
+        '{"version": 1, "runs": {"a": [1]}}',
+        '{"version": 1, "runs": {"a": [1, "x", 1]}}',
+        '{"version": 1, "runs": {"": [1, 0, 1]}}',
+    ],
 )
 def test_a_file_that_was_spoiled_is_not_taken_for_an_empty_one(tmp_path: Path, content: str) -> None:
     (tmp_path / REPLAY_FILE).write_text(content, encoding="latin-1")

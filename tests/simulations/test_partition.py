@@ -130,7 +130,6 @@ def test_folder_without_owners_is_named(tmp_path: Path, run_config: Callable[...
             owner_files(run_config(f"data.path={folder}"), tmp_path / "unused")
 
 
-@pytest.mark.xfail(strict=True, reason="defect: what lies in the folder already counts as an owner")
 def test_fewer_owners_than_before_leave_none_of_the_old_ones(
     tmp_path: Path, run_config: Callable[..., RunConfig]
 ) -> None:

@@ -91,6 +91,7 @@ class LanguageModeling:
     config: LanguageModelingConfig
     train_sums: tuple[str, ...] = ("train/nll", "train/tokens")
     eval_sums: tuple[str, ...] = ("eval/nll", "eval/tokens", "eval/bytes")
+    metrics: tuple[str, ...] = ("train/loss", "eval/loss", "eval/perplexity", "eval/bits_per_byte")
 
     def prepare(self, documents: Sequence[str]) -> ByteStream:
         """Split by document (equal documents stay on one side) and concatenate.

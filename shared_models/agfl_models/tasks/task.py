@@ -54,6 +54,11 @@ class Task(Protocol):
         """Names of the sums that evaluation adds to a round."""
         ...
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of all metrics that the task reports."""
+        ...
+
     def prepare(self, documents: Sequence[str]) -> Dataset:
         """Split an owner's documents and turn them into sequences."""
         ...
