@@ -64,7 +64,7 @@ class Owner:
     def answer(self, kind: str, content: RecordDict) -> RecordDict:
         """Do what a node does with a message, through the wire's own readers and writers."""
         match kind:
-            case wire.TRAIN:
+            case wire.TRAIN | wire.EVALUATE:
                 request = wire.RoundRequest.from_record(content)
                 self.half.check(request)
                 return sw.write_advertise_reply(self.half.begin(request, self.vector.copy()))
@@ -136,7 +136,7 @@ class World:
         )
         names = self.names if cohort is None else cohort
         num_lanes = next(iter(self.owners.values())).vector.size
-        codec = cast(UpdateCodec, _LanesOnly(num_lanes))
+        codec = cast(UpdateCodec, LanesOnly(num_lanes))
         return aggregator.sum(grid, {n: grid.ids[n] for n in names}, request or round_request(), codec, timeout_s)
 
 
@@ -194,7 +194,9 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class _LanesOnly:
+class LanesOnly:
+    """All that the secure sum asks a codec for."""
+
     num_lanes: int
 
 

@@ -69,7 +69,7 @@ def share(state: Advertised, request: ShareRequest) -> tuple[Shared, ShareReply]
     dealt: list[SealedShares] = []
     opening_keys: dict[str, bytes] = {}
     for other, of_self, of_mask in zip(others, self_shares, mask_shares, strict=True):
-        secret = keys.agree(state.channel_key, members.records[other].channel_key, other)
+        secret = keys.agree(state.channel_key, members.records[other].channel_key, other)  # C2.9
         sealing_key = keys.channel_key(secret, members.ctx1, terms.name, other)
         opening_keys[other] = keys.channel_key(secret, members.ctx1, other, terms.name)
         dealt.append(_seal(terms.name, other, members.ctx1, sealing_key, HeldShares(of_self, of_mask)))
@@ -189,6 +189,6 @@ def _masks(state: Shared, others: Sequence[str], ctx2: bytes) -> list[Mask]:
     private = X25519PrivateKey.from_private_bytes(state.mask_secret)
     masks = [Mask(keys.self_seed(state.self_secret, ctx2, name), subtract=False)]
     for other in others:
-        secret = keys.agree(private, state.members.records[other].mask_key, other)
+        secret = keys.agree(private, state.members.records[other].mask_key, other)  # C3.8
         masks.append(pair_mask(keys.pair_seed(secret, ctx2, name, other), name, other))
     return masks

@@ -56,11 +56,12 @@ class ReplayMemory:
         last = self._runs.get(attempt.run_id)
         if last is None:
             room = len(self._runs) < MAX_RUNS
+            # Numbers like C1.3 are the checks of SPEC.md.
             require(room, f"run_id: must be one of the {MAX_RUNS} that this node remembers, got {attempt.run_id!r}")
             return
         newer = (attempt.round, attempt.attempt) > (last.round, last.attempt)
         require(newer, f"attempt: must come after round {last.round} attempt {last.attempt}, got {attempt}")
-        if attempt.round == last.round and last.count >= self._uploads_per_round:
+        if attempt.round == last.round and last.count >= self._uploads_per_round:  # C1.2
             bound = f"uploads_per_round = {self._uploads_per_round} attempts"
             raise ProtocolViolation(f"attempt: must be among {bound} that this owner allows a round, got {attempt}")
 

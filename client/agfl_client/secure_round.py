@@ -51,6 +51,7 @@ class SecureRound:
         replay: ReplayMemory,
     ) -> None:
         registered = roster.keys.get(name)
+        # C0.1 of SPEC.md
         if registered is None or registered.public_bytes_raw() != signing_key.public_key().public_bytes_raw():
             raise IdentityError(f"roster: must hold the signing key of {name!r}; it holds another or none")
         self._name = name

@@ -1,4 +1,4 @@
-"""Evil clients, up to c of them, against the real server and their peers: named where they can be, never a wrong sum."""
+"""Evil clients against the real server and their peers: named where they can be, and never a wrong sum."""
 
 from __future__ import annotations
 

@@ -220,17 +220,17 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"dim": 64, "layers": [{"type": "ff"}, {"type": "attention", "num_heads": 5}]},
-        "layers.1: num_heads: must divide embed_dim (64), got 5",
+        "model: layers.1: num_heads: must divide embed_dim (64), got 5",
     ),
-    ({"layers": [{"type": "ff"}]}, "dim: required, because layers.0 does not state its width either"),
-    ({"dim": 8, "head": {}, "layers": [{"type": "ff"}]}, "head: needs vocab_size, got none"),
+    ({"layers": [{"type": "ff"}]}, "model: dim: required, because layers.0 does not state its width either"),
+    ({"dim": 8, "head": {}, "layers": [{"type": "ff"}]}, "model: head: needs vocab_size, got none"),
     (
         {"vocab_size": 9, "dim": 8, "residual": "none", "layers": [{"type": "ff", "output_dim": 6}]},
-        "head.tied: needs a last layer as wide as the embedding (8), got 6",
+        "model: head.tied: needs a last layer as wide as the embedding (8), got 6",
     ),
     (
         {"vocab_size": 9, "dim": 8, "layers": [{"type": "attention", "causal": False}]},
-        "layers.0.causal: must be true under a language-model head, got false",
+        "model: layers.0.causal: must be true under a language-model head, got false",
     ),
     (
         {"vocab_size": 9, "dim": 8, "head": {"tie": True}, "layers": [{"type": "ff"}]},

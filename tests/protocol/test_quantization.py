@@ -194,8 +194,8 @@ def test_error_of_a_sudden_change_is_measured_and_gone_in_the_next_round(n: int,
         deltas = heavy_tailed(rng, n, layout.sizes, sds)
         _, total = rounds.run(deltas, number)
         errors.append((relative_error(total, deltas), total.metrics[RELATIVE_ERROR]))
-    for true, measured in errors:
-        assert 0.5 * true <= measured <= 3 * true
+    for true, measured in errors:  # what clipping cut off is added up at worst: too much by sqrt(n) at most
+        assert 0.5 * true <= measured <= (1 + n**0.5) * true
     assert max(true for true, _ in errors[:5] + errors[6:]) <= TARGET_RELATIVE_ERROR
     assert errors[5][0] < 0.5
 

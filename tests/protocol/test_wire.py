@@ -168,7 +168,13 @@ def test_cohort_too_large_for_its_fields_is_refused() -> None:
         read_request(record)
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
+UNDERFLOW = pytest.mark.xfail(strict=True, reason="defect: squares of such scales are 0 or inf in the node")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [0.0, -1.0, np.nan, np.inf, pytest.param(1e-200, marks=UNDERFLOW), pytest.param(1e200, marks=UNDERFLOW)],
+)
 def test_scale_that_is_no_positive_number_is_refused(value: float) -> None:
     record = with_array(REQUEST.to_record(), "scales", Array(np.array([1.0, value])))
     with pytest.raises(WireError, match=r"^scales: must be finite and positive"):

@@ -131,8 +131,8 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "no weight": (with_lane(1, 0), "weight: must be in (0, 1], got 0"),
     "metric": (with_lane(2, 2**63), "metric train/nll: must be below"),
     "wrapping metric": (with_lane(3, 2**64 - 2**30), "metric train/tokens: must be below"),
-    "field": (with_lane(-1, 2**32 - 1), "lanes: every field must be at most 1073741823, got 4294967295"),
-    "upper field": (with_lane(-1, 2**64 - 2**32), "lanes: every field must be at most 1073741823, got 4294967295"),
+    "field": (with_lane(-1, 2**32 - 1), "lanes: every field must be at most 107374182"),
+    "upper field": (with_lane(-1, 2**64 - 2**32), "lanes: every field must be at most 107374182"),
 }
 
 

@@ -1,0 +1,134 @@
+"""SecureSum beside the exact sum: when it remembers an attempt, whom it names, and how it fails and goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+from flwr.app import RecordDict
+from tests.secagg_world import TRIPS, LanesOnly, MemoryGrid, World, round_request
+
+from agfl_protocol import secure_wire as sw
+from agfl_protocol import wire
+from agfl_protocol.secagg.context import AttemptId
+from agfl_protocol.secagg.parameters import Parameters
+from agfl_protocol.transforms.codec import UpdateCodec
+from agfl_server.observer import Observer
+from agfl_server.secure_sum import SecureSum
+from agfl_server.unmasking import AttemptFailed
+
+
+class Diary(Observer):
+    """Writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def replied(self, name: str) -> None:
+        self.lines.append(f"replied {name}")
+
+    def refused(self, name: str, reason: str) -> None:
+        self.lines.append(f"refused {name}: {reason}")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World.of(5, tmp_path)
+
+
+def test_an_attempt_is_remembered_before_its_first_request_leaves(world: World) -> None:
+    events: list[object] = []
+
+    def note(kind: str, name: str, content: RecordDict) -> RecordDict:
+        events.append(kind)
+        return content
+
+    grid = MemoryGrid(world.owners, note, None)
+    aggregator = SecureSum(Observer(), world.roster, world.parameters, events.append)
+    aggregator.sum(grid, grid.ids, round_request(), cast(UpdateCodec, LanesOnly(7)), 1.0)
+    assert events[0] == AttemptId("run", 1, 0)
+    assert events[1:] == [kind for kind in TRIPS for _ in range(5)]
+
+
+def test_nothing_is_sent_where_an_attempt_cannot_be_remembered(world: World) -> None:
+    def forget(attempt: AttemptId) -> None:
+        raise OSError("disk full")
+
+    grid = MemoryGrid(world.owners, lambda kind, name, content: pytest.fail("sent"), None)
+    with pytest.raises(OSError, match="disk full"):
+        SecureSum(Observer(), world.roster, world.parameters, forget).sum(
+            grid, grid.ids, round_request(), cast(UpdateCodec, LanesOnly(7)), 1.0
+        )
+
+
+def test_a_round_that_only_evaluates_is_the_same_but_for_the_kind_of_its_first_trip(world: World) -> None:
+    kinds = set()
+
+    def note(kind: str, name: str, content: RecordDict) -> RecordDict:
+        kinds.add(kind)
+        return content
+
+    result = world.secure_sum(replace(round_request(), train=False, evaluate=True), on_request=note)
+    assert kinds == {wire.EVALUATE, *TRIPS[1:]}
+    np.testing.assert_array_equal(result.lanes, world.plain_sum(world.names))
+
+
+def test_whoever_is_lost_is_named_once_with_the_reason(world: World) -> None:
+    diary = Diary()
+    result = world.secure_sum(
+        on_reply=lambda kind, name, content: None if (kind, name) == (sw.AGREE, "owner-003") else content,
+        observer=diary,
+    )
+    assert diary.lines == [*(f"replied {n}" for n in world.names), "refused owner-003: Node Unavailable"]
+    assert result.refused == {"owner-003": "Node Unavailable"}
+    assert result.survivors == tuple(world.names)
+
+
+def test_a_failed_attempt_says_how_many_were_needed_and_who_was_lost_why(world: World) -> None:
+    def lost(kind: str, name: str, content: RecordDict) -> RecordDict | None:
+        return None if kind == sw.SHARE and name < "owner-002" else content
+
+    line = (
+        "U2, clients that dealt shares: must be at least 4, got 3; owner-000: Node Unavailable; "
+        "owner-001: Node Unavailable"
+    )
+    with pytest.raises(AttemptFailed) as failed:
+        world.secure_sum(on_reply=lost)
+    assert str(failed.value) == line
+    assert failed.value.refused == dict.fromkeys(["owner-000", "owner-001"], "Node Unavailable")
+    assert failed.value.guilty == frozenset()
+    result = world.secure_sum(round_request(attempt=1))  # and the next attempt, with fresh keys, succeeds
+    np.testing.assert_array_equal(result.lanes, world.plain_sum(world.names))
+
+
+def test_an_owner_with_a_stricter_policy_is_refused_by_name_and_the_others_go_on(tmp_path: Path) -> None:
+    world = World.of(5, tmp_path)
+    world.owners["owner-004"].half._parameters = Parameters(1, 5)
+    result = world.secure_sum(cohort=world.names[1:])
+    assert result.refused == {"owner-004": "members: must be at least min_cohort = 5, got 4"}
+    assert result.survivors == tuple(world.names[1:4])
+
+
+def test_an_owner_with_another_c_is_refused_by_name(tmp_path: Path) -> None:
+    world = World.of(5, tmp_path)
+    world.owners["owner-004"].half._parameters = Parameters(2, 4)
+    result = world.secure_sum()
+    assert result.refused == {"owner-004": "max_colluders: must be 1 as here, 'owner-004' has 2"}
+
+
+def test_an_owner_outside_the_servers_roster_is_refused_by_name(tmp_path: Path, world: World) -> None:
+    (tmp_path / "other").mkdir()
+    stranger = World.of(6, tmp_path / "other").owners["owner-005"]
+    world.owners["owner-005"] = stranger
+    result = world.secure_sum()
+    assert result.refused == {"owner-005": "roster: must hold every member, got 'owner-005'"}
+    assert result.survivors == tuple(world.names[:5])
+
+
+def test_every_byte_is_counted(world: World) -> None:
+    result = world.secure_sum()
+    assert result.bytes_up > 5 * (164 + 4 * 112 + 56 + 64 + 5 * 32)
+    assert result.bytes_down > 5 * (12 + 5 * 164 + 4 * 112 + 4 * 64)
