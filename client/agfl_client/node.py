@@ -25,6 +25,8 @@ from agfl_protocol.wire import FinishRequest, IdentifyReply, RoundReply, RoundRe
 class _Workspace:
     """What is kept warm for one run configuration."""
 
+    config_json: str
+    config_hash: str
     config: RunConfig
     task: Task
     dataset: Dataset
@@ -48,7 +50,7 @@ class Node:
         self._documents = read_documents(data)
         self._device = choose_device(device)
         self._num_threads = num_threads
-        self._workspace: tuple[str, _Workspace] | None = None
+        self._workspace: _Workspace | None = None
 
     def identify(self) -> IdentifyReply:
         """Say who this is."""
@@ -100,17 +102,17 @@ class Node:
 
     def _workspace_for(self, request: RoundRequest) -> _Workspace:
         """Return the warm workspace of the request's configuration, or make it."""
-        if self._workspace is None or self._workspace[0] != request.config_json:
-            self._workspace = (request.config_json, self._make_workspace(request))
-        return self._workspace[1]
+        if self._workspace is None or self._workspace.config_json != request.config_json:
+            self._workspace = self._make_workspace(request.config_json)
+        space = self._workspace
+        if request.config_hash != space.config_hash:
+            got = request.config_hash[:12]
+            raise WireError(f"config_hash: must be {space.config_hash[:12]} as of the configuration, got {got}")
+        return space
 
-    def _make_workspace(self, request: RoundRequest) -> _Workspace:
-        config = run_config_from_json(request.config_json)
-        if config.hash != request.config_hash:
-            raise WireError(
-                f"config_hash: must be {config.hash[:12]} as of the configuration, got {request.config_hash[:12]}"
-            )
+    def _make_workspace(self, config_json: str) -> _Workspace:
+        config = run_config_from_json(config_json)
         task = config.task.build()
         dataset = task.prepare(self._documents)
         model = AutoGenModel(config.model, seed=0).to(self._device)
-        return _Workspace(config, task, dataset, model, Layout.of(model))
+        return _Workspace(config_json, config.hash, config, task, dataset, model, Layout.of(model))

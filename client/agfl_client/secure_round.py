@@ -62,13 +62,13 @@ class SecureRound:
         self._state: State | None = None
 
     def check(self, request: RoundRequest) -> None:
-        """Check that this attempt may be answered, before any text is touched; an open attempt is dropped.
+        """Check that this attempt may be answered, before any text is touched; then the one that is open is over.
 
         Raises:
-            ProtocolViolation: names the field.
+            ProtocolViolation: names the field; what is open goes on.
         """
-        self.forget()
         self._replay.check(attempt_of(request))
+        self.forget()
 
     def begin(self, request: RoundRequest, lanes: Lanes) -> messages.AdvertiseReply:
         """Trip 1, once the lanes are there. They are given up by the caller and will be masked in place.
@@ -79,7 +79,6 @@ class SecureRound:
         """
         assert lanes.dtype == np.uint64
         assert lanes.flags.writeable
-        self.forget()
         attempt = attempt_of(request)
         self._replay.record(attempt)
         terms = Terms(

@@ -21,19 +21,22 @@ from agfl_models.layers.layer import LayerConfigBase
 from agfl_models.validation import Config
 
 
+_REPEAT: Literal["repeat group"] = "repeat group"  # a tag that no key can be mistaken for
+
+
 def _tag_repeat(item: Any) -> Any:
     # pydantic tells the members of a union apart by `type`; a repeat group is known by its `repeat` instead.
     if isinstance(item, dict) and "type" not in item:
         if "repeat" not in item:
             raise ValueError("must have a `type`, or `repeat` and `layers`")
-        return {"type": "repeat", **item}
+        return {"type": _REPEAT, **item}
     return item
 
 
 class RepeatConfig(Config):
     """`layers` written out `repeat` times, each time with parameters of its own."""
 
-    type: Literal["repeat"] = Field(default="repeat", exclude=True)
+    type: Literal["repeat group"] = Field(default=_REPEAT, exclude=True)
     repeat: PositiveInt
     layers: tuple[LayerItem, ...] = Field(min_length=1)
 
@@ -87,7 +90,10 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _refuse_what_cannot_be_built(self) -> Self:
-        self.resolve()
+        try:
+            self.resolve()
+        except ConfigError as error:
+            raise ValueError(str(error)) from None  # pydantic adds where in the file it stands
         return self
 
     def resolve(self) -> ResolvedModelConfig:
@@ -99,7 +105,7 @@ class ModelConfig(Config):
         layers = tuple(_written_out(self.layers))
         dim = self.dim or layers[0].stated_width
         if dim is None:
-            raise ConfigError("dim: required, because layers.0 does not state its width either")
+            raise ConfigError("dim: required, because layers.0 does not state its width either, got none")
         is_full = self.dim is not None or self.vocab_size is not None
         residual: Residual = self.residual or ("pre" if is_full else "none")
         head = self.head or (LanguageModelHeadConfig() if self.vocab_size is not None else None)

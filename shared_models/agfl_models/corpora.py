@@ -66,14 +66,15 @@ def _read(path: Path) -> str:
 def _text_column(path: Path, number: int, line: str) -> str:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"data: {path}: line {number}: must be a JSON object, got {line[:40]!r} ({error.msg})"
-        ) from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"data: {path}: line {number}: must be a JSON object, got {line[:40]!r} ({error})") from None
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         got = sorted(row) if isinstance(row, dict) else type(row).__name__
         raise DataError(f"data: {path}: line {number}: must have a column 'text' that holds text, got {got}")
-    return str(row["text"])
+    text = str(row["text"])
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise DataError(f"data: {path}: line {number}: must be text that UTF-8 can hold, got half a surrogate pair")
+    return text
 
 
 def _file_name(client: str) -> str:

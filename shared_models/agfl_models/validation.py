@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,9 +60,7 @@ def validate(schema: type[ConfigT], data: object, source: str) -> ConfigT:
     try:
         return schema.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_first_problem(error)}") from None
-    except ConfigError as error:  # a rule over several fields; pydantic lets it pass as it is
-        raise ConfigError(f"{source}: {error}") from None
+        raise ConfigError(f"{source}: {_first_problem(error, data)}") from None
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -70,18 +69,35 @@ def nearest(name: str, known: list[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(known))})"
 
 
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError, data: object) -> str:
     problem = error.errors()[0]
-    field = ".".join(str(part) for part in problem["loc"]) or "(top level)"
+    path = ".".join(_path(problem["loc"], data))
+    field = f"{path}: " if path else ""
     if problem["type"] == "missing":
-        return f"{field}: required but missing"
+        return f"{field}required but missing"
     if problem["type"] == "union_tag_invalid":
         tags = [tag.strip(" '") for tag in problem["ctx"]["expected_tags"].split(",")]
         tag = problem["ctx"]["tag"]
-        return f"{field}: unknown {problem['ctx']['discriminator']} {tag!r}{nearest(tag, tags)}"
+        return f"{field}unknown {problem['ctx']['discriminator']} {tag!r}{nearest(tag, tags)}"
     rule = problem["msg"].removeprefix("Value error, ")
-    if rule.startswith("unknown key"):
-        return f"{field}: {rule}"
+    if rule.startswith("unknown key") or (
+        problem["type"] == "value_error" and ", got " in rule
+    ):  # a rule of ours that names the value itself
+        return f"{field}{rule}"
     value = problem["input"]
     shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
-    return f"{field}: {rule}, got {shown}"
+    return f"{field}{rule}, got {shown}"
+
+
+def _path(location: tuple[int | str, ...], data: object) -> Iterator[str]:
+    """Yield the keys that a person wrote: pydantic puts a union's tag among them, which leads nowhere in `data`."""
+    for part in location[:-1]:
+        if isinstance(data, dict) and part in data:
+            data = data[part]
+        elif isinstance(data, list | tuple) and isinstance(part, int):
+            data = data[part]
+        else:
+            continue
+        yield str(part)
+    if location and not (isinstance(data, dict) and location[-1] == data.get("type")):
+        yield str(location[-1])

@@ -17,6 +17,7 @@ from agfl_models.tasks import TaskConfig
 from agfl_models.validation import Config, read_yaml, validate
 
 PROTOCOL_VERSION = 1
+Beta = Annotated[float, Field(ge=0, lt=1)]  # decay of a moving average
 
 
 class SGDConfig(Config):
@@ -33,7 +34,7 @@ class AdamWConfig(Config):
 
     type: Literal["adamw"]
     lr: PositiveFloat
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: NonNegativeFloat = 0.1
 
 
@@ -66,7 +67,7 @@ class FedAvgMConfig(Config):
 
     type: Literal["fedavgm"]
     lr: PositiveFloat = 1.0
-    momentum: float = Field(default=0.9, ge=0, lt=1)
+    momentum: Beta = 0.9
 
 
 class NesterovConfig(Config):
@@ -74,12 +75,12 @@ class NesterovConfig(Config):
 
     type: Literal["nesterov"]
     lr: PositiveFloat = 0.7
-    momentum: float = Field(default=0.9, ge=0, lt=1)
+    momentum: Beta = 0.9
 
 
 class _AdaptiveConfig(Config):
     lr: PositiveFloat = 1e-2
-    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta1: Beta = 0.9
     tau: PositiveFloat = 1e-3
 
 
@@ -93,14 +94,14 @@ class FedAdamConfig(_AdaptiveConfig):
     """FedAdam (Reddi et al. 2021, Algorithm 2)."""
 
     type: Literal["fedadam"]
-    beta2: float = Field(default=0.99, ge=0, lt=1)
+    beta2: Beta = 0.99
 
 
 class FedYogiConfig(_AdaptiveConfig):
     """FedYogi (Reddi et al. 2021, Algorithm 2)."""
 
     type: Literal["fedyogi"]
-    beta2: float = Field(default=0.99, ge=0, lt=1)
+    beta2: Beta = 0.99
 
 
 ServerOptimizerConfig = Annotated[
@@ -222,7 +223,7 @@ def run_config_from_json(text: str) -> RunConfig:
     """
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"run configuration from the server: malformed JSON: {error}") from None
     return validate(RunConfig, content, "run configuration from the server")
 
@@ -234,7 +235,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key}: malformed YAML value {text!r}: {error}") from None
+        raise ConfigError(f"--set {key}: malformed YAML value {text!r}: {' '.join(str(error).split())}") from None
     *parents, last = key.split(".")
     node: Any = content
     for parent in parents:

@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from agfl_models.errors import WireError
 from agfl_protocol.run_config import PROTOCOL_VERSION
-from agfl_protocol.transforms.quantization import QuantizationPlan
+from agfl_protocol.transforms.quantization import MAX_SCALE, MIN_SCALE, QuantizationPlan
 from agfl_protocol.update import Lanes, Vector
 
 IDENTIFY, FINISH = "query.identify", "query.finish"
@@ -94,8 +94,10 @@ class RoundRequest:
             max_cohort=read_bounded(record, "max_cohort", 1, 2**20),
             scales=read_vector(record, "scales", np.float64),
         )
-        if not (np.isfinite(plan.scales).all() and (plan.scales > 0).all()):
-            raise WireError("scales: must be finite and positive")
+        if not ((plan.scales >= MIN_SCALE) & (plan.scales <= MAX_SCALE)).all():  # also false for NaN
+            raise WireError(f"scales: must be finite and positive, in [{MIN_SCALE:g}, {MAX_SCALE:g}]")
+        if plan.levels < 2:
+            raise WireError(f"max_cohort: must leave levels in {plan.fields_per_lane} fields, got {plan.max_cohort}")
         return RoundRequest(
             run_id=read_scalar(record, "run_id", str),
             round=read_bounded(record, "round", 1, 2**31),

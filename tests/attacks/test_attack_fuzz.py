@@ -52,7 +52,8 @@ def spoiled(draw: st.DrawFn, value: Scalar) -> Scalar:
         return "\n".join(names)
     if isinstance(value, int) and draw(st.booleans()):
         return value + draw(st.sampled_from([-1, 1, 2**31, -(2**31)]))
-    return draw(JUNK)
+    junk: Scalar = draw(JUNK)
+    return junk
 
 
 def spoil(data: st.DataObject, content: RecordDict) -> RecordDict:

@@ -113,6 +113,16 @@ def test_a_new_attempt_ends_the_one_before(world: World) -> None:
         first(world).half.share(old.share_request())
 
 
+def test_an_attempt_is_over_once_the_next_is_accepted_and_not_before(world: World) -> None:
+    half = first(world).half
+    Attempt(world, 1)
+    with pytest.raises(ProtocolViolation, match=r"^attempt: must come after"):
+        half.check(round_request(attempt=0))
+    assert states_of(first(world)) is not None
+    half.check(round_request(attempt=2))  # before the training that comes next
+    assert states_of(first(world)) is None
+
+
 def test_a_state_masks_once(world: World) -> None:
     """Masking the same lanes a second time would give the masks away."""
     attempt = Attempt(world)

@@ -139,7 +139,6 @@ def test_request_that_does_not_fit_is_refused_by_name_and_leaves_no_trace(
     assert np.array_equal(lanes(node, request), lanes(make_node(), request))
 
 
-@pytest.mark.xfail(strict=True, reason="defect: the hash is compared only where the configuration is new")
 def test_wrong_hash_is_refused_by_a_warm_node(run_config: MakeConfig, make_node: MakeNode) -> None:
     node, request = make_node(), request_of(run_config())
     node.handle_round(request)

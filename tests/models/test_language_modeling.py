@@ -72,7 +72,6 @@ def test_split_depends_on_neither_order_nor_copies(lists: tuple[list[str], list[
     assert set(split_documents(texts + texts, fraction)[1]) == held_out
 
 
-@pytest.mark.xfail(strict=True, reason="defect: an owner's only document is held out, and nothing is left to train on")
 @pytest.mark.parametrize("fraction", [0.51, 0.9])
 def test_only_document_is_trained_on(fraction: float) -> None:
     text = task(fraction=fraction).prepare(["the only one"])

@@ -187,42 +187,42 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"layers": [{"type": "ff", "hidden_dims": 3}]},
-        "model: layers.0.ff: unknown key 'hidden_dims' (did you mean 'hidden_dim'?)",
+        "model: layers.0: unknown key 'hidden_dims' (did you mean 'hidden_dim'?)",
     ),
-    ({"layer": []}, "model: (top level): unknown key 'layer' (did you mean 'layers'?)"),
+    ({"layer": []}, "model: unknown key 'layer' (did you mean 'layers'?)"),
     (
         {"layers": [{"typ": "ff"}]},
         "model: layers.0: must have a `type`, or `repeat` and `layers`, got {'typ': 'ff'}",
     ),
     (
         {"layers": [{"repeat": 2, "layers": [{"type": "rnn", "cell": "GRU"}]}]},
-        "model: layers.0.repeat.layers.0.rnn.cell: Input should be 'gru', 'lstm' or 'mingru', got 'GRU'",
+        "model: layers.0.layers.0.cell: Input should be 'gru', 'lstm' or 'mingru', got 'GRU'",
     ),
     (
         {"layers": [{"repeat": 0, "layers": [{"type": "ff"}]}]},
-        "model: layers.0.repeat.repeat: Input should be greater than 0, got 0",
+        "model: layers.0.repeat: Input should be greater than 0, got 0",
     ),
     (
         {"layers": [{"type": "ff", "input_dim": 0}]},
-        "model: layers.0.ff.input_dim: Input should be greater than 0, got 0",
+        "model: layers.0.input_dim: Input should be greater than 0, got 0",
     ),
     (
         {"layers": [{"type": "attention", "embed_dim": 128, "num_heads": 5}]},
-        "model: layers.0.attention.num_heads: must divide embed_dim (128), got 5",
+        "model: layers.0.num_heads: must divide embed_dim (128), got 5",
     ),
     (
         {"layers": [{"type": "attention", "embed_dim": 12, "num_heads": 4}]},
-        "model: layers.0.attention.num_heads: embed_dim (12) / num_heads must be even with rope, got 4",
+        "model: layers.0.num_heads: embed_dim (12) / num_heads must be even with rope, got 4",
     ),
     (
         {"layers": [{"type": "attention", "embed_dim": 16, "num_heads": 4, "num_kv_heads": 3}]},
-        "model: layers.0.attention.num_kv_heads: must divide num_heads (4), got 3",
+        "model: layers.0.num_kv_heads: must divide num_heads (4), got 3",
     ),
     (
         {"dim": 64, "layers": [{"type": "ff"}, {"type": "attention", "num_heads": 5}]},
         "model: layers.1: num_heads: must divide embed_dim (64), got 5",
     ),
-    ({"layers": [{"type": "ff"}]}, "model: dim: required, because layers.0 does not state its width either"),
+    ({"layers": [{"type": "ff"}]}, "model: dim: required, because layers.0 does not state its width either, got none"),
     ({"dim": 8, "head": {}, "layers": [{"type": "ff"}]}, "model: head: needs vocab_size, got none"),
     (
         {"vocab_size": 9, "dim": 8, "residual": "none", "layers": [{"type": "ff", "output_dim": 6}]},

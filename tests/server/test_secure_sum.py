@@ -17,6 +17,7 @@ from agfl_protocol.secagg.context import AttemptId
 from agfl_protocol.secagg.parameters import Parameters
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_server.observer import Observer
+from agfl_server.plain_sum import Aggregator
 from agfl_server.secure_sum import SecureSum
 from agfl_server.unmasking import AttemptFailed
 
@@ -47,7 +48,7 @@ def test_an_attempt_is_remembered_before_its_first_request_leaves(world: World) 
         return content
 
     grid = MemoryGrid(world.owners, note, None)
-    aggregator = SecureSum(Observer(), world.roster, world.parameters, events.append)
+    aggregator: Aggregator = SecureSum(Observer(), world.roster, world.parameters, events.append)
     aggregator.sum(grid, grid.ids, round_request(), cast(UpdateCodec, LanesOnly(7)), 1.0)
     assert events[0] == AttemptId("run", 1, 0)
     assert events[1:] == [kind for kind in TRIPS for _ in range(5)]

@@ -143,7 +143,7 @@ def split_documents(documents: Sequence[str], fraction: float) -> tuple[list[str
     digests = [hashlib.sha256(text.encode()).digest() for text in documents]
     distinct = sorted(set(digests))
     count = round(fraction * len(distinct))
-    if fraction > 0 and len(distinct) > 1:
+    if fraction > 0:
         count = min(max(count, 1), len(distinct) - 1)
     held_out = set(distinct[:count])
     pairs = list(zip(documents, digests, strict=True))

@@ -22,9 +22,10 @@ ROUNDING, CLIPPING, RELATIVE_ERROR = (
     "quantization/clipping",
     "quantization/relative_error",
 )
-_ABSMAX = "quantization/absmax/"
-_MARGIN = 4.0  # C_k is this times the clients' mean of max |x|, since one client may exceed the mean
-_MAX_RATIO = 2.0**20  # bound of a client's max |x| / C_k in the header
+_ABSMAX4 = "quantization/absmax4/"
+MIN_SCALE, MAX_SCALE = 1e-30, 1e30  # their squares are still float64 numbers
+_MARGIN = 2.0  # C_k is this times what the clients' largest |x| was, since the next round's may be larger
+_MAX_RATIO = 64.0  # bound of a client's max |x| / C_k in the header
 _MAX_LEVELS = 2**48  # beyond this float64 could not tell two levels apart
 
 
@@ -41,9 +42,10 @@ class QuantizationPlan:
 
     @property
     def levels(self) -> int:
-        """L: `max_cohort` clients at the top level still fit one field."""
+        """L: `max_cohort` clients at the top level still fit one field. Even, so that zero is a level."""
         top: int = 2 ** packing.field_bits(self.fields_per_lane) - 1
-        return min(top // self.max_cohort, _MAX_LEVELS)
+        half = min(top // self.max_cohort, _MAX_LEVELS) // 2
+        return 2 * half
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,12 @@ def initial_scales(layout: Layout, clip_l2: float) -> Scales:
 
 def learn_scales(scales: Scales, layout: Layout, total: Total) -> Scales:
     """Return the scales of the next round, learned from a decoded sum before its weighting is undone."""
-    means = np.array([total.metrics[_ABSMAX + str(k)] for k in range(len(layout.sizes))]) / total.count
+    fourth = np.array([total.metrics[_ABSMAX4 + str(k)] for k in range(len(layout.sizes))])
+    # The 4-norm over clients lies between their largest max |x| and n^(1/4) of it, and it is a sum.
     # A tensor that stood still this round may move again in the next: shrink its scale only step by step.
-    values = scales.values * np.maximum(_MARGIN * means, 1 / 16)
+    values = scales.values * np.maximum(_MARGIN * fourth**0.25, 1 / 16)
     norm = float(np.linalg.norm(total.delta.astype(np.float64))) / total.count
-    return Scales(np.maximum(values, values.max() * 2.0**-20), norm)
+    return Scales(np.clip(values, max(values.max() * 2.0**-20, MIN_SCALE), MAX_SCALE), norm)
 
 
 def plan_round(scales: Scales, layout: Layout, cohort: int) -> QuantizationPlan:
@@ -89,7 +92,7 @@ def plan_round(scales: Scales, layout: Layout, cohort: int) -> QuantizationPlan:
 
 def metric_names(layout: Layout) -> tuple[str, ...]:
     """Return the names of the sums that `Quantization.encode` adds to the header."""
-    return (ROUNDING, CLIPPING, *(_ABSMAX + str(k) for k in range(len(layout.sizes))))
+    return (ROUNDING, CLIPPING, *(_ABSMAX4 + str(k) for k in range(len(layout.sizes))))
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class Quantization:
     def encode(self, update: Update, rng: np.random.Generator) -> Lanes:
         """Return the vector (num_lanes,) that this client adds to the sum.
 
-        Rounding is stochastic, floor(y + u) with u uniform in [0, 1), hence unbiased (QSGD, Alistarh et al. 2017,
+        Rounding is stochastic, up with probability y - floor(y), hence unbiased (QSGD, Alistarh et al. 2017,
         arXiv:1610.02132). What was lost is measured and travels in the header.
         """
         levels, plan = self.plan.levels, self.plan
@@ -117,16 +120,17 @@ class Quantization:
         rounding, clipping = 0.0, 0.0
         for k, (place, scale) in enumerate(zip(self.layout.slices, plan.scales.tolist(), strict=True)):
             x = update.delta[place].astype(np.float64)
-            metrics[_ABSMAX + str(k)] = min(float(np.abs(x).max()) / scale, _MAX_RATIO)
+            metrics[_ABSMAX4 + str(k)] = min(float(np.abs(x).max()) / scale, _MAX_RATIO) ** 4
             inside = np.clip(x, -scale, scale)
             clipping += float(np.square(x - inside).sum())
             y = (inside / scale + 1) * (levels / 2)
-            q = np.minimum(np.floor(y + rng.random(x.size)), levels)
+            q = np.floor(y)
+            q += rng.random(x.size) < y - q
             rounding += float(np.square((q - y) * (2 * scale / levels)).sum())
             elements[place] = q.astype(np.uint64)
         if self.layout.sizes:
             metrics[ROUNDING] = rounding / _square_steps(plan, self.layout)
-            metrics[CLIPPING] = min(np.sqrt(clipping) / _range_norm(plan, self.layout), _MAX_RATIO)
+            metrics[CLIPPING] = min(np.sqrt(clipping) / _range_norm(plan, self.layout), _MAX_RATIO**4)
         header = self.header.encode(update.weight, metrics)
         return np.concatenate([header, packing.pack(elements, plan.fields_per_lane)])
 
@@ -141,7 +145,8 @@ class Quantization:
         sums = packing.unpack(total[self.header.size :], self.layout.size, plan.fields_per_lane)
         delta = np.empty(self.layout.size, np.float32)
         for place, scale in zip(self.layout.slices, plan.scales.tolist(), strict=True):
-            delta[place] = (sums[place].astype(np.float64) * (2 / plan.levels) - count) * scale
+            steps = sums[place].astype(np.int64) - count * (plan.levels // 2)
+            delta[place] = steps * (2 * scale / plan.levels)
         if self.layout.sizes:
             rounding = np.sqrt(metrics[ROUNDING] * _square_steps(plan, self.layout))
             clipping = metrics[CLIPPING] * _range_norm(plan, self.layout)
