@@ -11,6 +11,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from agfl_client.node import Node
+from agfl_client.policy import Policy, load_policy
 from agfl_models.corpora import JSONL_SUFFIX
 from agfl_models.errors import AgflError, ConfigError, DataError
 from agfl_protocol import wire
@@ -42,7 +43,7 @@ def create_client_app(node_of: Node | NodeOf) -> ClientApp:
     def handle_round(message: Message, context: Context) -> Message:
         return answer(
             message,
-            lambda: find(context).handle_round(wire.RoundRequest.from_record(message.content)).to_record(),
+            lambda: find(context).handle_round(wire.RoundRequest.from_record(message.content)),
         )
 
     app.train()(handle_round)
@@ -51,6 +52,22 @@ def create_client_app(node_of: Node | NodeOf) -> ClientApp:
     @app.query("identify")
     def identify(message: Message, context: Context) -> Message:
         return answer(message, lambda: find(context).identify().to_record())
+
+    @app.query("share")
+    def share(message: Message, context: Context) -> Message:
+        return answer(message, lambda: find(context).member.share(message.content))
+
+    @app.query("mask")
+    def mask(message: Message, context: Context) -> Message:
+        return answer(message, lambda: find(context).member.mask(message.content))
+
+    @app.query("agree")
+    def agree(message: Message, context: Context) -> Message:
+        return answer(message, lambda: find(context).member.agree(message.content))
+
+    @app.query("unmask")
+    def unmask(message: Message, context: Context) -> Message:
+        return answer(message, lambda: find(context).member.unmask(message.content))
 
     @app.query("finish")
     def finish(message: Message, context: Context) -> Message:
@@ -66,12 +83,14 @@ def create_client_app(node_of: Node | NodeOf) -> ClientApp:
 def _node_of_context(context: Context) -> Node:
     """Find the owner in Flower's own runtimes, which start each message in a process of its own.
 
-    A stock SuperNode names its owner in its node config (`name`, `data`). Flower's simulation only numbers its
-    nodes: partition i is the i-th file of the folder that the environment variable AGFL_OWNERS names.
+    A stock SuperNode names its owner in its node config (`name`, `data`, `policy`). Flower's simulation only numbers
+    its nodes: partition i is the i-th file of the folder that the environment variable AGFL_OWNERS names, and all of
+    them belong to the one person who runs it.
     """
     config = context.node_config
     if "name" in config and "data" in config:
-        return Node(str(config["name"]), Path(str(config["data"])))
+        policy = load_policy(Path(str(config["policy"]))) if "policy" in config else Policy()
+        return Node(str(config["name"]), Path(str(config["data"])), policy=policy)
     folder = os.environ.get(OWNERS_VARIABLE)
     if folder is None or "partition-id" not in config:
         raise ConfigError(f"node config: must give name and data, or {OWNERS_VARIABLE} a folder of owners' files")
@@ -79,7 +98,7 @@ def _node_of_context(context: Context) -> Node:
     index = int(config["partition-id"])
     if index >= len(owners):
         raise ConfigError(f"{OWNERS_VARIABLE}: {folder}: must hold a file for node {index}, holds {len(owners)}")
-    return Node(owners[index].stem, owners[index])
+    return Node(owners[index].stem, owners[index], policy=Policy(allow_plain=True))
 
 
 app = create_client_app(_node_of_context)

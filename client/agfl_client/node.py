@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from flwr.app import RecordDict
 
 from agfl_client.device import AUTO, choose_device
+from agfl_client.policy import Policy, PolicyViolation
+from agfl_client.secure_member import SecureMember
 from agfl_client.training import LocalTrainer, evaluate
 from agfl_models.corpora import read_documents
 from agfl_models.errors import WireError
@@ -38,15 +41,27 @@ class Node:
     """A node keeps its data and model warm from message to message; whoever builds the ClientApp holds it.
 
     name: the owner's NAME; data: the owner's file or folder of text; device: "auto" or a PyTorch device;
-    num_threads: PyTorch threads of this node.
+    num_threads: PyTorch threads of this node; policy: what the owner accepts; member: the node's part in secure
+    sums, None where it has none.
 
     Raises:
         DataError, ConfigError: the data is not there, or the device is not.
     """
 
-    def __init__(self, name: str, data: Path, device: str = AUTO, num_threads: int = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        data: Path,
+        device: str = AUTO,
+        num_threads: int = 1,
+        *,
+        policy: Policy | None = None,
+        member: SecureMember | None = None,
+    ) -> None:
         self.name = name
         self.finished = False
+        self._policy = policy or Policy()
+        self._member = member
         self._documents = read_documents(data)
         self._device = choose_device(device)
         self._num_threads = num_threads
@@ -56,10 +71,22 @@ class Node:
         """Say who this is."""
         return IdentifyReply(self.name)
 
-    def handle_round(self, request: RoundRequest) -> RoundReply:
-        """Evaluate and train as asked; return the vector that enters the sum.
+    @property
+    def member(self) -> SecureMember:
+        """This node's part in secure sums; raises PolicyViolation where it has none."""
+        if self._member is None:
+            raise PolicyViolation(
+                "aggregation.type: secure needs a node that was started with the owners' roster and that keeps its "
+                "keys between messages, which Flower's Ray runtime does not; this node has none"
+            )
+        return self._member
+
+    def handle_round(self, request: RoundRequest) -> RecordDict:
+        """Evaluate and train as asked; reply with the vector that enters the sum, or with fresh keys to mask it.
 
         Raises:
+            PolicyViolation: the owner does not permit this.
+            ProtocolViolation: this attempt was answered before.
             WireError: the request does not fit its own configuration, or the update is not finite.
         """
         torch.set_num_threads(self._num_threads)
@@ -75,10 +102,15 @@ class Node:
         codec = UpdateCodec.for_round(
             config, task, layout, request.plan, train=request.train, evaluate=request.evaluate
         )
+        is_secure = config.aggregation.type == "secure"
+        if is_secure:
+            self.member.check(request)
         layout.load(space.model, request.model)
         update = self._update(space, request)
         lanes = codec.encode(update, generator(config.seed, self.name, request.round, "rounding"))
-        return RoundReply(request.config_hash, request.round, request.attempt, lanes)
+        if is_secure:
+            return self.member.advertise(request, lanes)
+        return RoundReply(request.config_hash, request.round, request.attempt, lanes).to_record()
 
     def finish(self, request: FinishRequest) -> None:
         """Note that the run is over and let go of its model."""
@@ -112,6 +144,8 @@ class Node:
 
     def _make_workspace(self, config_json: str) -> _Workspace:
         config = run_config_from_json(config_json)
+        # Before the model is built and the text is touched.
+        self._policy.check(config, config.model.num_parameters())
         task = config.task.build()
         dataset = task.prepare(self._documents)
         model = AutoGenModel(config.model, seed=0).to(self._device)

@@ -11,14 +11,18 @@ from flwr.serverapp import Grid, ServerApp
 
 from agfl_models.errors import ConfigError
 from agfl_protocol import wire
-from agfl_protocol.run_config import RunConfig, load_run_config
+from agfl_protocol.run_config import AggregationConfig, RunConfig, load_run_config
+from agfl_protocol.secagg.identity import SigningRoster
+from agfl_protocol.secagg.parameters import Parameters
+from agfl_server.aggregator import Aggregator
+from agfl_server.connected_nodes import ConnectedNodes
 from agfl_server.exchange import exchange
 from agfl_server.observer import Observer
 from agfl_server.optimizers import build_optimizer
 from agfl_server.plain_sum import PlainSum
-from agfl_server.roster import Roster
 from agfl_server.rounds import Federation, run_rounds
 from agfl_server.run_folder import RunFolder
+from agfl_server.secure_sum import SecureSum
 from agfl_server.state import ServerState, initial_state
 
 _FINISH_TIMEOUT_S = 10.0
@@ -32,16 +36,19 @@ def run_federation(
     resume: bool = False,
     observer: Observer | None = None,
     registered_name: Callable[[int], str | None] | None = None,
+    roster: SigningRoster | None = None,
 ) -> ServerState:
     """Run a federation to its last round over `grid` and leave everything it made in `folder`.
 
     registered_name: the NAME under which the transport admitted a node id, where it knows one.
+    roster: the signing keys of all owners, which secure aggregation needs.
 
     Raises:
         AgflError: one line for a person; what was checkpointed stays and can be resumed.
     """
     observer = observer or Observer()
     run_folder = RunFolder(folder)
+    aggregator, min_cohort = build_aggregator(config.aggregation, roster, observer)
     optimizer = build_optimizer(config.aggregation.server_optimizer)
     layout, state = initial_state(config, optimizer)
     if resume:
@@ -54,15 +61,42 @@ def run_federation(
         task=config.task.build(),
         layout=layout,
         grid=grid,
-        roster=Roster(grid, observer, registered_name),
-        aggregator=PlainSum(observer),
+        nodes=ConnectedNodes(grid, observer, registered_name),
+        aggregator=aggregator,
         optimizer=optimizer,
         observer=observer,
+        min_cohort=min_cohort,
+        next_attempt=run_folder.next_attempt,
     )
     state = run_rounds(federation, state, partial(run_folder.save, config))
     run_folder.save_model(config, layout, state)
     _finish(grid, state)
     return state
+
+
+def build_aggregator(
+    config: AggregationConfig, roster: SigningRoster | None, observer: Observer
+) -> tuple[Aggregator, int]:
+    """Return the aggregator that the run configuration names, and how many updates a round needs.
+
+    There is no fallback from secure to plain.
+
+    Raises:
+        ConfigError: secure aggregation without a roster, or over one that is too small for it.
+    """
+    if config.type == "plain":
+        min_cohort = config.min_cohort or 2
+        return PlainSum(observer, min_cohort), min_cohort
+    if roster is None:
+        raise ConfigError(
+            "aggregation.type: secure needs a roster of signing keys, which this runtime has not; use plain"
+        )
+    parameters = Parameters.of(len(roster), config.max_colluders, config.min_cohort)
+    if config.cohort_size is not None and config.cohort_size < parameters.min_cohort:
+        raise ConfigError(
+            f"aggregation.cohort_size: must be at least min_cohort = {parameters.min_cohort}, got {config.cohort_size}"
+        )
+    return SecureSum(observer, roster, parameters), parameters.min_cohort
 
 
 def _finish(grid: Grid, state: ServerState) -> None:

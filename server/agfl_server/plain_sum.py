@@ -1,10 +1,9 @@
-"""The sum of a cohort's integer vectors, and its plain form: one exchange, each reply added and dropped."""
+"""The plain sum: one exchange, each reply added and dropped."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from flwr.app import Message
@@ -15,37 +14,9 @@ from agfl_protocol import wire
 from agfl_protocol.secagg import lanes as packing
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.update import Lanes
+from agfl_server.aggregator import AttemptFailed, CohortSum
 from agfl_server.exchange import exchange
 from agfl_server.observer import Observer
-
-
-@dataclass(frozen=True)
-class CohortSum:
-    """What one attempt at a round brought.
-
-    lanes: the sum, uint64 (num_lanes,), over `survivors`; refused: NAME -> reason of replies left out.
-    """
-
-    lanes: Lanes
-    survivors: tuple[str, ...]
-    refused: Mapping[str, str]
-    bytes_up: int
-    bytes_down: int
-
-
-class Aggregator(Protocol):
-    """How the vectors of a cohort become their sum; TensorFlow Federated calls it an AggregationProcess."""
-
-    def sum(
-        self,
-        grid: Grid,
-        cohort: Mapping[str, int],
-        request: wire.RoundRequest,
-        codec: UpdateCodec,
-        timeout_s: float,
-    ) -> CohortSum:
-        """Ask every client of `cohort` (NAME -> node id) and return the sum over those whose reply is good."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -53,6 +24,7 @@ class PlainSum:
     """The server sees each client's vector and adds it up."""
 
     observer: Observer
+    min_cohort: int
 
     def sum(
         self,
@@ -62,7 +34,11 @@ class PlainSum:
         codec: UpdateCodec,
         timeout_s: float,
     ) -> CohortSum:
-        """One exchange. A bad reply is refused by name; the reply of a client that is silent is missed by name."""
+        """One exchange. A bad reply is refused by name; the reply of a client that is silent is missed by name.
+
+        Raises:
+            AttemptFailed: fewer than `min_cohort` good replies came.
+        """
         kind = wire.TRAIN if request.train else wire.EVALUATE
         content = request.to_record()
         requests = [Message(content, node, kind) for node in cohort.values()]
@@ -84,6 +60,11 @@ class PlainSum:
         for name in names.values():
             refused[name] = f"no reply within {timeout_s:g} s"
             self.observer.refused(name, refused[name])
+        if len(survivors) < self.min_cohort:
+            reasons = "".join(f"; {name}: {reason}" for name, reason in sorted(refused.items()))
+            raise AttemptFailed(
+                f"updates: must be at least min_cohort = {self.min_cohort}, got {len(survivors)}{reasons}", refused
+            )
         bytes_down = wire.content_bytes(requests[0]) * len(requests)
         return CohortSum(lanes, tuple(sorted(survivors)), refused, bytes_up, bytes_down)
 

@@ -16,10 +16,11 @@ from agfl_protocol.run_config import RunConfig
 from agfl_protocol.transforms import clipping, quantization
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.update import Layout, Total
+from agfl_server.aggregator import Aggregator, AttemptFailed, CohortSum
+from agfl_server.connected_nodes import ConnectedNodes
 from agfl_server.observer import Observer, Row
 from agfl_server.optimizers import ServerOptimizer
-from agfl_server.plain_sum import Aggregator, CohortSum
-from agfl_server.roster import Roster, sample_cohort
+from agfl_server.sampling import sample_cohort
 from agfl_server.state import ServerState, empty_row
 
 
@@ -31,10 +32,12 @@ class Federation:
     task: Task
     layout: Layout
     grid: Grid
-    roster: Roster
+    nodes: ConnectedNodes
     aggregator: Aggregator
     optimizer: ServerOptimizer
     observer: Observer
+    min_cohort: int
+    next_attempt: Callable[[str, int], int]
 
 
 def run_rounds(
@@ -92,31 +95,33 @@ def evaluate_round(federation: Federation, state: ServerState) -> Row:
 def sum_of_cohort(
     federation: Federation, state: ServerState, *, train: bool, evaluate: bool
 ) -> tuple[UpdateCodec, CohortSum]:
-    """Sample a cohort, broadcast, and sum; repeat while fewer than `min_cohort` updates come.
+    """Sample a cohort, broadcast, and sum; repeat with a new attempt while fewer than `min_cohort` updates come.
 
     Raises:
         RoundError: after `max_attempts` attempts, with the reasons of the last one.
     """
     config, aggregation = federation.config, federation.config.aggregation
     number = state.round + 1
-    for attempt in range(aggregation.max_attempts):
-        nodes = federation.roster.wait_for(aggregation.min_cohort)
+    excluded: set[str] = set()
+    for _ in range(aggregation.max_attempts):
+        nodes = federation.nodes.wait_for(federation.min_cohort, excluded)
         cohort = sample_cohort(nodes, aggregation.cohort_size, config.seed, number)
         plan = quantization.plan_round(state.scales, federation.layout, len(cohort))
         codec = UpdateCodec.for_round(config, federation.task, federation.layout, plan, train=train, evaluate=evaluate)
+        attempt = federation.next_attempt(state.run_id, number)
         request = wire.RoundRequest(
             state.run_id, number, attempt, config.to_json(), config.hash, evaluate, train, state.model, plan
         )
         federation.observer.round_started(number, config.num_rounds, len(cohort))
-        result = federation.aggregator.sum(federation.grid, cohort, request, codec, aggregation.round_timeout_s)
-        if len(result.survivors) >= aggregation.min_cohort:
-            return codec, result
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(result.refused.items()))
-        federation.observer.repeated(number, attempt, reasons)
-    raise RoundError(
-        f"round {number}: needs aggregation.min_cohort = {aggregation.min_cohort} updates, got "
-        f"{len(result.survivors)} in the last of {aggregation.max_attempts} attempts ({reasons})"
-    )
+        try:
+            return codec, federation.aggregator.sum(
+                federation.grid, cohort, request, codec, aggregation.round_timeout_s
+            )
+        except AttemptFailed as error:
+            excluded |= error.guilty
+            reason = str(error)
+            federation.observer.repeated(number, attempt, reason)
+    raise RoundError(f"round {number}: failed in {aggregation.max_attempts} attempts, the last because {reason}")
 
 
 def _round_metrics(mean: Total, cohort_sum: CohortSum) -> dict[str, int | float | None]:

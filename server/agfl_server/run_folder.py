@@ -65,6 +65,23 @@ class RunFolder:
         self._write_config(config)
         return state
 
+    def next_attempt(self, run_id: str, round_number: int) -> int:
+        """Return the number of a new attempt at a round, durably used up: no client answers an attempt twice.
+
+        Raises:
+            CheckpointError: the disk is full or not writable.
+        """
+        path = self.path / "attempt.json"
+        last = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        is_same = (last.get("run_id"), last.get("round")) == (run_id, round_number)
+        number: int = last["attempt"] + 1 if is_same else 0
+        content = {"run_id": run_id, "round": round_number, "attempt": number}
+        try:
+            write_atomically(path, json.dumps(content).encode())
+        except OSError as error:
+            raise CheckpointError(f"attempt: {path}: cannot be written: {error.strerror}") from None
+        return number
+
     def save(self, config: RunConfig, state: ServerState, rows: Sequence[Row]) -> None:
         """Make a round durable: the rows that are complete, then its checkpoint, from which a run resumes.
 

@@ -12,7 +12,7 @@ Specification: agfl_protocol/secagg/SPEC.md. Source: Bonawitz et al. 2017, ePrin
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -32,24 +32,22 @@ from agfl_protocol.secagg.messages import KeyRecord, SealedShares, UnmaskReply
 from agfl_protocol.secagg.parameters import Parameters
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.update import Lanes
+from agfl_server.aggregator import AttemptFailed, CohortSum
 from agfl_server.exchange import exchange
 from agfl_server.observer import Observer
-from agfl_server.plain_sum import CohortSum
-from agfl_server.unmasking import AttemptFailed, Dealt, Recovery, check_keys, find_shared_keys
+from agfl_server.unmasking import Dealt, Recovery, check_keys, find_shared_keys
 
 
 @dataclass(frozen=True)
 class SecureSum:
     """Bonawitz et al. 2017 with signed keys, an agreed U3 and masks bound to what was broadcast.
 
-    remember: stores an attempt durably; called before its first request leaves, since a client answers no attempt
-    twice. trip_timeout_s: patience in each trip after the first, which includes the training.
+    trip_timeout_s: patience in each trip after the first, which includes the training.
     """
 
     observer: Observer
     roster: SigningRoster
     parameters: Parameters
-    remember: Callable[[AttemptId], None]
     trip_timeout_s: float = 120.0
     num_threads: int = os.cpu_count() or 1
 
@@ -67,7 +65,6 @@ class SecureSum:
             AttemptFailed: too few clients or shares are left, or a client lied where it cannot be left out.
         """
         attempt = secure_wire.attempt_of(request)
-        self.remember(attempt)
         talk = _Talk(grid, cohort, self.observer, attempt)
         ctx0 = secure_wire.context_of(request, self.roster)
         members = self._collect_keys(talk, request, ctx0, timeout_s)

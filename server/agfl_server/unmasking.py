@@ -14,7 +14,6 @@ from functools import cached_property
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from agfl_models.errors import RoundError
 from agfl_protocol.secagg import keys, shamir
 from agfl_protocol.secagg.context import dealers_context
 from agfl_protocol.secagg.errors import require
@@ -24,22 +23,10 @@ from agfl_protocol.secagg.masks import Mask, pair_mask
 from agfl_protocol.secagg.members import Members, check_record
 from agfl_protocol.secagg.messages import KeyRecord, SealedShares, UnmaskReply
 from agfl_protocol.secagg.parameters import Parameters
+from agfl_server.aggregator import AttemptFailed
 
 # dealer -> holder -> what the dealer sealed for the holder, with its hashes
 Dealt = Mapping[str, Mapping[str, SealedShares]]
-
-
-class AttemptFailed(RoundError):
-    """An attempt ended without a sum; it may be repeated under the next number, with fresh keys.
-
-    refused: NAME -> reason of whoever was left out; guilty: names proven to have broken the protocol, which the next
-    attempt should leave out.
-    """
-
-    def __init__(self, line: str, refused: Mapping[str, str], guilty: frozenset[str] = frozenset()) -> None:
-        super().__init__(line)
-        self.refused = dict(refused)
-        self.guilty = guilty
 
 
 def check_keys(name: str, record: KeyRecord, ctx0: bytes, roster: SigningRoster, parameters: Parameters) -> None:

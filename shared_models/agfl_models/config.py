@@ -20,7 +20,6 @@ from agfl_models.layers.connection import Norm, Residual, bridge_weights, connec
 from agfl_models.layers.layer import LayerConfigBase
 from agfl_models.validation import Config
 
-
 _REPEAT: Literal["repeat group"] = "repeat group"  # a tag that no key can be mistaken for
 
 

@@ -92,7 +92,9 @@ def _first_problem(error: ValidationError, data: object) -> str:
 def _path(location: tuple[int | str, ...], data: object) -> Iterator[str]:
     """Yield the keys that a person wrote: pydantic puts a union's tag among them, which leads nowhere in `data`."""
     for part in location[:-1]:
-        if isinstance(data, dict) and part in data:
+        if isinstance(data, dict):
+            if part not in data:
+                continue
             data = data[part]
         elif isinstance(data, list | tuple) and isinstance(part, int):
             data = data[part]

@@ -113,15 +113,19 @@ ServerOptimizerConfig = Annotated[
 class AggregationConfig(Config):
     """How updates become one step of the global model.
 
+    type: "secure" lets the server learn only the sum; "plain" shows it every owner's update.
     cohort_size: owners asked each round; None asks all that are there.
-    min_cohort: a round with fewer updates is repeated, at most `max_attempts` times in all.
+    min_cohort: a round with fewer updates is repeated, at most `max_attempts` times in all. None takes 2, or with
+    "secure" max_colluders + 2. max_colluders: owners that may conspire with the server; None takes a third of the
+    roster, at least 1. Every client applies its own owner's bounds, whatever stands here.
     max_weight: cap of one owner's weight in tokens trained on; None means one round's `local_steps` batches.
     """
 
-    type: Literal["plain"] = "plain"
+    type: Literal["secure", "plain"] = "secure"
     server_optimizer: ServerOptimizerConfig = NesterovConfig(type="nesterov")
     cohort_size: PositiveInt | None = None
-    min_cohort: PositiveInt = 2
+    min_cohort: PositiveInt | None = None
+    max_colluders: PositiveInt | None = None
     max_attempts: PositiveInt = 3
     round_timeout_s: PositiveFloat = 3600.0
     clip_l2: PositiveFloat = 100.0
@@ -130,7 +134,7 @@ class AggregationConfig(Config):
 
     @model_validator(mode="after")
     def _cohort_large_enough(self) -> AggregationConfig:
-        if self.cohort_size is not None and self.cohort_size < self.min_cohort:
+        if self.cohort_size is not None and self.cohort_size < (self.min_cohort or 1):
             raise ValueError(f"cohort_size must be at least min_cohort = {self.min_cohort}, got {self.cohort_size}")
         return self
 

@@ -67,7 +67,8 @@ def _run(run_config: RunConfig, folder: Path, engine: str, resume: bool) -> None
 
     console = Console()
     console.print(f"{run_config.model.num_parameters():,} parameters; output in {folder}", highlight=False)
-    console.print("[bold red]aggregation is plain: a server run like this sees every client's update[/]")
+    if run_config.aggregation.type == "plain":
+        console.print("[bold red]aggregation is plain: a server run like this sees every client's update[/]")
     try:
         with ProgressObserver(console) as observer:
             run_simulation(run_config, folder, engine, resume, observer)

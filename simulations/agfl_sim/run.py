@@ -6,11 +6,16 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from agfl_client.app import OWNERS_VARIABLE, create_client_app
 from agfl_client.node import Node
+from agfl_client.policy import Policy
+from agfl_client.secure_member import SecureMember
 from agfl_models.errors import AgflError, ConfigError
 from agfl_protocol.flower_settings import prepare_flower
 from agfl_protocol.run_config import RunConfig
+from agfl_protocol.secagg.identity import SigningRoster
 from agfl_server.app import run_federation
 from agfl_server.observer import Observer
 from agfl_server.run_folder import RunFolder
@@ -18,22 +23,43 @@ from agfl_sim.grid import InProcessGrid
 from agfl_sim.partition import owner_files
 
 Engine = Callable[[RunConfig, Sequence[Path], Path, bool, Observer], None]
-OWNERS_FOLDER = "owners"
+OWNERS_FOLDER, NODES_FOLDER = "owners", "nodes"
 
 
 def run_inline(config: RunConfig, owners: Sequence[Path], folder: Path, resume: bool, observer: Observer) -> None:
     """Run in this process: one node an owner, as many at a time as there are processors."""
-    nodes = {i: create_client_app(Node(path.stem, path)) for i, path in enumerate(owners, start=1000)}
+    keys = {path.stem: Ed25519PrivateKey.generate() for path in owners}
+    roster = SigningRoster({name: key.public_key() for name, key in keys.items()})
+    nodes = {
+        i: create_client_app(_node(path, config, keys[path.stem], roster, folder / NODES_FOLDER))
+        for i, path in enumerate(owners, start=1000)
+    }
     with InProcessGrid(nodes, num_workers=os.cpu_count() or 1) as grid:
-        run_federation(grid, config, folder, resume=resume, observer=observer)
+        run_federation(grid, config, folder, resume=resume, observer=observer, roster=roster)
+
+
+def _node(path: Path, config: RunConfig, key: Ed25519PrivateKey, roster: SigningRoster, folder: Path) -> Node:
+    """Return an owner's node. The researcher owns all of the text, so a plain run is permitted if that is chosen."""
+    name, aggregation = path.stem, config.aggregation
+    if aggregation.type == "plain":
+        return Node(name, path, policy=Policy(allow_plain=True))
+    policy = Policy(min_cohort=aggregation.min_cohort, max_colluders=aggregation.max_colluders)
+    own_folder = folder / name
+    own_folder.mkdir(parents=True, exist_ok=True)
+    return Node(name, path, policy=policy, member=SecureMember(name, key, roster, policy, own_folder))
 
 
 def run_ray(config: RunConfig, owners: Sequence[Path], folder: Path, resume: bool, observer: Observer) -> None:
     """Run the same apps on Flower's Ray runtime, the way past one machine.
 
     Raises:
-        ConfigError: the extra `ray` is not installed.
+        ConfigError: the run is secure, or the extra `ray` is not installed.
     """
+    if config.aggregation.type == "secure":
+        raise ConfigError(
+            "--engine ray: runs aggregation.type plain only, since Ray keeps no node's keys between messages, "
+            "got secure; add --set aggregation.type=plain"
+        )
     from flwr.app import ConfigRecordValues, Context
     from flwr.serverapp import Grid, ServerApp
     from flwr.simulation import run_simulation

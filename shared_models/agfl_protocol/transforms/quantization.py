@@ -24,8 +24,8 @@ ROUNDING, CLIPPING, RELATIVE_ERROR = (
 )
 _ABSMAX4 = "quantization/absmax4/"
 MIN_SCALE, MAX_SCALE = 1e-30, 1e30  # their squares are still float64 numbers
-_MARGIN = 2.0  # C_k is this times what the clients' largest |x| was, since the next round's may be larger
-_MAX_RATIO = 64.0  # bound of a client's max |x| / C_k in the header
+_MARGIN = 3.0  # C_k is this times what the clients' largest |x| was, since the next round's may be larger
+_MAX_METRIC = 2.0**42  # bound of the sum over the cohort of a metric that has no bound of its own
 _MAX_LEVELS = 2**48  # beyond this float64 could not tell two levels apart
 
 
@@ -115,12 +115,13 @@ class Quantization:
         arXiv:1610.02132). What was lost is measured and travels in the header.
         """
         levels, plan = self.plan.levels, self.plan
+        bound = _MAX_METRIC / plan.max_cohort
         elements = np.empty(self.layout.size, np.uint64)
         metrics = dict(update.metrics)
         rounding, clipping = 0.0, 0.0
         for k, (place, scale) in enumerate(zip(self.layout.slices, plan.scales.tolist(), strict=True)):
             x = update.delta[place].astype(np.float64)
-            metrics[_ABSMAX4 + str(k)] = min(float(np.abs(x).max()) / scale, _MAX_RATIO) ** 4
+            metrics[_ABSMAX4 + str(k)] = min((float(np.abs(x).max()) / scale) ** 4, bound)
             inside = np.clip(x, -scale, scale)
             clipping += float(np.square(x - inside).sum())
             y = (inside / scale + 1) * (levels / 2)
@@ -130,7 +131,7 @@ class Quantization:
             elements[place] = q.astype(np.uint64)
         if self.layout.sizes:
             metrics[ROUNDING] = rounding / _square_steps(plan, self.layout)
-            metrics[CLIPPING] = min(np.sqrt(clipping) / _range_norm(plan, self.layout), _MAX_RATIO**4)
+            metrics[CLIPPING] = min(np.sqrt(clipping) / _range_norm(plan, self.layout), bound)
         header = self.header.encode(update.weight, metrics)
         return np.concatenate([header, packing.pack(elements, plan.fields_per_lane)])
 

@@ -1,9 +1,9 @@
-"""Who is there: the NAMES of connected nodes, and the cohort of a round."""
+"""Who is there: the NAMES of the nodes that are connected."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from flwr.app import Message
@@ -11,16 +11,16 @@ from flwr.serverapp import Grid
 
 from agfl_models.errors import WireError
 from agfl_protocol import wire
-from agfl_protocol.randomness import SERVER, generator
 from agfl_server.exchange import exchange
 from agfl_server.observer import Observer
 
-_IDENTIFY_TIMEOUT_S = 60.0
+_IDENTIFY_TIMEOUT_S = 10.0
+_ASK_AGAIN_S = 60.0  # a node that was silent is not asked, nor waited for, before
 _POLL_S = 0.1
 
 
 @dataclass
-class Roster:
+class ConnectedNodes:
     """Maps NAMES to the node ids of the moment; asks each new node once who it is.
 
     registered_name: the NAME under which a node's key was admitted; None where the transport knows none.
@@ -30,18 +30,20 @@ class Roster:
     observer: Observer
     registered_name: Callable[[int], str | None] | None = None
     _names: dict[int, str | None] = field(default_factory=dict)
+    _ask_at: dict[int, float] = field(default_factory=dict)
 
     def connected(self) -> dict[str, int]:
         """Return {NAME: node id} of the nodes that are there now, sorted by name."""
         online = list(self.grid.get_node_ids())
-        self._identify([node for node in online if node not in self._names])
+        now = time.monotonic()
+        self._identify([n for n in online if n not in self._names and now >= self._ask_at.get(n, now)])
         named = {name: node for node in online if (name := self._names.get(node)) is not None}
         return dict(sorted(named.items()))
 
-    def wait_for(self, needed: int) -> dict[str, int]:
-        """Return the connected nodes once there are at least `needed`."""
+    def wait_for(self, needed: int, excluded: Collection[str] = ()) -> dict[str, int]:
+        """Return the connected nodes but those `excluded` by NAME, once there are at least `needed`."""
         shown = -1
-        while len(nodes := self.connected()) < needed:
+        while len(nodes := {k: v for k, v in self.connected().items() if k not in excluded}) < needed:
             if len(nodes) != shown:
                 shown = len(nodes)
                 self.observer.waiting(shown, needed)
@@ -52,6 +54,7 @@ class Roster:
         if not nodes:
             return
         requests = [Message(wire.IdentifyRequest().to_record(), node, wire.IDENTIFY) for node in nodes]
+        self._ask_at |= dict.fromkeys(nodes, time.monotonic() + _ASK_AGAIN_S)
         for node, reply in exchange(self.grid, requests, _IDENTIFY_TIMEOUT_S):
             try:
                 if reply.has_error():
@@ -71,13 +74,3 @@ class Roster:
     def _forget(self, name: str) -> None:
         """A node that comes back under a new node id replaces its old one."""
         self._names = {node: known for node, known in self._names.items() if known != name}
-
-
-def sample_cohort(nodes: Mapping[str, int], cohort_size: int | None, seed: int, round_number: int) -> dict[str, int]:
-    """Draw a cohort {NAME: node id} without replacement over sorted names; None takes everyone."""
-    names = sorted(nodes)
-    if cohort_size is None or cohort_size >= len(names):
-        return {name: nodes[name] for name in names}
-    rng = generator(seed, SERVER, round_number, "cohort")
-    chosen = sorted(rng.choice(len(names), cohort_size, replace=False).tolist())
-    return {names[i]: nodes[names[i]] for i in chosen}

@@ -1,0 +1,56 @@
+"""How the vectors of a cohort become their sum: the interface of the plain and of the secure way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from flwr.serverapp import Grid
+
+from agfl_models.errors import RoundError
+from agfl_protocol import wire
+from agfl_protocol.transforms.codec import UpdateCodec
+from agfl_protocol.update import Lanes
+
+
+class AttemptFailed(RoundError):
+    """An attempt ended without a sum; it may be repeated under the next number, with fresh keys.
+
+    refused: NAME -> reason of whoever was left out; guilty: names proven to have broken the protocol, which the next
+    attempt should leave out.
+    """
+
+    def __init__(self, line: str, refused: Mapping[str, str], guilty: frozenset[str] = frozenset()) -> None:
+        super().__init__(line)
+        self.refused = dict(refused)
+        self.guilty = guilty
+
+
+@dataclass(frozen=True)
+class CohortSum:
+    """What one attempt at a round brought.
+
+    lanes: the sum, uint64 (num_lanes,), over `survivors`; refused: NAME -> reason of replies left out.
+    """
+
+    lanes: Lanes
+    survivors: tuple[str, ...]
+    refused: Mapping[str, str]
+    bytes_up: int
+    bytes_down: int
+
+
+class Aggregator(Protocol):
+    """How the vectors of a cohort become their sum; TensorFlow Federated calls it an AggregationProcess."""
+
+    def sum(
+        self,
+        grid: Grid,
+        cohort: Mapping[str, int],
+        request: wire.RoundRequest,
+        codec: UpdateCodec,
+        timeout_s: float,
+    ) -> CohortSum:
+        """Ask every client of `cohort` (NAME -> node id) and return the sum over those whose reply is good."""
+        ...

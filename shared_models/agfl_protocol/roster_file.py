@@ -1,0 +1,70 @@
+"""The roster file: NAME -> signing key of every owner. Owners get it out of band, never through the server.
+
+version: 1
+owners:
+  "alice": "ssh-ed25519 AAAA..."
+  "bob": "ssh-ed25519 AAAA..."
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+
+from agfl_models.errors import ConfigError, IdentityError
+from agfl_models.validation import read_yaml
+from agfl_protocol.identity import PublicIdentity
+from agfl_protocol.secagg.identity import SigningRoster
+
+_VERSION = 1
+
+
+def format_roster(identities: Iterable[PublicIdentity]) -> str:
+    """Return the content of the roster file of these nodes."""
+    lines = [f"  {json.dumps(node.name)}: {json.dumps(node.signing_key)}\n" for node in identities]
+    return f"version: {_VERSION}\nowners:\n" + "".join(sorted(lines))
+
+
+def roster_of(identities: Iterable[PublicIdentity]) -> SigningRoster:
+    """Return the roster of these nodes; raises IdentityError where two of them share a signing key."""
+    return SigningRoster({node.name: node.signing_public_key for node in identities})
+
+
+def read_roster(path: Path) -> SigningRoster:
+    """Read a roster file.
+
+    Raises:
+        IdentityError: names the file, the field, the rule and the value.
+    """
+    try:
+        content = read_yaml(path)
+    except ConfigError as error:
+        raise IdentityError(f"--roster: {error}") from None
+    owners = content.get("owners")
+    if content.get("version") != _VERSION or not isinstance(owners, dict) or set(content) != {"version", "owners"}:
+        raise IdentityError(f"--roster: {path}: must hold version: {_VERSION} and owners, got {sorted(content)}")
+    try:
+        return SigningRoster({str(name): _signing_key(str(name), line) for name, line in owners.items()})
+    except IdentityError as error:
+        raise IdentityError(f"--roster: {path}: {error}") from None
+
+
+def fingerprint(roster: SigningRoster) -> str:
+    """Return 16 hexadecimal digits in groups of four, for owners to compare by telephone."""
+    digits = roster.hash.hex()[:16]
+    return "-".join(digits[i : i + 4] for i in range(0, 16, 4))
+
+
+def _signing_key(name: str, line: object) -> Ed25519PublicKey:
+    try:
+        key = load_ssh_public_key(str(line).encode())
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        raise IdentityError(f"owners.{name}: must be an Ed25519 public key as an OpenSSH line, got {str(line)[:60]!r}")
+    return key
