@@ -23,6 +23,7 @@ from hypothesis import settings
 
 from agfl_client.app import create_client_app
 from agfl_client.node import Node
+from agfl_client.policy import Policy
 from agfl_models.corpora import write_documents
 from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_sim.grid import InProcessGrid
@@ -37,7 +38,7 @@ num_rounds: 3
 task: {type: language_modeling, sequence_length: 16}
 model: {vocab_size: 259, dim: 16, layers: [{type: attention, num_heads: 2}, {type: ff, hidden_dim: 24}]}
 training: {optimizer: {type: sgd, lr: 0.5}, batch_size: 4, local_steps: 2}
-aggregation: {min_cohort: 2, round_timeout_s: 60}
+aggregation: {type: plain, min_cohort: 2, round_timeout_s: 60}
 evaluation: {every: 2, max_windows: 8}
 data: {num_owners: 3}
 """
@@ -87,7 +88,7 @@ def open_grid() -> Iterator[Callable[..., InProcessGrid]]:
         ) -> InProcessGrid:
             apps = {}
             for i, path in enumerate(sorted(owners.glob("*.jsonl"))):
-                app = create_client_app(Node(path.stem, path, device="cpu"))
+                app = create_client_app(Node(path.stem, path, device="cpu", policy=Policy(allow_plain=True)))
                 if wrap is not None and path.stem in wrap:
                     app = wrap[path.stem](app)
                 apps[first_id + step * i] = app

@@ -25,7 +25,13 @@ def test_the_default_is_shipped() -> None:
 def test_shipped_configuration_runs(path: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     overrides = [part for value in SHORT for part in ("--set", value)]
-    command = [Path(sys.executable).parent / "agfl-simulate", path.stem, "--output", output, *overrides]
+    command: list[str | Path] = [
+        Path(sys.executable).parent / "agfl-simulate",
+        path.stem,
+        "--output",
+        output,
+        *overrides,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]

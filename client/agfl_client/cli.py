@@ -13,6 +13,8 @@ from agfl_models.console import new_app, run_app
 if TYPE_CHECKING:
     from agfl_client.keys import NodeKeys
     from agfl_client.node import Node
+    from agfl_client.policy import Policy
+    from agfl_client.secure_member import SecureMember
 
 app = new_app("Take part in a federation: train on your own text without handing it over.")
 log = logging.getLogger("agfl.client")
@@ -38,6 +40,10 @@ def start(
     ca: Annotated[Path, typer.Option(metavar="FILE", help="The federation's ca.pem, from the operator.")],
     folder: Annotated[Path, typer.Option("--keys", metavar="DIR", help="Your keys, from keygen.")],
     data: Annotated[Path, typer.Option(metavar="PATH", help="Your text: a file or a folder.")],
+    roster: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Every owner's signing key, got out of band.")
+    ] = None,
+    policy: Annotated[Path | None, typer.Option(metavar="FILE", help="What you accept, in YAML.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps or cuda:N.")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads for training.")] = 1,
     once: Annotated[bool, typer.Option("--once", help="Leave after one run.")] = False,
@@ -55,9 +61,12 @@ def start(
         own_keys = keys.load(folder)
         TrustedServer(server, ca).tls()  # says what is wrong before PyTorch is loaded
 
+        rules = _rules(policy)
+        member = _member(own_keys, roster, rules, folder)
+
         from agfl_client.node import Node
 
-        node = Node(own_keys.name, data, device, threads)
+        node = Node(own_keys.name, data, device, threads, policy=rules, member=member)
         log.info("%s serves %s with %s; stop with Ctrl-C", node.name, server, data)
         try:
             _serve_run(node, server, ca, own_keys, max_wait)
@@ -67,6 +76,31 @@ def start(
         except KeyboardInterrupt:
             log.info("stopped by a signal")
             raise
+
+
+def _rules(policy: Path | None) -> Policy:
+    """Return the owner's policy, and say it loudly where that lets the server see an update."""
+    from agfl_client.policy import Policy, load_policy
+
+    rules = load_policy(policy) if policy is not None else Policy()
+    if rules.allow_plain:
+        typer.secho("your policy allows plain: the server may see your update", fg="red", bold=True, err=True)
+    return rules
+
+
+def _member(own_keys: NodeKeys, roster: Path | None, rules: Policy, folder: Path) -> SecureMember | None:
+    """Return the node's part in secure sums; none without a roster, if the owner's policy permits that."""
+    from agfl_client.secure_member import SecureMember
+    from agfl_models.errors import ConfigError
+    from agfl_protocol.roster_file import fingerprint, read_roster
+
+    if roster is None:
+        if not rules.allow_plain:
+            raise ConfigError("--roster: required, since this owner's policy allows no plain aggregation, got none")
+        return None
+    owners = read_roster(roster)
+    log.info("roster of %d owners, fingerprint %s", len(owners), fingerprint(owners))
+    return SecureMember(own_keys.name, own_keys.signing, owners, rules, folder)
 
 
 def _serve_run(node: Node, server: str, ca: Path, own_keys: NodeKeys, max_wait_s: float) -> None:

@@ -58,6 +58,21 @@ def add_node(
 
 
 @app.command()
+def roster(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The roster file to write.")],
+    folder: FederationFolder = Path("federation"),
+) -> None:
+    """Write the roster: every owner's signing key. Owners must get it, or check it, without going through you."""
+    from agfl_protocol.roster_file import fingerprint, format_roster, roster_of
+    from agfl_server import federation
+
+    nodes = federation.load(folder).nodes
+    file.write_text(format_roster(nodes), encoding="utf-8")
+    typer.echo(f"{len(nodes)} owners in {file}, fingerprint {fingerprint(roster_of(nodes))}")
+    typer.echo("every owner should compare this fingerprint with the other owners, not with you")
+
+
+@app.command()
 def start(
     folder: FederationFolder = Path("federation"),
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
@@ -77,12 +92,15 @@ def start(
     prepare_flower()
     found = federation.load(folder)
 
+    from agfl_protocol.roster_file import roster_of
     from agfl_protocol.run_config import load_run_config
     from agfl_server.app import run_federation
     from agfl_server.health import health_service
     from agfl_server.superlink import EmbeddedSuperLink
 
     config = load_run_config(found.config, overrides or ())
+    if config.aggregation.type == "plain":
+        typer.secho("aggregation is plain: this server sees every owner's update", fg="red", bold=True, err=True)
     superlink = EmbeddedSuperLink(found.nodes, certificate=found.certificate, key=found.key, host=host, port=port)
     health = nullcontext() if health_port is None else health_service(health_port)
     try:
@@ -95,6 +113,7 @@ def start(
                 resume=resume,
                 observer=LogObserver(),
                 registered_name=superlink.registered_name,
+                roster=roster_of(found.nodes),
             )
     except KeyboardInterrupt:
         log.info("stopped by a signal; start --resume goes on after the last finished round")

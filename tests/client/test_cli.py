@@ -66,10 +66,12 @@ def test_sigterm_ends_a_node_that_waits_for_an_absent_server(tmp_path: Path) -> 
     (tmp_path / "text.txt").write_text("some text\n\nsome more text\n")
     # Any certificate will do: nobody answers.
     (tmp_path / "ca.pem").write_text(_CA)
+    (tmp_path / "policy.yaml").write_text("allow_plain: true\n")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     start = ["start", "--server", f"127.0.0.1:{port}", "--ca", str(tmp_path / "ca.pem")]
     start += ["--keys", str(tmp_path / "keys"), "--data", str(tmp_path / "text.txt"), "--once"]
+    start += ["--policy", str(tmp_path / "policy.yaml")]
     command = [sys.executable, "-c", "from agfl_client.cli import main; main()", *start]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -91,6 +93,8 @@ def test_sigterm_ends_a_node_that_waits_for_an_absent_server(tmp_path: Path) -> 
     [
         ("--server", "nowhere", "error: --server: must be HOST:PORT, got 'nowhere'"),
         ("--ca", "nowhere.pem", "error: --ca: nowhere.pem: no such file"),
+        ("--policy", "nowhere.yaml", "error: nowhere.yaml: no such file"),
+        ("--roster", "nowhere.yaml", "error: --roster: nowhere.yaml: no such file"),
         ("--keys", "nowhere", "error: nowhere: no such file or directory"),
         ("--data", "nowhere.txt", "error: data: nowhere.txt: no such file or folder"),
     ],
@@ -99,14 +103,28 @@ def test_a_wrong_option_is_one_line(option: str, value: str, line: str, tmp_path
     _run("keygen", "alice", "--keys", str(tmp_path / "keys"))
     (tmp_path / "text.txt").write_text("some text\n\nsome more text\n")
     (tmp_path / "ca.pem").write_text(_CA)
+    (tmp_path / "policy.yaml").write_text("allow_plain: true\n")
     options = {
         "--server": "127.0.0.1:1",
         "--ca": str(tmp_path / "ca.pem"),
         "--keys": str(tmp_path / "keys"),
         "--data": str(tmp_path / "text.txt"),
+        "--policy": str(tmp_path / "policy.yaml"),
         option: value,
     }
     result = _run("start", *(part for pair in options.items() for part in pair))
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1] == line
     assert "Traceback" not in result.stderr
+
+
+def test_without_a_roster_only_a_policy_that_allows_plain_starts(tmp_path: Path) -> None:
+    _run("keygen", "alice", "--keys", str(tmp_path / "keys"))
+    (tmp_path / "text.txt").write_text("some text\n\nsome more text\n")
+    (tmp_path / "ca.pem").write_text(_CA)
+    place = ("--server", "127.0.0.1:1", "--ca", str(tmp_path / "ca.pem"), "--keys", str(tmp_path / "keys"))
+    result = _run("start", *place, "--data", str(tmp_path / "text.txt"))
+    assert result.returncode == 2
+    assert result.stderr == (
+        "error: --roster: required, since this owner's policy allows no plain aggregation, got none\n"
+    )

@@ -16,7 +16,7 @@ num_rounds: 1
 task: {type: language_modeling, sequence_length: 16}
 model: {vocab_size: 259, dim: 16, layers: [{type: attention, num_heads: 2}]}
 training: {batch_size: 2, local_steps: 1}
-aggregation: {min_cohort: 1}
+aggregation: {type: plain, min_cohort: 1}
 data: {num_owners: 2}
 """
 ATTENTION = "{type: attention, num_heads: 2}"
@@ -115,7 +115,7 @@ def test_bad_data(config: Path, content: bytes, words: list[str]) -> None:
 
 def test_full_disk_while_checkpointing_loses_nothing(config: Path) -> None:
     """A real write error: the process may write files of 20 kB at most, the second checkpoint needs more."""
-    run = ["agfl-simulate", "run.yaml", "--output", "out", "--set", "data.path=owners"]
+    run: list[str | Path] = ["agfl-simulate", "run.yaml", "--output", "out", "--set", "data.path=owners"]
     owners = config.parent / "owners"
     owners.mkdir()
     for name in "ab":
@@ -123,7 +123,7 @@ def test_full_disk_while_checkpointing_loses_nothing(config: Path) -> None:
     done = subprocess.run([BIN / run[0], *run[1:]], cwd=config.parent, capture_output=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     before = {path.name: path.read_bytes() for path in (config.parent / "out" / "checkpoints").iterdir()}
-    more = [*run, "--resume", "--set", "num_rounds=2"]
+    more: list[str | Path] = [*run, "--resume", "--set", "num_rounds=2"]
     line = refused(config.parent, *more, file_size_limit=20_000)
     assert "checkpoint" in line
     after = {path.name: path.read_bytes() for path in (config.parent / "out" / "checkpoints").iterdir()}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Site
+    from tests.end_to_end.conftest import Site
 
 
 def test_deployment_and_simulation_end_with_the_same_bits(site: Site) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agfl_client import keys
+from agfl_protocol.roster_file import fingerprint, read_roster
 
 HEAVY = ("flwr", "torch", "pydantic", "cryptography", "yaml", "numpy", "httpx", "uvicorn", "grpc")
 
@@ -38,19 +39,23 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
 
 def test_a_federation_is_made_filled_and_started(tmp_path: Path, free_port: int) -> None:
     folder = tmp_path / "federation"
-    public_file = keys.generate("alice", tmp_path / "keys")
     made = _run("init", str(folder), "--host", "fed.example.org")
     assert (made.returncode, made.stderr) == (0, "")
     assert str(folder / "ca.pem") in made.stdout
-    admitted = _run("add-node", "alice", str(public_file), "--federation", str(folder))
-    assert admitted.stdout == f"admitted alice; nodes of {folder}: alice\n"
+    for name in ("alice", "bob", "carol"):
+        public_file = keys.generate(name, tmp_path / name)
+        admitted = _run("add-node", name, str(public_file), "--federation", str(folder))
+    assert admitted.stdout == f"admitted carol; nodes of {folder}: alice, bob, carol\n"
+    roster = _run("roster", str(tmp_path / "roster.yaml"), "--federation", str(folder))
+    assert f"3 owners in {tmp_path / 'roster.yaml'}, fingerprint " in roster.stdout
+    assert fingerprint(read_roster(tmp_path / "roster.yaml")) in roster.stdout
 
     command = _command("start", "--federation", str(folder), "--port", str(free_port))
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
             lines = iter(process.stderr)
-            assert next(lines).endswith(f" listening on 127.0.0.1 port {free_port}; admitted: alice\n")
+            assert next(lines).endswith(f" listening on 127.0.0.1 port {free_port}; admitted: alice, bob, carol\n")
             assert " waiting for nodes: 0 of " in next(lines)
             process.send_signal(signal.SIGTERM)
             assert process.wait(10) == 130

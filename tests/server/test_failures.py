@@ -114,7 +114,12 @@ def test_a_killed_node_returns_and_what_it_lost_is_reported_at_once(site: Site) 
             process.wait(5)
         with site.node_process("alice", server.port):
             replies: list[Message] = []
-            site.wait_until(lambda: bool(replies.extend(server.grid.pull_messages([lost])) or replies))
+
+            def arrived() -> bool:
+                replies.extend(server.grid.pull_messages([lost]))
+                return bool(replies)
+
+            site.wait_until(arrived)
             assert replies[0].error.code == MESSAGE_UNAVAILABLE
             (reply,) = server.grid.send_and_receive([Message(site.floats(1), node_id, "train")], timeout=20)
             assert reply.has_content()

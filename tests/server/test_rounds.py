@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import weakref
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from agfl_client.app import create_client_app
 from agfl_client.node import Node
+from agfl_client.policy import Policy
 from agfl_client.training import evaluate
 from agfl_models.corpora import read_documents
 from agfl_models.errors import RoundError
@@ -27,12 +29,12 @@ from agfl_models.model import AutoGenModel
 from agfl_protocol import wire
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.update import Lanes, Layout
-from agfl_server.app import run_federation
+from agfl_server.app import build_aggregator, run_federation
+from agfl_server.connected_nodes import ConnectedNodes
 from agfl_server.observer import Observer
 from agfl_server.optimizers import build_optimizer
-from agfl_server.plain_sum import PlainSum
-from agfl_server.roster import Roster, sample_cohort
 from agfl_server.rounds import Federation, sum_of_cohort, train_round
+from agfl_server.sampling import sample_cohort
 from agfl_server.state import ServerState, initial_state
 from agfl_sim.grid import InProcessGrid
 
@@ -75,8 +77,21 @@ def start(
 ) -> tuple[Federation, ServerState, Recorder]:
     observer, optimizer = Recorder(), build_optimizer(config.aggregation.server_optimizer)
     layout, state = initial_state(config, optimizer)
-    parts = layout, grid, Roster(grid, observer, registered), PlainSum(observer), optimizer, observer
-    return Federation(config, config.task.build(), *parts), state, observer
+    aggregator, min_cohort = build_aggregator(config.aggregation, None, observer)
+    attempts = itertools.count()
+    federation = Federation(
+        config=config,
+        task=config.task.build(),
+        layout=layout,
+        grid=grid,
+        nodes=ConnectedNodes(grid, observer, registered),
+        aggregator=aggregator,
+        optimizer=optimizer,
+        observer=observer,
+        min_cohort=min_cohort,
+        next_attempt=lambda run_id, number: next(attempts),
+    )
+    return federation, state, observer
 
 
 def altered(change: Callable[[wire.RoundReply], wire.RoundReply]) -> Fault:
@@ -182,7 +197,9 @@ def test_round_is_repeated_while_too_few_reply_and_is_then_the_same(run_one: Run
         return refuse(answer, message) if first else answer(message)
 
     state, observer = run_one(not_at_first, "aggregation.min_cohort=3", count=3)
-    assert observer.repetitions == [(1, 0, f"{BAD}: no power")]
+    ((number, attempt, reason),) = observer.repetitions
+    assert (number, attempt) == (1, 0)
+    assert reason == f"updates: must be at least min_cohort = 3, got 2; {BAD}: no power"
     assert (state.row["clients"], state.row["refused"]) == (3, 0)
     undisturbed, _ = run_one(None, "aggregation.min_cohort=3", count=3)
     assert state.model.tobytes() == undisturbed.model.tobytes()
@@ -195,7 +212,7 @@ def test_round_that_fails_for_good_says_who_and_why(run_one: RunOne) -> None:
         attempts.append(message.content.config_records["config"]["attempt"])
         return refuse(answer, message)
 
-    rule = rf"^round 1: needs .*min_cohort = 2 .* last of 4 attempts \({BAD}: no power\)$"
+    rule = rf"^round 1: failed in 4 attempts, the last because updates: .* min_cohort = 2, got 1; {BAD}: no power$"
     with pytest.raises(RoundError, match=rule):
         run_one(count, "aggregation.max_attempts=4", count=2)
     assert attempts == [0, 1, 2, 3]
@@ -222,7 +239,12 @@ def test_server_holds_a_few_replies_whatever_the_cohort(run_config: MakeConfig, 
     most = {}
     for count in (8, 24):
         paths = sorted(make_owners(count).iterdir())
-        grid = CountingGrid({i: create_client_app(Node(path.stem, path, "cpu")) for i, path in enumerate(paths)})
+        grid = CountingGrid(
+            {
+                i: create_client_app(Node(path.stem, path, "cpu", policy=Policy(allow_plain=True)))
+                for i, path in enumerate(paths)
+            }
+        )
         with grid:
             federation, state, _ = start(run_config(), grid)
             _, result = sum_of_cohort(federation, state, train=True, evaluate=False)

@@ -22,7 +22,7 @@ num_rounds: 12
 task: {type: language_modeling, sequence_length: 32}
 model: {vocab_size: 259, dim: 16, layers: [{type: attention, num_heads: 2}, {type: ff, hidden_dim: 16}]}
 training: {batch_size: 4, local_steps: 4}
-aggregation: {min_cohort: 2, cohort_size: 3, server_optimizer: {type: fedadam}}
+aggregation: {type: plain, min_cohort: 2, cohort_size: 3, server_optimizer: {type: fedadam}}
 evaluation: {every: 3, max_windows: 8}
 data: {num_owners: 4}
 """
@@ -94,7 +94,7 @@ def test_without_arguments_the_shipped_run_goes_to_a_folder_of_its_own(tmp_path:
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("language_modeling-20")
     assert f"output in runs/{folder.name}" in done.stdout.replace("\n", "")
-    assert "aggregation is plain" in done.stdout
+    assert "aggregation is plain" not in done.stdout
     assert [row["clients"] for row in rows_of(folder)] == [0, 3]
 
 
