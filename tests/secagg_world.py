@@ -14,8 +14,9 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from agfl_client.replay import ReplayMemory
-from agfl_client.secure_round import SecureRound
+from agfl_client.masking_states import State
+from agfl_client.policy import Policy
+from agfl_client.secure_member import SecureMember
 from agfl_models.errors import AgflError
 from agfl_protocol import secure_wire as sw
 from agfl_protocol import wire
@@ -28,8 +29,8 @@ from agfl_protocol.secagg.parameters import Parameters
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.update import Vector
+from agfl_server.aggregator import CohortSum
 from agfl_server.observer import Observer
-from agfl_server.plain_sum import CohortSum
 from agfl_server.secure_sum import SecureSum
 
 TRIPS = (wire.TRAIN, sw.SHARE, sw.MASK, sw.AGREE, sw.UNMASK)
@@ -51,32 +52,64 @@ def round_request(
     return wire.RoundRequest(run_id, round_number, attempt, "{}", "c" * 64, False, True, vector, plan)
 
 
+class Half:
+    """An owner's real `SecureMember`, spoken to in messages: each goes through the records of the wire and back."""
+
+    def __init__(self, member: SecureMember) -> None:
+        self.member = member
+
+    @property
+    def state(self) -> State | None:
+        """What the member keeps."""
+        return self.member._state
+
+    def begin(self, request: wire.RoundRequest, lanes: Lanes) -> messages.AdvertiseReply:
+        """Trip 1."""
+        self.member.check(request)
+        return sw.read_advertise_reply(self.member.advertise(request, lanes), sw.attempt_of(request))
+
+    def share(self, request: messages.ShareRequest) -> messages.ShareReply:
+        """Trip 2."""
+        reply = self.member.share(sw.write_share_request(request))
+        return sw.read_share_reply(reply, request.attempt, len(request.records) - 1)
+
+    def mask(self, request: messages.MaskRequest) -> messages.MaskReply:
+        """Trip 3."""
+        reply = self.member.mask(sw.write_mask_request(request))
+        size = reply.array_records["arrays"]["lanes"].shape[0]
+        return sw.read_mask_reply(reply, request.attempt, size)
+
+    def agree(self, request: messages.AgreeRequest) -> messages.AgreeReply:
+        """Trip 4."""
+        return sw.read_agree_reply(self.member.agree(sw.write_agree_request(request)), request.attempt)
+
+    def unmask(self, request: messages.UnmaskRequest) -> messages.UnmaskReply:
+        """Trip 5."""
+        reply = self.member.unmask(sw.write_unmask_request(request))
+        shares = reply.config_records["config"]["shares"]
+        assert isinstance(shares, bytes)
+        return sw.read_unmask_reply(reply, request.attempt, len(shares) // 32)
+
+
 @dataclass
 class Owner:
     """One client: its real half of the protocol, its vector, and the lines that it logged."""
 
     name: str
     key: Ed25519PrivateKey
-    half: SecureRound
+    half: Half
     vector: Lanes
     log: list[str] = field(default_factory=list)
 
     def answer(self, kind: str, content: RecordDict) -> RecordDict:
-        """Do what a node does with a message, through the wire's own readers and writers."""
-        match kind:
-            case wire.TRAIN | wire.EVALUATE:
-                request = wire.RoundRequest.from_record(content)
-                self.half.check(request)
-                return sw.write_advertise_reply(self.half.begin(request, self.vector.copy()))
-            case sw.SHARE:
-                return sw.write_share_reply(self.half.share(sw.read_share_request(content)))
-            case sw.MASK:
-                return sw.write_mask_reply(self.half.mask(sw.read_mask_request(content)))
-            case sw.AGREE:
-                return sw.write_agree_reply(self.half.agree(sw.read_agree_request(content)))
-            case sw.UNMASK:
-                return sw.write_unmask_reply(self.half.unmask(sw.read_unmask_request(content)))
-        raise AssertionError(kind)
+        """Do what a node does with a message."""
+        member = self.half.member
+        if kind in (wire.TRAIN, wire.EVALUATE):
+            request = wire.RoundRequest.from_record(content)
+            member.check(request)
+            return member.advertise(request, self.vector.copy())
+        trips = {sw.SHARE: member.share, sw.MASK: member.mask, sw.AGREE: member.agree, sw.UNMASK: member.unmask}
+        return trips[kind](content)
 
 
 @dataclass
@@ -99,16 +132,16 @@ class World:
         """Make `size` owners `owner-000`, ..., all with the same policy."""
         signing = {f"owner-{i:03}": Ed25519PrivateKey.generate() for i in range(size)}
         roster = SigningRoster({name: key.public_key() for name, key in signing.items()})
-        parameters = Parameters.of(size, max_colluders, min_cohort)
+        policy = Policy(max_colluders=max_colluders, min_cohort=min_cohort, uploads_per_round=uploads_per_round)
         rng = np.random.default_rng(size)
         owners = {}
         for name, key in signing.items():
             (folder / name).mkdir(exist_ok=True)
-            half = SecureRound(name, key, roster, parameters, ReplayMemory(folder / name, uploads_per_round))
+            member = SecureMember(name, key, roster, policy, folder / name)
             vector = rng.integers(0, 2**64, num_lanes, np.uint64)
             vector[0] = 1
-            owners[name] = Owner(name, key, half, vector)
-        return World(owners, roster, parameters)
+            owners[name] = Owner(name, key, Half(member), vector)
+        return World(owners, roster, policy.parameters(size))
 
     @property
     def names(self) -> list[str]:
@@ -131,9 +164,7 @@ class World:
     ) -> CohortSum:
         """One attempt with the real server half. The hooks see (trip, name, content); None loses the message."""
         grid = MemoryGrid(self.owners, on_request, on_reply)
-        aggregator = SecureSum(
-            observer or Observer(), self.roster, self.parameters, lambda attempt: None, timeout_s, num_threads=1
-        )
+        aggregator = SecureSum(observer or Observer(), self.roster, self.parameters, timeout_s, num_threads=1)
         names = self.names if cohort is None else cohort
         num_lanes = next(iter(self.owners.values())).vector.size
         codec = cast(UpdateCodec, LanesOnly(num_lanes))

@@ -12,7 +12,9 @@ import torch
 import typer
 import yaml
 
+from agfl_client.policy import Policy
 from agfl_models import AutoGenModel
+from agfl_models.validation import validate
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -67,8 +69,13 @@ def test_the_literal_model_runs() -> None:
     assert model(torch.randn(2, 5, 64)).shape == (2, 5, 64)
 
 
+def test_the_policy_is_one() -> None:
+    policy, _ = blocks("yaml")
+    assert set(validate(Policy, yaml.safe_load(policy), "README").model_fields_set) == set(Policy.model_fields)
+
+
 def test_the_yaml_model_builds() -> None:
-    (text,) = blocks("yaml")
+    _, text = blocks("yaml")
     model = AutoGenModel(yaml.safe_load(text)["model"])
     assert model(torch.zeros(1, 3, dtype=torch.long)).shape == (1, 3, 259)
 

@@ -20,8 +20,7 @@ from agfl_protocol.secagg import keys, messages, shamir
 from agfl_protocol.secagg.identity import SIGN_KEYS, sign
 from agfl_protocol.secagg.messages import KeyRecord
 from agfl_protocol.secure_wire import context_of
-from agfl_server.plain_sum import CohortSum
-from agfl_server.unmasking import AttemptFailed
+from agfl_server.aggregator import AttemptFailed, CohortSum
 
 EVIL, OTHER = "owner-001", "owner-002"
 ID = attempt_id()

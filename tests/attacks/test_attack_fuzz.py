@@ -19,7 +19,7 @@ from agfl_models.errors import WireError
 from agfl_protocol import secure_wire as sw
 from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.errors import ProtocolViolation
-from agfl_server.unmasking import AttemptFailed
+from agfl_server.aggregator import AttemptFailed
 
 VICTIM = "owner-000"
 Scalar = int | str | bytes | float | bool | list[int]
@@ -83,17 +83,17 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
     world = World.of(4, tmp_path_factory.mktemp("world"))
     half = world.owners[VICTIM].half
     attempt = Attempt(world)
-    states: list[object] = [half._state]
+    states: list[object] = [half.state]
     share = attempt.share_request()
     attempt.share()
-    assert isinstance(half._state, Shared)
-    states.append(replace(half._state, lanes=half._state.lanes.copy()))
+    assert isinstance(half.state, Shared)
+    states.append(replace(half.state, lanes=half.state.lanes.copy()))
     mask = attempt.mask_request(VICTIM)
     attempt.mask()
-    states.append(half._state)
+    states.append(half.state)
     agree = messages.AgreeRequest(attempt.id, attempt.names)
     signatures = attempt.agree()
-    states.append(half._state)
+    states.append(half.state)
     advertised, shared, masked, agreed = states
 
     def mask_copy(content: RecordDict) -> object:

@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from tests.secagg_world import Attempt, World, attempt_id, round_request
+from tests.secagg_world import Attempt, Half, World, attempt_id, round_request
 
-from agfl_client.replay import ReplayMemory
-from agfl_client.secure_round import SecureRound
+from agfl_client.policy import Policy
+from agfl_client.secure_member import SecureMember
 from agfl_protocol.secagg import keys
 from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.identity import SIGN_AGREEMENT, SIGN_KEYS, SigningRoster, sign
 from agfl_protocol.secagg.messages import KeyRecord
-from agfl_protocol.secagg.parameters import Parameters
 from agfl_protocol.secure_wire import context_of
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.wire import RoundRequest
@@ -94,8 +93,7 @@ def test_attack_the_server_adds_itself_to_the_roster(world: World, tmp_path: Pat
     fed = {"server": Ed25519PrivateKey.generate(), **{name: owner.key for name, owner in world.owners.items()}}
     roster = SigningRoster({name: key.public_key() for name, key in fed.items()})
     (tmp_path / "fed").mkdir()
-    memory = ReplayMemory(tmp_path / "fed", 3)
-    misled = SecureRound(PEER, fed[PEER], roster, Parameters.of(len(roster)), memory)
+    misled = Half(SecureMember(PEER, fed[PEER], roster, Policy(), tmp_path / "fed"))
     attempt = Attempt(world)
     record = misled.begin(round_request(), np.zeros(7, np.uint64)).record
     refuses_members(world, attempt, {PEER: record}, NOT_SIGNED)

@@ -16,7 +16,8 @@ from agfl_protocol import secure_wire as sw
 from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.messages import SealedShares
-from agfl_server.unmasking import AttemptFailed, Recovery
+from agfl_server.aggregator import AttemptFailed
+from agfl_server.unmasking import Recovery
 
 VICTIM, DEALER = "owner-000", "owner-001"
 ID = attempt_id()

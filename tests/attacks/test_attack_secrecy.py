@@ -86,7 +86,7 @@ def strip(world: World, attempt: Attempt, vector: Lanes, peers: list[str]) -> La
     ctx2 = dealers_context(members.ctx1, attempt.names)
     masks = []
     for peer in peers:
-        state = world.owners[peer].half._state
+        state = world.owners[peer].half.state
         assert isinstance(state, Shared)
         private = X25519PrivateKey.from_private_bytes(state.mask_secret)
         secret = keys.agree(private, members.records[VICTIM].mask_key, VICTIM)

@@ -67,6 +67,25 @@ def test_the_attempt_is_on_disk_before_the_reply_leaves(tmp_path: Path) -> None:
     assert (tmp_path / owner.name / REPLAY_FILE).stat().st_mode & 0o777 == 0o600
 
 
+def test_the_file_is_durable_before_it_takes_its_place_and_so_is_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    replace_file = os.replace
+
+    def sync(descriptor: int) -> None:
+        events.append("folder" if os.path.isdir(f"/dev/fd/{descriptor}") else "file")
+
+    def replace(old: Path, new: Path) -> None:
+        events.append("replace")
+        replace_file(old, new)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", replace)
+    ReplayMemory(tmp_path, 3).record(attempt_id())
+    assert events == ["file", "replace", "folder"]
+
+
 def test_nothing_is_answered_that_cannot_be_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = ReplayMemory(tmp_path, 3)
 

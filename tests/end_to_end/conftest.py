@@ -28,7 +28,6 @@ model:
     - {type: ff}
     - {type: rnn, cell: mingru}
 training: {batch_size: 4, local_steps: 2}
-aggregation: {type: plain, min_cohort: 3}
 evaluation: {every: 2, max_windows: 4}
 data: {partition: grouped, num_owners: 3}
 """
@@ -122,11 +121,39 @@ class Site:
         )
         return server, int(server.wait_for(r"listening on \S+ port (\d+)").group(1))
 
-    def start_client(self, owner: Path, port: int, keys: Path | None = None, ca: Path | None = None) -> Command:
+    def start_client(
+        self,
+        owner: Path,
+        port: int,
+        *options: str | Path,
+        keys: Path | None = None,
+        ca: Path | None = None,
+    ) -> Command:
         """Start an owner's client; it leaves when the run ends."""
+        arguments = self.client_arguments(owner, port, *options, keys=keys, ca=ca)
+        return self.start(owner.stem, "agfl-client", *arguments)
+
+    def client_arguments(
+        self, owner: Path, port: int, *options: str | Path, keys: Path | None = None, ca: Path | None = None
+    ) -> tuple[str | Path, ...]:
+        """Return the arguments with which an owner starts the client."""
         server = ("--server", f"127.0.0.1:{port}", "--ca", ca or self.federation / "ca.pem")
         own = ("--keys", keys or self.folder / "keys" / owner.stem, "--data", owner)
-        return self.start(owner.stem, "agfl-client", "start", *server, *own, "--once")
+        return ("start", *server, *own, *(options or ("--roster", self.folder / "roster.yaml")), "--once")
+
+    def prepare(self, config: str, *overrides: str) -> None:
+        """Write the owners' data, make and admit everybody's keys, write the roster, and simulate the same run."""
+        self.config.write_text(config)
+        run_ok("agfl-simulate", self.config, "--export-owners", self.folder / "owners")
+        run_ok("agfl-server", "init", self.federation, "--config", self.config)
+        for owner in self.owners:
+            keys = self.folder / "keys" / owner.stem
+            run_ok("agfl-client", "keygen", owner.stem, "--keys", keys)
+            public_file = keys / f"{owner.stem}.pub"
+            run_ok("agfl-server", "add-node", owner.stem, public_file, "--federation", self.federation)
+        run_ok("agfl-server", "roster", self.folder / "roster.yaml", "--federation", self.federation)
+        simulated = ("--output", self.folder / "simulated", "--set", f"data.path={self.folder / 'owners'}")
+        run_ok("agfl-simulate", self.config, *simulated, *(part for value in overrides for part in ("--set", value)))
 
     @property
     def model(self) -> bytes:
@@ -142,19 +169,9 @@ class Site:
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three owners of Shakespeare roles with their keys, a federation that admits them, and its simulation."""
-    folder = tmp_path_factory.mktemp("prepared")
-    site = Site(folder)
-    site.config.write_text(CONFIG)
-    run_ok("agfl-simulate", site.config, "--export-owners", folder / "owners")
-    run_ok("agfl-server", "init", site.federation, "--config", site.config)
-    for owner in site.owners:
-        keys = folder / "keys" / owner.stem
-        run_ok("agfl-client", "keygen", owner.stem, "--keys", keys)
-        public_file = keys / f"{owner.stem}.pub"
-        run_ok("agfl-server", "add-node", owner.stem, public_file, "--federation", site.federation)
-    output = folder / "simulated"
-    run_ok("agfl-simulate", site.config, "--set", f"data.path={folder / 'owners'}", "--output", output)
-    return folder
+    site = Site(tmp_path_factory.mktemp("prepared"))
+    site.prepare(CONFIG)
+    return site.folder
 
 
 @pytest.fixture

@@ -42,11 +42,35 @@ def test_killed_client_comes_back_and_the_result_stays_the_same(site: Site) -> N
     assert site.model == site.simulated_model
 
 
+def test_plain_run_needs_policies_that_allow_it_and_gives_the_same_bits(site: Site) -> None:
+    (site.folder / "policy.yaml").write_text("allow_plain: true\n")
+    server, port = site.start_server("--set", "aggregation.type=plain", "--set", "aggregation.min_cohort=3")
+    allowed = ("--policy", site.folder / "policy.yaml")
+    clients = [site.start_client(owner, port, *allowed) for owner in site.owners]
+    assert server.wait() == 0, server.output()
+    assert [client.wait(20) for client in clients] == [0, 0, 0]
+    assert site.model == site.simulated_model
+    assert "aggregation is plain: this server sees every owner's update" in server.output()
+
+
+def test_owner_who_does_not_allow_plain_refuses_it_in_one_line_on_both_sides(site: Site) -> None:
+    plain = ("aggregation.type=plain", "aggregation.min_cohort=3", "aggregation.max_attempts=1")
+    server, port = site.start_server(*(part for value in plain for part in ("--set", value)))
+    clients = [site.start_client(owner, port) for owner in site.owners]
+    assert server.wait() == 2
+    line = "allow_plain: must be true in this owner's policy for aggregation 'plain'"
+    assert line in server.output()
+    assert "Traceback" not in server.output()
+    for client in clients:
+        client.wait_for(line)
+
+
 def test_node_with_unregistered_key_is_refused_in_one_line(site: Site) -> None:
     _, port = site.start_server()
     keys = site.folder / "keys" / "stranger"
     site.run_ok("agfl-client", "keygen", "stranger", "--keys", keys)
-    client = site.start_client(site.owners[0], port, keys=keys)
+    (site.folder / "policy.yaml").write_text("allow_plain: true\n")
+    client = site.start_client(site.owners[0], port, "--policy", site.folder / "policy.yaml", keys=keys)
     assert client.wait(30) == 2
     assert "Traceback" not in client.output()
     assert "add-node" in client.output().splitlines()[-1]

@@ -1,4 +1,4 @@
-"""SecureSum beside the exact sum: when it remembers an attempt, whom it names, and how it fails and goes on."""
+"""SecureSum beside the exact sum: whom it asks, whom it names, and how it fails and goes on."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from tests.secagg_world import TRIPS, LanesOnly, MemoryGrid, World, round_reques
 
 from agfl_protocol import secure_wire as sw
 from agfl_protocol import wire
-from agfl_protocol.secagg.context import AttemptId
 from agfl_protocol.secagg.parameters import Parameters
 from agfl_protocol.transforms.codec import UpdateCodec
+from agfl_server.aggregator import Aggregator, AttemptFailed
 from agfl_server.observer import Observer
-from agfl_server.plain_sum import Aggregator
 from agfl_server.secure_sum import SecureSum
-from agfl_server.unmasking import AttemptFailed
 
 
 class Diary(Observer):
@@ -40,29 +38,17 @@ def world(tmp_path: Path) -> World:
     return World.of(5, tmp_path)
 
 
-def test_an_attempt_is_remembered_before_its_first_request_leaves(world: World) -> None:
-    events: list[object] = []
+def test_each_trip_asks_everybody_once_and_in_order(world: World) -> None:
+    asked: list[str] = []
 
     def note(kind: str, name: str, content: RecordDict) -> RecordDict:
-        events.append(kind)
+        asked.append(kind)
         return content
 
     grid = MemoryGrid(world.owners, note, None)
-    aggregator: Aggregator = SecureSum(Observer(), world.roster, world.parameters, events.append)
+    aggregator: Aggregator = SecureSum(Observer(), world.roster, world.parameters)
     aggregator.sum(grid, grid.ids, round_request(), cast(UpdateCodec, LanesOnly(7)), 1.0)
-    assert events[0] == AttemptId("run", 1, 0)
-    assert events[1:] == [kind for kind in TRIPS for _ in range(5)]
-
-
-def test_nothing_is_sent_where_an_attempt_cannot_be_remembered(world: World) -> None:
-    def forget(attempt: AttemptId) -> None:
-        raise OSError("disk full")
-
-    grid = MemoryGrid(world.owners, lambda kind, name, content: pytest.fail("sent"), None)
-    with pytest.raises(OSError, match="disk full"):
-        SecureSum(Observer(), world.roster, world.parameters, forget).sum(
-            grid, grid.ids, round_request(), cast(UpdateCodec, LanesOnly(7)), 1.0
-        )
+    assert asked == [kind for kind in TRIPS for _ in range(5)]
 
 
 def test_a_round_that_only_evaluates_is_the_same_but_for_the_kind_of_its_first_trip(world: World) -> None:
@@ -105,9 +91,32 @@ def test_a_failed_attempt_says_how_many_were_needed_and_who_was_lost_why(world: 
     np.testing.assert_array_equal(result.lanes, world.plain_sum(world.names))
 
 
+@pytest.mark.parametrize(
+    ("trip", "lost", "line"),
+    [
+        (wire.TRAIN, 3, "U1, clients that announced keys: must be at least 3, got 2; "),
+        (sw.SHARE, 2, "U2, clients that dealt shares: must be at least 4, got 3; "),
+        (sw.MASK, 2, "U3, clients that sent a vector: must be at least 4, got 3; "),
+        (sw.AGREE, 2, "signatures over U3: must be at least 4, got 3; "),
+        (sw.UNMASK, 4, "shares of 'owner-000': must be at least 2, got 1"),
+    ],
+)
+def test_an_attempt_ends_in_the_trip_that_loses_too_many(world: World, trip: str, lost: int, line: str) -> None:
+    asked = []
+
+    def lose(kind: str, name: str, content: RecordDict) -> RecordDict | None:
+        asked.append(kind)
+        return None if kind == trip and name in world.names[:lost] else content
+
+    with pytest.raises(AttemptFailed) as failed:
+        world.secure_sum(on_request=lose)
+    assert str(failed.value).startswith(line)
+    assert asked[-1] == trip
+
+
 def test_an_owner_with_a_stricter_policy_is_refused_by_name_and_the_others_go_on(tmp_path: Path) -> None:
     world = World.of(5, tmp_path)
-    world.owners["owner-004"].half._parameters = Parameters(1, 5)
+    world.owners["owner-004"].half.member._parameters = Parameters(1, 5)
     result = world.secure_sum(cohort=world.names[1:])
     assert result.refused == {"owner-004": "members: must be at least min_cohort = 5, got 4"}
     assert result.survivors == tuple(world.names[1:4])
@@ -115,7 +124,7 @@ def test_an_owner_with_a_stricter_policy_is_refused_by_name_and_the_others_go_on
 
 def test_an_owner_with_another_c_is_refused_by_name(tmp_path: Path) -> None:
     world = World.of(5, tmp_path)
-    world.owners["owner-004"].half._parameters = Parameters(2, 4)
+    world.owners["owner-004"].half.member._parameters = Parameters(2, 4)
     result = world.secure_sum()
     assert result.refused == {"owner-004": "max_colluders: must be 1 as here, 'owner-004' has 2"}
 

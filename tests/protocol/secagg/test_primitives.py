@@ -96,6 +96,20 @@ def test_a_run_id_that_breaks_its_rule_is_refused(run_id: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("round_number", "attempt", "line"),
+    [
+        (0, 0, r"^round: must be in \[1, 2147483648\), got 0$"),
+        (2**31, 0, r"^round: must be in"),
+        (1, -1, r"^attempt: must be in \[0, 2147483648\), got -1$"),
+        (1, 2**31, r"^attempt: must be in"),
+    ],
+)
+def test_an_attempt_out_of_range_is_refused(round_number: int, attempt: int, line: str) -> None:
+    with pytest.raises(ProtocolViolation, match=line):
+        AttemptId("run", round_number, attempt)
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"config_json": "{} "},
@@ -153,6 +167,12 @@ def test_a_roster_with_one_key_for_two_names_is_refused() -> None:
     key = Ed25519PrivateKey.generate().public_key()
     with pytest.raises(IdentityError, match=r"^roster: must hold one key a name, 'alice' and 'bob' have the same"):
         SigningRoster({"bob": key, "alice": key})
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "a" * 65, "-x"])
+def test_a_roster_with_a_name_that_breaks_its_rule_is_refused(name: str) -> None:
+    with pytest.raises(IdentityError, match=r"^name: must match"):
+        SigningRoster({name: Ed25519PrivateKey.generate().public_key()})
 
 
 # --- keys
