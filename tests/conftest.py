@@ -28,7 +28,9 @@ from agfl_models.corpora import write_documents
 from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_sim.grid import InProcessGrid
 
-settings.register_profile("agfl", deadline=None, max_examples=50)
+settings.register_profile("agfl", deadline=None, max_examples=100)
+# pytest tests/attacks --hypothesis-profile long: nine tests, 22,500 examples
+settings.register_profile("long", deadline=None, max_examples=2500)
 settings.load_profile("agfl")
 torch.set_num_threads(1)
 
