@@ -141,6 +141,12 @@ def test_a_block_is_exactly_as_long_as_it_must_be(key: str) -> None:
         assert what
 
 
+def test_a_text_that_no_list_of_names_can_be_is_never_cut_up() -> None:
+    record = changed(sw.write_agree_request(messages.AgreeRequest(ID, ("a",))), "names", "a" * 65 * 1024)
+    with pytest.raises(WireError, match=r"^names: .* got 66560$"):  # its length, not how many names it has
+        sw.read_agree_request(record)
+
+
 @pytest.mark.parametrize("names", ["a" * 65, "\n".join(["a"] * 1025), "a" * 10**6, "\n" * 10**5])
 def test_a_list_of_names_is_bounded_before_it_is_cut_up(names: str) -> None:
     record = changed(sw.write_agree_request(messages.AgreeRequest(ID, ("a",))), "names", names)
