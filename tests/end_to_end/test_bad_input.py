@@ -120,7 +120,9 @@ def test_full_disk_while_checkpointing_loses_nothing(config: Path) -> None:
     owners.mkdir()
     for name in "ab":
         (owners / f"{name}.jsonl").write_text('{"text": "To be, or not to be"}\n{"text": "that is the question"}\n')
-    done = subprocess.run([str(BIN / str(run[0])), *map(str, run[1:])], cwd=config.parent, capture_output=True, timeout=120, check=False)
+    done = subprocess.run(
+        [str(BIN / str(run[0])), *map(str, run[1:])], cwd=config.parent, capture_output=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     before = {path.name: path.read_bytes() for path in (config.parent / "out" / "checkpoints").iterdir()}
     more: list[str | Path] = [*run, "--resume", "--set", "num_rounds=2"]

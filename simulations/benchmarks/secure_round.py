@@ -1,0 +1,183 @@
+"""Wall seconds that a secure round costs over a plain one beyond its four extra exchanges: 10 clients, 1M parameters.
+
+Real nodes with a model of about a million parameters, which train one step on a few tokens, answer `SecureSum` and
+`PlainSum` in turn over one in-process Grid, where every message passes through its bytes; both must bring the same
+lanes. A no-op exchange asks every node for its name. What both rounds do after the sum is left out. Printed are
+medians; extra is the median over repetitions of secure - plain - four no-op exchanges. A trip is one request to one
+node and its reply.
+
+    python simulations/benchmarks/secure_round.py [--repetitions 15]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import Message
+
+from agfl_client.app import create_client_app
+from agfl_client.node import Node
+from agfl_client.policy import Policy
+from agfl_client.secure_member import SecureMember
+from agfl_protocol import wire
+from agfl_protocol.flower_settings import prepare_flower
+from agfl_protocol.run_config import RunConfig, run_config_from_json
+from agfl_protocol.secagg.identity import SigningRoster
+from agfl_protocol.secagg.parameters import Parameters
+from agfl_protocol.transforms import quantization
+from agfl_protocol.transforms.codec import UpdateCodec
+from agfl_protocol.update import Lanes
+from agfl_server.aggregator import Aggregator
+from agfl_server.exchange import exchange
+from agfl_server.observer import Observer
+from agfl_server.optimizers import build_optimizer
+from agfl_server.plain_sum import PlainSum
+from agfl_server.secure_sum import SecureSum
+from agfl_server.state import initial_state
+from agfl_sim.grid import InProcessGrid
+
+NUM_CLIENTS, TRIPS = 10, 5
+TARGET_S = 0.5
+TIMEOUT_S = 60.0
+CONFIG = """
+{"num_rounds": 1,
+ "task": {"type": "language_modeling", "sequence_length": 8},
+ "model": {"vocab_size": 259, "dim": 128, "layers": [{"repeat": 4, "layers": [{"type": "ff", "hidden_dim": 632}]}]},
+ "training": {"batch_size": 1, "local_steps": 1},
+ "aggregation": {"type": "TYPE"}}
+"""
+
+
+class Side:
+    """One way to sum, its own nodes, and a round that can be repeated."""
+
+    def __init__(self, config: RunConfig, aggregator: Aggregator, cohort: Mapping[str, int]) -> None:
+        self._config, self._aggregator, self._cohort = config, aggregator, cohort
+        self._task = config.task.build()
+        self._layout, state = initial_state(config, build_optimizer(config.aggregation.server_optimizer))
+        self._run_id, self._model, self._scales, self._round = "benchmark", state.model, state.scales, 0
+        self.fields_per_lane = 0
+
+    @property
+    def num_parameters(self) -> int:
+        """d."""
+        return self._layout.size
+
+    def sum(self, grid: InProcessGrid) -> tuple[float, Lanes]:
+        """One round up to the sum, under the next number: return its wall time and the lanes."""
+        self._round += 1
+        config, plan = self._config, quantization.plan_round(self._scales, self._layout, len(self._cohort))
+        codec = UpdateCodec.for_round(config, self._task, self._layout, plan, train=True, evaluate=False)
+        request = wire.RoundRequest(
+            self._run_id, self._round, 0, config.to_json(), config.hash, False, True, self._model, plan
+        )
+        self.fields_per_lane = plan.fields_per_lane
+        began = time.perf_counter()
+        result = self._aggregator.sum(grid, self._cohort, request, codec, TIMEOUT_S)
+        seconds = time.perf_counter() - began
+        if len(result.survivors) != NUM_CLIENTS:
+            raise SystemExit(f"lost: {result.refused}")
+        self._scales = quantization.learn_scales(self._scales, self._layout, codec.decode_sum(result.lanes))
+        return seconds, result.lanes
+
+
+def ask_names(grid: InProcessGrid, cohort: Mapping[str, int]) -> float:
+    """Return the wall time of one exchange in which nodes do nothing."""
+    content = wire.IdentifyRequest().to_record()
+    began = time.perf_counter()
+    replies = list(exchange(grid, [Message(content, node, wire.IDENTIFY) for node in cohort.values()], TIMEOUT_S))
+    if len(replies) != len(cohort):
+        raise SystemExit("a node did not answer")
+    return time.perf_counter() - began
+
+
+@contextmanager
+def federation(folder: Path) -> Iterator[tuple[InProcessGrid, Side, Side, dict[str, int]]]:
+    """Yield the grid, the secure and the plain side, and the secure side's nodes; each owner has a node on each."""
+    text = folder / "text.txt"
+    text.write_text("to be, or not to be\n\nthat is the question\n", encoding="utf-8")
+    keys = {f"owner-{i:02}": Ed25519PrivateKey.generate() for i in range(NUM_CLIENTS)}
+    roster = SigningRoster({name: key.public_key() for name, key in keys.items()})
+    secure, plain = (dict(zip(keys, range(first, first + NUM_CLIENTS), strict=True)) for first in (1000, 2000))
+    nodes: dict[int, Node] = {}
+    for name, key in keys.items():
+        own = folder / name
+        own.mkdir()
+        nodes[secure[name]] = Node(name, text, member=SecureMember(name, key, roster, Policy(), own))
+        nodes[plain[name]] = Node(name, text, policy=Policy(allow_plain=True))
+    observer, parameters = Observer(), Parameters.of(NUM_CLIENTS)
+    apps = {node_id: create_client_app(node) for node_id, node in nodes.items()}
+    configs = [run_config_from_json(CONFIG.replace("TYPE", name)) for name in ("secure", "plain")]
+    with InProcessGrid(apps, num_workers=os.cpu_count() or 1) as grid:
+        yield (
+            grid,
+            Side(configs[0], SecureSum(observer, roster, parameters), secure),
+            Side(configs[1], PlainSum(observer, parameters.min_cohort), plain),
+            secure,
+        )
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """Wall seconds of one round of each kind, and of an exchange."""
+
+    secure: float
+    plain: float
+    exchange: float
+
+    @property
+    def extra(self) -> float:
+        """What is left when the four exchanges more are taken away."""
+        return self.secure - self.plain - (TRIPS - 1) * self.exchange
+
+
+def measure(folder: Path, repetitions: int) -> tuple[list[Repetition], str]:
+    """Return all repetitions but the first two, in which nodes build their model and scales are learned."""
+    results = []
+    with federation(folder) as (grid, secure, plain, cohort):
+        for _ in range(repetitions + 2):
+            noop = statistics.mean(ask_names(grid, cohort) for _ in range(TRIPS - 1))
+            (secure_s, secure_lanes), (plain_s, plain_lanes) = secure.sum(grid), plain.sum(grid)
+            if not np.array_equal(secure_lanes, plain_lanes):
+                raise SystemExit("the secure sum is not the plain sum")
+            results.append(Repetition(secure_s, plain_s, noop))
+        what = f"{secure.num_parameters} parameters, {secure.fields_per_lane} fields a lane, {plain_lanes.size} lanes"
+    return results[2:], what
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=15)
+    repetitions = parser.parse_args().repetitions
+    prepare_flower()
+    with tempfile.TemporaryDirectory() as name:
+        results, what = measure(Path(name), repetitions)
+    load = " ".join(f"{value:.1f}" for value in os.getloadavg())
+    print(f"{NUM_CLIENTS} clients, {what}, {os.cpu_count()} processors, load average {load}, n = {len(results)}")
+    columns = {
+        "secure round": [r.secure for r in results],
+        "plain round": [r.plain for r in results],
+        "four no-op exchanges": [(TRIPS - 1) * r.exchange for r in results],
+        "extra": [r.extra for r in results],
+    }
+    medians = {label: statistics.median(values) for label, values in columns.items()}
+    for label, values in columns.items():
+        print(f"{label:<22} p50 {medians[label]:7.3f} s   min {min(values):7.3f} s   max {max(values):7.3f} s")
+    noop, secure = medians["four no-op exchanges"] / (TRIPS - 1), medians["secure round"]
+    print(f"trips a second: {NUM_CLIENTS / noop:.0f} in no-op exchanges, {TRIPS * NUM_CLIENTS / secure:.0f} in a round")
+    print(f"target: extra <= {TARGET_S} s: {'met' if medians['extra'] <= TARGET_S else 'MISSED'}")
+
+
+if __name__ == "__main__":
+    main()
