@@ -116,6 +116,8 @@ class Node:
         """Note that the run is over and let go of its model."""
         self.finished = True
         self._workspace = None
+        if self._member is not None:
+            self._member.forget()
 
     def _update(self, space: _Workspace, request: RoundRequest) -> Update:
         config, task = space.config, space.task

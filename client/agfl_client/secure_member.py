@@ -60,8 +60,17 @@ class SecureMember:
         self._state: State | None = None
 
     def check(self, request: RoundRequest) -> None:
-        """Check that this attempt may be answered, before any text is touched; raises ProtocolViolation."""
+        """Check that this attempt may be answered, before any text is touched, and forget the one before it.
+
+        Raises:
+            ProtocolViolation: this attempt or a later one was answered; the attempt under way is kept.
+        """
         self._replay.check(secure_wire.attempt_of(request))
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the secrets of the attempt under way, if there is one."""
+        self._state = None
 
     def advertise(self, request: RoundRequest, lanes: Lanes) -> RecordDict:
         """Trip 1, with the lanes that will be masked. The attempt is remembered on disk before this returns.
@@ -69,7 +78,6 @@ class SecureMember:
         Raises:
             ProtocolViolation: the attempt was answered before.
         """
-        self._state = None
         attempt = secure_wire.attempt_of(request)
         self._replay.record(attempt)
         ctx0 = secure_wire.context_of(request, self._roster)

@@ -169,12 +169,12 @@ def check_version(record: RecordDict) -> None:
 
 
 def content_bytes(message: Message) -> int:
-    """Return the payload of a message in bytes: arrays and strings, without Flower's envelope."""
+    """Return the payload of a message in bytes: arrays, texts and numbers, without Flower's envelope."""
     if message.has_error():
         return 0
     arrays = sum(len(a.data) for r in message.content.array_records.values() for a in r.values())
-    scalars = sum(len(str(k)) + len(str(v)) for r in message.content.config_records.values() for k, v in r.items())
-    return arrays + scalars
+    scalars = [pair for r in message.content.config_records.values() for pair in r.items()]
+    return arrays + sum(len(k) + len(v if isinstance(v, bytes | str) else str(v)) for k, v in scalars)
 
 
 def new_record(scalars: dict[str, Scalar], vectors: dict[str, NDArray[Any]] | None = None) -> RecordDict:
@@ -189,7 +189,8 @@ def read_scalar(record: RecordDict, key: str, kind: type[ScalarT], versioned: bo
     """Return a field of exactly the type `kind`; raises WireError, also for another protocol version."""
     if not versioned:
         check_version(record)
-    value = record.config_records.get(_CONFIG, ConfigRecord()).get(key)
+    config = record.get(_CONFIG)
+    value = config.get(key) if isinstance(config, ConfigRecord) else None
     if type(value) is not kind:
         raise WireError(f"{key}: must be a {kind.__name__}, got {type(value).__name__}")
     return value
@@ -211,7 +212,8 @@ def read_bounded(record: RecordDict, key: str, low: int, high: int) -> int:
 
 def read_vector(record: RecordDict, key: str, dtype: DTypeLike, size: int | None = None) -> NDArray[Any]:
     """Return a one-dimensional array, without trusting its header and without a copy; raises WireError."""
-    array = record.array_records.get(_ARRAYS, ArrayRecord()).get(key)
+    arrays = record.get(_ARRAYS)
+    array = arrays.get(key) if isinstance(arrays, ArrayRecord) else None
     kind = np.dtype(dtype)
     if array is None:
         raise WireError(f"{key}: required but missing")

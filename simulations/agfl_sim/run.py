@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -76,6 +77,8 @@ def run_ray(config: RunConfig, owners: Sequence[Path], folder: Path, resume: boo
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
+        while len(list(grid.get_node_ids())) < len(owners):
+            time.sleep(0.1)  # Ray's nodes appear one by one; the first cohort is to be that of the other engine
         try:
             run_federation(grid, config, folder, resume=resume, observer=observer)
         except AgflError as error:
