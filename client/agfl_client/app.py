@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 
 from agfl_client.node import Node
 from agfl_client.policy import Policy, load_policy
+from agfl_client.secure_member import SecureMember
 from agfl_models.corpora import JSONL_SUFFIX
 from agfl_models.errors import AgflError, ConfigError, DataError
 from agfl_protocol import wire
@@ -53,21 +54,13 @@ def create_client_app(node_of: Node | NodeOf) -> ClientApp:
     def identify(message: Message, context: Context) -> Message:
         return answer(message, lambda: find(context).identify().to_record())
 
-    @app.query("share")
-    def share(message: Message, context: Context) -> Message:
-        return answer(message, lambda: find(context).member.share(message.content))
+    def trip(take: Callable[[SecureMember, RecordDict], RecordDict]) -> Callable[[Message, Context], Message]:
+        return lambda message, context: answer(message, lambda: take(find(context).member, message.content))
 
-    @app.query("mask")
-    def mask(message: Message, context: Context) -> Message:
-        return answer(message, lambda: find(context).member.mask(message.content))
-
-    @app.query("agree")
-    def agree(message: Message, context: Context) -> Message:
-        return answer(message, lambda: find(context).member.agree(message.content))
-
-    @app.query("unmask")
-    def unmask(message: Message, context: Context) -> Message:
-        return answer(message, lambda: find(context).member.unmask(message.content))
+    app.query("share")(trip(SecureMember.share))
+    app.query("mask")(trip(SecureMember.mask))
+    app.query("agree")(trip(SecureMember.agree))
+    app.query("unmask")(trip(SecureMember.unmask))
 
     @app.query("finish")
     def finish(message: Message, context: Context) -> Message:
