@@ -71,9 +71,9 @@ DOMINANT_S = 0.01  # masks dominate the server's work where they take longer tha
 
 
 def cpu_seconds(work: Callable[[], object], prepare: Callable[[], object] | None = None) -> float:
-    """Return the median CPU time of `work`, each time after `prepare`: of 3 calls, or of up to 15 within a second."""
+    """Return the median CPU time of `work`, each time after `prepare`: of one call, or of up to 9 in 0.3 seconds."""
     samples: list[float] = []
-    while len(samples) < 3 or (len(samples) < 15 and sum(samples) < 1.0):
+    while not samples or (len(samples) < 9 and sum(samples) < 0.3):
         if prepare is not None:
             prepare()
         began = time.process_time()
@@ -477,10 +477,13 @@ class Case:
 
     @staticmethod
     def measure(work: Work, attempt: Attempt, lost: int) -> Case:
-        """Measure ours between two measurements of the rates, then Flower's functions."""
+        """Measure client, rates and server in turn, PASSES times, since others use this machine; take medians."""
         n, num_lanes, survivors = work.n, work.codec.num_lanes, work.n - lost
         opening = attempt.open(attempt.members.names[:survivors])
-        client, rates, server = ClientTimes.measure(work, opening), Rates.measure(), ServerTimes.measure(opening)
+        passes = [
+            (ClientTimes.measure(work, opening), Rates.measure(), ServerTimes.measure(opening)) for _ in range(PASSES)
+        ]
+        client, rates, server = (_median([one[i] for one in passes]) for i in range(3))
         keys = FlowerKeys.measure(n, attempt.parameters.threshold, survivors)
         vectors = FlowerVectors.measure(work.d)
         return Case(
