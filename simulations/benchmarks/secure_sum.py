@@ -23,8 +23,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cache, partial
+from typing import TypeVar
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -60,7 +61,7 @@ from agfl_server.unmasking import Dealt, Recovery
 
 COHORTS, SIZES, DROPOUTS = (10, 50, 100), (100_000, 1_000_000, 10_000_000), (0.0, 0.05, 0.3)
 NUM_TENSORS, ELEMENT, MAX_WEIGHT = 16, 1e-3, 16384.0  # of the update that is measured
-CHECKED_LANES = 1000
+CHECKED_LANES, PASSES = 1000, 3
 FLOWER_LEVELS, FLOWER_MODULUS, FLOWER_CLIP = 2**22, 2**32, 8.0  # its workflow's defaults
 
 # Targets
@@ -406,8 +407,10 @@ class ClientTimes:
             lambda: masking.agree(attempt.states[terms.name], opening.agree_request),
             lambda: masking.unmask(opening.agreed, opening.unmask_request),
         )
+        codec = cpu_seconds(work.encode)
+        time.sleep(0.1)  # whatever threads BLAS woke there wait busily for a while
         return ClientTimes(
-            codec=cpu_seconds(work.encode),
+            codec=codec,
             context=cpu_seconds(lambda: secure_wire.context_of(work.request, terms.roster)),
             keys=sum(map(cpu_seconds, trips)),
             mask=cpu_seconds(lambda: masking.mask(fresh[0], attempt.mask_request), refresh),
@@ -460,6 +463,14 @@ class ServerTimes:
         return times
 
 
+RecordT = TypeVar("RecordT", Rates, ClientTimes, ServerTimes)
+
+
+def _median(records: Sequence[RecordT]) -> RecordT:
+    """Return the median of each field."""
+    return type(records[0])(*map(statistics.median, zip(*map(astuple, records), strict=True)))
+
+
 @dataclass(frozen=True)
 class Case:
     """One row: what was measured, its limit and Flower's time."""
@@ -483,7 +494,8 @@ class Case:
         passes = [
             (ClientTimes.measure(work, opening), Rates.measure(), ServerTimes.measure(opening)) for _ in range(PASSES)
         ]
-        client, rates, server = (_median([one[i] for one in passes]) for i in range(3))
+        client, rates = _median([client for client, _, _ in passes]), _median([rates for _, rates, _ in passes])
+        server = _median([server for _, _, server in passes])
         keys = FlowerKeys.measure(n, attempt.parameters.threshold, survivors)
         vectors = FlowerVectors.measure(work.d)
         return Case(
