@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -28,6 +29,8 @@ from agfl_models.corpora import write_documents
 from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_sim.grid import InProcessGrid
 
+# A shell starts background jobs with SIGINT ignored, and children inherit that: give ours Ctrl-C back.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("agfl", deadline=None, max_examples=100)
 # pytest tests/attacks --hypothesis-profile long: nine tests, 22,500 examples
 settings.register_profile("long", deadline=None, max_examples=2500)

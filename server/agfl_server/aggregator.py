@@ -14,6 +14,11 @@ from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.update import Lanes
 
 
+def reasons(refused: Mapping[str, str]) -> str:
+    """Return "; NAME: reason" for each who was left out, sorted by name."""
+    return "".join(f"; {name}: {reason}" for name, reason in sorted(refused.items()))
+
+
 class AttemptFailed(RoundError):
     """An attempt ended without a sum; it may be repeated under the next number, with fresh keys.
 

@@ -14,7 +14,7 @@ from agfl_protocol import wire
 from agfl_protocol.secagg import lanes as packing
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.update import Lanes
-from agfl_server.aggregator import AttemptFailed, CohortSum
+from agfl_server.aggregator import AttemptFailed, CohortSum, reasons
 from agfl_server.exchange import exchange
 from agfl_server.observer import Observer
 
@@ -61,10 +61,8 @@ class PlainSum:
             refused[name] = f"no reply within {timeout_s:g} s"
             self.observer.refused(name, refused[name])
         if len(survivors) < self.min_cohort:
-            reasons = "".join(f"; {name}: {reason}" for name, reason in sorted(refused.items()))
-            raise AttemptFailed(
-                f"updates: must be at least min_cohort = {self.min_cohort}, got {len(survivors)}{reasons}", refused
-            )
+            line = f"updates: must be at least min_cohort = {self.min_cohort}, got {len(survivors)}{reasons(refused)}"
+            raise AttemptFailed(line, refused)
         bytes_down = wire.content_bytes(requests[0]) * len(requests)
         return CohortSum(lanes, tuple(sorted(survivors)), refused, bytes_up, bytes_down)
 

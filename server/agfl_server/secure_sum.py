@@ -32,7 +32,7 @@ from agfl_protocol.secagg.messages import KeyRecord, SealedShares, UnmaskReply
 from agfl_protocol.secagg.parameters import Parameters
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.update import Lanes
-from agfl_server.aggregator import AttemptFailed, CohortSum
+from agfl_server.aggregator import AttemptFailed, CohortSum, reasons
 from agfl_server.exchange import exchange
 from agfl_server.observer import Observer
 from agfl_server.unmasking import Dealt, Recovery, check_keys, find_shared_keys
@@ -218,5 +218,5 @@ class _Talk:
     def require(self, got: int, least: int, what: str) -> None:
         """Raise AttemptFailed, with the reasons of those left out, where fewer than `least` are left."""
         if got < least:
-            reasons = "".join(f"; {name}: {reason}" for name, reason in sorted(self.refused.items()))
-            raise AttemptFailed(f"{what}: must be at least {least}, got {got}{reasons}", self.refused)
+            line = f"{what}: must be at least {least}, got {got}{reasons(self.refused)}"
+            raise AttemptFailed(line, self.refused)

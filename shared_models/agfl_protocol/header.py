@@ -15,7 +15,6 @@ from agfl_models.errors import WireError
 from agfl_protocol.update import Lanes
 
 RESOLUTION = 2**20  # fixed point: a metric of 1.0 is 2^20
-COUNT, WEIGHT = "count", "weight"
 
 
 @dataclass(frozen=True)
