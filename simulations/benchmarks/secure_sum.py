@@ -2,9 +2,10 @@
 
 One client's part and the server's unmasking run for real, on one thread, with real messages of all n clients; the
 others' vectors have only their first lanes, where the opened sum is checked. "Lost" clients drop out after trip 2.
-Times are the least of several, since other work on the machine only adds to them, in milliseconds, without training and without putting messages into Flower's records. "Codec" is
-check, clip, weigh, quantize and pack; "context" hashes what was broadcast; "keys" is trips 1, 2, 4 and 5; "mask" is
-trip 3; "rebuild" is the server's way from the replies of trip 5 to all seeds, "unmask" takes the masks away.
+Times are in milliseconds, each the least of several, since other work on the machine only adds to it; training and
+putting messages into Flower's records are left out. "Codec" is check, clip, weigh, quantize and pack; "context" hashes
+what was broadcast; "keys" is trips 1, 2, 4 and 5; "mask" is trip 3; "rebuild" is the server's way from the replies of
+trip 5 to all seeds, "unmask" takes the masks away.
 
 The limit comes from rates measured beside each row: for every mask its AES-256 key stream and its addition in the
 cache, every X25519 and Ed25519 operation that the protocol needs, and for the client the SHA-256 of the model, to

@@ -44,34 +44,39 @@ class StochasticRounding:
         self._half, self._fields_per_lane = half, fields_per_lane
         real, unsigned = (np.float32, np.uint32) if half <= _SINGLE else (np.float64, np.uint64)
         big = 1.5 * 2 ** (np.finfo(real).nmant) * _UNITS
-        self._zero = np.array(big, real).view(unsigned)[()]  # its bit pattern: those of the levels follow
+        self._first = int(np.array(big, real).view(unsigned))  # bit pattern of level 0: those of the others follow
         self._rounder = real(big + half * _UNITS)
         self._y, self._rounded = np.empty((2, _CHUNK), real)
-        self._levels, self._shifted = np.empty(_CHUNK, unsigned), np.empty(_CHUNK, np.uint64)
+        self._unsigned, self._shifted = unsigned, np.empty(_CHUNK, np.uint64)
         self._noise = KeyStream(rng.bytes(SEED_BYTES), _CHUNK)
 
     def write(self, delta: Vector, sizes: Sequence[int], factors: Sequence[float], lanes: Lanes) -> Losses:
-        """Add the levels of `delta` (d,) to the zeros in `lanes` as `lanes.pack` would.
+        """Write the levels of `delta` (d,) to `lanes` as `lanes.pack` would.
 
         sizes, factors: of each tensor its number of elements and what makes levels of them, (K,).
         """
         losses = Losses(*np.zeros((3, len(sizes))))
-        bits = field_bits(self._fields_per_lane)
-        for k, field, lane, start, end in _chunks(sizes, lanes.size):
+        self._clear(lanes, delta.size)
+        for k, shift, lane, start, end in _chunks(sizes, lanes.size, field_bits(self._fields_per_lane)):
             size = end - start
-            y, levels = self._y[:size], self._levels[:size]
+            y, shifted = self._y[:size], self._shifted[:size]
             self._scale(k, delta[start:end], factors[k], y, losses)
             rounded = self._round(y)
-            np.subtract(rounded.view(levels.dtype), self._zero, out=levels)
-            shifted = self._shifted[:size]
-            np.copyto(shifted, levels)
-            if field:
-                shifted <<= np.uint64(field * bits)
+            np.copyto(shifted, rounded.view(self._unsigned))
+            shifted <<= shift
             lanes[lane : lane + size] += shifted
             rounded -= self._rounder
             rounded -= y
             losses.rounding[k] += square_sum(rounded) / _UNITS**2
         return losses
+
+    def _clear(self, lanes: Lanes, size: int) -> None:
+        """Fill `lanes` with what makes levels of bit patterns when these are added, modulo 2^64."""
+        shifts = range(0, 64, field_bits(self._fields_per_lane))[: -(-size // max(lanes.size, 1))]
+        lanes.fill(-sum(self._first << shift for shift in shifts) % 2**64)
+        missing = len(shifts) * lanes.size - size  # in the last plane
+        if missing:
+            lanes[-missing:] += np.uint64((self._first << shifts[-1]) % 2**64)
 
     def _scale(self, k: int, x: Vector, factor: float, y: Real, losses: Losses) -> None:
         """Write x into `y` in units, clipped to what levels there are; note the peak and what was cut off."""
@@ -95,8 +100,8 @@ class StochasticRounding:
         return rounded
 
 
-def _chunks(sizes: Sequence[int], num_lanes: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yield (tensor, field, first lane, start, end) of chunks of the flat vector, each in one tensor and one field.
+def _chunks(sizes: Sequence[int], num_lanes: int, bits: int) -> Iterator[tuple[int, np.uint64, int, int, int]]:
+    """Yield (tensor, shift, first lane, start, end) of chunks of the flat vector, each in one tensor and one field.
 
     All fields of some lanes come before the next lanes, so that main memory is passed over once.
     """
@@ -109,5 +114,5 @@ def _chunks(sizes: Sequence[int], num_lanes: int) -> Iterator[tuple[int, int, in
             while start < stop:
                 k = bisect_right(ends, start)
                 end = min(stop, ends[k])
-                yield k, field, start - plane, start, end
+                yield k, np.uint64(field * bits), start - plane, start, end
                 start = end
