@@ -100,7 +100,7 @@ ff_configs = st.fixed_dictionaries(
     optional={"input_dim": widths, "hidden_dim": widths, "output_dim": widths},
 )
 rnn_configs = st.fixed_dictionaries(
-    {"type": st.just("rnn"), "cell": st.sampled_from(["gru", "lstm", "mingru"])},
+    {"type": st.just("rnn"), "cell": st.sampled_from(["gru", "lstm", "mingru", "gated_delta"])},
     optional={"input_dim": widths, "hidden_dim": widths, "output_dim": widths},
 )
 attention_configs = st.fixed_dictionaries(
@@ -196,7 +196,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"layers": [{"repeat": 2, "layers": [{"type": "rnn", "cell": "GRU"}]}]},
-        "model: layers.0.layers.0.cell: Input should be 'gru', 'lstm' or 'mingru', got 'GRU'",
+        "model: layers.0.layers.0.cell: Input should be 'gru', 'lstm', 'mingru' or 'gated_delta', got 'GRU'",
     ),
     (
         {"layers": [{"repeat": 0, "layers": [{"type": "ff"}]}]},

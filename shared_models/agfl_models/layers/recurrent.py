@@ -1,4 +1,4 @@
-"""Recurrent layer: GRU and LSTM on torch's own modules, and minGRU on a parallel scan.
+"""Recurrent layer: GRU and LSTM on torch's own modules, minGRU on a parallel scan, and the gated delta rule.
 
 B batch, T time, D width of the input, H hidden width, E width of the output.
 """
@@ -11,6 +11,8 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from agfl_models.layers import gated_delta
+from agfl_models.layers.gated_delta import GatedDeltaCell
 from agfl_models.layers.layer import Layer, LayerConfigBase, State, at_least_float32, init_linear
 from agfl_models.layers.scan import linear_scan
 
@@ -26,7 +28,7 @@ class RNNConfig(LayerConfigBase):
     input_dim: PositiveInt | None = None
     hidden_dim: PositiveInt | None = None
     output_dim: PositiveInt | None = None
-    cell: Literal["gru", "lstm", "mingru"] = "gru"
+    cell: Literal["gru", "lstm", "mingru", "gated_delta"] = "gru"
 
     @property
     def stated_width(self) -> int | None:
@@ -57,11 +59,14 @@ class RNNConfig(LayerConfigBase):
         )
 
     def num_parameters(self) -> int:
+        if self.cell == "gated_delta":
+            return self._num_weights() + gated_delta.count_other_parameters(self.width_hidden)
         biases = {"gru": 6, "lstm": 8, "mingru": 2}[self.cell] * self.width_hidden
         return self._num_weights() + biases
 
     def flops_per_token(self, context_length: int) -> int:
-        return 2 * self._num_weights()
+        state = gated_delta.state_flops(self.width_hidden) if self.cell == "gated_delta" else 0
+        return 2 * self._num_weights() + state
 
     def build(self) -> RNNLayer:
         return RNNLayer(self)
@@ -69,6 +74,8 @@ class RNNConfig(LayerConfigBase):
     def _num_weights(self) -> int:
         hidden = self.width_hidden
         projection = hidden * (self.output_dim or 0)
+        if self.cell == "gated_delta":
+            return gated_delta.count_weights(self.width_in, hidden) + projection
         if self.cell == "mingru":
             return 2 * hidden * self.width_in + projection
         gates = {"gru": 3, "lstm": 4}[self.cell]
@@ -78,7 +85,7 @@ class RNNConfig(LayerConfigBase):
 class RNNLayer(Layer):
     """A recurrent cell over time and, if `output_dim` is given, a projection of its hidden state.
 
-    Padding leaves the state as it is. The state is (h_BH,), for LSTM (h_BH, c_BH).
+    Padding leaves the state as it is. The state is (h_BH,), for LSTM (h_BH, c_BH), for gated_delta (s_BNAA,).
 
     Args:
         config: sizes; those left out get their defaults.
@@ -88,7 +95,7 @@ class RNNLayer(Layer):
         super().__init__()
         config = config.standalone()
         self.input_dim, self.output_dim = config.width_in, config.width_out
-        self.cell: TorchCell | MinGRUCell = MinGRUCell(config) if config.cell == "mingru" else TorchCell(config)
+        self.cell = _build_cell(config)
         self.output: nn.Linear | None = None
         if config.output_dim is not None:
             self.output = nn.Linear(config.width_hidden, config.output_dim, bias=False)
@@ -115,6 +122,12 @@ class RNNLayer(Layer):
             return h
         y: Tensor = self.output(h)
         return y
+
+
+def _build_cell(config: RNNConfig) -> TorchCell | MinGRUCell | GatedDeltaCell:
+    if config.cell == "gated_delta":
+        return GatedDeltaCell(config.width_in, config.width_hidden)
+    return MinGRUCell(config) if config.cell == "mingru" else TorchCell(config)
 
 
 class TorchCell(nn.Module):
