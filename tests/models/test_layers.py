@@ -30,6 +30,8 @@ CAUSAL_LAYERS: dict[str, dict[str, Any]] = {
     "lstm projected": {"type": "rnn", "cell": "lstm", "hidden_dim": 12, "output_dim": 20},
     "mingru": {"type": "rnn", "cell": "mingru"},
     "mingru projected": {"type": "rnn", "cell": "mingru", "hidden_dim": 12, "output_dim": 20},
+    "gated delta": {"type": "rnn", "cell": "gated_delta"},
+    "gated delta projected": {"type": "rnn", "cell": "gated_delta", "hidden_dim": 64, "output_dim": 20},
     "attention": {"type": "attention", "num_heads": 2},
     "attention grouped": {"type": "attention", "num_heads": 4, "num_kv_heads": 2},
     "attention multi-query": {"type": "attention", "num_heads": 4, "num_kv_heads": 1},
@@ -44,6 +46,7 @@ BOTH_WAYS: dict[str, dict[str, Any]] = {
     "attention in a window both ways": {"type": "attention", "num_heads": 2, "causal": False, "window": 2},
     "gru both ways": {"type": "rnn", "bidirectional": True},
     "lstm both ways": {"type": "rnn", "cell": "lstm", "bidirectional": True, "hidden_dim": 12},
+    "gated delta both ways": {"type": "rnn", "cell": "gated_delta", "bidirectional": True, "output_dim": 20},
     "mingru both ways": {"type": "rnn", "cell": "mingru", "bidirectional": True, "hidden_dim": 12, "output_dim": 20},
 }
 LAYERS = CAUSAL_LAYERS | BOTH_WAYS

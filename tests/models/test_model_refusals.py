@@ -28,7 +28,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"layers": [{"repeat": 2, "layers": [{"type": "rnn", "cell": "GRU"}]}]},
-        "model: layers.0.layers.0.cell: Input should be 'gru', 'lstm' or 'mingru', got 'GRU'",
+        "model: layers.0.layers.0.cell: Input should be 'gru', 'lstm', 'mingru' or 'gated_delta', got 'GRU'",
     ),
     (
         {"layers": [{"repeat": 0, "layers": [{"type": "ff"}]}]},

@@ -22,7 +22,7 @@ ff_configs = st.fixed_dictionaries(
     optional={"input_dim": widths, "hidden_dim": widths, "output_dim": widths},
 )
 rnn_configs = st.fixed_dictionaries(
-    {"type": st.just("rnn"), "cell": st.sampled_from(["gru", "lstm", "mingru"])},
+    {"type": st.just("rnn"), "cell": st.sampled_from(["gru", "lstm", "mingru", "gated_delta"])},
     optional={"input_dim": widths, "hidden_dim": widths, "output_dim": widths},
 )
 attention_configs = st.fixed_dictionaries(

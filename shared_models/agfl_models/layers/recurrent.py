@@ -1,4 +1,4 @@
-"""Recurrent layer: GRU and LSTM on torch's own modules, and minGRU on a parallel scan.
+"""Recurrent layer: GRU and LSTM on torch's own modules, minGRU on a parallel scan, and the gated delta rule.
 
 B batch, T time, D width of the input, H hidden width, E width of the output.
 """
@@ -12,6 +12,8 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from agfl_models.errors import ConfigError
+from agfl_models.layers import gated_delta
+from agfl_models.layers.gated_delta import GatedDeltaCell
 from agfl_models.layers.layer import Layer, LayerConfigBase, Memory, State, at_least_float32, init_linear
 from agfl_models.layers.scan import linear_scan
 
@@ -28,7 +30,7 @@ class RNNConfig(LayerConfigBase):
     input_dim: PositiveInt | None = None
     hidden_dim: PositiveInt | None = None
     output_dim: PositiveInt | None = None
-    cell: Literal["gru", "lstm", "mingru"] = "gru"
+    cell: Literal["gru", "lstm", "mingru", "gated_delta"] = "gru"
     bidirectional: bool | None = None
 
     @property
@@ -68,29 +70,38 @@ class RNNConfig(LayerConfigBase):
         )
 
     def num_parameters(self) -> int:
-        biases = self.num_directions * {"gru": 6, "lstm": 8, "mingru": 2}[self.cell] * self.width_hidden
-        return self._num_weights() + biases
+        hidden = self.width_hidden
+        if self.cell == "gated_delta":
+            others = gated_delta.count_other_parameters(hidden)
+        else:
+            others = {"gru": 6, "lstm": 8, "mingru": 2}[self.cell] * hidden
+        return self._num_weights() + self.num_directions * others
 
     def flops_per_token(self, context_length: int) -> int:
-        return 2 * self._num_weights()
+        state = gated_delta.state_flops(self.width_hidden) if self.cell == "gated_delta" else 0
+        return 2 * self._num_weights() + self.num_directions * state
 
     def build(self) -> RNNLayer:
         return RNNLayer(self)
 
     def _num_weights(self) -> int:
-        hidden = self.num_directions * self.width_hidden
-        projection = hidden * (self.output_dim or 0)
+        return self.num_directions * (self._cell_weights() + self.width_hidden * (self.output_dim or 0))
+
+    def _cell_weights(self) -> int:
+        hidden = self.width_hidden
+        if self.cell == "gated_delta":
+            return gated_delta.count_weights(self.width_in, hidden)
         if self.cell == "mingru":
-            return 2 * hidden * self.width_in + projection
-        gates = {"gru": 3, "lstm": 4}[self.cell]
-        return gates * hidden * (self.width_in + self.width_hidden) + projection
+            return 2 * hidden * self.width_in
+        return {"gru": 3, "lstm": 4}[self.cell] * hidden * (self.width_in + hidden)
 
 
 class RNNLayer(Layer):
     """A recurrent cell over time and, if `output_dim` is given, a projection of its hidden state.
 
-    Padding leaves the state as it is. The state is (h_BH,), for LSTM (h_BH, c_BH). A second cell runs over time
-    backward if `bidirectional` (Schuster and Paliwal 1997, "Bidirectional recurrent neural networks").
+    Padding leaves the state as it is. The state is (h_BH,), for LSTM (h_BH, c_BH), for gated_delta (s_BNAA,). A
+    second cell runs over time backward if `bidirectional` (Schuster and Paliwal 1997, "Bidirectional recurrent
+    neural networks").
 
     Args:
         config: sizes; those left out get their defaults.
@@ -138,7 +149,9 @@ class RNNLayer(Layer):
         return y
 
 
-def _build_cell(config: RNNConfig) -> TorchCell | MinGRUCell:
+def _build_cell(config: RNNConfig) -> TorchCell | MinGRUCell | GatedDeltaCell:
+    if config.cell == "gated_delta":
+        return GatedDeltaCell(config.width_in, config.width_hidden)
     return MinGRUCell(config) if config.cell == "mingru" else TorchCell(config)
 
 
