@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from agfl_models import AutoGenModel
+from agfl_models.errors import ConfigError
 from agfl_models.store import load_model, save_model
 
 VOCABULARY = 50
@@ -158,6 +159,22 @@ def test_encoder_and_decoder_share_the_embedding_and_nothing_else() -> None:
     logits_BTV = model(random_ids(1, 3), source=random_ids(1, 4))
     (grad_VD,) = torch.autograd.grad(logits_BTV[0, 0, 0], model.embedding.weight)  # type: ignore[union-attr]
     assert grad_VD[random_ids(1, 4)[0, -1]].any()
+
+
+def test_a_source_is_for_an_encoder_decoder_and_no_other() -> None:
+    model, decoder = make_model(ENCODER_DECODERS["attention"]), AutoGenModel({"dim": 8, "layers": [{"type": "ff"}]})
+    memory = model.encode(random_ids(1, 4))
+    for run in (lambda: model(random_ids(1, 3)), lambda: model.initial_state(1)):
+        with pytest.raises(ConfigError, match=r"^source: required with family encoder_decoder, got none$"):
+            run()
+    x_BTD = torch.zeros(1, 3, 8)
+    for refused in (
+        lambda: decoder(x_BTD, source=x_BTD),
+        lambda: decoder.encode(x_BTD),
+        lambda: decoder.initial_state(1, memory),
+    ):
+        with pytest.raises(ConfigError, match=r"^family: must be encoder_decoder to read a source, got decoder$"):
+            refused()
 
 
 def test_a_model_of_vectors_may_be_an_encoder_decoder() -> None:

@@ -11,11 +11,11 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from agfl_models.layers.dot_product import HeadsConfig, attend
+from agfl_models.layers.dot_product import DotProductConfig, attend
 from agfl_models.layers.layer import Layer, Memory, State, init_linear
 
 
-class CrossAttentionConfig(HeadsConfig):
+class CrossAttentionConfig(DotProductConfig):
     """Sizes of a cross-attention layer; `memory_dim` defaults to the width of the encoder's output."""
 
     type: Literal["attention"] = "attention"
