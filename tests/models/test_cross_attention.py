@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agfl_models.layers.cross_attention import CrossAttentionConfig, CrossAttentionLayer
+from agfl_models.layers.cross_attention import CrossAttentionConfig, CrossAttentionLayer, allowed_keys
 from agfl_models.layers.layer import Memory
 
 WIDTH, MEMORY_WIDTH = 16, 12
@@ -35,6 +35,11 @@ def test_padding_of_the_memory_is_as_if_it_were_not_there(rows: list[list[bool]]
             torch.testing.assert_close(y_TD, alone_TD, atol=1e-5, rtol=1e-5)
         else:
             assert torch.equal(y_TD, torch.zeros_like(y_TD)), "a memory without a real position says nothing"
+
+
+def test_every_row_may_look_somewhere_and_at_real_positions_only() -> None:
+    mask_BS = torch.tensor([[0, 0, 1, 0], [0, 0, 0, 0]]).bool()
+    assert allowed_keys(mask_BS).tolist() == [[[[False, False, True, False]]], [[[True] * 4]]]
 
 
 def test_an_empty_memory_has_finite_gradients() -> None:

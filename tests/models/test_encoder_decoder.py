@@ -151,6 +151,15 @@ def assert_gradients(model: AutoGenModel) -> None:
         assert parameter.grad.any(), name
 
 
+def test_each_stack_scales_its_branches_by_its_own_depth() -> None:
+    layers = [{"type": "attention"}, {"type": "ff"}]
+    encoder = {"layers": [{"repeat": 4, "layers": layers}]}
+    model = make_model({"encoder": encoder, "layers": [*layers, {"type": "attention", "cross": True}]}, dim=64)
+    for name, depth in (("encoder.layers.0", 8), ("layers.0", 3)):
+        deviation = model.state_dict()[f"{name}.output.weight"].std().item()
+        assert deviation == pytest.approx((64 * depth) ** -0.5, rel=0.05)
+
+
 def test_encoder_and_decoder_share_the_embedding_and_nothing_else() -> None:
     model = make_model(ENCODER_DECODERS["attention"])
     weights = model.state_dict()

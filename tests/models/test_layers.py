@@ -219,6 +219,18 @@ def test_the_config_predicts_widths_and_number_of_parameters(config: dict[str, A
     assert layer(torch.randn(1, 3, WIDTH), None, memory(1)).shape == (1, 3, resolved.width_out)
 
 
+@pytest.mark.parametrize("cell", ["gru", "lstm", "mingru", "gated_delta"])
+def test_both_directions_begin_alike(cell: str) -> None:
+    torch.manual_seed(0)
+    layer = build(resolve({"type": "rnn", "cell": cell, "hidden_dim": 96, "bidirectional": True}))
+    weights = layer.state_dict()
+    for name in [name for name in weights if name.startswith("cell.")]:
+        there, back = weights[name], weights[f"backward_{name}"]
+        torch.testing.assert_close(back.std(), there.std(), atol=1e-6, rtol=0.1)
+        torch.testing.assert_close(back.mean(), there.mean(), atol=0.05, rtol=0)
+        assert there.dim() == 1 or not torch.equal(there, back)
+
+
 @each_layer_both_ways
 def test_a_layer_both_ways_cannot_decode_step_by_step(config: dict[str, Any]) -> None:
     layer = make_layer(config)
