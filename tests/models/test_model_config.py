@@ -54,11 +54,13 @@ def test_the_full_form_fills_in_its_defaults() -> None:
         {"vocab_size": 259, "dim": 96, "layers": [{"type": "attention"}, {"type": "ff"}, {"type": "rnn"}]}
     )
     assert config.resolve().model_dump() == {
+        "family": "decoder",
         "vocab_size": 259,
         "dim": 96,
         "residual": "pre",
         "norm": "rmsnorm",
         "head": {"type": "language_model", "tied": True},
+        "encoder": None,
         "layers": (
             {
                 "type": "attention",
@@ -67,9 +69,17 @@ def test_the_full_form_fills_in_its_defaults() -> None:
                 "num_kv_heads": 3,
                 "rope": True,
                 "causal": True,
+                "window": None,
             },
             {"type": "ff", "input_dim": 96, "hidden_dim": 256, "output_dim": 96, "activation": "swiglu"},
-            {"type": "rnn", "input_dim": 96, "hidden_dim": 96, "output_dim": 96, "cell": "gru"},
+            {
+                "type": "rnn",
+                "input_dim": 96,
+                "hidden_dim": 96,
+                "output_dim": 96,
+                "cell": "gru",
+                "bidirectional": False,
+            },
         ),
     }
 
