@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
 from torch import Tensor
 
-from agfl_models.layers.layer import State, at_least_float32
+from agfl_models.layers.layer import Memory, State, at_least_float32
 from agfl_models.model import AutoGenModel
 from agfl_models.validation import Config
 
@@ -59,6 +59,7 @@ def generate(
     config: GenerationConfig,
     *,
     eos_id: int,
+    memory: Memory | None = None,
     generator: torch.Generator | None = None,
 ) -> list[list[int]]:
     """Return the new ids of each prompt, without `eos_id`; prompts in a batch do not change each other's.
@@ -66,18 +67,19 @@ def generate(
     Beam search prefers a finished hypothesis: one that was cut at `max_new_tokens` is returned if there is no other.
 
     Args:
-        model: a language model.
+        model: a model with a language-model head.
         prompts: at least one id each, for example the tokenizer's `bos_id`; their lengths may differ.
         config: how to continue them.
         eos_id: the token that ends a text.
+        memory: what an encoder-decoder's `encode` made of the sources, a row for each prompt.
         generator: source of randomness, on the CPU; None for the global one. A batch draws from it what its prompts
             would draw one after the other.
 
     Raises:
-        ConfigError: an attention layer is not causal.
+        ConfigError: the model is an encoder, or a layer sees later positions.
     """
     searches: list[_Search] = []
-    for searches in _run(model, prompts, config, eos_id, generator):  # noqa: B007
+    for searches in _run(model, prompts, config, eos_id, memory, generator):  # noqa: B007
         pass
     return [list(search.ids) for search in searches]
 
@@ -88,11 +90,12 @@ def stream(
     config: GenerationConfig,
     *,
     eos_id: int,
+    memory: Memory | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[int]:
     """Yield the ids that `generate` returns for one prompt as soon as they are known: at once, but for beam search."""
     shown = 0
-    for (search,) in _run(model, [prompt], config, eos_id, generator):
+    for (search,) in _run(model, [prompt], config, eos_id, memory, generator):
         if config.num_beams == 1 or not search.running:
             yield from search.ids[shown:]
             shown = len(search.ids)
@@ -103,6 +106,7 @@ def _run(
     prompts: Sequence[Sequence[int]],
     config: GenerationConfig,
     eos_id: int,
+    memory: Memory | None,
     generator: torch.Generator | None,
 ) -> Iterator[list[_Search]]:
     """Yield all searches after every step, until none is running.
@@ -112,7 +116,7 @@ def _run(
     hypothesis, and none when it has ended.
     """
     searches = [_Search(prompt, config, eos_id, generator) for prompt in prompts]
-    state = model.initial_state(len(prompts))
+    state = model.initial_state(len(prompts), memory)
     running = searches
     while running:
         with torch.no_grad():

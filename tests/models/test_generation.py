@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from agfl_models import AutoGenModel
 from agfl_models.errors import ConfigError
 from agfl_models.generation import GenerationConfig, generate, stream
+from agfl_models.heads import LanguageModelHead
 from agfl_models.layers.layer import Memory
 from agfl_models.tokenizer import ByteTokenizer
 from agfl_models.validation import validate
@@ -34,6 +35,12 @@ LAYERS: list[dict[str, Any]] = [
     {"type": "rnn", "cell": "lstm"},
     {"type": "ff"},
 ]
+ENCODER_DECODER: dict[str, Any] = {
+    "family": "encoder_decoder",
+    "encoder": {"layers": [{"type": "rnn", "cell": "gated_delta"}, {"type": "attention"}]},
+    "layers": [*LAYERS, {"type": "attention", "cross": True}],
+}
+FAMILIES: dict[str, dict[str, Any]] = {"decoder": {"layers": LAYERS}, "encoder_decoder": ENCODER_DECODER}
 BEAMS = {"num_beams": 4}
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -44,34 +51,64 @@ WAYS: dict[str, dict[str, Any]] = {
 each_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
 
 
-def make_model(vocab_size: int = 20, seed: int = 0) -> AutoGenModel:
+def make_model(vocab_size: int = 20, seed: int = 0, family: str = "decoder") -> AutoGenModel:
     """A model whose logits differ by much more than rounding does; an untrained one's are all but equal."""
-    model = AutoGenModel({"vocab_size": vocab_size, "dim": 16, "head": {"tied": False}, "layers": LAYERS}, seed=seed)
-    assert model.head is not None
+    sizes = {"vocab_size": vocab_size, "dim": 16, "head": {"type": "language_model", "tied": False}}
+    model = AutoGenModel(sizes | FAMILIES[family], seed=seed)
+    assert isinstance(model.head, LanguageModelHead)
     assert model.head.projection is not None
     nn.init.normal_(model.head.projection.weight, std=0.4, generator=torch.Generator().manual_seed(seed))
     return model.double()
 
 
-@pytest.fixture(scope="module")
-def model() -> AutoGenModel:
-    return make_model()
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> AutoGenModel:
+    return make_model(family=request.param)
 
 
 def config_of(**settings: Any) -> GenerationConfig:
     return GenerationConfig(**{"max_new_tokens": 12} | settings)
 
 
-def draw(model: AutoGenModel, seed: int = 0, eos_id: int = EOS, **settings: Any) -> list[int]:
+def decode(
+    model: AutoGenModel, prompts: list[list[int]], config: GenerationConfig, eos_id: int = EOS, seed: int = 0
+) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
-    return generate(model, [PROMPT], config_of(**settings), eos_id=eos_id, generator=generator)[0]
+    return generate(model, prompts, config, eos_id=eos_id, memory=memory_of(model, prompts), generator=generator)
 
 
-def log_probs_after(model: AutoGenModel, *texts: Sequence[int]) -> Tensor:
-    """Without a state: whole sequences, equally long, run through `forward`."""
+def draw(model: AutoGenModel, seed: int = 0, eos_id: int = EOS, **settings: Any) -> list[int]:
+    return decode(model, [PROMPT], config_of(**settings), eos_id, seed)[0]
+
+
+def source_of(model: AutoGenModel, prompt: Sequence[int]) -> list[int]:
+    """Return what an encoder-decoder reads before it continues the prompt: something else for each."""
+    assert model.config.vocab_size is not None
+    return [(7 * token_id + 3) % model.config.vocab_size for token_id in [*prompt, 1, *prompt]]
+
+
+def memory_of(model: AutoGenModel, prompts: Sequence[Sequence[int]]) -> Memory | None:
+    """Return the memory of all sources, padded to the same length."""
+    if model.encoder is None:
+        return None
+    sources = [torch.tensor(source_of(model, prompt)) for prompt in prompts]
+    ids_BS = nn.utils.rnn.pad_sequence(sources, batch_first=True, padding_value=1)
+    mask_BS = nn.utils.rnn.pad_sequence([torch.ones_like(ids, dtype=torch.bool) for ids in sources], batch_first=True)
     with torch.no_grad():
-        log_probs_BV: Tensor = model(torch.tensor(texts))[:, -1].log_softmax(dim=-1)
-    return log_probs_BV
+        return model.encode(ids_BS, mask_BS)
+
+
+def log_probs_after(model: AutoGenModel, prompt: Sequence[int], *new: Sequence[int]) -> Tensor:
+    """Without a state: the prompt with each of the new texts, equally long, runs through `forward` as a whole."""
+    return whole_log_probs(model, prompt, *new)[:, -1]
+
+
+def whole_log_probs(model: AutoGenModel, prompt: Sequence[int], *new: Sequence[int]) -> Tensor:
+    ids_BT = torch.tensor([[*prompt, *ids] for ids in new])
+    source = None if model.encoder is None else torch.tensor([source_of(model, prompt)] * len(new))
+    with torch.no_grad():
+        log_probs_BTV: Tensor = model(ids_BT, source=source).log_softmax(dim=-1)
+    return log_probs_BTV
 
 
 def score(log_prob: float, length: int, alpha: float) -> float:
@@ -81,21 +118,21 @@ def score(log_prob: float, length: int, alpha: float) -> float:
 
 
 def test_greedy_is_the_argmax_of_forward(model: AutoGenModel) -> None:
-    ids = list(PROMPT)
-    for token_id in draw(model):
-        assert token_id == int(log_probs_after(model, ids)[0].argmax())
+    ids: list[int] = []
+    for token_id in draw(model, eos_id=99):
+        assert token_id == int(log_probs_after(model, PROMPT, ids)[0].argmax())
         ids.append(token_id)
-    assert len(ids) == len(PROMPT) + 12
+    assert len(ids) == 12
     assert len(set(ids)) > 2
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0, 2.0])
 @pytest.mark.parametrize("seed", range(6))
 def test_a_wide_beam_finds_the_best_of_all_texts(seed: int, alpha: float) -> None:
-    model, length = make_model(vocab_size=4, seed=seed), 5
+    model, length = make_model(4, seed, family=["decoder", "encoder_decoder"][seed % 2]), 5
     best = max(all_scores(model, [1, 2], length, alpha).items(), key=lambda item: item[1])
     config = config_of(max_new_tokens=length, num_beams=4**length, length_penalty=alpha)
-    assert generate(model, [[1, 2]], config, eos_id=EOS) == [list(best[0])]
+    assert decode(model, [[1, 2]], config) == [list(best[0])]
 
 
 def all_scores(model: AutoGenModel, prompt: list[int], length: int, alpha: float) -> dict[tuple[int, ...], float]:
@@ -103,10 +140,9 @@ def all_scores(model: AutoGenModel, prompt: list[int], length: int, alpha: float
     scores = {}
     for n in range(length):
         for ids in itertools.product([1, 2, 3], repeat=n):
-            text = (*prompt, *ids, EOS)
-            with torch.no_grad():
-                log_probs_TV = model(torch.tensor([text]))[0].log_softmax(dim=-1)
-            log_prob = sum(float(log_probs_TV[t - 1, text[t]]) for t in range(len(prompt), len(text)))
+            text = [*ids, EOS]
+            log_probs_TV = whole_log_probs(model, prompt, text)[0]
+            log_prob = sum(float(log_probs_TV[len(prompt) - 1 + t, text[t]]) for t in range(len(text)))
             scores[ids] = score(log_prob, n + 1, alpha)
     return scores
 
@@ -120,7 +156,7 @@ def test_beam_search_is_itself_without_a_state_and_without_an_early_stop(
     for eos_id in range(4):
         for prompt in PROMPTS[:3]:
             want = plain_beam_search(model, prompt, config, eos_id)
-            assert generate(model, [prompt], config, eos_id=eos_id) == [want]
+            assert decode(model, [prompt], config, eos_id) == [want]
 
 
 def plain_beam_search(model: AutoGenModel, prompt: list[int], config: GenerationConfig, eos_id: int) -> list[int]:
@@ -128,7 +164,7 @@ def plain_beam_search(model: AutoGenModel, prompt: list[int], config: Generation
     running: list[tuple[float, list[int]]] = [(0.0, [])]
     finished: list[tuple[float, list[int]]] = []
     for _ in range(config.max_new_tokens):
-        log_probs_BV = log_probs_after(model, *([*prompt, *ids] for _, ids in running)) if running else ()
+        log_probs_BV = log_probs_after(model, prompt, *(ids for _, ids in running)) if running else ()
         extended = [
             (log_prob + float(more), [*ids, token_id])
             for (log_prob, ids), row_V in zip(running, log_probs_BV, strict=True)
@@ -151,7 +187,7 @@ def test_a_search_ends_when_no_hypothesis_can_win_any_more(model: AutoGenModel) 
     rows = []
     for alpha in (0.0, 0.6, 1.0, 3.0):
         config = config_of(max_new_tokens=60, num_beams=4, length_penalty=alpha)
-        rows.append(count_rows(model, partial(generate, model, [PROMPT], config, eos_id=EOS)))
+        rows.append(count_rows(model, partial(decode, model, [PROMPT], config, eos_id=EOS)))
     assert rows[0] < 4 * 5  # a text becomes less probable with every token,
     assert rows[0] < rows[1] < rows[2] < rows[3]  # but the longer it may be, the more it may still win
     assert rows[3] > 4 * 55
@@ -177,32 +213,34 @@ def count_rows(model: AutoGenModel, act: Callable[[], object]) -> int:
 def test_a_batch_is_its_prompts_one_by_one(model: AutoGenModel, way: dict[str, Any]) -> None:
     config = config_of(**way)
     for eos_id in range(5):
-        generator = torch.Generator().manual_seed(eos_id)
-        together = generate(model, PROMPTS, config, eos_id=eos_id, generator=generator)
-        generator.manual_seed(eos_id)
-        alone = [generate(model, [prompt], config, eos_id=eos_id, generator=generator)[0] for prompt in PROMPTS]
+        together = decode(model, PROMPTS, config, eos_id)
+        generator, alone = torch.Generator().manual_seed(0), []
+        for prompt in PROMPTS:
+            memory = memory_of(model, [prompt])
+            alone += generate(model, [prompt], config, eos_id=eos_id, memory=memory, generator=generator)
         assert together == alone
     assert len({len(ids) for ids in together}) > 1
 
 
 @each_way
 def test_streaming_is_generating(model: AutoGenModel, way: dict[str, Any]) -> None:
-    streamed = stream(model, PROMPT, config_of(**way), eos_id=EOS, generator=torch.Generator().manual_seed(0))
+    memory, generator = memory_of(model, [PROMPT]), torch.Generator().manual_seed(0)
+    streamed = stream(model, PROMPT, config_of(**way), eos_id=EOS, memory=memory, generator=generator)
     assert list(streamed) == draw(model, **way)
 
 
 def test_streaming_yields_each_id_before_the_next_step(model: AutoGenModel) -> None:
     def first() -> None:
-        next(stream(model, PROMPT, config_of(), eos_id=EOS))
+        next(stream(model, PROMPT, config_of(), eos_id=99, memory=memory_of(model, [PROMPT])))
 
     assert count_rows(model, first) == len(PROMPT)
 
 
 def test_rows_cost_nothing_once_they_are_finished(model: AutoGenModel) -> None:
-    alone = [generate(model, [prompt], config_of(), eos_id=4)[0] for prompt in PROMPTS]
+    alone = decode(model, PROMPTS, config_of(), eos_id=4)
     # The last id of a prompt brings the first new one; an end token takes a step as an id does.
     steps = [len(p) - 1 + min(len(ids) + 1, 12) for p, ids in zip(PROMPTS, alone, strict=True)]
-    assert count_rows(model, partial(generate, model, PROMPTS, config_of(), eos_id=4)) == sum(steps)
+    assert count_rows(model, partial(decode, model, PROMPTS, config_of(), eos_id=4)) == sum(steps)
 
 
 @given(
@@ -218,7 +256,7 @@ def test_no_ngram_comes_twice(n: int, num_beams: int, temperature: float, prompt
     config = config_of(
         max_new_tokens=25, no_repeat_ngram=n, num_beams=1 if temperature else num_beams, temperature=temperature
     )
-    (ids,) = generate(model, [prompt], config, eos_id=5, generator=torch.Generator().manual_seed(seed))
+    (ids,) = decode(model, [prompt], config, eos_id=5, seed=seed)
     assert not has_repeat(ids, n)
 
 
@@ -238,23 +276,24 @@ def test_without_a_generator_the_global_one_draws(model: AutoGenModel) -> None:
     texts = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        texts.append(generate(model, [PROMPT], config_of(temperature=1.0), eos_id=EOS))
+        memory = memory_of(model, [PROMPT])
+        texts.append(generate(model, [PROMPT], config_of(temperature=1.0), eos_id=EOS, memory=memory))
     assert texts[0] == texts[1] != texts[2]
 
 
 def test_top_k_draws_among_the_k_best(model: AutoGenModel) -> None:
-    best = set(log_probs_after(model, PROMPT)[0].topk(3).indices.tolist())
-    drawn = {draw(model, seed, 99, max_new_tokens=1, top_k=3, temperature=2.0)[0] for seed in range(60)}
-    assert drawn == best
+    best = set(log_probs_after(model, PROMPT, [])[0].topk(3).indices.tolist())
+    drawn = decode(model, [PROMPT] * 60, config_of(max_new_tokens=1, top_k=3, temperature=2.0), eos_id=99)
+    assert {ids[0] for ids in drawn} == best
     assert draw(model, top_k=1, temperature=1.0) == draw(model, top_k=5) == draw(model)
     assert draw(model, top_k=99, temperature=1.0) == draw(model, temperature=1.0)
 
 
 def test_draws_follow_the_probabilities(model: AutoGenModel) -> None:
-    probabilities = (log_probs_after(model, PROMPT)[0] / 1.5).softmax(-1)
-    drawn = [draw(model, seed, 99, max_new_tokens=1, temperature=1.5)[0] for seed in range(400)]
-    frequencies = torch.bincount(torch.tensor(drawn), minlength=20) / 400
-    assert float((frequencies - probabilities).abs().max()) < 0.08
+    probabilities = (log_probs_after(model, PROMPT, [])[0] / 1.5).softmax(-1)
+    drawn = decode(model, [PROMPT] * 2000, config_of(max_new_tokens=1, temperature=1.5), eos_id=99)
+    frequencies = torch.bincount(torch.tensor(drawn).flatten(), minlength=20) / 2000
+    assert float((frequencies - probabilities).abs().max()) < 0.04
 
 
 def test_a_tiny_temperature_is_greedy(model: AutoGenModel) -> None:
@@ -268,13 +307,14 @@ def test_a_text_ends_before_the_end_token(model: AutoGenModel, way: dict[str, An
         assert draw(model, 0, end, **way) == full[: full.index(end)]
 
 
-def test_logits_that_are_no_numbers_end_the_text() -> None:
-    model = make_model()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_that_are_no_numbers_end_the_text(family: str) -> None:
+    model = make_model(family=family)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(math.nan)
     for way in WAYS.values():
-        assert generate(model, PROMPTS, config_of(**way), eos_id=EOS) == [[]] * len(PROMPTS)
+        assert decode(model, PROMPTS, config_of(**way)) == [[]] * len(PROMPTS)
 
 
 def test_what_is_streamed_is_complete_utf8() -> None:

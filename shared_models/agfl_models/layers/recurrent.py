@@ -99,9 +99,9 @@ class RNNConfig(LayerConfigBase):
 class RNNLayer(Layer):
     """A recurrent cell over time and, if `output_dim` is given, a projection of its hidden state.
 
-    Padding leaves the state as it is. The state is (h_BH,), for LSTM (h_BH, c_BH), for gated_delta (s_BNAA,). A
-    second cell runs over time backward if `bidirectional` (Schuster and Paliwal 1997, "Bidirectional recurrent
-    neural networks").
+    Padding leaves the state as it is. The state is (h_BH,), for LSTM (h_BH, c_BH), for the gated delta rule
+    (s_BNAA,). A second cell runs over time backward if `bidirectional` (Schuster and Paliwal 1997, "Bidirectional
+    recurrent neural networks").
 
     Args:
         config: sizes; those left out get their defaults.
