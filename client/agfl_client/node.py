@@ -148,7 +148,7 @@ class Node:
         config = run_config_from_json(config_json)
         # Before the model is built and the text is touched.
         self._policy.check(config, config.model.num_parameters())
-        task = config.task.build()
+        task = config.task.build(config.tokenizer.build())
         dataset = task.prepare(self._documents)
         model = AutoGenModel(config.model, seed=0).to(self._device)
         return _Workspace(config_json, config.hash, config, task, dataset, model, Layout.of(model))

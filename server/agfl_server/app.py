@@ -58,7 +58,7 @@ def run_federation(
         run_folder.save(config, state, [])
     federation = Federation(
         config=config,
-        task=config.task.build(),
+        task=config.task.build(config.tokenizer.build()),
         layout=layout,
         grid=grid,
         nodes=ConnectedNodes(grid, observer, registered_name),

@@ -99,7 +99,8 @@ class RunFolder:
 
     def save_model(self, config: RunConfig, layout: Layout, state: ServerState) -> None:
         """Write model/model.safetensors with its configuration, for `agfl-model`."""
-        save_model(self.path / "model", config.model, layout.state_dict(state.model), config.task.type)
+        weights = layout.state_dict(state.model)
+        save_model(self.path / "model", config.model, weights, config.task.type, config.tokenizer)
 
     def _write_config(self, config: RunConfig) -> None:
         try:

@@ -81,7 +81,7 @@ def start(
     attempts = itertools.count()
     federation = Federation(
         config=config,
-        task=config.task.build(),
+        task=config.task.build(config.tokenizer.build()),
         layout=layout,
         grid=grid,
         nodes=ConnectedNodes(grid, observer, registered),
@@ -301,7 +301,7 @@ def test_evaluation_rides_in_the_next_sum_and_every_round_has_its_row(
     assert all(row.keys() == rows[0].keys() for row in rows)
     assert [row["eval/loss"] is not None for row in rows] == [True, False, True, True]
     _, state, _ = start(config, grid)
-    model, task = AutoGenModel(config.model, seed=0), config.task.build()
+    model, task = AutoGenModel(config.model, seed=0), config.task.build(config.tokenizer.build())
     Layout.of(model).load(model, state.model)
     sums = [evaluate(model, task, task.prepare(read_documents(path)), 4, 8, "cpu") for path in sorted(owners.iterdir())]
     totals = {name: sum(s[name] for s in sums) for name in task.eval_sums}
