@@ -93,6 +93,11 @@ class BytesTokenizerConfig(Config):
         return FIRST_MERGE
 
     @property
+    def max_merges(self) -> int:
+        """Number of merges for which the vocabulary has room."""
+        return 0
+
+    @property
     def is_trained(self) -> bool:
         """Whether text can be encoded."""
         return True

@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from agfl_models.config import ModelConfig
 from agfl_models.errors import ConfigError
 from agfl_models.tasks import TaskConfig
-from agfl_models.tokenizer import BytesTokenizerConfig, Pair, TokenizerConfig
+from agfl_models.tokenizer import BPETokenizerConfig, BytesTokenizerConfig, Pair, TokenizerConfig
 from agfl_models.validation import Config, dump_yaml, read_yaml, validate
 
 PROTOCOL_VERSION = 1
@@ -206,6 +206,7 @@ class RunConfig(Config):
 
     def with_merges(self, merges: Sequence[Pair]) -> RunConfig:
         """Return the run with a tokenizer that has learned `merges`."""
+        assert isinstance(self.tokenizer, BPETokenizerConfig), self.tokenizer.type
         tokenizer = self.tokenizer.model_copy(update={"merges": tuple(merges)})
         return self.model_copy(update={"tokenizer": tokenizer})
 
