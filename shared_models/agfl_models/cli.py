@@ -54,16 +54,19 @@ def generate(
     from agfl_models.generation import GenerationConfig, stream
     from agfl_models.store import load_model
     from agfl_models.tokenizer import ByteTokenizer
+    from agfl_models.validation import validate
 
     model, _ = load_model(path)
     tokenizer = ByteTokenizer()
     if model.config.vocab_size != tokenizer.vocab_size:
         got = model.config.vocab_size
         raise ConfigError(f"{path}: model.vocab_size: must be {tokenizer.vocab_size} to write text, got {got}")
+    settings = {"max_new_tokens": max_tokens, "temperature": temperature, "top_k": top_k}
+    config = validate(GenerationConfig, settings, "command line")
     new_ids = stream(
         model,
         [tokenizer.bos_id, *tokenizer.encode(prompt)],
-        GenerationConfig(max_new_tokens=max_tokens, temperature=temperature, top_k=top_k),
+        config,
         eos_id=tokenizer.eos_id,
         generator=torch.Generator().manual_seed(seed),
     )
