@@ -65,11 +65,10 @@ class ModelConfig(Config):
         residual: Residual = self.residual or ("pre" if is_full else "none")
         norm: Norm = self.norm or ("none" if residual == "none" else "rmsnorm")
         is_encoder = self.family == "encoder"
-        encoder = None
+        encoder = memory_dim = None
         if self.encoder is not None:
-            frame = StackConfig("encoder.", causal=False, memory_dim=None, dim=dim, residual=residual, norm=norm)
-            encoder = frame.with_layers(self.encoder.layers)
-        memory_dim = None if encoder is None else encoder.width_out
+            encoder = StackConfig("encoder.", False, None, dim, residual, norm).with_layers(self.encoder.layers)
+            memory_dim = encoder.width_out
         stack = StackConfig("", not is_encoder, memory_dim, dim, residual, norm).with_layers(self.layers)
         default_head = None if is_encoder or self.vocab_size is None else LanguageModelHeadConfig()
         return ResolvedModelConfig(

@@ -74,14 +74,18 @@ class AutoGenModel(Stack):
             mask_BT: True at real positions, in any pattern; see `Layer.forward`.
             source: ids_BS (or vectors) that an encoder-decoder reads.
             source_mask: True at the real positions of the source.
+
+        Raises:
+            ConfigError: an encoder-decoder gets no source, or another model one.
         """
-        assert (source is None) == (self.encoder is None), "an encoder-decoder, and no other model, takes a source"
+        self._check_source(source is not None)
         memory = None if source is None else self.encode(source, source_mask)
         return self._read_out(self.run_stack(self._embed(x), mask_BT, memory), mask_BT)
 
     def encode(self, source: Tensor, source_mask_BS: Tensor | None = None) -> Memory:
-        """Return what the encoder of an encoder-decoder reads in ids_BS (or vectors)."""
-        assert self.encoder is not None, "only an encoder-decoder encodes"
+        """Return what the encoder of an encoder-decoder reads in ids_BS (or vectors); raises ConfigError for others."""
+        self._check_source(True)
+        assert self.encoder is not None
         memory: Memory = self.encoder(self._embed(source), source_mask_BS)
         return memory
 
@@ -93,11 +97,11 @@ class AutoGenModel(Stack):
             memory: for an encoder-decoder, as `encode` returns it, a row for each of the batch.
 
         Raises:
-            ConfigError: an encoder does not decode.
+            ConfigError: an encoder does not decode, and an encoder-decoder not without a memory.
         """
         if self.config.family == "encoder":
             raise ConfigError("family: must be decoder or encoder_decoder to decode step by step, got encoder")
-        assert (memory is None) == (self.encoder is None), "an encoder-decoder, and no other model, takes a memory"
+        self._check_source(memory is not None)
         return self.initial_stack_state(batch_size, memory)
 
     def step(self, x: Tensor, state: tuple[State, ...]) -> tuple[Tensor, tuple[State, ...]]:
@@ -128,6 +132,12 @@ class AutoGenModel(Stack):
         self.build_stack(config.stack)
         if config.vocab_size is not None and config.head is not None:
             self.head = config.head.build(config.width_out, config.vocab_size, config.norm)
+
+    def _check_source(self, is_given: bool) -> None:
+        if self.encoder is None and is_given:
+            raise ConfigError(f"family: must be encoder_decoder to read a source, got {self.config.family}")
+        if self.encoder is not None and not is_given:
+            raise ConfigError("source: required with family encoder_decoder, got none")
 
     def _embed(self, x: Tensor) -> Tensor:
         if self.embedding is None:

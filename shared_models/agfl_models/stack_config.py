@@ -72,7 +72,7 @@ class Part:
 
 @dataclass(frozen=True)
 class StackConfig:
-    """Layers in a row and what joins them.
+    """Resolved layers in a row and what joins them.
 
     prefix: of the names of its parts, "" or "encoder."; causal: a decoder, where no position sees a later one;
     memory_dim: width of the encoder's output that its cross-attention looks at, None without an encoder.
@@ -100,6 +100,11 @@ class StackConfig:
     def width_out(self) -> int:
         """Width of the last hidden state."""
         return self.layers[-1].width_out if self.residual == "none" else self.dim
+
+    @property
+    def looks_at_memory(self) -> bool:
+        """Whether a layer looks at the encoder's output."""
+        return any(isinstance(layer, CrossAttentionConfig) for layer in self.layers)
 
     def places(self) -> Iterator[Place]:
         """Yield the layers in order, with the width of what flows past them."""
@@ -132,11 +137,6 @@ class StackConfig:
                 before = label
             elif width_out != width:
                 yield f"{label}, {width_out} wide, and {before}, {width} wide, are joined by a linear bridge"
-
-    @property
-    def looks_at_memory(self) -> bool:
-        """Whether a layer looks at the encoder's output."""
-        return any(isinstance(layer, CrossAttentionConfig) for layer in self.layers)
 
     def refuse_misplaced_layers(self) -> None:
         """Raise ConfigError if a layer cannot do its work in this stack."""

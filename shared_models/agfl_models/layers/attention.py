@@ -12,13 +12,13 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from agfl_models.errors import ConfigError
-from agfl_models.layers.dot_product import HeadsConfig, attend
+from agfl_models.layers.dot_product import DotProductConfig, attend
 from agfl_models.layers.layer import Layer, Memory, State, at_least_float32, init_linear
 
 ROPE_BASE = 10_000.0
 
 
-class AttentionConfig(HeadsConfig):
+class AttentionConfig(DotProductConfig):
     """Sizes of a self-attention layer, and what a position sees.
 
     Attributes:

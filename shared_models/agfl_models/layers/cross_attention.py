@@ -11,11 +11,11 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from agfl_models.layers.dot_product import HeadsConfig, attend
+from agfl_models.layers.dot_product import DotProductConfig, attend
 from agfl_models.layers.layer import Layer, Memory, State, init_linear
 
 
-class CrossAttentionConfig(HeadsConfig):
+class CrossAttentionConfig(DotProductConfig):
     """Sizes of a cross-attention layer; `memory_dim` defaults to the width of the encoder's output."""
 
     type: Literal["attention"] = "attention"
@@ -92,7 +92,12 @@ class CrossAttentionLayer(Layer):
     def _look(self, x_BTD: Tensor, state: State) -> Tensor:
         k_BSKA, v_BSKA, mask_BS = state
         q_BTNA = self.query(x_BTD).unflatten(-1, (-1, self.head_dim))
-        # Where nothing is real all values are zero, and looking at all of them avoids 0/0.
-        allowed_BS = mask_BS | ~mask_BS.any(dim=1, keepdim=True)
-        y_BTD: Tensor = self.output(attend(q_BTNA, k_BSKA, v_BSKA, allowed_BS[:, None, None, :]))
+        y_BTD: Tensor = self.output(attend(q_BTNA, k_BSKA, v_BSKA, allowed_keys(mask_BS)))
         return y_BTD
+
+
+def allowed_keys(mask_BS: Tensor) -> Tensor:
+    """Return (B, 1, 1, S), True where every query may look; no row is empty."""
+    # Where nothing is real all values are zero, and looking at all of them avoids 0/0 in some kernels.
+    allowed_BS = mask_BS | ~mask_BS.any(dim=1, keepdim=True)
+    return allowed_BS[:, None, None, :]

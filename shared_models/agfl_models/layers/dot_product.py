@@ -17,7 +17,7 @@ from agfl_models.layers.layer import LayerConfigBase
 DEFAULT_HEAD_DIM = 32
 
 
-class HeadsConfig(LayerConfigBase, ABC):
+class DotProductConfig(LayerConfigBase, ABC):
     """Width and heads of an attention layer.
 
     `num_heads` defaults to the most heads that are at least 32 wide, `num_kv_heads` to `num_heads`.

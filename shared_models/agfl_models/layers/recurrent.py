@@ -70,10 +70,11 @@ class RNNConfig(LayerConfigBase):
         )
 
     def num_parameters(self) -> int:
+        hidden = self.width_hidden
         if self.cell == "gated_delta":
-            others = gated_delta.count_other_parameters(self.width_hidden)
+            others = gated_delta.count_other_parameters(hidden)
         else:
-            others = {"gru": 6, "lstm": 8, "mingru": 2}[self.cell] * self.width_hidden
+            others = {"gru": 6, "lstm": 8, "mingru": 2}[self.cell] * hidden
         return self._num_weights() + self.num_directions * others
 
     def flops_per_token(self, context_length: int) -> int:
@@ -84,14 +85,15 @@ class RNNConfig(LayerConfigBase):
         return RNNLayer(self)
 
     def _num_weights(self) -> int:
-        hidden = self.num_directions * self.width_hidden
-        projection = hidden * (self.output_dim or 0)
+        return self.num_directions * (self._cell_weights() + self.width_hidden * (self.output_dim or 0))
+
+    def _cell_weights(self) -> int:
+        hidden = self.width_hidden
         if self.cell == "gated_delta":
-            return self.num_directions * gated_delta.count_weights(self.width_in, self.width_hidden) + projection
+            return gated_delta.count_weights(self.width_in, hidden)
         if self.cell == "mingru":
-            return 2 * hidden * self.width_in + projection
-        gates = {"gru": 3, "lstm": 4}[self.cell]
-        return gates * hidden * (self.width_in + self.width_hidden) + projection
+            return 2 * hidden * self.width_in
+        return {"gru": 3, "lstm": 4}[self.cell] * hidden * (self.width_in + hidden)
 
 
 class RNNLayer(Layer):
