@@ -22,7 +22,7 @@ from agfl_models.errors import ConfigError
 from agfl_models.generation import GenerationConfig, generate, stream
 from agfl_models.heads import LanguageModelHead
 from agfl_models.layers.layer import Memory
-from agfl_models.tokenizer import ByteTokenizer
+from agfl_models.tokenizer import Tokenizer
 from agfl_models.validation import validate
 
 PROMPT = [1, 5, 3]
@@ -222,6 +222,10 @@ def test_a_batch_is_its_prompts_one_by_one(model: AutoGenModel, way: dict[str, A
     assert len({len(ids) for ids in together}) > 1
 
 
+def test_a_batch_may_be_empty() -> None:
+    assert generate(make_model(), [], config_of(), eos_id=EOS) == []
+
+
 @each_way
 def test_streaming_is_generating(model: AutoGenModel, way: dict[str, Any]) -> None:
     memory, generator = memory_of(model, [PROMPT]), torch.Generator().manual_seed(0)
@@ -318,7 +322,7 @@ def test_logits_that_are_no_numbers_end_the_text(family: str) -> None:
 
 
 def test_what_is_streamed_is_complete_utf8() -> None:
-    tokenizer = ByteTokenizer()
+    tokenizer = Tokenizer()
     text = "Grüße, 世界 🎉"
     model = Echo([*tokenizer.encode(text), tokenizer.eos_id], tokenizer.vocab_size)
     ids = stream(model, [tokenizer.bos_id], config_of(max_new_tokens=99), eos_id=tokenizer.eos_id)
