@@ -1,0 +1,1 @@
+"""Metrics of generated text, spans and classes, each a function of sums over owners."""

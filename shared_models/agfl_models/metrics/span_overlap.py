@@ -1,0 +1,54 @@
+"""Exact match and F1 of answers as SQuAD 2.0 defines them, as a function of sums.
+
+Rajpurkar et al. 2016, arXiv:1606.05250, and 2018, arXiv:1806.03822: the best over an example's reference answers, on
+text without case, punctuation and articles.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+_EXACT, _F1, _COUNT = NAMES = ("eval/span/exact_match", "eval/span/f1", "eval/span/count")
+SCORES = ("eval/exact_match", "eval/f1")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def span_overlap_sums(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Return summed exact match and F1, 0 to 1 an example, and the number of examples.
+
+    An example without references has no answer; the empty hypothesis says the same. A reference of which normalizing
+    leaves nothing is none, as in the official script for SQuAD 2.0.
+    """
+    sums = dict.fromkeys(NAMES, 0.0)
+    for hypothesis, answers in zip(hypotheses, references, strict=True):
+        found = normalize(hypothesis)
+        expected = [text for text in map(normalize, answers) if text] or [""]
+        sums[_EXACT] += float(found in expected)
+        sums[_F1] += max(_token_f1(found.split(), text.split()) for text in expected)
+        sums[_COUNT] += 1
+    return sums
+
+
+def span_overlap_scores(sums: Mapping[str, float]) -> dict[str, float]:
+    """Return exact match and F1 in percent of the examples; nothing where there was none."""
+    count = sums[_COUNT]
+    if count == 0:
+        return {}
+    return {"eval/exact_match": 100 * sums[_EXACT] / count, "eval/f1": 100 * sums[_F1] / count}
+
+
+def normalize(answer: str) -> str:
+    """Return `answer` in lower case without ASCII punctuation, English articles and superfluous spaces."""
+    plain = answer.lower().translate(_NO_PUNCTUATION)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
+
+
+def _token_f1(left: list[str], right: list[str]) -> float:
+    """Return the F1 of two bags of tokens: 1 where both are empty, 0 where one is."""
+    if not left or not right:
+        return float(left == right)
+    common = (Counter(left) & Counter(right)).total()
+    return 2 * common / (len(left) + len(right))
