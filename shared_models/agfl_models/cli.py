@@ -51,7 +51,7 @@ def generate(
     """Continue a text, printing as it is written."""
     import torch
 
-    from agfl_models.generation import generate as generate_ids
+    from agfl_models.generation import GenerationConfig, stream
     from agfl_models.store import load_model
     from agfl_models.tokenizer import ByteTokenizer
 
@@ -60,14 +60,12 @@ def generate(
     if model.config.vocab_size != tokenizer.vocab_size:
         got = model.config.vocab_size
         raise ConfigError(f"{path}: model.vocab_size: must be {tokenizer.vocab_size} to write text, got {got}")
-    new_ids = generate_ids(
+    new_ids = stream(
         model,
         [tokenizer.bos_id, *tokenizer.encode(prompt)],
-        max_tokens,
-        temperature,
-        top_k,
-        torch.Generator().manual_seed(seed),
-        tokenizer.eos_id,
+        GenerationConfig(max_new_tokens=max_tokens, temperature=temperature, top_k=top_k),
+        eos_id=tokenizer.eos_id,
+        generator=torch.Generator().manual_seed(seed),
     )
     sys.stdout.write(prompt)
     for text in tokenizer.decode_stream(new_ids):

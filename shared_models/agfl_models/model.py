@@ -1,6 +1,7 @@
 """AutoGenModel: layers built from a configuration, between an embedding and a head if the model reads tokens.
 
-B batch, T time, D width of the embedding and of the residual stream, E width of the output, V vocabulary.
+B batch, T time, D width of the embedding and of the residual stream, E width of the output, S length of the source,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from agfl_models.config import ModelConfig, ResolvedModelConfig
-from agfl_models.heads import LanguageModelHead
-from agfl_models.layers import build
-from agfl_models.layers.connection import SublayerConnection
-from agfl_models.layers.layer import Layer, State
+from agfl_models.errors import ConfigError
+from agfl_models.heads import Head
+from agfl_models.layers.layer import Memory, State
+from agfl_models.stack import Encoder, Stack
 from agfl_models.validation import validate
 
 # With a tied head every token's logit has this standard deviation at first, and the token just read about this
@@ -29,7 +30,7 @@ OWN_LOGIT = 4.0
 INPUT_STD = 0.25
 
 
-class AutoGenModel(nn.Module):
+class AutoGenModel(Stack):
     """A modular model: `layers[i]` is the layer that `config.layers[i]` describes, nothing more.
 
     Norms, residual sums and bridges are in `connections[i]`. There is no dropout, so a forward pass draws no
@@ -59,62 +60,84 @@ class AutoGenModel(nn.Module):
             self._build(self.config)
             self.reset_parameters()
 
-    def forward(self, x: Tensor, mask_BT: Tensor | None = None) -> Tensor:
-        """Return logits_BTV for token ids_BT, or y_BTE for vectors x_BTD if the model has no vocabulary.
+    def forward(
+        self,
+        x: Tensor,
+        mask_BT: Tensor | None = None,
+        source: Tensor | None = None,
+        source_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Return what the head makes of token ids_BT (logits_BTV, logits_BT2 or logits_BC), without one y_BTE.
 
         Args:
-            x: ids_BT (integers) or x_BTD.
+            x: ids_BT (integers), or vectors x_BTD if the model has no vocabulary; for an encoder-decoder the target.
             mask_BT: True at real positions, in any pattern; see `Layer.forward`.
-        """
-        x = self._embed(x)
-        for layer, connection in self._sublayers():
-            x = connection(x, layer, mask_BT)
-        return self._read_out(x)
+            source: ids_BS (or vectors) that an encoder-decoder reads.
+            source_mask: True at the real positions of the source.
 
-    def initial_state(self, batch_size: int) -> tuple[State, ...]:
-        """Return the state before the first position: one `State` for each layer."""
-        return tuple(layer.initial_state(batch_size) for layer, _ in self._sublayers())
+        Raises:
+            ConfigError: an encoder-decoder gets no source, or another model one.
+        """
+        self._check_source(source is not None)
+        memory = None if source is None else self.encode(source, source_mask)
+        return self._read_out(self.run_stack(self._embed(x), mask_BT, memory), mask_BT)
+
+    def encode(self, source: Tensor, source_mask_BS: Tensor | None = None) -> Memory:
+        """Return what the encoder of an encoder-decoder reads in ids_BS (or vectors); raises ConfigError for others."""
+        self._check_source(True)
+        assert self.encoder is not None
+        memory: Memory = self.encoder(self._embed(source), source_mask_BS)
+        return memory
+
+    def initial_state(self, batch_size: int, memory: Memory | None = None) -> tuple[State, ...]:
+        """Return the state before the first position: one `State` for each layer.
+
+        Args:
+            batch_size: rows that decode side by side.
+            memory: for an encoder-decoder, as `encode` returns it, a row for each of the batch.
+
+        Raises:
+            ConfigError: an encoder does not decode, and an encoder-decoder not without a memory.
+        """
+        if self.config.family == "encoder":
+            raise ConfigError("family: must be decoder or encoder_decoder to decode step by step, got encoder")
+        self._check_source(memory is not None)
+        return self.initial_stack_state(batch_size, memory)
 
     def step(self, x: Tensor, state: tuple[State, ...]) -> tuple[Tensor, tuple[State, ...]]:
         """Return logits_BV for ids_B (or y_BE for x_BD) at the next position, and the state after it.
 
         Raises:
-            ConfigError: an attention layer is not causal.
+            ConfigError: a layer sees later positions.
         """
-        x = self._embed(x)
-        after = []
-        for (layer, connection), before in zip(self._sublayers(), state, strict=True):
-            x, layer_state = connection.step(x, layer, before)
-            after.append(layer_state)
-        return self._read_out(x), tuple(after)
+        y, after = self.step_stack(self._embed(x), state)
+        return self._read_out(y, None), after
 
     def reset_parameters(self) -> None:
         """Draw new initial weights from the global generator."""
-        is_residual = self.config.residual != "none"
-        branch_scale = len(self.layers) ** -0.5 if is_residual else 1.0
-        for layer, connection in self._sublayers():
-            layer.reset_parameters(branch_scale if connection.bridge_out is None else 1.0)
-            connection.reset_parameters(branch_scale)
+        if self.encoder is not None:
+            self.encoder.reset_stack()
+        self.reset_stack()
         if self.embedding is not None:
             nn.init.normal_(self.embedding.weight, std=self._embedding_std())
 
     def _build(self, config: ResolvedModelConfig) -> None:
         self.embedding: nn.Embedding | None = None
-        self.head: LanguageModelHead | None = None
+        self.encoder: Encoder | None = None
+        self.head: Head | None = None
         if config.vocab_size is not None:
             self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList(build(layer) for layer in config.layers)
-        self.connections = nn.ModuleList(
-            SublayerConnection(*place.widths, config.residual, config.norm) for place in config.places()
-        )
+        if config.encoder_stack is not None:
+            self.encoder = Encoder(config.encoder_stack)
+        self.build_stack(config.stack)
         if config.vocab_size is not None and config.head is not None:
-            self.head = LanguageModelHead(config.head, config.width_out, config.vocab_size, config.norm)
+            self.head = config.head.build(config.width_out, config.vocab_size, config.norm)
 
-    def _sublayers(self) -> Iterator[tuple[Layer, SublayerConnection]]:
-        for layer, connection in zip(self.layers, self.connections, strict=True):
-            assert isinstance(layer, Layer)
-            assert isinstance(connection, SublayerConnection)
-            yield layer, connection
+    def _check_source(self, is_given: bool) -> None:
+        if self.encoder is None and is_given:
+            raise ConfigError(f"family: must be encoder_decoder to read a source, got {self.config.family}")
+        if self.encoder is not None and not is_given:
+            raise ConfigError("source: required with family encoder_decoder, got none")
 
     def _embed(self, x: Tensor) -> Tensor:
         if self.embedding is None:
@@ -126,10 +149,10 @@ class AutoGenModel(nn.Module):
     def _embedding_std(self) -> float:
         return min(LOGIT_STD / math.sqrt(self.config.dim), OWN_LOGIT / self.config.dim)
 
-    def _read_out(self, x: Tensor) -> Tensor:
+    def _read_out(self, x: Tensor, mask_BT: Tensor | None) -> Tensor:
         if self.head is None or self.embedding is None:
             return x
-        logits: Tensor = self.head(x, self.embedding.weight)
+        logits: Tensor = self.head(x, mask_BT, self.embedding.weight)
         return logits
 
 

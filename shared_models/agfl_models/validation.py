@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,10 +71,11 @@ def nearest(name: str, known: list[str]) -> str:
 
 def _first_problem(error: ValidationError, data: object) -> str:
     problem = error.errors()[0]
+    if problem["type"] == "missing":
+        *parents, name = problem["loc"]
+        return ".".join([*_path(parents, data), str(name)]) + ": required but missing"
     path = ".".join(_path(problem["loc"], data))
     field = f"{path}: " if path else ""
-    if problem["type"] == "missing":
-        return f"{field}required but missing"
     if problem["type"] == "union_tag_invalid":
         tags = [tag.strip(" '") for tag in problem["ctx"]["expected_tags"].split(",")]
         tag = problem["ctx"]["tag"]
@@ -89,9 +90,9 @@ def _first_problem(error: ValidationError, data: object) -> str:
     return f"{field}{rule}, got {shown}"
 
 
-def _path(location: tuple[int | str, ...], data: object) -> Iterator[str]:
+def _path(location: Iterable[int | str], data: object) -> Iterator[str]:
     """Yield the keys that a person wrote: pydantic puts a union's tag among them, which leads nowhere in `data`."""
-    for part in location[:-1]:
+    for part in location:
         if isinstance(data, dict):
             if part not in data:
                 continue
@@ -101,5 +102,3 @@ def _path(location: tuple[int | str, ...], data: object) -> Iterator[str]:
         else:
             continue
         yield str(part)
-    if location and not (isinstance(data, dict) and location[-1] == data.get("type")):
-        yield str(location[-1])

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from agfl_models.errors import ConfigError
 from agfl_models.layers import LayerConfig, build
-from agfl_models.layers.layer import Layer
+from agfl_models.layers.layer import Layer, Memory
 
 WIDTH = 16
-ENCODER = {"type": "attention", "num_heads": 4, "causal": False}
+MEMORY_WIDTH = 12
 CAUSAL_LAYERS: dict[str, dict[str, Any]] = {
     "ff": {"type": "ff"},
     "ff gelu": {"type": "ff", "activation": "gelu", "hidden_dim": 20},
@@ -30,13 +30,28 @@ CAUSAL_LAYERS: dict[str, dict[str, Any]] = {
     "lstm projected": {"type": "rnn", "cell": "lstm", "hidden_dim": 12, "output_dim": 20},
     "mingru": {"type": "rnn", "cell": "mingru"},
     "mingru projected": {"type": "rnn", "cell": "mingru", "hidden_dim": 12, "output_dim": 20},
+    "gated delta": {"type": "rnn", "cell": "gated_delta"},
+    "gated delta projected": {"type": "rnn", "cell": "gated_delta", "hidden_dim": 64, "output_dim": 20},
     "attention": {"type": "attention", "num_heads": 2},
     "attention grouped": {"type": "attention", "num_heads": 4, "num_kv_heads": 2},
     "attention multi-query": {"type": "attention", "num_heads": 4, "num_kv_heads": 1},
     "attention unrotated": {"type": "attention", "num_heads": 2, "rope": False},
+    "attention in a window": {"type": "attention", "num_heads": 2, "window": 3},
+    "attention to itself": {"type": "attention", "num_heads": 4, "num_kv_heads": 2, "window": 1},
+    "cross-attention": {"type": "attention", "cross": True, "num_heads": 4},
+    "cross-attention grouped": {"type": "attention", "cross": True, "num_heads": 4, "num_kv_heads": 2},
 }
-LAYERS = {**CAUSAL_LAYERS, "attention both ways": ENCODER}
+BOTH_WAYS: dict[str, dict[str, Any]] = {
+    "attention both ways": {"type": "attention", "num_heads": 4, "causal": False},
+    "attention in a window both ways": {"type": "attention", "num_heads": 2, "causal": False, "window": 2},
+    "gru both ways": {"type": "rnn", "bidirectional": True},
+    "lstm both ways": {"type": "rnn", "cell": "lstm", "bidirectional": True, "hidden_dim": 12},
+    "gated delta both ways": {"type": "rnn", "cell": "gated_delta", "bidirectional": True, "output_dim": 20},
+    "mingru both ways": {"type": "rnn", "cell": "mingru", "bidirectional": True, "hidden_dim": 12, "output_dim": 20},
+}
+LAYERS = CAUSAL_LAYERS | BOTH_WAYS
 each_causal_layer = pytest.mark.parametrize("config", CAUSAL_LAYERS.values(), ids=CAUSAL_LAYERS.keys())
+each_layer_both_ways = pytest.mark.parametrize("config", BOTH_WAYS.values(), ids=BOTH_WAYS.keys())
 each_layer = pytest.mark.parametrize("config", LAYERS.values(), ids=LAYERS.keys())
 
 
@@ -51,7 +66,15 @@ def make_layer(config: dict[str, Any]) -> Layer:
 
 def resolve(config: dict[str, Any]) -> LayerConfig:
     layer_config: LayerConfig = TypeAdapter(LayerConfig).validate_python(config)
-    return layer_config.resolved(WIDTH, False, "layer")
+    return layer_config.in_stack(causal=True, memory_dim=MEMORY_WIDTH).resolved(WIDTH, False, "layer")
+
+
+def memory(rows: int, first: int = 0, dtype: torch.dtype = torch.float32) -> Memory:
+    """What an encoder read, for the layers that look at it: the same at every call."""
+    generator = torch.Generator().manual_seed(2)
+    states_BSD = torch.randn(3, 6, MEMORY_WIDTH, generator=generator).to(dtype)
+    mask_BS = torch.rand(3, 6, generator=generator) < 0.7
+    return Memory(states_BSD[first : first + rows], mask_BS[first : first + rows])
 
 
 @each_causal_layer
@@ -60,7 +83,7 @@ def test_what_comes_later_changes_nothing_before(config: dict[str, Any], is_mask
     layer = make_layer(config)
     x_BTD = torch.randn(2, 9, WIDTH)
     mask_BT = torch.rand(2, 9) < 0.7 if is_masked else None
-    y_BTE = layer(x_BTD, mask_BT)
+    y_BTE = layer(x_BTD, mask_BT, memory(2))
     for t in range(8):
         changed_BTD = x_BTD.clone()
         changed_BTD[:, t + 1 :] = torch.randn(2, 8 - t, WIDTH)
@@ -68,27 +91,60 @@ def test_what_comes_later_changes_nothing_before(config: dict[str, Any], is_mask
         if mask_BT is not None:
             changed_mask_BT = mask_BT.clone()
             changed_mask_BT[:, t + 1 :] = torch.rand(2, 8 - t) < 0.7
-        y_changed_BTE = layer(changed_BTD, changed_mask_BT)
+        y_changed_BTE = layer(changed_BTD, changed_mask_BT, memory(2))
         torch.testing.assert_close(y_changed_BTE[:, : t + 1], y_BTE[:, : t + 1], atol=1e-6, rtol=1e-6)
         assert is_masked or not torch.allclose(y_changed_BTE[:, t + 1], y_BTE[:, t + 1])
 
 
-def test_attention_both_ways_sees_what_comes_later() -> None:
-    layer = make_layer(ENCODER)
+@each_layer_both_ways
+def test_a_layer_both_ways_sees_what_comes_before_and_later(config: dict[str, Any]) -> None:
+    layer = make_layer(config)
     x_BTD = torch.randn(2, 9, WIDTH)
-    changed_BTD = torch.cat((x_BTD[:, :-1], torch.randn(2, 1, WIDTH)), dim=1)
-    assert not torch.allclose(layer(x_BTD)[:, 0], layer(changed_BTD)[:, 0])
+    for seen, looking in ((3, 4), (5, 4)):
+        changed_BTD = x_BTD.clone()
+        changed_BTD[:, seen] = torch.randn(2, WIDTH)
+        assert not torch.allclose(layer(x_BTD)[:, looking], layer(changed_BTD)[:, looking])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_window_ends_where_it_says(causal: bool) -> None:
+    layer = make_layer({"type": "attention", "num_heads": 2, "causal": causal, "window": 3})
+    x_BTD = torch.randn(1, 9, WIDTH)
+    for seen in range(9):
+        changed_BTD = x_BTD.clone()
+        changed_BTD[:, seen] = torch.randn(1, WIDTH)
+        changed_T = (layer(x_BTD) - layer(changed_BTD)).abs().sum(dim=(0, 2)) > 1e-5
+        distances_T = torch.arange(9) - seen
+        within_T = distances_T.abs() < 3
+        assert torch.equal(changed_T, within_T & (distances_T >= 0) if causal else within_T)
+
+
+def test_the_state_of_a_window_stays_within_it() -> None:
+    layer = make_layer({"type": "attention", "num_heads": 2, "window": 3})
+    state = layer.initial_state(2)
+    for _ in range(9):
+        _, state = layer.step(torch.randn(2, WIDTH), state)
+        assert all(part.shape[1] <= 3 for part in state[:2])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_window_as_long_as_the_sequence_changes_nothing(causal: bool) -> None:
+    config = {"type": "attention", "num_heads": 2, "causal": causal}
+    x_BTD, mask_BT = torch.randn(2, 7, WIDTH), torch.rand(2, 7) < 0.6
+    for mask in (None, mask_BT):
+        want_BTD = make_layer(config)(x_BTD, mask)
+        torch.testing.assert_close(make_layer({**config, "window": 7})(x_BTD, mask), want_BTD, atol=1e-6, rtol=1e-6)
 
 
 @each_causal_layer
 def test_step_by_step_is_the_whole_sequence(config: dict[str, Any]) -> None:
     layer = make_layer(config)
     x_BTD = torch.randn(3, 11, WIDTH)
-    torch.testing.assert_close(decode(layer, x_BTD), layer(x_BTD), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(decode(layer, x_BTD), layer(x_BTD, None, memory(3)), atol=1e-5, rtol=1e-5)
 
 
 def decode(layer: Layer, x_BTD: Tensor) -> Tensor:
-    state = layer.initial_state(len(x_BTD))
+    state = layer.initial_state(len(x_BTD), memory(len(x_BTD)))
     outputs = []
     for x_BD in x_BTD.unbind(dim=1):
         y_BE, state = layer.step(x_BD, state)
@@ -101,7 +157,7 @@ def test_a_step_leaves_the_given_state_alone_and_rows_can_be_reordered(config: d
     layer = make_layer(config)
     beams = torch.tensor([2, 0, 0])
     x_BD = torch.randn(3, WIDTH)
-    _, state = layer.step(torch.randn(3, WIDTH), layer.initial_state(3))
+    _, state = layer.step(torch.randn(3, WIDTH), layer.initial_state(3, memory(3)))
     copies = tuple(part.clone() for part in state)
     y_BE, _ = layer.step(x_BD, state)
     for part, copy in zip(state, copies, strict=True):
@@ -118,11 +174,11 @@ def test_padding_anywhere_does_not_change_real_positions(config: dict[str, Any],
     mask_BT = torch.tensor(rows)
     x_BTD = torch.randn(*mask_BT.shape, WIDTH)
     x_BTD[~mask_BT] = 1e3
-    y_BTE = layer(x_BTD, mask_BT)
+    y_BTE = layer(x_BTD, mask_BT, memory(len(rows)))
     assert y_BTE.isfinite().all()
-    for x_TD, y_TE, mask_T in zip(x_BTD, y_BTE, mask_BT, strict=True):
+    for row, (x_TD, y_TE, mask_T) in enumerate(zip(x_BTD, y_BTE, mask_BT, strict=True)):
         if mask_T.any():
-            alone_TE = layer(x_TD[mask_T].unsqueeze(0)).squeeze(0)
+            alone_TE = layer(x_TD[mask_T].unsqueeze(0), None, memory(1, first=row)).squeeze(0)
             torch.testing.assert_close(y_TE[mask_T], alone_TE, atol=1e-5, rtol=1e-5)
 
 
@@ -132,8 +188,8 @@ def test_bfloat16_gives_finite_gradients_and_nearly_the_same_output(config: dict
     layer = make_layer(config)
     x_BTD = torch.randn(2, 64, WIDTH)
     mask_BT = torch.rand(2, 64) < 0.5 if is_masked else None
-    exact_BTE = layer(x_BTD, mask_BT).detach()
-    y_BTE = layer.to(torch.bfloat16)(x_BTD.bfloat16(), mask_BT)
+    exact_BTE = layer(x_BTD, mask_BT, memory(2)).detach()
+    y_BTE = layer.to(torch.bfloat16)(x_BTD.bfloat16(), mask_BT, memory(2, dtype=torch.bfloat16))
     assert y_BTE.dtype == torch.bfloat16
     assert (y_BTE - exact_BTE).norm() < 0.03 * exact_BTE.norm()
     y_BTE.square().mean().backward()
@@ -144,7 +200,7 @@ def test_bfloat16_gives_finite_gradients_and_nearly_the_same_output(config: dict
 def test_autocast_gives_finite_gradients(config: dict[str, Any]) -> None:
     layer = make_layer(config)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = layer(torch.randn(2, 64, WIDTH)).square().mean()
+        loss = layer(torch.randn(2, 64, WIDTH), None, memory(2)).square().mean()
     loss.backward()
     assert_finite_gradients(layer)
 
@@ -160,10 +216,23 @@ def test_the_config_predicts_widths_and_number_of_parameters(config: dict[str, A
     layer, resolved = make_layer(config), resolve(config)
     assert sum(parameter.numel() for parameter in layer.parameters()) == resolved.num_parameters()
     assert (layer.input_dim, layer.output_dim) == (resolved.width_in, resolved.width_out)
-    assert layer(torch.randn(1, 3, WIDTH)).shape == (1, 3, resolved.width_out)
+    assert layer(torch.randn(1, 3, WIDTH), None, memory(1)).shape == (1, 3, resolved.width_out)
 
 
-def test_attention_both_ways_cannot_decode_step_by_step() -> None:
-    layer = make_layer(ENCODER)
-    with pytest.raises(ConfigError, match=r"^causal: must be true to decode step by step, got false$"):
+@pytest.mark.parametrize("cell", ["gru", "lstm", "mingru", "gated_delta"])
+def test_both_directions_begin_alike(cell: str) -> None:
+    torch.manual_seed(0)
+    layer = build(resolve({"type": "rnn", "cell": cell, "hidden_dim": 96, "bidirectional": True}))
+    weights = layer.state_dict()
+    for name in [name for name in weights if name.startswith("cell.")]:
+        there, back = weights[name], weights[f"backward_{name}"]
+        torch.testing.assert_close(back.std(), there.std(), atol=1e-6, rtol=0.1)
+        torch.testing.assert_close(back.mean(), there.mean(), atol=0.05, rtol=0)
+        assert there.dim() == 1 or not torch.equal(there, back)
+
+
+@each_layer_both_ways
+def test_a_layer_both_ways_cannot_decode_step_by_step(config: dict[str, Any]) -> None:
+    layer = make_layer(config)
+    with pytest.raises(ConfigError, match=r"^(causal: must be true|bidirectional: must be false) to decode step by"):
         layer.step(torch.randn(1, WIDTH), layer.initial_state(1))

@@ -1,6 +1,6 @@
 """Layers agree with PyTorch's own modules, or with the formula of the paper in float64, given the same weights.
 
-B batch, T time, D width, H hidden width, N heads, K key-value heads, A width of one head.
+B batch, T time, D width, H hidden width, S length of the memory, N heads, K key-value heads, A width of one head.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agfl_models.layers.attention import AttentionConfig, AttentionLayer, allowed_pairs, rotate
+from agfl_models.layers.cross_attention import CrossAttentionConfig, CrossAttentionLayer
 from agfl_models.layers.feed_forward import FFConfig, FFLayer
+from agfl_models.layers.layer import Memory
 from agfl_models.layers.recurrent import MinGRUCell, RNNConfig, RNNLayer
 from agfl_models.layers.scan import linear_scan
 
@@ -26,8 +28,8 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def attention(num_heads: int, num_kv_heads: int, causal: bool, rope: bool) -> AttentionLayer:
-    config = AttentionConfig(embed_dim=16, num_heads=num_heads, num_kv_heads=num_kv_heads, causal=causal, rope=rope)
+def attention(num_heads: int, num_kv_heads: int, *, window: int | None = None, **flags: bool) -> AttentionLayer:
+    config = AttentionConfig(embed_dim=16, num_heads=num_heads, num_kv_heads=num_kv_heads, window=window, **flags)
     return AttentionLayer(config).double()
 
 
@@ -45,7 +47,7 @@ def torch_attention(layer: AttentionLayer) -> nn.MultiheadAttention:
 @pytest.mark.parametrize("num_kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("is_masked", [False, True])
 def test_attention_is_torch_multihead_attention(causal: bool, num_kv_heads: int, is_masked: bool) -> None:
-    layer = attention(4, num_kv_heads, causal, rope=False)
+    layer = attention(4, num_kv_heads, causal=causal, rope=False)
     x_BTD = torch.randn(2, 7, 16, dtype=torch.float64)
     mask_BT = torch.tensor([[1, 1, 0, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 1]]).bool()
     future_TT = torch.ones(7, 7, dtype=torch.bool).triu(1) if causal else None
@@ -57,10 +59,40 @@ def test_attention_is_torch_multihead_attention(causal: bool, num_kv_heads: int,
     torch.testing.assert_close(got_BTD[real_BT], want_BTD[real_BT])
 
 
-def test_every_position_may_look_somewhere() -> None:
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_in_a_window_is_torch_multihead_attention_in_a_band(causal: bool) -> None:
+    layer = attention(4, 2, window=3, causal=causal, rope=False)
+    x_BTD = torch.randn(2, 7, 16, dtype=torch.float64)
+    band_TT = torch.ones(7, 7, dtype=torch.bool).triu(-2).tril(0 if causal else 2)
+    want_BTD, _ = torch_attention(layer)(x_BTD, x_BTD, x_BTD, attn_mask=~band_TT)
+    torch.testing.assert_close(layer(x_BTD), want_BTD)
+
+
+@pytest.mark.parametrize("num_kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_cross_attention_is_torch_multihead_attention(num_kv_heads: int, is_masked: bool) -> None:
+    config = CrossAttentionConfig(cross=True, embed_dim=16, memory_dim=10, num_heads=4, num_kv_heads=num_kv_heads)
+    layer = CrossAttentionLayer(config).double()
+    reference = nn.MultiheadAttention(16, 4, bias=False, kdim=10, vdim=10, batch_first=True).double()
+    key, value = (
+        weight.view(-1, 4, 10).repeat_interleave(4 // num_kv_heads, 0).flatten(0, 1)
+        for weight in layer.key_value.weight.chunk(2)
+    )
+    weights = {"q": layer.query.weight, "k": key, "v": value}
+    copied = {f"{name}_proj_weight": weight for name, weight in weights.items()}
+    reference.load_state_dict({**copied, "out_proj.weight": layer.output.weight})
+    x_BTD, states_BSD = torch.randn(2, 7, 16, dtype=torch.float64), torch.randn(2, 5, 10, dtype=torch.float64)
+    mask_BS = torch.tensor([[0, 1, 0, 1, 1], [1, 1, 1, 1, 0]]).bool() if is_masked else None
+    padding_BS = None if mask_BS is None else ~mask_BS
+    want_BTD, _ = reference(x_BTD, states_BSD, states_BSD, key_padding_mask=padding_BS)
+    torch.testing.assert_close(layer(x_BTD, None, Memory(states_BSD, mask_BS)), want_BTD)
+
+
+@pytest.mark.parametrize("window", [None, 1, 2])
+def test_every_position_may_look_somewhere(window: int | None) -> None:
     mask_BT = torch.tensor([[0, 0, 1, 0], [0, 0, 0, 0]]).bool()
     for causal in (True, False):
-        assert allowed_pairs(mask_BT, causal).any(dim=-1).all()
+        assert allowed_pairs(mask_BT, causal, window).any(dim=-1).all()
 
 
 def test_rotary_attention_is_its_formula() -> None:
@@ -103,6 +135,22 @@ def test_recurrent_layer_is_torch_module(cell: Any, module: type[nn.GRU] | type[
     layer = RNNLayer(RNNConfig(input_dim=6, hidden_dim=5, cell=cell))
     reference = module(6, 5, batch_first=True)
     reference.load_state_dict({name.removeprefix("cell.rnn."): w for name, w in layer.state_dict().items()})
+    x_BTD, lengths = torch.randn(3, 8, 6), torch.tensor([8, 3, 5])
+    torch.testing.assert_close(layer(x_BTD), reference(x_BTD)[0])
+
+    packed = nn.utils.rnn.pack_padded_sequence(x_BTD, lengths, batch_first=True, enforce_sorted=False)
+    want_BTH, _ = nn.utils.rnn.pad_packed_sequence(reference(packed)[0], batch_first=True)
+    mask_BT = torch.arange(8) < lengths[:, None]
+    torch.testing.assert_close(layer(x_BTD, mask_BT)[mask_BT], want_BTH[mask_BT])
+
+
+@pytest.mark.parametrize(("cell", "module"), [("gru", nn.GRU), ("lstm", nn.LSTM)])
+def test_recurrent_layer_both_ways_is_torch_module(cell: Any, module: type[nn.GRU] | type[nn.LSTM]) -> None:
+    layer = RNNLayer(RNNConfig(input_dim=6, hidden_dim=5, cell=cell, bidirectional=True))
+    reference = module(6, 5, batch_first=True, bidirectional=True)
+    names = {name: name.removeprefix("cell.rnn.") for name in layer.state_dict() if name.startswith("cell.")}
+    names |= {f"backward_{name}": f"{copied}_reverse" for name, copied in names.items()}
+    reference.load_state_dict({names[name]: weight for name, weight in layer.state_dict().items()})
     x_BTD, lengths = torch.randn(3, 8, 6), torch.tensor([8, 3, 5])
     torch.testing.assert_close(layer(x_BTD), reference(x_BTD)[0])
 

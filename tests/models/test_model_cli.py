@@ -14,6 +14,15 @@ from agfl_models.store import save_model
 COMMAND = Path(sys.executable).with_name("agfl-model")
 
 
+ENCODER_DECODER = {
+    "family": "encoder_decoder",
+    "vocab_size": 259,
+    "dim": 16,
+    "encoder": {"layers": [{"type": "rnn"}]},
+    "layers": [{"type": "attention", "cross": True}],
+}
+
+
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
@@ -41,6 +50,18 @@ def test_describe_shows_parts_and_totals(run_folder: Path) -> None:
     assert [cell.strip() for cell in rows["layers.0"][3:5]] == ["1,024", "2,688"]
     assert [cell.strip() for cell in rows["layers.1"][3:5]] == ["2,304", "4,608"]
     assert [cell.strip() for cell in rows["total"][3:5]] == ["7,520", "15,584"]
+
+
+def test_describe_shows_the_encoder(tmp_path: Path) -> None:
+    model = AutoGenModel(ENCODER_DECODER, seed=0)
+    save_model(tmp_path, model.config, model.state_dict(), "translation")
+    result = agfl_model("describe", tmp_path, "--context-length", "10")
+    assert (result.returncode, result.stderr) == (0, "")
+    rows = {cells[1].strip(): cells for line in result.stdout.splitlines() if len(cells := line.split("│")) == 6}
+    # A GRU each way, 3 * 16 * 32 weights and 96 biases, and a projection of 32 * 16; q, k, v and output of 16 * 16.
+    assert [cell.strip() for cell in rows["encoder.layers.0"][3:5]] == ["3,776", "7,168"]
+    assert [cell.strip() for cell in rows["encoder.norm"][3:5]] == ["16", "0"]
+    assert [cell.strip() for cell in rows["layers.0"][3:5]] == ["1,024", "2,688"]
 
 
 def test_generate_continues_the_prompt_the_same_way_for_the_same_seed(run_folder: Path) -> None:
@@ -73,7 +94,7 @@ def test_help_does_not_wait_for_torch() -> None:
         "import sys, agfl_models, agfl_models.cli\n"
         "slow = {'torch', 'pydantic', 'yaml'} & set(sys.modules)\n"
         "assert not slow, slow\n"
-        "from agfl_models import AttentionLayer, AutoGenModel, FFLayer, ModelConfig, RNNLayer\n"
+        "from agfl_models import AttentionLayer, AutoGenModel, CrossAttentionLayer, FFLayer, ModelConfig, RNNLayer\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
     assert agfl_model("--help").returncode == 0

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from agfl_models.layers.layer import Layer, State, at_least_float32, init_linear
+from agfl_models.layers.layer import Layer, Memory, State, at_least_float32, init_linear
 
 Norm = Literal["rmsnorm", "layernorm", "none"]
 Residual = Literal["pre", "post", "none"]
@@ -39,9 +39,11 @@ class SublayerConnection(nn.Module):
         needs_bridge_out = residual != "none" and layer_out != width
         self.bridge_out = nn.Linear(layer_out, width, bias=False) if needs_bridge_out else None
 
-    def forward(self, x_BTW: Tensor, layer: Layer, mask_BT: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_BTW: Tensor, layer: Layer, mask_BT: Tensor | None = None, memory: Memory | None = None
+    ) -> Tensor:
         """Return (B, T, W), or (B, T, E) without a residual sum."""
-        y_BTE: Tensor = layer(self._enter(x_BTW), mask_BT)
+        y_BTE: Tensor = layer(self._enter(x_BTW), mask_BT, memory)
         return self._leave(x_BTW, y_BTE)
 
     def step(self, x_BW: Tensor, layer: Layer, state: State) -> tuple[Tensor, State]:

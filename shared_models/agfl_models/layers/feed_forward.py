@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from agfl_models.layers.layer import Layer, LayerConfigBase, State, init_linear
+from agfl_models.layers.layer import Layer, LayerConfigBase, Memory, State, init_linear
 
 
 class FFConfig(LayerConfigBase):
@@ -84,10 +84,10 @@ class FFLayer(Layer):
         self.output = nn.Linear(config.hidden_dim, self.output_dim, bias=False)
         self.reset_parameters(1.0)
 
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None, memory: Memory | None = None) -> Tensor:
         return self._apply_everywhere(x_BTD)
 
-    def initial_state(self, batch_size: int) -> State:
+    def initial_state(self, batch_size: int, memory: Memory | None = None) -> State:
         return ()
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:

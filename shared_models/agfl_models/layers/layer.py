@@ -1,12 +1,12 @@
 """What every layer type provides: a configuration that knows its sizes, and a module that can decode.
 
-B batch, T time, D width of the input, E width of the output.
+B batch, T time, D width of the input, E width of the output, S length of the memory.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,13 @@ from agfl_models.validation import Config, validate
 
 State = tuple[Tensor, ...]
 """What a layer remembers while decoding; batch is the first dimension of each tensor, to reorder beams by."""
+
+
+class Memory(NamedTuple):
+    """What an encoder read: its output, and True at the real positions (None if all are)."""
+
+    states_BSD: Tensor
+    mask_BS: Tensor | None = None
 
 
 class LayerConfigBase(Config, ABC):
@@ -54,6 +61,15 @@ class LayerConfigBase(Config, ABC):
             ConfigError: the sizes break a rule of the layer.
         """
 
+    def in_stack(self, causal: bool, memory_dim: int | None) -> Self:
+        """Return a copy with the defaults filled in that follow from the stack it stands in.
+
+        Args:
+            causal: a decoder, where no position may see a later one; else an encoder.
+            memory_dim: width of the encoder's output that the stack looks at; None without an encoder.
+        """
+        return self
+
     @abstractmethod
     def num_parameters(self) -> int:
         """Number of trainable parameters of the layer."""
@@ -67,10 +83,15 @@ class LayerConfigBase(Config, ABC):
         """Return the module."""
 
     def standalone(self) -> Self:
-        """Return a copy with every size filled in from the width stated here; raises ConfigError without one."""
+        """Return a copy with every size filled in from the width stated here, as in a decoder.
+
+        Raises:
+            ConfigError: the width is not stated, or a size breaks a rule.
+        """
         if self.stated_width is None:
             raise ConfigError(f"{self.type}: a layer on its own must state its width, got none")
-        return self.resolved(self.stated_width, residual=False, name=self.type)
+        placed = self.in_stack(causal=True, memory_dim=None)
+        return placed.resolved(self.stated_width, residual=False, name=self.type)
 
     def filled(self, name: str, **sizes: int | None) -> Self:
         """Return a copy with `sizes` set, checked again; raises ConfigError."""
@@ -84,18 +105,19 @@ class Layer(nn.Module, ABC):
     output_dim: int
 
     @abstractmethod
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None, memory: Memory | None = None) -> Tensor:
         """Return y_BTE for whole sequences.
 
         Args:
             x_BTD: inputs.
             mask_BT: True at real positions, in any pattern. Outputs at real positions do not depend on padding;
                 those at padding are finite but mean nothing.
+            memory: what the encoder read; only cross-attention looks at it.
         """
 
     @abstractmethod
-    def initial_state(self, batch_size: int) -> State:
-        """Return the state before the first position."""
+    def initial_state(self, batch_size: int, memory: Memory | None = None) -> State:
+        """Return the state before the first position; what cross-attention needs of `memory` is in it."""
 
     @abstractmethod
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:

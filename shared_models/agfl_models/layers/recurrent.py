@@ -1,4 +1,4 @@
-"""Recurrent layer: GRU and LSTM on torch's own modules, and minGRU on a parallel scan.
+"""Recurrent layer: GRU and LSTM on torch's own modules, minGRU on a parallel scan, and the gated delta rule.
 
 B batch, T time, D width of the input, H hidden width, E width of the output.
 """
@@ -11,7 +11,10 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from agfl_models.layers.layer import Layer, LayerConfigBase, State, at_least_float32, init_linear
+from agfl_models.errors import ConfigError
+from agfl_models.layers import gated_delta
+from agfl_models.layers.gated_delta import GatedDeltaCell
+from agfl_models.layers.layer import Layer, LayerConfigBase, Memory, State, at_least_float32, init_linear
 from agfl_models.layers.scan import linear_scan
 
 
@@ -20,13 +23,15 @@ class RNNConfig(LayerConfigBase):
 
     `hidden_dim` defaults to input_dim. The output is the hidden state, `hidden_dim` wide, unless `output_dim`
     is given: then a projection of it. In a residual model `output_dim` defaults to the width of the stream.
+    `bidirectional`, the default in an encoder, is `hidden_dim` in each direction and both hidden states side by side.
     """
 
     type: Literal["rnn"] = "rnn"
     input_dim: PositiveInt | None = None
     hidden_dim: PositiveInt | None = None
     output_dim: PositiveInt | None = None
-    cell: Literal["gru", "lstm", "mingru"] = "gru"
+    cell: Literal["gru", "lstm", "mingru", "gated_delta"] = "gru"
+    bidirectional: bool | None = None
 
     @property
     def stated_width(self) -> int | None:
@@ -39,13 +44,21 @@ class RNNConfig(LayerConfigBase):
 
     @property
     def width_out(self) -> int:
-        return self.output_dim or self.width_hidden
+        return self.output_dim or self.num_directions * self.width_hidden
 
     @property
     def width_hidden(self) -> int:
-        """Width of the hidden state."""
+        """Width of the hidden state, in one direction."""
         assert self.hidden_dim is not None
         return self.hidden_dim
+
+    @property
+    def num_directions(self) -> int:
+        """2 if bidirectional, else 1."""
+        return 2 if self.bidirectional else 1
+
+    def in_stack(self, causal: bool, memory_dim: int | None) -> Self:
+        return self if self.bidirectional is not None else self.model_copy(update={"bidirectional": not causal})
 
     def resolved(self, width: int, residual: bool, name: str) -> Self:
         input_dim = self.input_dim or width
@@ -57,28 +70,38 @@ class RNNConfig(LayerConfigBase):
         )
 
     def num_parameters(self) -> int:
-        biases = {"gru": 6, "lstm": 8, "mingru": 2}[self.cell] * self.width_hidden
-        return self._num_weights() + biases
+        hidden = self.width_hidden
+        if self.cell == "gated_delta":
+            others = gated_delta.count_other_parameters(hidden)
+        else:
+            others = {"gru": 6, "lstm": 8, "mingru": 2}[self.cell] * hidden
+        return self._num_weights() + self.num_directions * others
 
     def flops_per_token(self, context_length: int) -> int:
-        return 2 * self._num_weights()
+        state = gated_delta.state_flops(self.width_hidden) if self.cell == "gated_delta" else 0
+        return 2 * self._num_weights() + self.num_directions * state
 
     def build(self) -> RNNLayer:
         return RNNLayer(self)
 
     def _num_weights(self) -> int:
+        return self.num_directions * (self._cell_weights() + self.width_hidden * (self.output_dim or 0))
+
+    def _cell_weights(self) -> int:
         hidden = self.width_hidden
-        projection = hidden * (self.output_dim or 0)
+        if self.cell == "gated_delta":
+            return gated_delta.count_weights(self.width_in, hidden)
         if self.cell == "mingru":
-            return 2 * hidden * self.width_in + projection
-        gates = {"gru": 3, "lstm": 4}[self.cell]
-        return gates * hidden * (self.width_in + hidden) + projection
+            return 2 * hidden * self.width_in
+        return {"gru": 3, "lstm": 4}[self.cell] * hidden * (self.width_in + hidden)
 
 
 class RNNLayer(Layer):
     """A recurrent cell over time and, if `output_dim` is given, a projection of its hidden state.
 
-    Padding leaves the state as it is. The state is (h_BH,), for LSTM (h_BH, c_BH).
+    Padding leaves the state as it is. The state is (h_BH,), for LSTM (h_BH, c_BH), for the gated delta rule
+    (s_BNAA,). A second cell runs over time backward if `bidirectional` (Schuster and Paliwal 1997, "Bidirectional
+    recurrent neural networks").
 
     Args:
         config: sizes; those left out get their defaults.
@@ -88,25 +111,34 @@ class RNNLayer(Layer):
         super().__init__()
         config = config.standalone()
         self.input_dim, self.output_dim = config.width_in, config.width_out
-        self.cell: TorchCell | MinGRUCell = MinGRUCell(config) if config.cell == "mingru" else TorchCell(config)
+        self.cell = _build_cell(config)
+        self.backward_cell = _build_cell(config) if config.bidirectional else None
         self.output: nn.Linear | None = None
         if config.output_dim is not None:
-            self.output = nn.Linear(config.width_hidden, config.output_dim, bias=False)
+            self.output = nn.Linear(config.num_directions * config.width_hidden, config.output_dim, bias=False)
         self.reset_parameters(1.0)
 
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None, memory: Memory | None = None) -> Tensor:
         h_BTH: Tensor = self.cell(x_BTD, mask_BT)
+        if self.backward_cell is not None:
+            turned_BTH = self.backward_cell(x_BTD.flip(1), None if mask_BT is None else mask_BT.flip(1))
+            h_BTH = torch.cat((h_BTH, turned_BTH.flip(1)), dim=-1)
         return self._project(h_BTH)
 
-    def initial_state(self, batch_size: int) -> State:
+    def initial_state(self, batch_size: int, memory: Memory | None = None) -> State:
         return self.cell.initial_state(batch_size)
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
+        """See `Layer.step`. Raises ConfigError if the layer is bidirectional."""
+        if self.backward_cell is not None:
+            raise ConfigError("bidirectional: must be false to decode step by step, got true")
         h_BH, state = self.cell.step(x_BD, state)
         return self._project(h_BH), state
 
     def reset_parameters(self, branch_scale: float) -> None:
         self.cell.reset_parameters()
+        if self.backward_cell is not None:
+            self.backward_cell.reset_parameters()
         if self.output is not None:
             init_linear(self.output, branch_scale)
 
@@ -115,6 +147,12 @@ class RNNLayer(Layer):
             return h
         y: Tensor = self.output(h)
         return y
+
+
+def _build_cell(config: RNNConfig) -> TorchCell | MinGRUCell | GatedDeltaCell:
+    if config.cell == "gated_delta":
+        return GatedDeltaCell(config.width_in, config.width_hidden)
+    return MinGRUCell(config) if config.cell == "mingru" else TorchCell(config)
 
 
 class TorchCell(nn.Module):

@@ -1,0 +1,105 @@
+"""What self-attention and cross-attention share: heads that divide the width, and the weighted sum.
+
+B batch, T positions that look, S positions looked at, N query heads, K key-value heads, A width of one head.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import Self
+
+import torch.nn.functional as F
+from pydantic import PositiveInt, ValidationInfo, field_validator
+from torch import Tensor
+
+from agfl_models.layers.layer import LayerConfigBase
+
+DEFAULT_HEAD_DIM = 32
+
+
+class DotProductConfig(LayerConfigBase, ABC):
+    """Width and heads of an attention layer.
+
+    `num_heads` defaults to the most heads that are at least 32 wide, `num_kv_heads` to `num_heads`.
+    """
+
+    # Order matters: a field is checked against those above it.
+    type: str = "attention"
+    embed_dim: PositiveInt | None = None
+    rope: bool = True
+    num_heads: PositiveInt | None = None
+    num_kv_heads: PositiveInt | None = None
+
+    @field_validator("num_heads")
+    @classmethod
+    def _heads_divide_width(cls, num_heads: int | None, info: ValidationInfo) -> int | None:
+        embed_dim = info.data.get("embed_dim")
+        if num_heads is None or embed_dim is None:
+            return num_heads
+        if embed_dim % num_heads:
+            raise ValueError(f"must divide embed_dim ({embed_dim})")
+        if info.data.get("rope") and embed_dim // num_heads % 2:
+            raise ValueError(f"embed_dim ({embed_dim}) / num_heads must be even with rope")
+        return num_heads
+
+    @field_validator("num_kv_heads")
+    @classmethod
+    def _kv_heads_divide_heads(cls, num_kv_heads: int | None, info: ValidationInfo) -> int | None:
+        num_heads = info.data.get("num_heads")
+        if num_kv_heads is not None and num_heads is not None and num_heads % num_kv_heads:
+            raise ValueError(f"must divide num_heads ({num_heads})")
+        return num_kv_heads
+
+    @property
+    def stated_width(self) -> int | None:
+        return self.embed_dim
+
+    @property
+    def width_in(self) -> int:
+        assert self.embed_dim is not None
+        return self.embed_dim
+
+    @property
+    def width_out(self) -> int:
+        return self.width_in
+
+    @property
+    def width_kv(self) -> int:
+        """Width of all keys, or all values, of one position."""
+        assert self.num_heads is not None
+        assert self.num_kv_heads is not None
+        return self.width_in // self.num_heads * self.num_kv_heads
+
+    def resolved(self, width: int, residual: bool, name: str) -> Self:
+        embed_dim = self.embed_dim or width
+        num_heads = self.num_heads or _default_heads(embed_dim)
+        return self.filled(name, embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=self.num_kv_heads or num_heads)
+
+
+def _default_heads(embed_dim: int) -> int:
+    most = max(1, embed_dim // DEFAULT_HEAD_DIM)
+    return max((n for n in range(1, most + 1) if embed_dim % (2 * n) == 0), default=1)
+
+
+def attend(
+    q_BTNA: Tensor,
+    k_BSKA: Tensor,
+    v_BSKA: Tensor,
+    allowed_B1TS: Tensor | None = None,
+    is_causal: bool = False,
+) -> Tensor:
+    """Return (B, T, N * A): the mean of the values, weighted by how well their keys fit the query.
+
+    Args:
+        allowed_B1TS: True where a query may look at a key; no row may be empty, since some kernels make it 0/0.
+        is_causal: query t may look at the keys up to t; not together with `allowed_B1TS`.
+    """
+    y_BNTA = F.scaled_dot_product_attention(
+        q_BTNA.transpose(1, 2),
+        k_BSKA.transpose(1, 2),
+        v_BSKA.transpose(1, 2),
+        attn_mask=allowed_B1TS,
+        is_causal=is_causal,
+        enable_gqa=k_BSKA.shape[2] != q_BTNA.shape[2],
+    )
+    return y_BNTA.transpose(1, 2).flatten(2)

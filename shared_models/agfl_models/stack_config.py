@@ -1,0 +1,174 @@
+"""The configuration of a stack of layers: the decoder is one, the encoder another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, PositiveInt
+
+from agfl_models.errors import ConfigError
+from agfl_models.layers import LayerConfig
+from agfl_models.layers.attention import AttentionConfig
+from agfl_models.layers.connection import Norm, Residual, bridge_weights, connection_parameters
+from agfl_models.layers.cross_attention import CrossAttentionConfig
+from agfl_models.layers.layer import LayerConfigBase
+from agfl_models.layers.recurrent import RNNConfig
+from agfl_models.validation import Config
+
+_REPEAT: Literal["repeat group"] = "repeat group"  # a tag that no key can be mistaken for
+
+
+def _tag_repeat(item: Any) -> Any:
+    # pydantic tells the members of a union apart by `type`; a repeat group is known by its `repeat` instead.
+    if isinstance(item, dict) and "type" not in item:
+        if "repeat" not in item:
+            raise ValueError("must have a `type`, or `repeat` and `layers`")
+        return {"type": _REPEAT, **item}
+    return item
+
+
+class RepeatConfig(Config):
+    """`layers` written out `repeat` times, each time with parameters of its own."""
+
+    type: Literal["repeat group"] = Field(default=_REPEAT, exclude=True)
+    repeat: PositiveInt
+    layers: tuple[LayerItem, ...] = Field(min_length=1)
+
+
+LayerItem = Annotated[Annotated[LayerConfig | RepeatConfig, Field(discriminator="type")], BeforeValidator(_tag_repeat)]
+
+
+class EncoderConfig(Config):
+    """The stack that reads the source; embedding, width, `residual` and `norm` are the model's."""
+
+    layers: tuple[LayerItem, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A layer in its stack: what flows past it is `width` wide."""
+
+    name: str
+    width: int
+    layer: LayerConfigBase
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Width of the flow, of the layer's input, and of the layer's output."""
+        return self.width, self.layer.width_in, self.layer.width_out
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the model, for a person to read; `settings` is its configuration as "key=value"."""
+
+    name: str
+    settings: str
+    parameters: int
+    flops_per_token: int
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """Resolved layers in a row and what joins them.
+
+    prefix: of the names of its parts, "" or "encoder."; causal: a decoder, where no position sees a later one;
+    memory_dim: width of the encoder's output that its cross-attention looks at, None without an encoder.
+    """
+
+    prefix: str
+    causal: bool
+    memory_dim: int | None
+    dim: int
+    residual: Residual
+    norm: Norm
+    layers: tuple[LayerConfig, ...] = ()
+
+    def with_layers(self, items: Iterable[LayerConfig | RepeatConfig]) -> Self:
+        """Return the stack with `items`, repeats written out and every default filled in; raises ConfigError."""
+        layers: list[LayerConfig] = []
+        width = self.dim
+        for index, layer in enumerate(written_out(items)):
+            placed = layer.in_stack(self.causal, self.memory_dim)
+            layers.append(placed.resolved(width, self.residual != "none", f"{self.prefix}layers.{index}"))
+            width = layers[-1].width_out if self.residual == "none" else self.dim
+        return replace(self, layers=tuple(layers))
+
+    @property
+    def width_out(self) -> int:
+        """Width of the last hidden state."""
+        return self.layers[-1].width_out if self.residual == "none" else self.dim
+
+    @property
+    def looks_at_memory(self) -> bool:
+        """Whether a layer looks at the encoder's output."""
+        return any(isinstance(layer, CrossAttentionConfig) for layer in self.layers)
+
+    def places(self) -> Iterator[Place]:
+        """Yield the layers in order, with the width of what flows past them."""
+        width = self.dim
+        for index, layer in enumerate(self.layers):
+            yield Place(f"{self.prefix}layers.{index}", width, layer)
+            width = layer.width_out if self.residual == "none" else self.dim
+
+    def parts(self, context_length: int) -> Iterator[Part]:
+        """Yield everything that has parameters or costs time, in the order of the forward pass."""
+        for index, place in enumerate(self.places()):
+            parameters = connection_parameters(*place.widths, self.residual, self.norm)
+            weights = bridge_weights(*place.widths, self.residual)
+            if parameters:
+                settings = f"residual={self.residual} norm={self.norm}"
+                yield Part(f"{self.prefix}connections.{index}", settings, parameters, 2 * weights)
+            layer = place.layer
+            parameters, flops = layer.num_parameters(), layer.flops_per_token(context_length)
+            yield Part(place.name, settings_of(layer), parameters, flops)
+
+    def bridges(self) -> Iterator[str]:
+        """Yield a sentence on each place where a linear bridge joins unequal widths."""
+        before = "the input" if self.residual == "none" else "the residual stream"
+        for place in self.places():
+            width, width_in, width_out = place.widths
+            label = f"{place.name} ({place.layer.type})"
+            if width_in != width:
+                yield f"{before}, {width} wide, and {label}, {width_in} wide, are joined by a linear bridge"
+            if self.residual == "none":
+                before = label
+            elif width_out != width:
+                yield f"{label}, {width_out} wide, and {before}, {width} wide, are joined by a linear bridge"
+
+    def refuse_misplaced_layers(self) -> None:
+        """Raise ConfigError if a layer cannot do its work in this stack."""
+        for place in self.places():
+            layer = place.layer
+            if isinstance(layer, CrossAttentionConfig) and self.memory_dim is None:
+                raise ConfigError(f"{place.name}.cross: needs the decoder of family encoder_decoder, got true")
+            if isinstance(layer, AttentionConfig) and layer.causal and not self.causal:
+                raise ConfigError(f"{place.name}.causal: must be false in an encoder, got true")
+
+    def refuse_looking_ahead(self) -> None:
+        """Raise ConfigError if a position may see a later one, as it must not under a language-model head."""
+        for place in self.places():
+            layer = place.layer
+            if isinstance(layer, AttentionConfig) and not layer.causal:
+                raise ConfigError(f"{place.name}.causal: must be true under a language-model head, got false")
+            if isinstance(layer, RNNConfig) and layer.bidirectional:
+                raise ConfigError(f"{place.name}.bidirectional: must be false under a language-model head, got true")
+
+
+def settings_of(config: Config, keys: set[str] | None = None) -> str:
+    """Return a configuration as "type key=value key=value" for a person to read."""
+    stated = config.model_dump(include=keys, exclude_none=True)
+    kind = [stated.pop("type")] if "type" in stated else []
+    return " ".join(kind + [f"{key}={value}" for key, value in stated.items()])
+
+
+def written_out(items: Iterable[LayerConfig | RepeatConfig]) -> Iterator[LayerConfig]:
+    """Yield the layers with repeat groups written out."""
+    for item in items:
+        if isinstance(item, RepeatConfig):
+            for _ in range(item.repeat):
+                yield from written_out(item.layers)
+        else:
+            yield item
