@@ -16,6 +16,7 @@ from agfl_client.secure_member import SecureMember
 from agfl_models.corpora import JSONL_SUFFIX
 from agfl_models.errors import AgflError, ConfigError, DataError
 from agfl_protocol import wire
+from agfl_protocol.counting import CountRequest
 
 log = logging.getLogger("agfl.client")
 OWNERS_VARIABLE = "AGFL_OWNERS"
@@ -49,6 +50,10 @@ def create_client_app(node_of: Node | NodeOf) -> ClientApp:
 
     app.train()(handle_round)
     app.evaluate()(handle_round)
+
+    @app.query("count")
+    def count(message: Message, context: Context) -> Message:
+        return answer(message, lambda: find(context).handle_count(CountRequest.from_record(message.content)))
 
     @app.query("identify")
     def identify(message: Message, context: Context) -> Message:

@@ -130,6 +130,17 @@ class LogObserver(Observer):
     def connected(self, name: str) -> None:
         log.info("%s connected", name)
 
+    def __init__(self) -> None:
+        self._tenth = -1  # of the merges of a tokenizer, the last one that was told
+
+    def tokenizer_round(self, merges: int, max_merges: int, cohort: int) -> None:
+        if (tenth := 10 * merges // max_merges) > self._tenth:
+            self._tenth = tenth
+            log.info("tokenizer: %d of %d merges, counting at %d nodes", merges, max_merges, cohort)
+
+    def tokenizer_trained(self, merges: int, max_merges: int) -> None:
+        log.info("tokenizer: %d of %d merges, learned", merges, max_merges)
+
     def round_started(self, round_number: int, num_rounds: int, cohort: int) -> None:
         name = f"round {round_number}/{num_rounds}" if round_number <= num_rounds else "last evaluation"
         log.info("%s: sent to %d nodes", name, cohort)

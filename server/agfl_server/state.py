@@ -42,7 +42,7 @@ def initial_state(config: RunConfig, optimizer: ServerOptimizer) -> tuple[Layout
         model=vector,
         optimizer=optimizer.initial_state(vector),
         scales=initial_scales(layout, config.aggregation.clip_l2),
-        row=empty_row(config.task.build()),
+        row=empty_row(config.task.build(config.tokenizer.build())),
     )
 
 

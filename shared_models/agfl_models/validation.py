@@ -51,6 +51,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes a list of lists, such as thousands of merges, on few lines."""
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
+        return super().represent_sequence(tag, sequence, all(isinstance(item, list) for item in sequence) or flow_style)
+
+
+def dump_yaml(content: dict[str, Any]) -> str:
+    """Return a mapping as `read_yaml` reads it."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=120)
+
+
 def validate(schema: type[ConfigT], data: object, source: str) -> ConfigT:
     """Check `data` against `schema`; `source` (a file or "command line") starts the error line.
 

@@ -14,7 +14,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from agfl_models.config import ModelConfig
 from agfl_models.errors import ConfigError
 from agfl_models.tasks import TaskConfig
-from agfl_models.validation import Config, read_yaml, validate
+from agfl_models.tokenizer import BPETokenizerConfig, BytesTokenizerConfig, Pair, TokenizerConfig
+from agfl_models.validation import Config, dump_yaml, read_yaml, validate
 
 PROTOCOL_VERSION = 1
 Beta = Annotated[float, Field(ge=0, lt=1)]  # decay of a moving average
@@ -167,6 +168,7 @@ class RunConfig(Config):
     seed: NonNegativeInt = 0
     num_rounds: PositiveInt
     task: TaskConfig
+    tokenizer: TokenizerConfig = BytesTokenizerConfig()
     model: ModelConfig
     training: TrainingConfig
     aggregation: AggregationConfig = AggregationConfig()
@@ -176,6 +178,9 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _parts_fit(self) -> RunConfig:
         self.task.check_model(self.model)
+        if self.model.vocab_size != self.tokenizer.vocab_size:
+            rule = f"must be {self.tokenizer.vocab_size} as tokenizer.vocab_size (type {self.tokenizer.type})"
+            raise ValueError(f"model.vocab_size {rule}, got {self.model.vocab_size}")
         unbounded = self.training.local_steps is None and self.aggregation.max_weight is None
         if self.aggregation.weighting == "tokens" and unbounded:
             raise ValueError(
@@ -197,7 +202,13 @@ class RunConfig(Config):
 
     def to_yaml(self) -> str:
         """Return the configuration with every default filled in."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return dump_yaml(self.model_dump(mode="json"))
+
+    def with_merges(self, merges: Sequence[Pair]) -> RunConfig:
+        """Return the run with a tokenizer that has learned `merges`."""
+        assert isinstance(self.tokenizer, BPETokenizerConfig), self.tokenizer.type
+        tokenizer = self.tokenizer.model_copy(update={"merges": tuple(merges)})
+        return self.model_copy(update={"tokenizer": tokenizer})
 
     @property
     def hash(self) -> str:

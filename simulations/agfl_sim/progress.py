@@ -45,6 +45,14 @@ class ProgressObserver(Observer):
         """Name the node."""
         self._progress.update(self._task, description=f"connected {escape(name)}")
 
+    def tokenizer_round(self, merges: int, max_merges: int, cohort: int) -> None:
+        """Start the bar over the cohort anew; the label counts the merges."""
+        self._progress.reset(self._task, total=cohort, description=f"tokenizer: {merges} of {max_merges} merges")
+
+    def tokenizer_trained(self, merges: int, max_merges: int) -> None:
+        """One line for the whole tokenizer."""
+        self._say(f"tokenizer: {merges} of {max_merges} merges")
+
     def round_started(self, round_number: int, num_rounds: int, cohort: int) -> None:
         """Start the bar over the cohort anew."""
         self._num_rounds = num_rounds

@@ -64,7 +64,7 @@ class Bench:
 def bench(run_config: MakeConfig, make_owners: Callable[..., Path]) -> Callable[..., Bench]:
     def make(*overrides: str) -> Bench:
         config = run_config(*overrides)
-        task = config.task.build()
+        task = config.task.build(config.tokenizer.build())
         return Bench(config, task, task.prepare(read_documents(make_owners(1) / "owner-00.jsonl")))
 
     return make

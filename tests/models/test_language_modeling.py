@@ -23,15 +23,17 @@ from agfl_models.tasks.language_modeling import (
     split_documents,
 )
 from agfl_models.tasks.task import Batch
+from agfl_models.tokenizer import Tokenizer
 
 BOS, EOS = 256, 257
+BYTES = Tokenizer()
 TEXTS = st.lists(st.text(st.characters(codec="utf-8"), max_size=12), max_size=12)
 FRACTION = st.sampled_from([0.0, 0.1, 0.25, 0.5])
 
 
-def task(length: int = 8, fraction: float = 0.25) -> LanguageModeling:
+def task(length: int = 8, fraction: float = 0.25, tokenizer: Tokenizer = BYTES) -> LanguageModeling:
     config = LanguageModelingConfig(type="language_modeling", sequence_length=length, validation_fraction=fraction)
-    return config.build()
+    return config.build(tokenizer)
 
 
 def pairs(batches: Iterable[Batch]) -> Counter[tuple[int, int]]:
@@ -148,6 +150,34 @@ def test_bits_per_byte_is_what_float64_says() -> None:
     assert metrics["eval/bits_per_byte"] == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
     assert metrics["eval/loss"] == pytest.approx(nats / predicted, rel=1e-5)
     assert metrics["eval/perplexity"] == pytest.approx(math.exp(nats / predicted), rel=1e-4)
+
+
+def test_bits_are_a_byte_whatever_the_tokens() -> None:
+    """A model that says nothing takes log2(V) bits a token; a byte costs that times tokens by bytes, ends included."""
+    texts = ["the thé the", "see the thé"]
+    tokenizer = Tokenizer([(0x65, 0x20), (0xC3, 0xA9), (0x74, 0x68)])
+    modeling = task(length=7, fraction=0.5, tokenizer=tokenizer)
+    prepared = modeling.prepare(texts)
+    held_out = split_documents(texts, 0.5)[1][0]
+    ids = tokenizer.encode(held_out)
+    assert prepared.held_out.tolist() == [BOS, *ids, EOS]
+    model = AutoGenModel({"vocab_size": 262, "dim": 8, "layers": [{"type": "ff"}]}, seed=0)
+    assert model.embedding is not None
+    torch.nn.init.zeros_(model.embedding.weight)
+    sums = dict.fromkeys(modeling.eval_sums, 0.0)
+    with torch.no_grad():
+        for batch in prepared.validation(2, 1000):
+            for name, value in modeling.evaluate(model, batch).items():
+                sums[name] += value
+    assert (sums["eval/tokens"], sums["eval/bytes"]) == (len(ids) + 1, len(held_out.encode()))
+    expected = math.log2(262) * (len(ids) + 1) / len(held_out.encode())
+    assert modeling.eval_metrics(sums)["eval/bits_per_byte"] == pytest.approx(expected, rel=1e-6)
+
+
+@given(TEXTS, FRACTION)
+def test_a_tokenizer_learns_from_what_is_trained_on(texts: list[str], fraction: float) -> None:
+    config = LanguageModelingConfig(type="language_modeling", validation_fraction=fraction)
+    assert config.training_texts(texts) == split_documents(texts, fraction)[0]
 
 
 def test_begin_is_not_predicted_and_end_is_no_byte() -> None:

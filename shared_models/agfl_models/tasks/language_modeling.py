@@ -1,4 +1,4 @@
-"""Causal language modeling on bytes: perplexity and bits per byte.
+"""Causal language modeling: perplexity and bits per byte.
 
 Legend: B batch, T sequence length, V vocabulary.
 """
@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -21,14 +22,14 @@ from torch.nn import functional as F
 from agfl_models.config import ModelConfig
 from agfl_models.errors import DataError
 from agfl_models.tasks.task import Batch
-from agfl_models.tokenizer import ByteTokenizer
+from agfl_models.tokenizer import Tokenizer
 from agfl_models.validation import Config
 
 IGNORED = -100  # PyTorch's default ignore_index
 
 
 class LanguageModelingConfig(Config):
-    """Language modeling on UTF-8 bytes.
+    """Language modeling.
 
     sequence_length: T, in tokens; validation_fraction: share of an owner's documents held out.
     """
@@ -38,21 +39,22 @@ class LanguageModelingConfig(Config):
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
 
     def check_model(self, model: ModelConfig) -> None:
-        """Raise ValueError unless `model` maps byte ids to logits (a model with a head is causal)."""
-        if model.vocab_size != ByteTokenizer.vocab_size:
-            raise ValueError(
-                f"model.vocab_size must be {ByteTokenizer.vocab_size} for task language_modeling on bytes, "
-                f"got {model.vocab_size}"
-            )
+        """Raise ValueError unless `model` maps token ids to logits (a model with a head is causal)."""
+        if model.vocab_size is None:
+            raise ValueError("model.vocab_size is required for task language_modeling, got None")
 
-    def build(self) -> LanguageModeling:
+    def training_texts(self, documents: Sequence[str]) -> list[str]:
+        """Return the text of an owner that is trained on: a tokenizer, too, may learn from nothing else."""
+        return split_documents(documents, self.validation_fraction)[0]
+
+    def build(self, tokenizer: Tokenizer) -> LanguageModeling:
         """Return the task."""
-        return LanguageModeling(self)
+        return LanguageModeling(self, tokenizer)
 
 
 @dataclass(frozen=True)
 class ByteStream:
-    """One owner's text as two token streams, uint16: each document is BOS, its bytes, EOS."""
+    """One owner's text as two token streams, uint16: each document is BOS, its tokens, EOS."""
 
     train: NDArray[np.uint16]
     held_out: NDArray[np.uint16]
@@ -80,15 +82,16 @@ class ByteStream:
         tokens = stream[np.minimum(index, stream.size - 1)].astype(np.int64)
         targets = tokens[:, 1:].copy()
         # Past the end there is nothing to predict; a document's BOS follows from the EOS before it.
-        targets[(index[:, 1:] >= stream.size) | (targets == ByteTokenizer.bos_id)] = IGNORED
+        targets[(index[:, 1:] >= stream.size) | (targets == Tokenizer.bos_id)] = IGNORED
         return Batch(torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(targets))
 
 
 @dataclass(frozen=True)
 class LanguageModeling:
-    """The task: next-byte cross entropy, reported in nats a token and in bits a byte."""
+    """The task: next-token cross entropy, reported in nats a token and in bits a byte."""
 
     config: LanguageModelingConfig
+    tokenizer: Tokenizer
     train_sums: tuple[str, ...] = ("train/nll", "train/tokens")
     eval_sums: tuple[str, ...] = ("eval/nll", "eval/tokens", "eval/bytes")
     metrics: tuple[str, ...] = ("train/loss", "eval/loss", "eval/perplexity", "eval/bits_per_byte")
@@ -102,7 +105,9 @@ class LanguageModeling:
         if not any(documents):
             raise DataError("corpus: must hold at least one document with text, got none")
         train, held_out = split_documents(documents, self.config.validation_fraction)
-        return ByteStream(_stream(train), _stream(held_out), self.config.sequence_length)
+        return ByteStream(
+            _stream(train, self.tokenizer), _stream(held_out, self.tokenizer), self.config.sequence_length
+        )
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """Return (negative log-likelihood in nats summed over targets, number of targets)."""
@@ -115,8 +120,12 @@ class LanguageModeling:
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, float]:
         """Return nll, number of targets and number of bytes among them (EOS is a target but no byte)."""
         nll, tokens = self.loss(model, batch)
-        num_bytes = int(((batch.targets >= 0) & (batch.targets < 256)).sum())
+        num_bytes = int(self._num_bytes_V[batch.targets[batch.targets != IGNORED].cpu()].sum())
         return {"eval/nll": float(nll), "eval/tokens": float(tokens), "eval/bytes": float(num_bytes)}
+
+    @cached_property
+    def _num_bytes_V(self) -> Tensor:
+        return torch.tensor([len(token) for token in self.tokenizer.token_bytes])
 
     def train_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Return the mean training loss in nats a token."""
@@ -150,7 +159,6 @@ def split_documents(documents: Sequence[str], fraction: float) -> tuple[list[str
     return [t for t, d in pairs if d not in held_out], [t for t, d in pairs if d in held_out]
 
 
-def _stream(documents: Sequence[str]) -> NDArray[np.uint16]:
-    tokenizer = ByteTokenizer()
+def _stream(documents: Sequence[str], tokenizer: Tokenizer) -> NDArray[np.uint16]:
     ids = [token for text in documents for token in (tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id)]
     return np.array(ids, np.uint16)

@@ -65,6 +65,10 @@ class UpdateCodec:
             update = transform.encode(update)
         return self.quantization.encode(update, rng)
 
+    def check(self, lanes: Lanes) -> None:
+        """Check the lanes (num_lanes,) that one client sent in the open; raises WireError."""
+        self.quantization.check(lanes)
+
     def decode_sum(self, total: Lanes) -> Total:
         """Return the summed update, still weighted: what the next quantization plan is learned from."""
         return self.quantization.decode(total)
