@@ -21,8 +21,9 @@ def one_hot(metric: MainMetric, metrics: Mapping[str, float]) -> dict[str, float
     counts = dict.fromkeys(BINS, 0.0)
     value = metrics.get(metric.name, math.nan)
     if math.isfinite(value):
-        share = (value - metric.low) / (metric.high - metric.low)
-        counts[BINS[min(max(math.floor(share * NUM_BINS), 0), NUM_BINS - 1)]] = 1.0
+        inside = min(max(value, metric.low), metric.high)
+        share = (inside - metric.low) / (metric.high - metric.low)
+        counts[BINS[min(math.floor(share * NUM_BINS), NUM_BINS - 1)]] = 1.0
     return counts
 
 
