@@ -222,7 +222,7 @@ def test_training_sees_the_window_with_the_answer_and_leaves_out_what_has_none(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     task = question_answering(context_length=48)
-    long = row("What?", "The tide turns at six. Later the tidal wave")
+    long = row("What?", "The tide turns at six. Later the tidal wave täkes the pier")
     with caplog.at_level(logging.WARNING, "agfl.models"):
         dataset = task.prepare([*ROWS, long])
     assert caplog.messages == ["1 of 6 questions are left out: no window holds their whole answer"]
@@ -242,7 +242,7 @@ def test_training_sees_the_window_with_the_answer_and_leaves_out_what_has_none(
 
 def test_answer_that_no_window_holds_counts_in_the_scores_but_not_in_the_loss(model: AutoGenModel) -> None:
     task = question_answering(context_length=48)
-    long = row("What?", "The tide turns at six. Later the tidal wave")
+    long = row("What?", "The tide turns at six. Later the tidal wave täkes the pier")
     sums = sums_of(task, model, list(held_out(task, [long]).validation(1, 1)))
     assert (sums["eval/examples"], sums["eval/nll"], sums["eval/span/count"]) == (0, 0, 1)
     assert "eval/loss" not in task.eval_metrics(sums)
