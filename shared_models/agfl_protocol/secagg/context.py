@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ RUN_ID_RULE = r"[A-Za-z0-9._-]{1,64}"
 MAX_COUNTER = 2**31  # of rounds, and of attempts at a round
 
 Part = bytes | str | int
+_LENGTH = struct.Struct(">Q")
 
 
 def frame(label: str, *parts: Part) -> bytes:
@@ -36,7 +38,7 @@ def frame(label: str, *parts: Part) -> bytes:
     same kind never have the same encoding.
     """
     items = [(PREFIX + label).encode(), *map(_encode, parts)]
-    return b"".join(len(item).to_bytes(8, "big") + item for item in items)
+    return b"".join([piece for item in items for piece in (_LENGTH.pack(len(item)), item)])
 
 
 def digest(label: str, *parts: Part) -> bytes:
@@ -146,9 +148,9 @@ def survivors_context(ctx2: bytes, survivors: Sequence[str]) -> bytes:
 
 
 def _encode(part: Part) -> bytes:
-    if isinstance(part, int):
-        return part.to_bytes(8, "big")
-    return part.encode() if isinstance(part, str) else part
+    if isinstance(part, bytes):
+        return part
+    return part.encode() if isinstance(part, str) else _LENGTH.pack(part)
 
 
 def _hash_array(array: NDArray[np.generic], dtype: str) -> bytes:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from agfl_protocol.update import Total, Update
 
 CLIPPED = "clip/clipped"
@@ -22,14 +20,12 @@ class Clipping:
     clip_l2: float
 
     def encode(self, update: Update) -> Update:
-        """Scale the delta; add the metric `clip/clipped` (0 or 1)."""
-        norm = float(np.linalg.norm(update.delta.astype(np.float64)))
-        metrics = {**update.metrics, CLIPPED: float(norm > self.clip_l2)}
-        if norm <= self.clip_l2:
+        """Lower the gain; add the metric `clip/clipped` (0 or 1)."""
+        metrics = {**update.metrics, CLIPPED: float(update.norm > self.clip_l2)}
+        if update.norm <= self.clip_l2:
             return replace(update, metrics=metrics)
-        # One ulp below the bound, so that rounding to float32 cannot step over it.
-        delta = update.delta * np.float32(self.clip_l2 / norm * (1 - 1e-6))
-        return replace(update, delta=delta, metrics=metrics)
+        # A little below the bound, so that rounding cannot step over it.
+        return replace(update, gain=update.gain * (self.clip_l2 / update.norm) * (1 - 1e-5), metrics=metrics)
 
     def decode(self, total: Total) -> Total:
         """Report the share of clients that were clipped as `clip/fraction`."""

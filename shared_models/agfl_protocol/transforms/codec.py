@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,7 +60,7 @@ class UpdateCodec:
         if update.delta.dtype != np.float32 or update.delta.shape != (expected,):
             got = f"{update.delta.dtype} {update.delta.shape}"
             raise WireError(f"delta: must be float32 of shape ({expected},), got {got}")
-        if not np.isfinite(update.delta).all():
+        if not math.isfinite(update.norm):
             raise WireError("delta: must be finite, got NaN or infinity (did the local training diverge?)")
         for transform in self.transforms:
             update = transform.encode(update)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from agfl_models.errors import WireError
 from agfl_protocol.header import Header
 from agfl_protocol.secagg import lanes as packing
+from agfl_protocol.transforms.rounding import Losses, StochasticRounding
 from agfl_protocol.update import Lanes, Layout, Total, Update
 
 TARGET_RELATIVE_ERROR = 0.01  # of the mean delta, L2
@@ -27,7 +28,7 @@ _ABSMAX4 = "quantization/absmax4/"
 MIN_SCALE, MAX_SCALE = 1e-30, 1e30  # their squares are still float64 numbers
 _MARGIN = 3.0  # C_k is this times what the clients' largest |x| was, since the next round's may be larger
 _MAX_METRIC = 2.0**42  # bound of the sum over the cohort of a metric that has no bound of its own
-_MAX_LEVELS = 2**48  # beyond this float64 could not tell two levels apart
+_MAX_LEVELS = 2**44  # beyond this float64 could not tell the noise of the rounding apart
 
 
 @dataclass(frozen=True)
@@ -112,29 +113,28 @@ class Quantization:
     def encode(self, update: Update, rng: np.random.Generator) -> Lanes:
         """Return the vector (num_lanes,) that this client adds to the sum.
 
-        Rounding is stochastic, up with probability y - floor(y), hence unbiased (QSGD, Alistarh et al. 2017,
-        arXiv:1610.02132). What was lost is measured and travels in the header.
+        What was lost is measured and travels in the header.
         """
-        levels, plan = self.plan.levels, self.plan
-        bound = _MAX_METRIC / plan.max_cohort
-        elements = np.empty(self.layout.size, np.uint64)
-        metrics = dict(update.metrics)
-        rounding, clipping = 0.0, 0.0
-        for k, (place, scale) in enumerate(zip(self.layout.slices, plan.scales.tolist(), strict=True)):
-            x = update.delta[place].astype(np.float64)
-            metrics[_ABSMAX4 + str(k)] = min((float(np.abs(x).max()) / scale) ** 4, bound)
-            inside = np.clip(x, -scale, scale)
-            clipping += float(np.square(x - inside).sum())
-            y = (inside / scale + 1) * (levels / 2)
-            q = np.floor(y)
-            q += rng.random(x.size) < y - q
-            rounding += float(np.square((q - y) * (2 * scale / levels)).sum())
-            elements[place] = q.astype(np.uint64)
+        vector = np.zeros(self.num_lanes, np.uint64)
+        half = self.plan.levels // 2
+        factors = (update.gain * half / self.plan.scales).tolist()
+        rounding = StochasticRounding(half, self.plan.fields_per_lane, rng)
+        losses = rounding.write(update.delta, self.layout.sizes, factors, vector[self.header.size :])
+        header = self.header.encode(update.weight, {**update.metrics, **self._metrics(losses)})
+        vector[: self.header.size] = header
+        return vector
+
+    def _metrics(self, losses: Losses) -> dict[str, float]:
+        """Return the sums that `metric_names` names."""
+        plan, bound = self.plan, _MAX_METRIC / self.plan.max_cohort
+        fourth = np.minimum((2 * losses.peaks / plan.levels) ** 4, bound)
+        metrics = {_ABSMAX4 + str(k): value for k, value in enumerate(fourth.tolist())}
         if self.layout.sizes:
-            metrics[ROUNDING] = rounding / _square_steps(plan, self.layout)
-            metrics[CLIPPING] = min(np.sqrt(clipping) / _range_norm(plan, self.layout), bound)
-        header = self.header.encode(update.weight, metrics)
-        return np.concatenate([header, packing.pack(elements, plan.fields_per_lane)])
+            square_steps = np.square(2 * plan.scales / plan.levels)
+            metrics[ROUNDING] = float(np.dot(losses.rounding, square_steps)) / _square_steps(plan, self.layout)
+            clipping = float(np.sqrt(np.dot(losses.clipping, square_steps)))
+            metrics[CLIPPING] = min(clipping / _range_norm(plan, self.layout), bound)
+        return metrics
 
     def check(self, lanes: Lanes) -> None:
         """Check the lanes (num_lanes,) that one client sent in the open.

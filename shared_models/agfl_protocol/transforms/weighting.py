@@ -22,11 +22,11 @@ class Weighting:
     uniform: bool = False
 
     def encode(self, update: Update) -> Update:
-        """Scale delta and weight into units of `max_weight`."""
+        """Scale gain and weight into units of `max_weight`."""
         share = 1.0 if self.uniform else min(update.weight / self.max_weight, 1.0)
         # The weight travels as a fixed-point number: scale the delta by just what the header will say.
         weight = max(1, round(share * RESOLUTION)) / RESOLUTION
-        return replace(update, delta=update.delta * np.float32(weight), weight=weight)
+        return replace(update, gain=update.gain * weight, weight=weight)
 
     def decode(self, total: Total) -> Total:
         """Turn the sum of weighted deltas into their mean."""

@@ -11,7 +11,18 @@ from agfl_protocol import secagg
 
 SOURCES = sorted(Path(secagg.__path__[0]).glob("*.py"))
 ALLOWED = {"cryptography", "numpy", "agfl_protocol.secagg", "agfl_protocol.identity", "agfl_models.errors"}
-STANDARD = {"collections", "concurrent", "dataclasses", "functools", "hashlib", "re", "secrets", "typing", "__future__"}
+STANDARD = {
+    "collections",
+    "concurrent",
+    "dataclasses",
+    "functools",
+    "hashlib",
+    "re",
+    "secrets",
+    "struct",
+    "typing",
+    "__future__",
+}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
