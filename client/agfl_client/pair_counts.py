@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from agfl_models.bpe import Words, count_words
 from agfl_models.errors import WireError
+from agfl_models.examples import Row
 from agfl_models.tokenizer import FIRST_MERGE, BPETokenizerConfig, Pair, bytes_of_tokens
 from agfl_protocol.counting import CountRequest
 from agfl_protocol.run_config import RunConfig, run_config_from_json
@@ -44,11 +45,11 @@ def check_request(request: CountRequest) -> RunConfig:
     return config
 
 
-def cut(warm: CutWords | None, request: CountRequest, config: RunConfig, documents: Sequence[str]) -> CutWords:
-    """Return the words cut up by the merges of the request: on from what is warm, else from the documents."""
+def cut(warm: CutWords | None, request: CountRequest, config: RunConfig, read: Callable[[], Sequence[Row]]) -> CutWords:
+    """Return the words cut up by the merges of the request: on from what is warm, else from the rows that are read."""
     merges = request.merges
     if warm is None or warm.config_json != request.config_json or warm.merges != merges[: len(warm.merges)]:
-        words = Words.of(count_words(config.task.training_texts(documents)))
+        words = Words.of(count_words(config.task.training_texts(read())))
         warm = CutWords(request.config_json, (), words)
     done = len(warm.merges)
     return CutWords(request.config_json, merges, warm.words.merged(merges[done:], FIRST_MERGE + done))

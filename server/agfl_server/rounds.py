@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from agfl_models.tasks.task import Task
+from agfl_models.tasks.task import AnyTask
 from agfl_protocol import wire
 from agfl_protocol.transforms import clipping, quantization
 from agfl_protocol.transforms.codec import UpdateCodec
@@ -25,7 +25,7 @@ class Federation:
     """The fixed parts of a run; what changes from round to round is `ServerState`."""
 
     parties: Parties
-    task: Task
+    task: AnyTask
     layout: Layout
     optimizer: ServerOptimizer
 

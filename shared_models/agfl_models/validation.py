@@ -72,7 +72,7 @@ def validate(schema: type[ConfigT], data: object, source: str) -> ConfigT:
     try:
         return schema.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_first_problem(error, data)}") from None
+        raise ConfigError(f"{source}: {first_problem(error, data)}") from None
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -81,7 +81,8 @@ def nearest(name: str, known: list[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(known))})"
 
 
-def _first_problem(error: ValidationError, data: object) -> str:
+def first_problem(error: ValidationError, data: object) -> str:
+    """Return the first thing that is wrong with `data`: field, rule and value, in one line."""
     problem = error.errors()[0]
     if problem["type"] == "missing":
         *parents, name = problem["loc"]

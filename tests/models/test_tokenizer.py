@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agfl_models.bpe import train_bpe
-from agfl_models.corpora import shakespeare_roles
+from agfl_models.corpora import CORPORA
 from agfl_models.errors import ConfigError
 from agfl_models.tokenizer import BPETokenizerConfig, BytesTokenizerConfig, Pair, Tokenizer, TokenizerConfig, words_of
 from agfl_models.validation import Config, dump_yaml, read_yaml, validate
 
 BYTES = Tokenizer()
-SPEECHES = shakespeare_roles()["hamlet-HAM"]
+SPEECHES = [row.texts[0] for row in CORPORA["shakespeare_roles"].load()["hamlet-HAM"]]
 # Half of a character of two bytes is a token of its own here, and so is the end of one with the next one's beginning.
 BPE = Tokenizer(train_bpe([*SPEECHES, "éèê 日本語 日本 😀😀😀 \u00a0\u2003\n\n\t " * 20], 700))
 TOKENIZERS = pytest.mark.parametrize("tokenizer", [BYTES, BPE], ids=["bytes", "bpe"])

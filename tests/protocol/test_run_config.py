@@ -47,7 +47,7 @@ def test_hash_changes_with_what_defines_the_run(run_config: MakeConfig, override
     [
         "num_rounds=9",
         "evaluation.every=1",
-        "evaluation.max_windows=1",
+        "evaluation.max_examples=1",
         "data.partition=iid",
         "data.num_owners=5",
         "data.path=/elsewhere",
