@@ -36,12 +36,16 @@ CHECKED = (
     "shared_models/agfl_protocol/secagg/parameters.py",
     "shared_models/agfl_protocol/secagg/shamir.py",
     "shared_models/agfl_protocol/secure_wire.py",
+    "shared_models/agfl_protocol/counting.py",
+    "client/agfl_client/pair_counts.py",
 )
 SUITE = (
     "tests/attacks",
     "tests/client/test_masking.py",
+    "tests/client/test_pair_counts.py",
     "tests/client/test_replay.py",
     "tests/protocol/secagg",
+    "tests/protocol/test_counting.py",
     "tests/protocol/test_secure_wire.py",
     "tests/server/test_secure_sum.py",
 )

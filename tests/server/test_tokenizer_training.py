@@ -120,7 +120,7 @@ def test_a_federation_learns_what_all_its_training_text_in_one_place_would_teach
 def test_all_that_follows_has_the_merges_and_the_models_folder_says_them(
     run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, tmp_path: Path
 ) -> None:
-    config, owners = run_config(*bpe(8)), make_owners(3)
+    config, owners = run_config(*bpe(8), "evaluation.max_examples=512"), make_owners(3)
     seen: list[wire.RoundRequest] = []
 
     class Listening(ClientApp):
@@ -144,7 +144,7 @@ def test_all_that_follows_has_the_merges_and_the_models_folder_says_them(
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["round"] for row in rows] == [0, 1]
     assert all(row["eval/bits_per_byte"] > 0 for row in rows)
-    # 8.19 bits a token of an untrained model, over fewer tokens than bytes
+    # log2(V) bits a token of an untrained model, over fewer tokens than bytes
     tokens, size = 0, 0
     for path in owners.iterdir():
         documents = read_documents(path)

@@ -188,3 +188,20 @@ def test_help_waits_for_neither_torch_nor_flower() -> None:
     assert done.returncode == 0
     assert "Run the federation that CONFIG describes" in done.stdout
     assert "LOADED set()" in done.stdout
+
+
+def test_a_run_that_learns_its_tokenizer_says_so_and_its_model_writes(home: Path, simulate: Simulate) -> None:
+    bpe = "tokenizer={type: bpe, vocab_size: 300}"
+    options = [option for value in ("model.vocab_size=300", bpe, "num_rounds=1") for option in ("--set", value)]
+    done = simulate("small.yaml", "--output", "bpe", *options)
+    assert done.returncode == 0, done.stderr
+    assert "tokenizer: 41 of 41 merges\n" in done.stdout
+    written = subprocess.run(
+        [COMMAND.with_name("agfl-model"), "generate", home / "bpe", "To be", "--max-tokens", "20"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert written.returncode == 0, written.stderr
+    assert written.stdout.startswith("To be")
