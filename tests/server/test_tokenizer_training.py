@@ -150,7 +150,7 @@ def test_all_that_follows_has_the_merges_and_the_models_folder_says_them(
         held_out = {row.text for row in rows_of_owner} - set(config.task.training_texts(rows_of_owner))
         tokens += sum(len(Tokenizer(merges).encode(text)) + 1 for text in held_out)
         size += sum(len(text.encode()) for text in held_out)
-    assert rows[0]["eval/bits_per_byte"] == pytest.approx(np.log2(VOCAB) * tokens / size, rel=0.02)
+    assert rows[0]["eval/bits_per_byte"] == pytest.approx(np.log2(VOCAB) * tokens / size, rel=0.03)
 
 
 def test_text_with_few_pairs_fills_a_part_of_the_vocabulary(
