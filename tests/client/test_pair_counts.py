@@ -211,9 +211,8 @@ def test_text_and_paths_never_leave_the_node(
     tmp_path: Path, run_config: MakeConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     InProcessGrid({}, 1)  # makes this process one that may make messages
-    write_rows(
-        tmp_path / f"{SECRET}.jsonl", [TextRow(text=f"{SECRET} and {SECRET}"), TextRow(text=f"more of {SECRET}")]
-    )
+    rows = [TextRow(text=text) for text in (f"{SECRET} and {SECRET}", f"more of {SECRET}")]
+    write_rows(tmp_path / f"{SECRET}.jsonl", rows)
     app = create_client_app(Node("alice", tmp_path / f"{SECRET}.jsonl", policy=Policy(allow_plain=True)))
     request = count_request(run_config(*BPE))
     requests = [request, replace(request, merges=MERGES, num_new=2)]
