@@ -23,8 +23,8 @@ from agfl_client.app import create_client_app
 from agfl_client.node import Node
 from agfl_client.policy import Policy, PolicyViolation
 from agfl_models.bpe import PairTable, Words, count_words, train_bpe
-from agfl_models.corpora import read_documents, write_documents
 from agfl_models.errors import AgflError, ConfigError, WireError
+from agfl_models.examples import TextRow, read_rows, write_rows
 from agfl_models.tokenizer import FIRST_MERGE, Pair
 from agfl_protocol.counting import COUNT, CountCodec, CountRequest
 from agfl_protocol.run_config import RunConfig, load_run_config
@@ -64,7 +64,7 @@ def counts(node: Node, request: CountRequest) -> dict[Pair, int]:
 
 
 def test_held_out_text_is_not_counted(run_config: MakeConfig, make_node: MakeNode, owner: Path) -> None:
-    config, documents = run_config(*BPE, "task.validation_fraction=0.5"), read_documents(owner)
+    config, documents = run_config(*BPE, "task.validation_fraction=0.5"), read_rows(owner, TextRow)
     trained_on = config.task.training_texts(documents)
     assert 0 < len(trained_on) < len(documents)
     words = Words.of(count_words(trained_on))
@@ -211,7 +211,8 @@ def test_text_and_paths_never_leave_the_node(
     tmp_path: Path, run_config: MakeConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     InProcessGrid({}, 1)  # makes this process one that may make messages
-    write_documents(tmp_path / f"{SECRET}.jsonl", [f"{SECRET} and {SECRET}", f"more of {SECRET}"])
+    rows = [TextRow(text=text) for text in (f"{SECRET} and {SECRET}", f"more of {SECRET}")]
+    write_rows(tmp_path / f"{SECRET}.jsonl", rows)
     app = create_client_app(Node("alice", tmp_path / f"{SECRET}.jsonl", policy=Policy(allow_plain=True)))
     request = count_request(run_config(*BPE))
     requests = [request, replace(request, merges=MERGES, num_new=2)]
@@ -230,10 +231,13 @@ def deliver(app: ClientApp, content: RecordDict) -> Message:
     return app(message, Context(1, 7, {}, RecordDict(), {}))
 
 
+FEW = [TextRow(text=text) for text in ("abab aaa bb ab", "ba ab", "ba ba")]
+
+
 @pytest.fixture(scope="module")
 def fuzzed_node(tmp_path_factory: pytest.TempPathFactory) -> Node:
     path = tmp_path_factory.mktemp("owner") / "alice.jsonl"
-    write_documents(path, ["abab aaa bb ab", "ba ab", "ba ba"])
+    write_rows(path, FEW)
     return Node("alice", path, device="cpu", policy=Policy(allow_plain=True))
 
 
@@ -254,7 +258,7 @@ def test_attack_any_merges_are_counted_as_told_or_refused(
     request = count_request(config, tuple(merges), num_new)
     with suppress(AgflError):
         answered = counts(fuzzed_node, CountRequest.from_record(request.to_record()))
-        words = Words.of(count_words(config.task.training_texts(["abab aaa bb ab", "ba ab", "ba ba"])))
+        words = Words.of(count_words(config.task.training_texts(FEW)))
         assert answered == words.merged(merges, FIRST_MERGE).pairs(request.first_new)
 
 
@@ -265,5 +269,5 @@ def test_an_owner_alone_learns_what_its_own_text_teaches(
     table.add(counts(node, count_request(config)))
     while chosen := table.choose(min(1, 20 - len(table.merges))):
         table.add(counts(node, count_request(config, tuple(table.merges), len(chosen))))
-    texts = config.task.training_texts(read_documents(owner))
+    texts = config.task.training_texts(read_rows(owner, TextRow))
     assert tuple(table.merges) == train_bpe(texts, FIRST_MERGE + 20)

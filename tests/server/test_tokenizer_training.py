@@ -19,8 +19,8 @@ from agfl_client.app import create_client_app
 from agfl_client.node import Node
 from agfl_client.policy import Policy
 from agfl_models.bpe import train_bpe
-from agfl_models.corpora import read_documents, write_documents
 from agfl_models.errors import CheckpointError, ConfigError, RoundError
+from agfl_models.examples import TextRow, read_rows, write_rows
 from agfl_models.store import load_model
 from agfl_models.tokenizer import Pair, Tokenizer
 from agfl_protocol import wire
@@ -52,7 +52,7 @@ def bpe(merges_per_round: int, vocab_size: int = VOCAB) -> tuple[str, ...]:
 
 def central(config: RunConfig, owners: Iterable[Path], merges_per_round: int = 1) -> tuple[Pair, ...]:
     """The merges of all training text in one place."""
-    texts = [text for path in owners for text in config.task.training_texts(read_documents(path))]
+    texts = [text for path in owners for text in config.task.training_texts(read_rows(path, TextRow))]
     return train_bpe(texts, config.tokenizer.vocab_size, merges_per_round)
 
 
@@ -104,9 +104,8 @@ def test_a_federation_learns_what_all_its_training_text_in_one_place_would_teach
     overrides = (f"aggregation={{type: {aggregation}}}", "task.validation_fraction=0.25")
     config, diary = run_config(*bpe(merges_per_round), *overrides), Diary()
     owners = sorted(make_owners(4).iterdir())
-    write_documents(
-        owners[3], ["the naïve sea 日本 日本語 saw", "日本 naïve the sea", "😀 the 😀 naïve", "no 日本"] * 3
-    )
+    texts = ["the naïve sea 日本 日本語 saw", "日本 naïve the sea", "😀 the 😀 naïve", "no 日本"] * 3
+    write_rows(owners[3], [TextRow(text=text) for text in texts])
     run_inline(config, owners, tmp_path / "run", False, diary)
     assert len(learned(tmp_path / "run")) == VOCAB - 259
     assert learned(tmp_path / "run") == central(config, owners, merges_per_round)
@@ -120,7 +119,7 @@ def test_a_federation_learns_what_all_its_training_text_in_one_place_would_teach
 def test_all_that_follows_has_the_merges_and_the_models_folder_says_them(
     run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, tmp_path: Path
 ) -> None:
-    config, owners = run_config(*bpe(8), "evaluation.max_examples=512"), make_owners(3)
+    config, owners = run_config(*bpe(8), "evaluation.max_examples=1000"), make_owners(3)
     seen: list[wire.RoundRequest] = []
 
     class Listening(ClientApp):
@@ -147,11 +146,11 @@ def test_all_that_follows_has_the_merges_and_the_models_folder_says_them(
     # log2(V) bits a token of an untrained model, over fewer tokens than bytes
     tokens, size = 0, 0
     for path in owners.iterdir():
-        documents = read_documents(path)
-        held_out = set(documents) - set(config.task.training_texts(documents))
+        rows_of_owner = read_rows(path, TextRow)
+        held_out = {row.text for row in rows_of_owner} - set(config.task.training_texts(rows_of_owner))
         tokens += sum(len(Tokenizer(merges).encode(text)) + 1 for text in held_out)
         size += sum(len(text.encode()) for text in held_out)
-    assert rows[0]["eval/bits_per_byte"] == pytest.approx(np.log2(VOCAB) * tokens / size, rel=0.05)
+    assert rows[0]["eval/bits_per_byte"] == pytest.approx(np.log2(VOCAB) * tokens / size, rel=0.03)
 
 
 def test_text_with_few_pairs_fills_a_part_of_the_vocabulary(
@@ -388,7 +387,7 @@ def test_merges_that_are_given_are_not_learned(
 
 def test_the_operator_is_told_each_tenth(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "agfl.server"):
-        observer = LogObserver()
+        observer = LogObserver("eval/bits_per_byte")
         for merges in range(0, 2000, 5):
             observer.tokenizer_round(merges, 2000, 24)
         observer.tokenizer_trained(2000, 2000)
