@@ -44,16 +44,24 @@ class LocalTrainer:
         task: Task[BatchT],
         dataset: Dataset[BatchT],
         rng: np.random.Generator,
+        optimizer: Optimizer | None = None,
     ) -> LocalResult:
-        """Train `model` in place; all randomness comes from `rng`."""
+        """Train `model` in place; all randomness comes from `rng`. Without an optimizer to go on with, begin anew."""
         before = layout.flatten(model)
-        optimizer = self._optimizer(model)
+        optimizer = optimizer or self.optimizer(model)
         model.train()
         loss, count = torch.zeros((), dtype=torch.float64), 0
         for batch in self._batches(dataset, rng):
             batch_loss, predictions = self._step(model, task, optimizer, batch.to(self.device))
             loss, count = loss + batch_loss.double().cpu(), count + predictions
         return LocalResult(layout.flatten(model) - before, float(loss), count)
+
+    def optimizer(self, model: nn.Module) -> Optimizer:
+        """Return a new optimizer of the configured kind."""
+        config = self.config.optimizer
+        if isinstance(config, SGDConfig):
+            return SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
+        return AdamW(model.parameters(), config.lr, config.betas, weight_decay=config.weight_decay)
 
     def _step(
         self, model: AutoGenModel, task: Task[BatchT], optimizer: Optimizer, batch: BatchT
@@ -73,12 +81,6 @@ class LocalTrainer:
                 yield dataset.sample(self.config.batch_size, rng)
         for _ in range(self.config.local_epochs or 0):
             yield from dataset.epoch(self.config.batch_size, rng)
-
-    def _optimizer(self, model: nn.Module) -> Optimizer:
-        config = self.config.optimizer
-        if isinstance(config, SGDConfig):
-            return SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
-        return AdamW(model.parameters(), config.lr, config.betas, weight_decay=config.weight_decay)
 
     def _autocast(self) -> torch.autocast:
         enabled = self.config.precision == "bfloat16"

@@ -101,6 +101,8 @@ def start(
     config = load_run_config(found.config, overrides or ())
     if config.aggregation.type == "plain":
         typer.secho("aggregation is plain: this server sees every owner's update", fg="red", bold=True, err=True)
+    if config.baselines:
+        log.warning("baselines: left out, since nobody here has the text of all owners; agfl-simulate makes them")
     superlink = EmbeddedSuperLink(found.nodes, certificate=found.certificate, key=found.key, host=host, port=port)
     health = nullcontext() if health_port is None else health_service(health_port)
     try:

@@ -19,6 +19,7 @@ from agfl_models.tokenizer import BPETokenizerConfig, BytesTokenizerConfig, Pair
 from agfl_models.validation import Config, dump_yaml, read_yaml, validate
 
 PROTOCOL_VERSION = 1
+SIMULATION_ONLY = {"data", "baselines"}  # keys that neither a server nor a client looks at
 Beta = Annotated[float, Field(ge=0, lt=1)]  # decay of a moving average
 
 
@@ -167,7 +168,11 @@ class DataConfig(Config):
 
 
 class RunConfig(Config):
-    """Everything that defines a federated run."""
+    """Everything that defines a federated run.
+
+    baselines: a simulation also trains each owner's own model, and one with all text in one place, to compare the
+    global model with. A deployment ignores it, as it ignores `data`: nobody has all text there.
+    """
 
     seed: NonNegativeInt = 0
     num_rounds: PositiveInt
@@ -178,6 +183,7 @@ class RunConfig(Config):
     aggregation: AggregationConfig = AggregationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     data: DataConfig = DataConfig()
+    baselines: bool = False
 
     @model_validator(mode="after")
     def _parts_fit(self) -> RunConfig:
@@ -206,7 +212,7 @@ class RunConfig(Config):
 
     def to_json(self) -> str:
         """Return the configuration as clients receive it: without `data`, which is the owner's own business."""
-        return json.dumps(self.model_dump(mode="json", exclude={"data"}), sort_keys=True)
+        return json.dumps(self.model_dump(mode="json", exclude=SIMULATION_ONLY), sort_keys=True)
 
     def to_yaml(self) -> str:
         """Return the configuration with every default filled in."""
@@ -220,8 +226,8 @@ class RunConfig(Config):
 
     @property
     def hash(self) -> str:
-        """SHA-256 of what defines the run. `num_rounds`, `evaluation` and `data` do not: a run may be continued."""
-        defining = self.model_dump(mode="json", exclude={"num_rounds", "evaluation", "data"})
+        """SHA-256 of what defines the run; `num_rounds`, `evaluation`, `data` and `baselines` may change."""
+        defining = self.model_dump(mode="json", exclude={"num_rounds", "evaluation", *SIMULATION_ONLY})
         text = json.dumps({"protocol": PROTOCOL_VERSION, **defining}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

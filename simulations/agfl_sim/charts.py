@@ -132,15 +132,15 @@ def _grid(x: Axis, y: Axis) -> list[str]:
     for tick in y.ticks:
         height = y.place(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{height + 4:.1f}" text-anchor="end">{_tick_text(tick, y)}</text>')
+        parts.append(f'<text x="{LEFT - 8}" y="{height + 4:.1f}" text-anchor="end">{tick_text(tick, y)}</text>')
     for tick in x.ticks:
         left = x.place(tick)
-        parts.append(f'<text x="{left:.1f}" y="{BOTTOM + 18}" text-anchor="middle">{_tick_text(tick, x)}</text>')
+        parts.append(f'<text x="{left:.1f}" y="{BOTTOM + 18}" text-anchor="middle">{tick_text(tick, x)}</text>')
     parts.append(f'<text x="{(LEFT + RIGHT) / 2}" y="{BOTTOM + 36}" text-anchor="middle">round</text>')
     return parts
 
 
-def _tick_text(tick: float, axis: Axis) -> str:
+def tick_text(tick: float, axis: Axis) -> str:
     decimals = max(0, 1 - math.floor(math.log10(axis.ticks[1] - axis.ticks[0])))
     return f"{round(tick, decimals):,g}"
 

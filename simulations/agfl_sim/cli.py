@@ -61,7 +61,8 @@ def simulate(
 def _run(run_config: RunConfig, folder: Path, engine: str, resume: bool) -> None:
     from rich.console import Console
 
-    from agfl_sim.progress import ProgressObserver
+    from agfl_sim.baselines import run_baselines
+    from agfl_sim.progress import BaselineBar, ProgressObserver
     from agfl_sim.report import write_report
     from agfl_sim.run import simulate as run_simulation
 
@@ -71,11 +72,16 @@ def _run(run_config: RunConfig, folder: Path, engine: str, resume: bool) -> None
         console.print("[bold red]aggregation is plain: a server run like this sees every client's update[/]")
     try:
         with ProgressObserver(console, run_config.task.main_metric) as observer:
-            run_simulation(run_config, folder, engine, resume, observer)
+            owners = run_simulation(run_config, folder, engine, resume, observer)
+        comparison = None
+        if run_config.baselines:
+            with BaselineBar(console) as bar:
+                comparison = run_baselines(folder, owners, resume, bar.update)
+            console.print(f"{comparison.side_by_side}\n{comparison.answer}", highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
         console.print(f"stopped; go on with --resume --output {folder}")
         raise
-    report = write_report(folder, run_config.task.main_metric)
+    report = write_report(folder, run_config.task.main_metric, comparison)
     console.print(f"model    {folder / 'model'}   (agfl-model generate {folder / 'model'})", highlight=False)
     console.print(f"report   {report}", highlight=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 
 from rich.console import Console
@@ -87,6 +88,34 @@ class ProgressObserver(Observer):
 
     def _say(self, line: str) -> None:
         self._progress.console.print(line, highlight=False, soft_wrap=True)
+
+
+class BaselineBar:
+    """A bar over the rounds of all who train without a federation; a line at the start and at the end."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rounds"))
+        self._progress = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
+        self._task = self._progress.add_task("baselines", total=None)
+        self._started = time.monotonic()
+
+    def __enter__(self) -> BaselineBar:
+        self._progress.console.print("baselines: each owner alone, and all text in one place", highlight=False)
+        if self._progress.console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress.console.is_terminal:
+            self._progress.stop()
+        if kind is None:
+            self._progress.console.print(f"baselines: {time.monotonic() - self._started:.1f} s", highlight=False)
+
+    def update(self, finished: int, total: int) -> None:
+        """Show how many rounds are done."""
+        self._progress.update(self._task, completed=finished, total=total)
 
 
 def _number(value: int | float | None, digits: int = 3) -> str:

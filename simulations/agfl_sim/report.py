@@ -11,6 +11,8 @@ from agfl_models.errors import DataError
 from agfl_models.tasks import distribution
 from agfl_models.tasks.task import MainMetric
 from agfl_sim.charts import CHART_CSS, Chart, Curve, Point, line_chart, number_text
+from agfl_sim.comparison import Comparison
+from agfl_sim.join_section import JOIN_CSS, join_section
 
 Row = dict[str, float | None]
 
@@ -47,14 +49,15 @@ th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align
 thead th { position: sticky; top: 0; background: var(--card); color: var(--muted); vertical-align: bottom;
   white-space: normal; }
 tbody tr:last-child > * { border-bottom: 0; }
+caption { padding: .5rem .7rem 0; color: var(--muted); text-align: left; }
 pre { margin: 0; padding: .9rem; font: .85rem/1.5 ui-monospace, monospace; }
 """
 
 
-def write_report(run_folder: Path, main_metric: MainMetric) -> Path:
+def write_report(run_folder: Path, main_metric: MainMetric, comparison: Comparison | None = None) -> Path:
     """Read `metrics.jsonl` and `config.yaml` of a run and write `report.html` beside them.
 
-    main_metric: of the run's task.
+    main_metric: of the run's task. comparison: with the baselines, where the run has any.
 
     Raises:
         DataError: one of the two files is missing, unreadable or malformed.
@@ -62,7 +65,8 @@ def write_report(run_folder: Path, main_metric: MainMetric) -> Path:
     rows = _read_rows(run_folder / "metrics.jsonl")
     configuration = _read_text(run_folder / "config.yaml")
     report = run_folder / "report.html"
-    report.write_text(_page(run_folder.resolve().name, rows, configuration, main_metric), encoding="utf-8")
+    join = "" if comparison is None else join_section(comparison)
+    report.write_text(_page(run_folder.resolve().name, rows, configuration, main_metric, join), encoding="utf-8")
     return report
 
 
@@ -169,7 +173,7 @@ def _cell(key: str, value: float | None) -> str:
     return f'<th scope="row">{text}</th>' if key == "round" else f"<td>{text}</td>"
 
 
-def _page(name: str, rows: list[Row], configuration: str, main_metric: MainMetric) -> str:
+def _page(name: str, rows: list[Row], configuration: str, main_metric: MainMetric, join: str) -> str:
     title = escape(name)
     numbers = "\n".join(
         f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in _headlines(rows, main_metric)
@@ -182,7 +186,7 @@ def _page(name: str, rows: list[Row], configuration: str, main_metric: MainMetri
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title} - AutoGen Federated</title>
-<style>{PAGE_CSS}{CHART_CSS}</style>
+<style>{PAGE_CSS}{CHART_CSS}{JOIN_CSS}</style>
 </head>
 <body>
 <h1><small>AutoGen Federated, report of a run</small>{title}</h1>
@@ -190,6 +194,7 @@ def _page(name: str, rows: list[Row], configuration: str, main_metric: MainMetri
 <dl>
 {numbers}
 </dl>
+{join}
 <h2 id="curves">Curves</h2>
 <section class="charts" aria-labelledby="curves">
 {figures}

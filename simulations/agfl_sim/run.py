@@ -97,8 +97,10 @@ def run_ray(config: RunConfig, owners: Sequence[Path], folder: Path, resume: boo
 ENGINES: dict[str, Engine] = {"inline": run_inline, "ray": run_ray}
 
 
-def simulate(config: RunConfig, folder: Path, engine: str, resume: bool, observer: Observer) -> None:
+def simulate(config: RunConfig, folder: Path, engine: str, resume: bool, observer: Observer) -> list[Path]:
     """Divide the data into owners and run the federation to its last round, leaving everything in `folder`.
+
+    Return the owners' files.
 
     Raises:
         AgflError: one line for a person.
@@ -108,3 +110,4 @@ def simulate(config: RunConfig, folder: Path, engine: str, resume: bool, observe
         RunFolder(folder).refuse_existing_run()
     owners = owner_files(config, folder / OWNERS_FOLDER)
     ENGINES[engine](config, owners, folder, resume, observer)
+    return owners

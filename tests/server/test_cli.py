@@ -50,11 +50,12 @@ def test_a_federation_is_made_filled_and_started(tmp_path: Path, free_port: int)
     assert f"3 owners in {tmp_path / 'roster.yaml'}, fingerprint " in roster.stdout
     assert fingerprint(read_roster(tmp_path / "roster.yaml")) in roster.stdout
 
-    command = _command("start", "--federation", str(folder), "--port", str(free_port))
+    command = _command("start", "--federation", str(folder), "--port", str(free_port), "--set", "baselines=true")
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
             lines = iter(process.stderr)
+            assert " baselines: left out, since nobody here has the text of all owners; " in next(lines)
             assert next(lines).endswith(f" listening on 127.0.0.1 port {free_port}; admitted: alice, bob, carol\n")
             assert " waiting for nodes: 0 of " in next(lines)
             process.send_signal(signal.SIGTERM)

@@ -82,7 +82,8 @@ def end_after_rounds(number: signal.Signals, count: int, home: Path, folder: str
 
 def test_finished_run_says_what_it_did_and_where(home: Path) -> None:
     assert [row["round"] for row in rows_of(home / "whole")] == list(range(13))
-    assert (home / "whole" / "report.html").exists()
+    assert "Should I join?" not in (home / "whole" / "report.html").read_text()
+    assert not (home / "whole" / "baselines.jsonl").exists()
     assert rows_of(home / "whole")[-1]["train/loss"] < rows_of(home / "whole")[1]["train/loss"]
 
 
