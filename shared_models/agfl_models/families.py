@@ -51,8 +51,8 @@ def build_tokenizer(tokenizer: TokenizerConfig, model: ModelConfig | HuggingFace
 
 
 def refuse_misfit(tokenizer: TokenizerConfig, model: ModelConfig | HuggingFaceConfig) -> None:
-    """Raise ValueError unless the tokenizer's ids are the model's; a model of vectors has none."""
-    is_pretrained = isinstance(model, HuggingFaceConfig)
-    if is_pretrained != isinstance(tokenizer, HuggingFaceTokenizerConfig):
-        rule = "must be huggingface with" if is_pretrained else "needs"
-        raise ValueError(f"tokenizer.type: {rule} model.family huggingface, got {tokenizer.type}")
+    """Raise ValueError unless a pretrained model has its own tokenizer, and no other model has such a one."""
+    if isinstance(model, HuggingFaceConfig) and tokenizer.type != "huggingface":
+        raise ValueError(f"tokenizer.type: must be huggingface with model.family huggingface, got {tokenizer.type}")
+    if isinstance(model, ModelConfig) and tokenizer.type == "huggingface":
+        raise ValueError(f"model.family: must be huggingface with tokenizer.type huggingface, got {model.family}")
