@@ -13,13 +13,13 @@ from flwr.clientapp import ClientApp
 from agfl_client.node import Node
 from agfl_client.policy import Policy, load_policy
 from agfl_client.secure_member import SecureMember
-from agfl_models.errors import AgflError, ConfigError, DataError
+from agfl_models.errors import AgflError, ConfigError, DataError, PretrainedError
 from agfl_models.examples import JSONL_SUFFIX, parse_columns
 from agfl_protocol import wire
 from agfl_protocol.counting import CountRequest
 
 log = logging.getLogger("agfl.client")
-OWNERS_VARIABLE = "AGFL_OWNERS"
+OWNERS_VARIABLE, PRETRAINED_VARIABLE = "AGFL_OWNERS", "AGFL_PRETRAINED"
 REFUSED = 100  # Flower reserves the codes below
 NodeOf = Callable[[Context], Node]
 
@@ -38,6 +38,9 @@ def create_client_app(node_of: Node | NodeOf) -> ClientApp:
             # The line may quote the owner's text or paths, so it stays on this machine.
             log.error("%s", error)
             return Message(Error(REFUSED, "data: this owner's data cannot be used"), reply_to=message)
+        except PretrainedError as error:
+            log.error("%s", error)  # as above
+            return Message(Error(REFUSED, "pretrained: this owner's pretrained model cannot be used"), reply_to=message)
         except AgflError as error:
             log.error("refused %s: %s", message.metadata.message_type, error)
             return Message(Error(REFUSED, str(error)), reply_to=message)
@@ -81,15 +84,18 @@ def create_client_app(node_of: Node | NodeOf) -> ClientApp:
 def _node_of_context(context: Context) -> Node:
     """Find the owner in Flower's own runtimes, which start each message in a process of its own.
 
-    A stock SuperNode names its owner in its node config (`name`, `data`, `columns`, `policy`). Flower's simulation
-    only numbers its nodes: partition i is the i-th file of the folder that the environment variable AGFL_OWNERS names,
-    and all of them belong to the one person who runs it.
+    A stock SuperNode names its owner in its node config (`name`, `data`, `columns`, `pretrained`, `policy`).
+    Flower's simulation only numbers its nodes: partition i is the i-th file of the folder that the environment
+    variable AGFL_OWNERS names, AGFL_PRETRAINED names the pretrained model if the run starts from one, and all of them
+    belong to the one person who runs it.
     """
     config = context.node_config
     if "name" in config and "data" in config:
         policy = load_policy(Path(str(config["policy"]))) if "policy" in config else Policy()
         columns = parse_columns(str(config["columns"])) if "columns" in config else {}
-        return Node(str(config["name"]), Path(str(config["data"])), columns=columns, policy=policy)
+        pretrained = Path(str(config["pretrained"])) if "pretrained" in config else None
+        name, data = str(config["name"]), Path(str(config["data"]))
+        return Node(name, data, columns=columns, pretrained=pretrained, policy=policy)
     folder = os.environ.get(OWNERS_VARIABLE)
     if folder is None or "partition-id" not in config:
         raise ConfigError(f"node config: must give name and data, or {OWNERS_VARIABLE} a folder of owners' files")
@@ -97,7 +103,8 @@ def _node_of_context(context: Context) -> Node:
     index = int(config["partition-id"])
     if index >= len(owners):
         raise ConfigError(f"{OWNERS_VARIABLE}: {folder}: must hold a file for node {index}, holds {len(owners)}")
-    return Node(owners[index].stem, owners[index], policy=Policy(allow_plain=True))
+    pretrained = Path(os.environ[PRETRAINED_VARIABLE]) if PRETRAINED_VARIABLE in os.environ else None
+    return Node(owners[index].stem, owners[index], pretrained=pretrained, policy=Policy(allow_plain=True))
 
 
 app = create_client_app(_node_of_context)

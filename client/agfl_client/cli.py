@@ -43,6 +43,9 @@ def start(
     columns: Annotated[
         str, typer.Option(metavar="NAME=COLUMN,...", help="What your file calls the task's columns.")
     ] = "",
+    pretrained: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Your copy of the pretrained model, if the run has one.")
+    ] = None,
     roster: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Every owner's signing key, got out of band.")
     ] = None,
@@ -71,7 +74,9 @@ def start(
 
         from agfl_client.node import Node
 
-        node = Node(own_keys.name, data, device, threads, columns=named, policy=rules, member=member)
+        node = Node(
+            own_keys.name, data, device, threads, columns=named, pretrained=pretrained, policy=rules, member=member
+        )
         log.info("%s serves %s with %s; stop with Ctrl-C", node.name, server, data)
         try:
             _serve_run(node, server, ca, own_keys, max_wait)

@@ -18,7 +18,9 @@ from agfl_client.secure_member import SecureMember
 from agfl_client.training import LocalTrainer, evaluate
 from agfl_models.errors import WireError
 from agfl_models.examples import Row, check_readable, read_rows
-from agfl_models.model import AutoGenModel
+from agfl_models.families import build_model
+from agfl_models.huggingface.folder import PretrainedFolder
+from agfl_models.sequence_model import SequenceModel
 from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_protocol.counting import CountCodec, CountRequest
 from agfl_protocol.randomness import generator
@@ -37,7 +39,7 @@ class _Workspace:
     config: RunConfig
     task: AnyTask
     dataset: Dataset[Any]
-    model: AutoGenModel
+    model: SequenceModel
     layout: Layout
 
 
@@ -46,10 +48,12 @@ class Node:
 
     name: the owner's NAME; data: the owner's file or folder, read when the first round says for which task; columns:
     what that task's columns are called there; device: "auto" or a PyTorch device; num_threads: PyTorch threads of
-    this node; policy: what the owner accepts; member: the node's part in secure sums, None where it has none.
+    this node; pretrained: the owner's copy of a pretrained model, for runs that start from one; policy: what the owner
+    accepts; member: the node's part in secure sums, None where it has none.
 
     Raises:
-        DataError, ConfigError: the data is not there or cannot be opened, or the device is not there.
+        DataError, PretrainedError, ConfigError: the data is not there or cannot be opened, or the pretrained model or
+            the device is not there.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Node:
         num_threads: int = 1,
         *,
         columns: Mapping[str, str] | None = None,
+        pretrained: Path | None = None,
         policy: Policy | None = None,
         member: SecureMember | None = None,
     ) -> None:
@@ -68,8 +73,11 @@ class Node:
         self._policy = policy or Policy()
         self._member = member
         check_readable(data)
+        if pretrained is not None:
+            PretrainedFolder(pretrained)
         self._data = data
         self._columns = columns or {}
+        self._pretrained = pretrained
         self._device = choose_device(device)
         self._num_threads = num_threads
         self._workspace: _Workspace | None = None
@@ -178,10 +186,10 @@ class Node:
         return space
 
     def _make_workspace(self, config_json: str) -> _Workspace:
-        config = run_config_from_json(config_json)
+        config = run_config_from_json(config_json).with_pretrained(self._pretrained, "--pretrained")
         # Before the model is built and the text is touched.
         self._policy.check(config, config.model.num_parameters())
-        task: AnyTask = config.task.build(config.tokenizer.build())
+        task = config.build_task()
         dataset = task.prepare(self._rows(config))
-        model = AutoGenModel(config.model, seed=0).to(self._device)
+        model = build_model(config.model, seed=0).to(self._device)  # the server's weights replace what is trained
         return _Workspace(config_json, config.hash, config, task, dataset, model, Layout.of(model))

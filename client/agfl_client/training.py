@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from agfl_models.model import AutoGenModel
+from agfl_models.sequence_model import SequenceModel
 from agfl_models.tasks import distribution
 from agfl_models.tasks.task import AnyTask, BatchT, Dataset, Task
 from agfl_protocol.run_config import SGDConfig, TrainingConfig
@@ -39,7 +39,7 @@ class LocalTrainer:
 
     def train(
         self,
-        model: AutoGenModel,
+        model: SequenceModel,
         layout: Layout,
         task: Task[BatchT],
         dataset: Dataset[BatchT],
@@ -64,7 +64,7 @@ class LocalTrainer:
         return AdamW(model.parameters(), config.lr, config.betas, weight_decay=config.weight_decay)
 
     def _step(
-        self, model: AutoGenModel, task: Task[BatchT], optimizer: Optimizer, batch: BatchT
+        self, model: SequenceModel, task: Task[BatchT], optimizer: Optimizer, batch: BatchT
     ) -> tuple[torch.Tensor, int]:
         with self._autocast():
             loss, predictions = task.loss(model, batch)
@@ -88,7 +88,7 @@ class LocalTrainer:
 
 
 def evaluate(
-    model: AutoGenModel, task: AnyTask, dataset: Dataset[Any], batch_size: int, max_examples: int, device: str
+    model: SequenceModel, task: AnyTask, dataset: Dataset[Any], batch_size: int, max_examples: int, device: str
 ) -> dict[str, float]:
     """Return one owner's `task.eval_sums`: over its validation examples, in float32, and its place among owners."""
     sums = dict.fromkeys(task.eval_sums, 0.0)

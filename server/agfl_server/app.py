@@ -54,6 +54,7 @@ def run_federation(
     aggregator, min_cohort = build_aggregator(config.aggregation, roster, observer)
     optimizer = build_optimizer(config.aggregation.server_optimizer)
     config = run_folder.resolved(config) if resume else config
+    config = config.with_pretrained(config.pretrained, "model.folder")
     # A run that ended before its tokenizer was learned begins anew.
     is_new = not resume or not config.tokenizer.is_trained
     if is_new:
@@ -76,7 +77,7 @@ def run_federation(
         run_folder.save(config, state, [])
     else:
         state = run_folder.resume(config)
-    federation = Federation(parties, config.task.build(config.tokenizer.build()), layout, optimizer)
+    federation = Federation(parties, config.build_task(), layout, optimizer)
     state = run_rounds(federation, state, partial(run_folder.save, config))
     run_folder.save_model(config, layout, state)
     _finish(grid, state)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
-from agfl_models.model import AutoGenModel
+from agfl_models.families import build_model
 from agfl_models.tasks.task import AnyTask
 from agfl_protocol.randomness import SERVER, derive_seed
 from agfl_protocol.run_config import RunConfig
@@ -33,7 +33,7 @@ class ServerState:
 
 def initial_state(config: RunConfig, optimizer: ServerOptimizer) -> tuple[Layout, ServerState]:
     """Return the layout of the model and the state before round 1; the model's weights follow from `config.seed`."""
-    model = AutoGenModel(config.model, seed=derive_seed(config.seed, SERVER, 0, "model"))
+    model = build_model(config.model, seed=derive_seed(config.seed, SERVER, 0, "model"))
     layout = Layout.of(model)
     vector = layout.flatten(model)
     return layout, ServerState(
@@ -42,7 +42,7 @@ def initial_state(config: RunConfig, optimizer: ServerOptimizer) -> tuple[Layout
         model=vector,
         optimizer=optimizer.initial_state(vector),
         scales=initial_scales(layout, config.aggregation.clip_l2),
-        row=empty_row(config.task.build(config.tokenizer.build())),
+        row=empty_row(config.build_task()),
     )
 
 

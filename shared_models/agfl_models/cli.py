@@ -27,14 +27,15 @@ def describe(
 
     from agfl_models.store import load_model
 
-    model, saved = load_model(path)
+    _, saved = load_model(path)
+    model = saved.model.resolve()
     table = Table("part", "settings", title=f"{saved.task} model")
     table.add_column("parameters", justify="right")
     table.add_column("FLOPs/token", justify="right")
-    for part in model.config.parts(context_length):
+    for part in model.parts(context_length):
         table.add_row(part.name, part.settings, f"{part.parameters:,}", f"{part.flops_per_token:,}")
     table.add_section()
-    parameters, flops = model.config.num_parameters(), model.config.flops_per_token(context_length)
+    parameters, flops = model.num_parameters(), model.flops_per_token(context_length)
     table.add_row("total", f"context_length={context_length}", f"{parameters:,}", f"{flops:,}")
     Console().print(table)
 
@@ -51,14 +52,15 @@ def generate(
     """Continue a text, printing as it is written."""
     import torch
 
+    from agfl_models.families import build_tokenizer
     from agfl_models.generation import GenerationConfig, stream
     from agfl_models.store import load_model
     from agfl_models.validation import validate
 
     model, saved = load_model(path)
-    if model.config.vocab_size is None:
+    if saved.model.vocab_size is None and saved.tokenizer.vocab_size is not None:
         raise ConfigError(f"{path}: model.vocab_size: must be {saved.tokenizer.vocab_size} to write text, got None")
-    tokenizer = saved.tokenizer.build()
+    tokenizer = build_tokenizer(saved.tokenizer, saved.model)
     settings = {"max_new_tokens": max_tokens, "temperature": temperature, "top_k": top_k}
     config = validate(GenerationConfig, settings, "command line")
     new_ids = stream(
@@ -73,6 +75,23 @@ def generate(
         sys.stdout.write(text)
         sys.stdout.flush()
     sys.stdout.write("\n")
+
+
+@app.command()
+def merge(
+    path: ModelPath,
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+) -> None:
+    """Write a model that started from a pretrained one as an ordinary Hugging Face folder."""
+    from agfl_models.huggingface.loading import auto_class
+    from agfl_models.huggingface.model import HuggingFaceModel
+    from agfl_models.store import load_model
+
+    model, saved = load_model(path)
+    if not isinstance(model, HuggingFaceModel):
+        raise ConfigError(f"{path}: model.family: must be huggingface to be merged, got {saved.model.family}")
+    model.save_merged(folder)
+    typer.echo(f"wrote {folder}; load it with {auto_class(model.config)}.from_pretrained({str(folder)!r})")
 
 
 def main() -> None:

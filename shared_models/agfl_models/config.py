@@ -44,6 +44,16 @@ class ModelConfig(Config):
     encoder: EncoderConfig | None = None
     layers: tuple[LayerItem, ...] = Field(min_length=1)
 
+    @property
+    def kind(self) -> Family:
+        """What tasks ask for."""
+        return self.family
+
+    @staticmethod
+    def written(kind: Family) -> tuple[str, str]:
+        """Return the key and the value by which a person chooses a kind."""
+        return "family", kind
+
     @model_validator(mode="after")
     def _refuse_what_cannot_be_built(self) -> Self:
         try:

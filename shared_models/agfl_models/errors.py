@@ -3,6 +3,7 @@
 AgflError
  |- ConfigError       a run or model configuration breaks a rule
  |- DataError         a node's text cannot be read or is empty
+ |- PretrainedError   a pretrained model's folder cannot be used
  |- CheckpointError   a checkpoint cannot be written, read, or belongs to another run
  |- IdentityError     a key, certificate or node name is missing, malformed or not admitted
  |- TransportError    the other side cannot be reached or answers with something we do not speak
@@ -23,6 +24,10 @@ class ConfigError(AgflError):
 
 class DataError(AgflError):
     """A node's text cannot be read or is empty."""
+
+
+class PretrainedError(AgflError):
+    """The folder of a pretrained model cannot be used."""
 
 
 class CheckpointError(AgflError):

@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_v
 from torch import Tensor
 
 from agfl_models.layers.layer import Memory, State, at_least_float32
-from agfl_models.model import AutoGenModel
+from agfl_models.sequence_model import SequenceModel
 from agfl_models.validation import Config
 
 
@@ -54,7 +54,7 @@ class GenerationConfig(Config):
 
 
 def generate(
-    model: AutoGenModel,
+    model: SequenceModel,
     prompts: Sequence[Sequence[int]],
     config: GenerationConfig,
     *,
@@ -85,7 +85,7 @@ def generate(
 
 
 def stream(
-    model: AutoGenModel,
+    model: SequenceModel,
     prompt: Sequence[int],
     config: GenerationConfig,
     *,
@@ -102,7 +102,7 @@ def stream(
 
 
 def _steps(
-    model: AutoGenModel, searches: Sequence[_Search], config: GenerationConfig, memory: Memory | None
+    model: SequenceModel, searches: Sequence[_Search], config: GenerationConfig, memory: Memory | None
 ) -> Iterator[None]:
     """Yield after every step of the model, until no search is running.
 
@@ -246,7 +246,7 @@ def _draw(log_probs_RV: Tensor, uniforms_R: Tensor, config: GenerationConfig) ->
     return ids_R1.squeeze(-1).clamp(max=num_tokens - 1).to(log_probs_RV.device)  # past the end where logits are NaN
 
 
-def _as_ids(searches: Sequence[_Search], model: AutoGenModel) -> Tensor:
+def _as_ids(searches: Sequence[_Search], model: SequenceModel) -> Tensor:
     device = next(model.parameters()).device
     return torch.tensor([token_id for search in searches for token_id in search.inputs()], device=device)
 

@@ -6,19 +6,18 @@ V vocabulary.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from agfl_models.config import ModelConfig, ResolvedModelConfig
 from agfl_models.errors import ConfigError
 from agfl_models.heads import Head
 from agfl_models.layers.layer import Memory, State
+from agfl_models.sequence_model import SequenceModel, own_generator
 from agfl_models.stack import Encoder, Stack
 from agfl_models.validation import validate
 
@@ -30,7 +29,7 @@ OWN_LOGIT = 4.0
 INPUT_STD = 0.25
 
 
-class AutoGenModel(Stack):
+class AutoGenModel(Stack, SequenceModel):
     """A modular model: `layers[i]` is the layer that `config.layers[i]` describes, nothing more.
 
     Norms, residual sums and bridges are in `connections[i]`. There is no dropout, so a forward pass draws no
@@ -56,7 +55,7 @@ class AutoGenModel(Stack):
         self.config = config.resolve()
         for bridge in self.config.bridges():
             warnings.warn(bridge, stacklevel=2)
-        with _own_generator(seed):
+        with own_generator(seed):
             self._build(self.config)
             self.reset_parameters()
 
@@ -154,13 +153,3 @@ class AutoGenModel(Stack):
             return x
         logits: Tensor = self.head(x, mask_BT, self.embedding.weight)
         return logits
-
-
-@contextlib.contextmanager
-def _own_generator(seed: int | None) -> Iterator[None]:
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield

@@ -8,14 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
+import torch
 from pydantic import model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from agfl_models.config import ModelConfig
 from agfl_models.errors import CheckpointError, ConfigError
-from agfl_models.model import AutoGenModel
+from agfl_models.families import AnyModelConfig, build_model, refuse_misfit
+from agfl_models.huggingface.config import HuggingFaceConfig
+from agfl_models.sequence_model import SequenceModel, trained_parameters
 from agfl_models.tokenizer import BytesTokenizerConfig, TokenizerConfig
 from agfl_models.validation import Config, dump_yaml, read_yaml, validate
 
@@ -28,12 +30,13 @@ _BYTES = BytesTokenizerConfig()
 class SavedConfig(Config):
     """Content of `config.yaml`: what is needed to use the weights."""
 
-    model: ModelConfig
+    model: AnyModelConfig
     task: str
     tokenizer: TokenizerConfig = _BYTES
 
     @model_validator(mode="after")
     def _tokenizer_fits(self) -> Self:
+        refuse_misfit(self.tokenizer, self.model)
         if self.model.vocab_size not in (None, self.tokenizer.vocab_size):
             rule = f"must be {self.tokenizer.vocab_size} as tokenizer.vocab_size"
             raise ValueError(f"model.vocab_size: {rule}, got {self.model.vocab_size}")
@@ -44,7 +47,7 @@ class SavedConfig(Config):
 
 def save_model(
     folder: Path,
-    model_config: ModelConfig,
+    model_config: AnyModelConfig,
     state_dict: Mapping[str, Tensor],
     task: str,
     tokenizer: TokenizerConfig = _BYTES,
@@ -56,7 +59,7 @@ def save_model(
     Args:
         folder: created if missing.
         model_config: architecture that the weights belong to.
-        state_dict: the weights, as `AutoGenModel.state_dict` returns them.
+        state_dict: the weights that are trained: of an adapted model the adapter.
         task: name of the task the model was trained for, such as "language_modeling".
         tokenizer: what the model's token ids mean.
 
@@ -76,7 +79,7 @@ def save_model(
         raise CheckpointError(f"{folder}: cannot be written: {error.strerror}") from None
 
 
-def load_model(path: Path) -> tuple[AutoGenModel, SavedConfig]:
+def load_model(path: Path) -> tuple[SequenceModel, SavedConfig]:
     """Return the model and its description.
 
     Args:
@@ -84,6 +87,7 @@ def load_model(path: Path) -> tuple[AutoGenModel, SavedConfig]:
 
     Raises:
         CheckpointError: a file is missing or corrupt, or the weights do not fit the configuration.
+        ConfigError, PretrainedError: the pretrained model that they adapt is missing, or has changed.
     """
     folder = path / MODEL_FOLDER if (path / MODEL_FOLDER / CONFIG_FILE).exists() else path
     try:
@@ -91,9 +95,14 @@ def load_model(path: Path) -> tuple[AutoGenModel, SavedConfig]:
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     weights = _read_weights(folder / WEIGHTS_FILE)
-    model = AutoGenModel(saved.model, seed=0)
-    _refuse_misfit(folder / WEIGHTS_FILE, weights, model.state_dict())
-    model.load_state_dict(weights)
+    if isinstance(saved.model, HuggingFaceConfig):
+        saved.model.pinned(saved.model.folder, f"{folder / CONFIG_FILE}: model.folder")
+    model = build_model(saved.model, seed=0)
+    parameters = trained_parameters(model)
+    _refuse_misfit(folder / WEIGHTS_FILE, weights, parameters)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
     return model, saved
 
 

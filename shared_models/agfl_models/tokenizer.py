@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Protocol, Self
 
 import numpy as np
 import tokenizers
@@ -24,6 +24,42 @@ NUM_BYTES, FIRST_MERGE = 256, 259  # ids: the bytes, beginning, end and padding,
 MAX_VOCAB_SIZE = 2**16  # tasks keep ids as uint16
 MAX_TOKEN_BYTES = 128  # merges can double a token's length, and they come over the wire
 MAX_MERGES_PER_ROUND = 64
+
+
+class TextTokenizer(Protocol):
+    """What every tokenizer provides."""
+
+    @property
+    def bos_id(self) -> int:
+        """The id that begins a text."""
+
+    @property
+    def eos_id(self) -> int:
+        """The id that ends a text."""
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills up a batch."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+
+    @property
+    def token_bytes(self) -> tuple[bytes, ...]:
+        """The bytes that each id stands for, none for special ids."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of the text, without special ids."""
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the tokens and for each the characters (start, end) of `text` that it stands for."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of the ids; special ids are skipped."""
+
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """Yield the text piece by piece as ids arrive, whole characters only."""
 
 
 class Tokenizer:
@@ -148,7 +184,30 @@ class BPETokenizerConfig(Config):
         return Tokenizer(self.merges)
 
 
-TokenizerConfig = Annotated[BytesTokenizerConfig | BPETokenizerConfig, Field(discriminator="type")]
+class HuggingFaceTokenizerConfig(Config):
+    """The tokenizer that belongs to a pretrained model, from the same folder."""
+
+    type: Literal["huggingface"]
+
+    @property
+    def vocab_size(self) -> None:
+        """What the folder says, as the model's."""
+        return None
+
+    @property
+    def max_merges(self) -> int:
+        """Number of merges for which the vocabulary has room."""
+        return 0
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether text can be encoded."""
+        return True
+
+
+TokenizerConfig = Annotated[
+    BytesTokenizerConfig | BPETokenizerConfig | HuggingFaceTokenizerConfig, Field(discriminator="type")
+]
 
 
 def bytes_of_tokens(merges: Sequence[Pair]) -> tuple[bytes, ...]:
@@ -177,7 +236,12 @@ def bytes_of_tokens(merges: Sequence[Pair]) -> tuple[bytes, ...]:
 def words_of(text: str) -> Iterator[bytes]:
     """Yield the words of a text, which no token crosses: GPT-2's rule, as the library has it."""
     for word, _ in _words.pre_tokenize_str(text.encode("utf-8", errors="replace").decode("utf-8")):
-        yield word.translate(_TO_BYTE).encode("latin-1")
+        yield bytes_of_letters(word)
+
+
+def bytes_of_letters(word: str) -> bytes:
+    """Return the bytes that the library writes as these letters (GPT-2)."""
+    return word.translate(_TO_BYTE).encode("latin-1")
 
 
 def _alphabet() -> list[str]:

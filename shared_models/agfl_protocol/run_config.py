@@ -11,15 +11,18 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from agfl_models.config import ModelConfig
 from agfl_models.corpora import corpus_of
 from agfl_models.errors import ConfigError
+from agfl_models.families import AnyModelConfig, build_tokenizer, refuse_misfit
+from agfl_models.huggingface.config import HuggingFaceConfig
 from agfl_models.tasks import TaskConfig
+from agfl_models.tasks.task import AnyTask
 from agfl_models.tokenizer import BPETokenizerConfig, BytesTokenizerConfig, Pair, TokenizerConfig
 from agfl_models.validation import Config, dump_yaml, read_yaml, validate
 
 PROTOCOL_VERSION = 1
-SIMULATION_ONLY = {"data", "baselines"}  # keys that neither a server nor a client looks at
+# Keys that neither a server nor a client looks at, and paths of one machine.
+_LOCAL: dict[str, Any] = {"data": True, "baselines": True, "model": {"folder"}}
 Beta = Annotated[float, Field(ge=0, lt=1)]  # decay of a moving average
 
 
@@ -178,7 +181,7 @@ class RunConfig(Config):
     num_rounds: PositiveInt
     task: TaskConfig
     tokenizer: TokenizerConfig = BytesTokenizerConfig()
-    model: ModelConfig
+    model: AnyModelConfig
     training: TrainingConfig
     aggregation: AggregationConfig = AggregationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -188,6 +191,7 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _parts_fit(self) -> RunConfig:
         self.task.check_model(self.model)
+        refuse_misfit(self.tokenizer, self.model)
         if self.model.vocab_size != self.tokenizer.vocab_size:
             rule = f"must be {self.tokenizer.vocab_size} as tokenizer.vocab_size (type {self.tokenizer.type})"
             raise ValueError(f"model.vocab_size {rule}, got {self.model.vocab_size}")
@@ -211,12 +215,27 @@ class RunConfig(Config):
         return float((self.training.local_steps or 1) * self.training.batch_size * self.task.max_predictions)
 
     def to_json(self) -> str:
-        """Return the configuration as clients receive it: without `data`, which is the owner's own business."""
-        return json.dumps(self.model_dump(mode="json", exclude=SIMULATION_ONLY), sort_keys=True)
+        """Return the configuration as clients receive it: without data and folders, which are each owner's own."""
+        return json.dumps(self.model_dump(mode="json", exclude=_LOCAL), sort_keys=True)
 
     def to_yaml(self) -> str:
         """Return the configuration with every default filled in."""
         return dump_yaml(self.model_dump(mode="json"))
+
+    def build_task(self) -> AnyTask:
+        """Return the task, with the tokenizer."""
+        return self.task.build(build_tokenizer(self.tokenizer, self.model))
+
+    @property
+    def pretrained(self) -> Path | None:
+        """This machine's copy of the pretrained model from which the run starts, if it does."""
+        return self.model.folder if isinstance(self.model, HuggingFaceConfig) else None
+
+    def with_pretrained(self, folder: Path | None, name: str) -> RunConfig:
+        """Return the run with this machine's copy of its pretrained model, if it has one; raises as `pinned`."""
+        if not isinstance(self.model, HuggingFaceConfig):
+            return self
+        return self.model_copy(update={"model": self.model.pinned(folder, name)})
 
     def with_merges(self, merges: Sequence[Pair]) -> RunConfig:
         """Return the run with a tokenizer that has learned `merges`."""
@@ -227,7 +246,7 @@ class RunConfig(Config):
     @property
     def hash(self) -> str:
         """SHA-256 of what defines the run; `num_rounds`, `evaluation`, `data` and `baselines` may change."""
-        defining = self.model_dump(mode="json", exclude={"num_rounds", "evaluation", *SIMULATION_ONLY})
+        defining = self.model_dump(mode="json", exclude={"num_rounds": True, "evaluation": True, **_LOCAL})
         text = json.dumps({"protocol": PROTOCOL_VERSION, **defining}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from agfl_models.sequence_model import trained_parameters
+
 Vector: TypeAlias = NDArray[np.float32]
 Lanes: TypeAlias = NDArray[np.uint64]
 _CHUNK = 2**13  # elements: from 10^4 on BLAS wakes its threads, which burn processor time waiting
@@ -30,8 +32,8 @@ class Layout:
 
     @staticmethod
     def of(model: nn.Module) -> Layout:
-        """Return the layout of `model`'s parameters; a tied parameter counts once."""
-        items = list(model.named_parameters())
+        """Return the layout of `model`'s trained parameters; a tied parameter counts once."""
+        items = trained_parameters(model).items()
         return Layout(tuple(n for n, _ in items), tuple(tuple(p.shape) for _, p in items))
 
     @cached_property
@@ -51,15 +53,15 @@ class Layout:
         return tuple(slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True))
 
     def flatten(self, model: nn.Module) -> Vector:
-        """Return a copy of `model`'s parameters as one float32 vector (d,)."""
-        parts = [p.detach().to("cpu", torch.float32).reshape(-1) for p in model.parameters()]
+        """Return a copy of `model`'s trained parameters as one float32 vector (d,)."""
+        parts = [p.detach().to("cpu", torch.float32).reshape(-1) for p in trained_parameters(model).values()]
         return torch.cat(parts).numpy()
 
     def load(self, model: nn.Module, vector: Vector) -> None:
-        """Copy the flat `vector` (d,) into `model`'s parameters."""
+        """Copy the flat `vector` (d,) into `model`'s trained parameters."""
         assert vector.shape == (self.size,), (vector.shape, self.size)
         with torch.no_grad():
-            for parameter, part in zip(model.parameters(), self.split(vector), strict=True):
+            for parameter, part in zip(trained_parameters(model).values(), self.split(vector), strict=True):
                 parameter.copy_(part)
 
     def split(self, vector: Vector) -> list[torch.Tensor]:

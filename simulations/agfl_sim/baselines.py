@@ -55,7 +55,7 @@ def run_baselines(folder: Path, owners: Sequence[Path], resume: bool, progress: 
 def _bench(config: RunConfig, folder: Path, owners: Sequence[Path]) -> Bench:
     layout, initial = initial_state(config, build_optimizer(config.aggregation.server_optimizer))
     final = load_checkpoint(RunFolder(folder).checkpoints, config.hash)
-    task: AnyTask = config.task.build(config.tokenizer.build())
+    task: AnyTask = config.build_task()
     rows: dict[str, list[Row]] = {}
     datasets: dict[str, Dataset[Any]] = {}
     for path in sorted(owners, key=lambda path: path.stem):

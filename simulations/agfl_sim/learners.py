@@ -20,7 +20,8 @@ import torch
 
 from agfl_client.training import LocalTrainer, evaluate
 from agfl_models.examples import Row
-from agfl_models.model import AutoGenModel
+from agfl_models.families import build_model, build_tokenizer
+from agfl_models.sequence_model import SequenceModel
 from agfl_models.tasks.dataset import split_rows
 from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_protocol.randomness import generator
@@ -78,7 +79,7 @@ class Bench:
         shown = [[row for row in rows if row.texts[0].strip()] for rows in self.rows.values()]
         rows = [row for own in shown for row in split_rows(own, fraction)[0]]
         undivided = self.config.task.model_copy(update={"validation_fraction": 0.0})
-        task: AnyTask = undivided.build(self.config.tokenizer.build())
+        task: AnyTask = undivided.build(build_tokenizer(self.config.tokenizer, self.config.model))
         return task.prepare(rows)
 
     @property
@@ -139,8 +140,8 @@ class Bench:
                 total[name] += value
         return [Score(model, None, None, self.task.eval_metrics(sums), sums) for model, sums in totals.items()]
 
-    def _load(self, vector: Vector) -> AutoGenModel:
-        model = AutoGenModel(self.config.model, seed=0).to(self.device)
+    def _load(self, vector: Vector) -> SequenceModel:
+        model = build_model(self.config.model, seed=0).to(self.device)
         self.layout.load(model, vector)
         return model
 
@@ -149,7 +150,7 @@ class Bench:
         if self.stop.is_set():
             raise StoppedError
 
-    def _judge(self, model: AutoGenModel, names: Sequence[str]) -> Sums:
+    def _judge(self, model: SequenceModel, names: Sequence[str]) -> Sums:
         size, examples = self.config.training.batch_size, self.config.evaluation.max_examples
         sums: Sums = {}
         for name in names:

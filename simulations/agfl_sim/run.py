@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from agfl_client.app import OWNERS_VARIABLE, create_client_app
+from agfl_client.app import OWNERS_VARIABLE, PRETRAINED_VARIABLE, create_client_app
 from agfl_client.node import Node
 from agfl_client.policy import Policy
 from agfl_client.secure_member import SecureMember
@@ -43,11 +43,12 @@ def _node(path: Path, config: RunConfig, key: Ed25519PrivateKey, roster: Signing
     """Return an owner's node. The researcher owns all of the text, so a plain run is permitted if that is chosen."""
     name, aggregation = path.stem, config.aggregation
     if aggregation.type == "plain":
-        return Node(name, path, policy=Policy(allow_plain=True))
+        return Node(name, path, pretrained=config.pretrained, policy=Policy(allow_plain=True))
     policy = Policy(min_cohort=aggregation.min_cohort, max_colluders=aggregation.max_colluders)
     own_folder = folder / name
     own_folder.mkdir(parents=True, exist_ok=True)
-    return Node(name, path, policy=policy, member=SecureMember(name, key, roster, policy, own_folder))
+    member = SecureMember(name, key, roster, policy, own_folder)
+    return Node(name, path, pretrained=config.pretrained, policy=policy, member=member)
 
 
 def run_ray(config: RunConfig, owners: Sequence[Path], folder: Path, resume: bool, observer: Observer) -> None:
@@ -85,6 +86,8 @@ def run_ray(config: RunConfig, owners: Sequence[Path], folder: Path, resume: boo
             failure.append(error)
 
     os.environ[OWNERS_VARIABLE] = str(owners[0].parent.resolve())
+    if config.pretrained is not None:
+        os.environ[PRETRAINED_VARIABLE] = str(config.pretrained.resolve())
     backend: dict[str, dict[str, ConfigRecordValues]] = {
         "init_args": {"num_cpus": os.cpu_count() or 1},
         "client_resources": {"num_cpus": 1},

@@ -15,7 +15,8 @@ from agfl_client.device import choose_device
 from agfl_client.training import LocalResult, LocalTrainer, evaluate
 from agfl_models.errors import ConfigError
 from agfl_models.examples import TextRow, read_rows
-from agfl_models.model import AutoGenModel
+from agfl_models.families import build_model
+from agfl_models.sequence_model import SequenceModel
 from agfl_models.tasks.language_modeling import LanguageModeling, TokenStream
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.update import Layout, Vector
@@ -31,8 +32,8 @@ class Bench:
     task: LanguageModeling
     text: TokenStream
 
-    def model(self) -> AutoGenModel:
-        return AutoGenModel(self.config.model, seed=5)
+    def model(self) -> SequenceModel:
+        return build_model(self.config.model, seed=5)
 
     def train(self, seed: int = 0) -> LocalResult:
         model = self.model()
@@ -40,7 +41,7 @@ class Bench:
         return trainer.train(model, Layout.of(model), self.task, self.text, np.random.default_rng(seed))
 
     def by_hand(
-        self, optimizer_of: Callable[[AutoGenModel], torch.optim.Optimizer], steps: int
+        self, optimizer_of: Callable[[SequenceModel], torch.optim.Optimizer], steps: int
     ) -> tuple[Vector, float]:
         """The textbook loop, clipping included; returns (delta, summed loss)."""
         model, rng, total = self.model(), np.random.default_rng(0), 0.0
@@ -64,14 +65,14 @@ class Bench:
 def bench(run_config: MakeConfig, make_owners: Callable[..., Path]) -> Callable[..., Bench]:
     def make(*overrides: str) -> Bench:
         config = run_config(*overrides)
-        task = config.task.build(config.tokenizer.build())
+        task = config.build_task()
         assert isinstance(task, LanguageModeling)
         return Bench(config, task, task.prepare(read_rows(make_owners(1) / "owner-00.jsonl", TextRow)))
 
     return make
 
 
-def sgd(model: AutoGenModel) -> torch.optim.Optimizer:
+def sgd(model: SequenceModel) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.5)
 
 
@@ -107,7 +108,7 @@ def test_one_step_is_minus_lr_times_gradient(bench: Callable[..., Bench]) -> Non
 def test_steps_are_those_of_pytorch(
     bench: Callable[..., Bench],
     optimizer: str,
-    by_hand: Callable[[AutoGenModel], torch.optim.Optimizer],
+    by_hand: Callable[[SequenceModel], torch.optim.Optimizer],
     max_grad_norm: str,
 ) -> None:
     one = bench("training.local_steps=5", f"training.optimizer={optimizer}", f"training.max_grad_norm={max_grad_norm}")

@@ -51,7 +51,7 @@ def pairs(batches: Iterable[TokenBatch]) -> Counter[tuple[int, int]]:
     return found
 
 
-def neighbors(stream: NDArray[np.uint16]) -> Counter[tuple[int, int]]:
+def neighbors(stream: NDArray[np.int32]) -> Counter[tuple[int, int]]:
     """What there is to predict: each token from the one before it, but no document's beginning."""
     tokens = stream.tolist()
     return Counter((a, b) for a, b in itertools.pairwise(tokens) if b != BOS)
@@ -101,8 +101,8 @@ def test_sampled_windows_are_pieces_of_the_text(texts: list[str], length: int) -
 
 
 def test_every_offset_is_drawn_as_often() -> None:
-    tokens = np.arange(40, dtype=np.uint16)
-    text = TokenStream(tokens, tokens, 8)
+    tokens = np.arange(40, dtype=np.int32)
+    text = TokenStream(tokens, tokens, 8, bos_id=256, eos_id=257)
     starts = text.sample(6400, np.random.default_rng(0)).inputs[:, 0].numpy()
     counts = np.bincount(starts, minlength=32)
     assert counts.size == 32, "the last window ends at the last token"

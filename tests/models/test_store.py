@@ -123,15 +123,15 @@ def test_a_model_comes_back_with_its_tokenizer(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_that_is_not_the_models_is_refused(saved: Path) -> None:
-    model, _ = load_model(saved)
+    model, config = load_model(saved)
     other = BPETokenizerConfig(type="bpe", vocab_size=300, merges=((32, 97),))
     with pytest.raises(ConfigError, match=r"model\.vocab_size: must be 300 as tokenizer\.vocab_size, got 259$"):
-        save_model(saved, model.config, model.state_dict(), "language_modeling", other)
+        save_model(saved, config.model, model.state_dict(), "language_modeling", other)
     description = yaml.safe_load((saved / "config.yaml").read_text())
     for tokenizer, line in [
         ({"type": "bpe", "vocab_size": 300, "merges": []}, "model.vocab_size: must be 300 as tokenizer.vocab_size, "),
         ({"type": "bpe", "vocab_size": 300, "merges": [[1, 300]]}, "tokenizer: merges.0: must join two earlier tokens"),
-        ({"type": "word"}, "tokenizer: unknown 'type' 'word' (known: bpe, bytes)"),
+        ({"type": "word"}, "tokenizer: unknown 'type' 'word' (known: bpe, bytes, huggingface)"),
     ]:
         (saved / "config.yaml").write_text(yaml.safe_dump({**description, "tokenizer": tokenizer}))
         refuses(saved, f"model/config.yaml: {line}")

@@ -166,7 +166,7 @@ class Holder(Config):
     tokenizer: TokenizerConfig = BytesTokenizerConfig()
 
 
-def read(tokenizer: dict[str, Any]) -> BytesTokenizerConfig | BPETokenizerConfig:
+def read(tokenizer: dict[str, Any]) -> TokenizerConfig:
     return validate(Holder, {"tokenizer": tokenizer}, "run.yaml").tokenizer
 
 
@@ -187,7 +187,7 @@ def read(tokenizer: dict[str, Any]) -> BytesTokenizerConfig | BPETokenizerConfig
             {"type": "bpe", "vocab_size": 300, "merges_per_round": 65},
             "tokenizer.merges_per_round: Input should be less than or equal to 64, got 65",
         ),
-        ({"type": "word"}, "tokenizer: unknown 'type' 'word' (known: bpe, bytes)"),
+        ({"type": "word"}, "tokenizer: unknown 'type' 'word' (known: bpe, bytes, huggingface)"),
         ({"type": "bytes", "merges": []}, "tokenizer: unknown key 'merges' (known: type)"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agfl_models.errors import ConfigError
-from agfl_models.tokenizer import BytesTokenizerConfig
+from agfl_models.tokenizer import BPETokenizerConfig, BytesTokenizerConfig
 from agfl_protocol.run_config import RunConfig, load_run_config, run_config_from_json
 
 MakeConfig = Callable[..., RunConfig]
@@ -252,4 +252,5 @@ def test_merges_define_the_run_and_travel_with_it(run_config: MakeConfig, tmp_pa
     for read in (load_run_config(tmp_path / "config.yaml"), run_config_from_json(trained.to_json())):
         assert read.tokenizer == trained.tokenizer
         assert read.hash == trained.hash
+        assert isinstance(read.tokenizer, BPETokenizerConfig)
         assert read.tokenizer.build().merges == MERGES

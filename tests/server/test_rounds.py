@@ -25,8 +25,7 @@ from agfl_client.policy import Policy
 from agfl_client.training import evaluate
 from agfl_models.errors import RoundError
 from agfl_models.examples import TextRow, read_rows
-from agfl_models.model import AutoGenModel
-from agfl_models.tasks.task import AnyTask
+from agfl_models.families import build_model
 from agfl_protocol import wire
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.update import Lanes, Layout
@@ -90,7 +89,7 @@ def start(
         min_cohort=min_cohort,
         next_attempt=lambda run_id, number: next(attempts),
     )
-    return Federation(parties, config.task.build(config.tokenizer.build()), layout, optimizer), state, observer
+    return Federation(parties, config.build_task(), layout, optimizer), state, observer
 
 
 def altered(change: Callable[[wire.RoundReply], wire.RoundReply]) -> Fault:
@@ -300,8 +299,8 @@ def test_evaluation_rides_in_the_next_sum_and_every_round_has_its_row(
     assert all(row.keys() == rows[0].keys() for row in rows)
     assert [row["eval/loss"] is not None for row in rows] == [True, False, True, True]
     _, state, _ = start(config, grid)
-    model = AutoGenModel(config.model, seed=0)
-    task: AnyTask = config.task.build(config.tokenizer.build())
+    model = build_model(config.model, seed=0)
+    task = config.build_task()
     Layout.of(model).load(model, state.model)
     texts = [read_rows(path, TextRow) for path in sorted(owners.iterdir())]
     sums = [evaluate(model, task, task.prepare(own), 4, 8, "cpu") for own in texts]

@@ -22,7 +22,7 @@ from agfl_models.bpe import train_bpe
 from agfl_models.errors import CheckpointError, ConfigError, RoundError
 from agfl_models.examples import TextRow, read_rows, write_rows
 from agfl_models.store import load_model
-from agfl_models.tokenizer import Pair, Tokenizer
+from agfl_models.tokenizer import BPETokenizerConfig, Pair, Tokenizer
 from agfl_protocol import wire
 from agfl_protocol.counting import COUNT, CountRequest
 from agfl_protocol.run_config import RunConfig, load_run_config
@@ -50,14 +50,19 @@ def bpe(merges_per_round: int, vocab_size: int = VOCAB) -> tuple[str, ...]:
     return f"model.vocab_size={vocab_size}", f"tokenizer={tokenizer}", "num_rounds=1"
 
 
+def bpe_of(config: RunConfig) -> BPETokenizerConfig:
+    assert isinstance(config.tokenizer, BPETokenizerConfig)
+    return config.tokenizer
+
+
 def central(config: RunConfig, owners: Iterable[Path], merges_per_round: int = 1) -> tuple[Pair, ...]:
     """The merges of all training text in one place."""
     texts = [text for path in owners for text in config.task.training_texts(read_rows(path, TextRow))]
-    return train_bpe(texts, config.tokenizer.vocab_size, merges_per_round)
+    return train_bpe(texts, bpe_of(config).vocab_size, merges_per_round)
 
 
 def learned(folder: Path) -> tuple[Pair, ...]:
-    return load_run_config(folder / "config.yaml").tokenizer.build().merges
+    return bpe_of(load_run_config(folder / "config.yaml")).build().merges
 
 
 @dataclass
@@ -208,7 +213,7 @@ def test_an_owner_who_is_not_in_the_first_sum_is_in_none(
     diary = Diary()
     config = train(in_round(1), diary)
     others = [path for path in make_owners(3).iterdir() if path.stem != BAD]
-    assert config.tokenizer.build().merges == central(config, others)
+    assert bpe_of(config).build().merges == central(config, others)
     assert diary.refusals == [(BAD, "no power")]
     assert [cohort for _, _, cohort in diary.rounds] == [3, *(2 for _ in diary.rounds[1:])]
 
@@ -216,7 +221,7 @@ def test_an_owner_who_is_not_in_the_first_sum_is_in_none(
 def test_an_owner_who_is_lost_later_is_waited_for(train: Callable[..., RunConfig], make_owners: MakeOwners) -> None:
     diary = Diary()
     config = train(in_round(5, attempts=2), diary)
-    assert config.tokenizer.build().merges == central(config, make_owners(3).iterdir())
+    assert bpe_of(config).build().merges == central(config, make_owners(3).iterdir())
     assert [number for number, _ in diary.repetitions] == [5, 5]
 
 
@@ -261,7 +266,7 @@ def test_counts_that_do_not_hold_are_refused_by_name(
     diary = Diary()
     config = train(fault, diary)
     others = [path for path in make_owners(3).iterdir() if path.stem != BAD]
-    assert config.tokenizer.build().merges == central(config, others)
+    assert bpe_of(config).build().merges == central(config, others)
     assert diary.refusals == [(BAD, reason)]
 
 

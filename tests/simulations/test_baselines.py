@@ -17,7 +17,7 @@ import pytest
 
 from agfl_client.training import LocalTrainer, evaluate
 from agfl_models.examples import read_rows
-from agfl_models.model import AutoGenModel
+from agfl_models.families import build_model
 from agfl_models.tasks.language_modeling import TokenStream
 from agfl_protocol.randomness import generator
 from agfl_protocol.run_config import RunConfig
@@ -57,7 +57,7 @@ def no_progress(finished: int, total: int) -> None:
 def bench_of(config: RunConfig, owners: Sequence[Path]) -> Bench:
     """A bench as `run_baselines` makes it; the model that it begins with is the global one, too."""
     layout, state = initial_state(config, build_optimizer(config.aggregation.server_optimizer))
-    task: Any = config.task.build(config.tokenizer.build())
+    task: Any = config.build_task()
     rows = {path.stem: read_rows(path, config.task.row) for path in sorted(owners)}
     datasets = {name: task.prepare(own) for name, own in rows.items()}
     return Bench(config, task, rows, datasets, layout, state.model, state.model, "cpu")
@@ -109,7 +109,7 @@ def test_owner_alone_trains_as_the_only_client_of_a_federation_does(bench: Calla
     two = bench(2, STEPS, "training.optimizer.lr=4", "num_rounds=5")
     best = set()
     for learner in two.learners[1:]:
-        model = AutoGenModel(two.config.model, seed=0)
+        model = build_model(two.config.model, seed=0)
         two.layout.load(model, two.initial)
         dataset = two.datasets[learner.name]
         expected = []
@@ -127,12 +127,12 @@ def test_owner_alone_trains_as_the_only_client_of_a_federation_does(bench: Calla
 
 def test_optimizer_goes_on_from_round_to_round(bench: Callable[..., Bench]) -> None:
     """One round of six batches and three of two differ in nothing but the batches: here every batch is the same."""
-    text = np.tile(np.arange(20, dtype=np.uint16), 2)
+    text = np.tile(np.arange(20, dtype=np.int32), 2)
     scores = []
     for steps, rounds in ((6, 1), (2, 3)):
         one = bench(1, ADAMW, f"training.local_steps={steps}", f"num_rounds={rounds}")
         (name,) = one.datasets
-        stream = TokenStream(text[:17], text[17:], 16)  # one window is all there is to draw
+        stream = TokenStream(text[:17], text[17:], 16, 256, 257)  # one window is all there is to draw
         scores.append(replace(one, datasets={name: stream}).train(one.learners[1])[0].sums)
     assert scores[0] == scores[1]
 

@@ -18,14 +18,14 @@ from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
-from agfl_models.config import ModelConfig
 from agfl_models.errors import DataError
 from agfl_models.examples import Row, TextRow
-from agfl_models.model import AutoGenModel
+from agfl_models.families import AnyModelConfig
+from agfl_models.sequence_model import SequenceModel
 from agfl_models.tasks import distribution
 from agfl_models.tasks.dataset import SplitConfig, split_rows
 from agfl_models.tasks.task import IGNORED, MainMetric, check_kind
-from agfl_models.tokenizer import Tokenizer
+from agfl_models.tokenizer import TextTokenizer
 
 MAIN_METRIC = MainMetric("eval/bits_per_byte", "bits per byte", 0.0, 8.0, higher_is_better=False)
 
@@ -47,11 +47,11 @@ class LanguageModelingConfig(SplitConfig):
         """Most predictions of one example."""
         return self.sequence_length
 
-    def check_model(self, model: ModelConfig) -> None:
+    def check_model(self, model: AnyModelConfig) -> None:
         """Raise ValueError unless `model` predicts the next token."""
         check_kind(model, self.type, "decoder", "language_model")
 
-    def build(self, tokenizer: Tokenizer) -> LanguageModeling:
+    def build(self, tokenizer: TextTokenizer) -> LanguageModeling:
         """Return the task."""
         return LanguageModeling(self, tokenizer)
 
@@ -70,11 +70,13 @@ class TokenBatch:
 
 @dataclass(frozen=True)
 class TokenStream:
-    """One owner's text as two token streams, uint16: each document is BOS, its tokens, EOS."""
+    """One owner's text as two token streams, int32: each document is BOS, its tokens, EOS."""
 
-    train: NDArray[np.uint16]
-    held_out: NDArray[np.uint16]
+    train: NDArray[np.int32]
+    held_out: NDArray[np.int32]
     sequence_length: int
+    bos_id: int
+    eos_id: int
 
     def sample(self, batch_size: int, rng: np.random.Generator) -> TokenBatch:
         """Return `batch_size` windows at uniform offsets, drawn with replacement."""
@@ -93,12 +95,13 @@ class TokenStream:
         for i in range(0, starts.size, batch_size):
             yield self._windows(self.held_out, starts[i : i + batch_size])
 
-    def _windows(self, stream: NDArray[np.uint16], starts: NDArray[np.int64]) -> TokenBatch:
+    def _windows(self, stream: NDArray[np.int32], starts: NDArray[np.int64]) -> TokenBatch:
         index = starts[:, None] + np.arange(self.sequence_length + 1)
         tokens = stream[np.minimum(index, stream.size - 1)].astype(np.int64)
         targets = tokens[:, 1:].copy()
         # Past the end there is nothing to predict; a document's BOS follows from the EOS before it.
-        targets[(index[:, 1:] >= stream.size) | (targets == Tokenizer.bos_id)] = IGNORED
+        starts_document = (targets == self.bos_id) & (tokens[:, :-1] == self.eos_id)  # GPT-2 has one id for both
+        targets[(index[:, 1:] >= stream.size) | starts_document] = IGNORED
         return TokenBatch(torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(targets))
 
 
@@ -107,7 +110,7 @@ class LanguageModeling:
     """The task: cross entropy of the next token, reported in nats a token and in bits a byte."""
 
     config: LanguageModelingConfig
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     main_metric: MainMetric = MAIN_METRIC
     train_sums: tuple[str, ...] = ("train/nll", "train/tokens")
     eval_sums: tuple[str, ...] = ("eval/nll", "eval/tokens", "eval/bytes", *distribution.BINS)
@@ -129,9 +132,10 @@ class LanguageModeling:
         if not rows:
             raise DataError("data: must hold at least one document with text, got none")
         train, held_out = split_rows(rows, self.config.validation_fraction)
-        return TokenStream(self._stream(train), self._stream(held_out), self.config.sequence_length)
+        ids = (self.tokenizer.bos_id, self.tokenizer.eos_id)
+        return TokenStream(self._stream(train), self._stream(held_out), self.config.sequence_length, *ids)
 
-    def loss(self, model: AutoGenModel, batch: TokenBatch) -> tuple[Tensor, int]:
+    def loss(self, model: SequenceModel, batch: TokenBatch) -> tuple[Tensor, int]:
         """Return (negative log-likelihood in nats summed over targets, number of targets)."""
         logits_BTV = model(batch.inputs)
         nll = F.cross_entropy(
@@ -139,7 +143,7 @@ class LanguageModeling:
         )
         return nll, int((batch.targets != IGNORED).sum())
 
-    def evaluate(self, model: AutoGenModel, batch: TokenBatch) -> dict[str, float]:
+    def evaluate(self, model: SequenceModel, batch: TokenBatch) -> dict[str, float]:
         """Return nll, number of targets and number of bytes in them (EOS is a target but no byte)."""
         nll, tokens = self.loss(model, batch)
         targets = batch.targets[batch.targets != IGNORED].cpu().numpy()
@@ -166,7 +170,7 @@ class LanguageModeling:
     def _num_bytes_V(self) -> NDArray[np.int64]:
         return np.array([len(token) for token in self.tokenizer.token_bytes])
 
-    def _stream(self, rows: Sequence[TextRow]) -> NDArray[np.uint16]:
+    def _stream(self, rows: Sequence[TextRow]) -> NDArray[np.int32]:
         bos_id, eos_id = self.tokenizer.bos_id, self.tokenizer.eos_id
         ids = [token for row in rows for token in (bos_id, *self.tokenizer.encode(row.text), eos_id)]
-        return np.array(ids, np.uint16)
+        return np.array(ids, np.int32)

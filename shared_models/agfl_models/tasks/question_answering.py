@@ -16,16 +16,16 @@ from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor
 from torch.nn import functional as F
 
-from agfl_models.config import ModelConfig
 from agfl_models.errors import DataError
 from agfl_models.examples import Row, Text
+from agfl_models.families import AnyModelConfig
 from agfl_models.metrics import span_overlap
-from agfl_models.model import AutoGenModel
+from agfl_models.sequence_model import SequenceModel
 from agfl_models.tasks import distribution
 from agfl_models.tasks.dataset import ExampleDataset, SplitConfig, pad, real_positions, split_rows
 from agfl_models.tasks.spans import NO_ANSWER, Span, Window, windows_on
 from agfl_models.tasks.task import IGNORED, MainMetric, check_kind
-from agfl_models.tokenizer import Tokenizer
+from agfl_models.tokenizer import TextTokenizer
 
 log = logging.getLogger("agfl.models")
 MAIN_METRIC = MainMetric("eval/f1", "F1", 0.0, 100.0, higher_is_better=True)
@@ -99,11 +99,11 @@ class QuestionAnsweringConfig(SplitConfig):
     context_length: int = Field(default=256, ge=8)
     max_answer_length: PositiveInt = 64
 
-    def check_model(self, model: ModelConfig) -> None:
+    def check_model(self, model: AnyModelConfig) -> None:
         """Raise ValueError unless `model` scores the start and the end of a span."""
         check_kind(model, self.type, "encoder", "span")
 
-    def build(self, tokenizer: Tokenizer) -> QuestionAnswering:
+    def build(self, tokenizer: TextTokenizer) -> QuestionAnswering:
         """Return the task."""
         return QuestionAnswering(self, tokenizer)
 
@@ -135,7 +135,7 @@ class QuestionAnswering:
     """The task: cross entropy of the span's first and last position, and the overlap of found and right answers."""
 
     config: QuestionAnsweringConfig
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     main_metric: MainMetric = MAIN_METRIC
     train_sums: tuple[str, ...] = ("train/nll", "train/examples")
     eval_sums: tuple[str, ...] = ("eval/nll", "eval/examples", *span_overlap.NAMES, *distribution.BINS)
@@ -178,11 +178,11 @@ class QuestionAnswering:
         targets = [span or Span(IGNORED, IGNORED) for example in examples for span in example.targets]
         return SpanBatch(pad(ids, self.tokenizer.pad_id), real_positions(ids), torch.tensor(targets), tuple(examples))
 
-    def loss(self, model: AutoGenModel, batch: SpanBatch) -> tuple[Tensor, int]:
+    def loss(self, model: SequenceModel, batch: SpanBatch) -> tuple[Tensor, int]:
         """Return (mean of the cross entropies of start and end in nats, summed over examples; number of examples)."""
         return _loss(_logits(model, batch), batch)
 
-    def evaluate(self, model: AutoGenModel, batch: SpanBatch) -> dict[str, float]:
+    def evaluate(self, model: SequenceModel, batch: SpanBatch) -> dict[str, float]:
         """Return nll, number of examples that it counts, and exact match and F1 of the answers that are found."""
         logits_NT2 = _logits(model, batch)
         nll, examples = _loss(logits_NT2, batch)
@@ -190,7 +190,7 @@ class QuestionAnswering:
         overlap = span_overlap.span_overlap_sums(self.decode(logits_NT2, batch), references)
         return {"eval/nll": float(nll), "eval/examples": float(examples), **overlap}
 
-    def answer(self, model: AutoGenModel, batch: SpanBatch) -> list[str]:
+    def answer(self, model: SequenceModel, batch: SpanBatch) -> list[str]:
         """Return the model's answer to each example; "" where it finds none."""
         return self.decode(_logits(model, batch), batch)
 
@@ -228,7 +228,7 @@ def _only_learnable(example: Example) -> Example:
     return Example(example.row, [example.windows[i]], [example.targets[i]])
 
 
-def _logits(model: AutoGenModel, batch: SpanBatch) -> Tensor:
+def _logits(model: SequenceModel, batch: SpanBatch) -> Tensor:
     logits_NT2: Tensor = model(batch.ids, batch.mask)
     return logits_NT2.float().masked_fill(~batch.mask[:, :, None], -torch.inf)
 

@@ -13,15 +13,15 @@ from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
-from agfl_models.config import ModelConfig
 from agfl_models.errors import DataError
 from agfl_models.examples import Row
+from agfl_models.families import AnyModelConfig
 from agfl_models.generation import GenerationConfig, generate
-from agfl_models.model import AutoGenModel
+from agfl_models.sequence_model import SequenceModel
 from agfl_models.tasks import distribution
 from agfl_models.tasks.dataset import ExampleDataset, SplitConfig, pad, real_positions, split_rows
 from agfl_models.tasks.task import IGNORED, MainMetric, check_kind
-from agfl_models.tokenizer import Tokenizer
+from agfl_models.tokenizer import TextTokenizer
 
 
 class SequenceToSequenceConfig(SplitConfig):
@@ -41,7 +41,7 @@ class SequenceToSequenceConfig(SplitConfig):
         """Most predictions of one example."""
         return self.target_length
 
-    def check_model(self, model: ModelConfig) -> None:
+    def check_model(self, model: AnyModelConfig) -> None:
         """Raise ValueError unless `model` reads one text and writes another."""
         check_kind(model, self.type, "encoder_decoder", "language_model")
 
@@ -86,7 +86,7 @@ class SequenceToSequence:
     """The task: cross entropy of the target's tokens, and a score of what the model writes by itself."""
 
     config: SequenceToSequenceConfig
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     main_metric: MainMetric
     score: TextScore
     train_sums: tuple[str, ...] = ("train/nll", "train/tokens")
@@ -128,7 +128,7 @@ class SequenceToSequence:
             tuple((pair.source, pair.target) for pair in pairs),
         )
 
-    def loss(self, model: AutoGenModel, batch: PairBatch) -> tuple[Tensor, int]:
+    def loss(self, model: SequenceModel, batch: PairBatch) -> tuple[Tensor, int]:
         """Return (negative log-likelihood in nats summed over target tokens, number of target tokens)."""
         logits_BTV = model(batch.inputs, source=batch.source, source_mask=batch.source_mask)
         nll = F.cross_entropy(
@@ -136,14 +136,14 @@ class SequenceToSequence:
         )
         return nll, int((batch.targets != IGNORED).sum())
 
-    def write(self, model: AutoGenModel, source: Tensor, source_mask: Tensor, config: GenerationConfig) -> list[str]:
+    def write(self, model: SequenceModel, source: Tensor, source_mask: Tensor, config: GenerationConfig) -> list[str]:
         """Return what the model writes for each source, (B, S) with its mask."""
         memory = model.encode(source, source_mask)
         prompts = [[self.tokenizer.bos_id]] * len(source)
         written = generate(model, prompts, config, eos_id=self.tokenizer.eos_id, memory=memory)
         return [self.tokenizer.decode(ids) for ids in written]
 
-    def evaluate(self, model: AutoGenModel, batch: PairBatch) -> dict[str, float]:
+    def evaluate(self, model: SequenceModel, batch: PairBatch) -> dict[str, float]:
         """Return nll, number of target tokens, and the sums of the score of what the model writes."""
         nll, tokens = self.loss(model, batch)
         config = GenerationConfig(max_new_tokens=self.config.target_length, num_beams=self.config.num_beams)

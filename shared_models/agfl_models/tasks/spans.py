@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from agfl_models.tokenizer import Tokenizer
+from agfl_models.tokenizer import TextTokenizer
 
 
 class Span(NamedTuple):
@@ -58,7 +58,7 @@ class Window(NamedTuple):
         return float(scores_TT[start, end]), Span(self.offset + start, self.offset + end)
 
 
-def windows_on(question: str, context: str, length: int, tokenizer: Tokenizer) -> Iterator[Window]:
+def windows_on(question: str, context: str, length: int, tokenizer: TextTokenizer) -> Iterator[Window]:
     """Yield windows of at most `length` tokens that cover the context and overlap by half.
 
     A question is cut where it would take more than half of a window.

@@ -10,7 +10,7 @@ from agfl_models.examples import Row, Text
 from agfl_models.metrics import rouge
 from agfl_models.tasks.sequence_to_sequence import SequenceToSequence, SequenceToSequenceConfig, TextScore
 from agfl_models.tasks.task import MainMetric
-from agfl_models.tokenizer import Tokenizer
+from agfl_models.tokenizer import TextTokenizer
 
 MAIN_METRIC = MainMetric("eval/rougeL", "ROUGE-L", 0.0, 100.0, higher_is_better=True)
 
@@ -36,7 +36,7 @@ class SummarizationConfig(SequenceToSequenceConfig):
     type: Literal["summarization"]
     source_length: PositiveInt = 256
 
-    def build(self, tokenizer: Tokenizer) -> SequenceToSequence:
+    def build(self, tokenizer: TextTokenizer) -> SequenceToSequence:
         """Return the task."""
         return SequenceToSequence(self, tokenizer, MAIN_METRIC, SCORE)
 

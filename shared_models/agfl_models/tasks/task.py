@@ -9,8 +9,9 @@ from typing import Any, Protocol, Self, TypeAlias, TypeVar
 import numpy as np
 from torch import Tensor
 
-from agfl_models.config import ModelConfig
-from agfl_models.model import AutoGenModel
+from agfl_models.families import AnyModelConfig
+from agfl_models.heads import Family
+from agfl_models.sequence_model import SequenceModel
 
 IGNORED = -100  # PyTorch's default ignore_index: a target that is not to be predicted
 
@@ -84,11 +85,11 @@ class Task(Protocol[BatchT]):
         """Split an owner's rows, of the task's own class, and turn them into examples."""
         ...
 
-    def loss(self, model: AutoGenModel, batch: BatchT) -> tuple[Tensor, int]:
+    def loss(self, model: SequenceModel, batch: BatchT) -> tuple[Tensor, int]:
         """Return (summed loss, number of predictions) of a batch."""
         ...
 
-    def evaluate(self, model: AutoGenModel, batch: BatchT) -> dict[str, float]:
+    def evaluate(self, model: SequenceModel, batch: BatchT) -> dict[str, float]:
         """Return one batch's contribution to `eval_sums`."""
         ...
 
@@ -104,11 +105,12 @@ class Task(Protocol[BatchT]):
 AnyTask: TypeAlias = Task[Any]
 
 
-def check_kind(model: ModelConfig, task: str, family: str, head: str) -> None:
-    """Raise ValueError unless `model` is of the family and has the head that `task` needs."""
+def check_kind(model: AnyModelConfig, task: str, kind: Family, head: str) -> None:
+    """Raise ValueError unless `model` is of the kind and has the head that `task` needs."""
     resolved = model.resolve()
-    if resolved.family != family:
-        raise ValueError(f"model.family must be {family} for task {task}, got {resolved.family}")
+    if resolved.kind != kind:
+        (key, wanted), (_, got) = resolved.written(kind), resolved.written(resolved.kind)
+        raise ValueError(f"model.{key} must be {wanted} for task {task}, got {got}")
     if resolved.head is None or resolved.head.type != head:
         got = "none" if resolved.head is None else resolved.head.type
         raise ValueError(f"model.head must be {head} for task {task}, got {got}")

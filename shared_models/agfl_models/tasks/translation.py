@@ -9,7 +9,7 @@ from agfl_models.examples import Row, Text
 from agfl_models.metrics import bleu, chrf
 from agfl_models.tasks.sequence_to_sequence import SequenceToSequence, SequenceToSequenceConfig, TextScore
 from agfl_models.tasks.task import MainMetric
-from agfl_models.tokenizer import Tokenizer
+from agfl_models.tokenizer import TextTokenizer
 
 MAIN_METRIC = MainMetric("eval/bleu", "BLEU", 0.0, 100.0, higher_is_better=True)
 LONG_SOURCE = 4  # words: a phrase of two or three can be right as a whole, and says little of a translator
@@ -35,7 +35,7 @@ class TranslationConfig(SequenceToSequenceConfig):
 
     type: Literal["translation"]
 
-    def build(self, tokenizer: Tokenizer) -> SequenceToSequence:
+    def build(self, tokenizer: TextTokenizer) -> SequenceToSequence:
         """Return the task."""
         return SequenceToSequence(self, tokenizer, MAIN_METRIC, SCORE)
 

@@ -1,0 +1,68 @@
+"""What every model provides, whatever it is made of: whole sequences, and one token after the other.
+
+B batch, T time, D width of the encoder's output, S length of the source, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from agfl_models.layers.layer import Memory, State
+
+
+class SequenceModel(nn.Module, ABC):
+    """A model that tasks train and evaluate, and that generation decodes from."""
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Tensor,
+        mask_BT: Tensor | None = None,
+        source: Tensor | None = None,
+        source_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Return what the head makes of token ids_BT: logits_BTV, logits_BT2 or logits_BC.
+
+        Args:
+            x: ids_BT; for an encoder-decoder the target.
+            mask_BT: True at real positions; see `Layer.forward`.
+            source: ids_BS that an encoder-decoder reads.
+            source_mask: True at the real positions of the source.
+        """
+
+    @abstractmethod
+    def encode(self, source: Tensor, source_mask_BS: Tensor | None = None) -> Memory:
+        """Return what the encoder of an encoder-decoder reads in ids_BS."""
+
+    @abstractmethod
+    def initial_state(self, batch_size: int, memory: Memory | None = None) -> tuple[State, ...]:
+        """Return the state before the first position; batch is the first dimension of each of its tensors.
+
+        Raises:
+            ConfigError: the model does not decode.
+        """
+
+    @abstractmethod
+    def step(self, x: Tensor, state: tuple[State, ...]) -> tuple[Tensor, tuple[State, ...]]:
+        """Return logits_BV for ids_B at the next position, and the state after it; the given one is left as it was."""
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return by name the parameters that are trained, and that travel; a tied one once, and no frozen one."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@contextlib.contextmanager
+def own_generator(seed: int | None) -> Iterator[None]:
+    """Let PyTorch draw from a generator of its own, and leave the global one alone; None changes nothing."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
