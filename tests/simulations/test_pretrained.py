@@ -324,6 +324,22 @@ def test_a_run_that_cannot_be_is_one_line(
     assert str(caught.value) == f"{tmp_path / 'run.yaml'}: {line}"
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "smaller"),
+    [
+        ("smollm2_lora", "llama", ("model.num_layers=1",)),
+        ("minilm_questions", "bert", ("task.context_length=32", "training.batch_size=2")),
+    ],
+)
+def test_the_examples_run(name: str, kind: str, smaller: tuple[str, ...], tmp_path: Path, run: RunOne) -> None:
+    """On a tiny model in the place of the real one."""
+    folder = write_pretrained(tmp_path / kind, kind)
+    path = Path(__file__).parents[2] / "simulations" / "pretrained" / f"{name}.yaml"
+    short = ("num_rounds=1", "training.local_steps=1", "evaluation.max_examples=2")
+    rows = run(load_run_config(path, (f"model.folder={folder}", *short, *smaller)))
+    assert rows[-1]["eval/loss"] > 0
+
+
 def test_a_run_without_a_folder_is_one_line(config: Callable[..., RunConfig], run: RunOne, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^model\.folder: required with model\.family huggingface, got none$"):
         run(config("model.folder=null"))
