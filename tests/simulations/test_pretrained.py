@@ -191,13 +191,17 @@ def test_the_saved_model_is_the_adapter_and_names_what_it_adapts(
         load_model(tmp_path / "run")
 
 
-def test_everything_can_be_trained_too(tmp_path: Path, config: Callable[..., RunConfig], run: RunOne) -> None:
+def test_everything_can_be_trained_too(
+    tmp_path: Path, config: Callable[..., RunConfig], run: RunOne, llama: Path
+) -> None:
+    before = (llama / "model.safetensors").read_bytes()
     whole = config("model.lora=null", "training.optimizer={type: sgd, lr: 0.3}")
     rows = run(whole)
     assert rows[-1]["eval/loss"] < rows[0]["eval/loss"] - 0.05
     assert rows[1]["bytes_up"] > 3 * 4 * whole.model.num_parameters() > 3 * 4 * 20_000
     done = CliRunner().invoke(model_cli.app, ["merge", str(tmp_path / "run"), str(tmp_path / "merged")])
     assert done.exit_code == 0, done.output
+    assert (llama / "model.safetensors").read_bytes() == before
     model, _ = load_model(tmp_path / "run")
     with quiet():
         merged = transformers_library().AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
