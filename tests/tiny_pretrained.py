@@ -68,6 +68,7 @@ _CLASSES = {
     "gpt2": "GPT2LMHeadModel",
     "t5": "T5ForConditionalGeneration",
     "bart": "BartForConditionalGeneration",
+    "mamba": "MambaForCausalLM",
     "bert": "BertModel",
     "roberta": "RobertaModel",
 }
@@ -96,6 +97,10 @@ def _config(library: Any, kind: str, tokenizer: Any, settings: dict[str, Any]) -
         case "bart":
             return library.BartConfig(
                 **{**stack, **heads, **positions, **ids, **start, "vocab_size": common["vocab_size"], **settings}
+            )
+        case "mamba":
+            return library.MambaConfig(
+                vocab_size=common["vocab_size"], hidden_size=32, num_hidden_layers=2, state_size=4
             )
         case "bert":
             return library.BertConfig(**{**common, **layers, **positions, **settings})

@@ -17,6 +17,7 @@ from agfl_models.generation import GenerationConfig, generate
 from agfl_models.huggingface.config import HuggingFaceConfig
 from agfl_models.huggingface.folder import transformers_library
 from agfl_models.huggingface.loading import auto_class, outline
+from agfl_models.huggingface.lora import LoRAConfig
 from agfl_models.huggingface.model import HuggingFaceModel
 from agfl_models.layers.layer import State
 from agfl_models.sequence_model import trained_parameters
@@ -229,6 +230,18 @@ def test_flops_are_those_of_the_matrix_products(config_of: Callable[..., Hugging
     layer = 32 * (32 + 16 + 16 + 32) + 3 * 32 * 48  # queries, keys, values and output; gate, up and down
     head = 32 * library.config.vocab_size
     assert config.flops_per_token(16) == 2 * (2 * layer + head) + 2 * 4 * 16 * 32
+
+
+def test_a_state_space_model_is_trained_and_not_decoded(tmp_path: Path) -> None:
+    folder = write_pretrained(tmp_path / "mamba", "mamba")
+    config = HuggingFaceConfig(
+        family="huggingface", architecture="causal", folder=folder, lora=LoRAConfig(rank=2, targets=("in_proj",))
+    )
+    model = HuggingFaceModel(config)
+    model(IDS_BT).sum().backward()
+    assert all(parameter.grad is not None for parameter in trained_parameters(model).values())
+    with pytest.raises(ConfigError, match=r"decodes with keys and values, got MambaForCausalLM$"):
+        model.initial_state(1)
 
 
 def test_a_model_is_refused_what_it_does_not_do(model_of: Callable[..., HuggingFaceModel]) -> None:

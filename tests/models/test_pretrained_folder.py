@@ -206,6 +206,6 @@ def test_a_configuration_that_cannot_be_is_refused(settings: dict[str, Any], lin
 def test_a_missing_extra_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert refused(config_of(folder)) == (
-        "ConfigError model.family: huggingface needs the extra `huggingface` (pip install 'agfl[huggingface]'), "
-        "which is missing"
+        "ConfigError model.family: huggingface needs the extra `huggingface` (pip install 'agfl[huggingface]'): "
+        "import of transformers halted; None in sys.modules"
     )

@@ -191,13 +191,17 @@ def test_the_saved_model_is_the_adapter_and_names_what_it_adapts(
         load_model(tmp_path / "run")
 
 
-def test_everything_can_be_trained_too(tmp_path: Path, config: Callable[..., RunConfig], run: RunOne) -> None:
+def test_everything_can_be_trained_too(
+    tmp_path: Path, config: Callable[..., RunConfig], run: RunOne, llama: Path
+) -> None:
+    before = (llama / "model.safetensors").read_bytes()
     whole = config("model.lora=null", "training.optimizer={type: sgd, lr: 0.3}")
     rows = run(whole)
     assert rows[-1]["eval/loss"] < rows[0]["eval/loss"] - 0.05
     assert rows[1]["bytes_up"] > 3 * 4 * whole.model.num_parameters() > 3 * 4 * 20_000
     done = CliRunner().invoke(model_cli.app, ["merge", str(tmp_path / "run"), str(tmp_path / "merged")])
     assert done.exit_code == 0, done.output
+    assert (llama / "model.safetensors").read_bytes() == before
     model, _ = load_model(tmp_path / "run")
     with quiet():
         merged = transformers_library().AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
@@ -322,6 +326,22 @@ def test_a_run_that_cannot_be_is_one_line(
     with pytest.raises(ConfigError) as caught:
         config(*overrides)
     assert str(caught.value) == f"{tmp_path / 'run.yaml'}: {line}"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "smaller"),
+    [
+        ("smollm2_lora", "llama", ("model.num_layers=1",)),
+        ("minilm_questions", "bert", ("task.context_length=32", "training.batch_size=2")),
+    ],
+)
+def test_the_examples_run(name: str, kind: str, smaller: tuple[str, ...], tmp_path: Path, run: RunOne) -> None:
+    """On a tiny model in the place of the real one."""
+    folder = write_pretrained(tmp_path / kind, kind)
+    path = Path(__file__).parents[2] / "simulations" / "pretrained" / f"{name}.yaml"
+    short = ("num_rounds=1", "training.local_steps=1", "evaluation.max_examples=2")
+    rows = run(load_run_config(path, (f"model.folder={folder}", *short, *smaller)))
+    assert rows[-1]["eval/loss"] > 0
 
 
 def test_a_run_without_a_folder_is_one_line(config: Callable[..., RunConfig], run: RunOne, tmp_path: Path) -> None:

@@ -16,12 +16,7 @@ from typing import Any
 from agfl_models.errors import ConfigError, PretrainedError
 
 CONFIG_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE = "config.json", "tokenizer.json", "tokenizer_config.json"
-COMPANIONS = (
-    TOKENIZER_FILE,
-    TOKENIZER_CONFIG_FILE,
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
+COMPANIONS = (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "chat_template.jinja")
 WEIGHTS, PICKLED_WEIGHTS = "model*.safetensors*", "pytorch_model*.bin"  # one file, or an index and its parts
 
 
@@ -95,10 +90,10 @@ def transformers_library() -> Any:
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
         import transformers
-    except ImportError:
+    except ImportError as error:
+        reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            "model.family: huggingface needs the extra `huggingface` (pip install 'agfl[huggingface]'), "
-            "which is missing"
+            f"model.family: huggingface needs the extra `huggingface` (pip install 'agfl[huggingface]'): {reason}"
         ) from None
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()

@@ -45,7 +45,7 @@ class HuggingFaceModel(SequenceModel):
         self.inner = load(self.config, seed).eval()
         self._max_length = _max_length(self.inner)
         arguments = inspect.signature(self.inner.forward).parameters
-        # transformers 5.24 calls `cache` what was `past_key_values`; a state-space model has neither.
+        # transformers 5.24 calls `cache` what was `past_key_values`.
         self._cache_argument = next((name for name in ("cache", "past_key_values") if name in arguments), None)
 
     def train(self, mode: bool = True) -> Self:
