@@ -187,7 +187,10 @@ def test_a_round_without_a_tokenizer_is_refused(run_config: MakeConfig, make_nod
     ("policy", "line"),
     [
         (Policy(), r"^allow_plain: must be true in this owner's policy for aggregation 'plain'$"),
-        (Policy(allow_plain=True, tasks=("qa",)), r"^tasks: must be among qa for this owner, got language_modeling$"),
+        (
+            Policy(allow_plain=True, tasks=("translation",)),
+            r"^tasks: must be among translation for this owner, got lang",
+        ),
         (Policy(allow_plain=True, max_parameters=9), r"^max_parameters: must be at most 9 for this owner, got \d+$"),
     ],
 )

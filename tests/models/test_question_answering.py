@@ -62,7 +62,7 @@ def question_answering(**settings: Any) -> QuestionAnswering:
 
 def held_out(task: QuestionAnswering, rows: Sequence[QuestionRow]) -> ExampleDataset[Example, SpanBatch]:
     examples = [task.example(row) for row in rows]
-    return ExampleDataset(examples, examples, task.collate)
+    return ExampleDataset(examples, examples, task.collate, lambda example: len(example.windows[0].ids))
 
 
 def sums_of(task: QuestionAnswering, model: Any, batches: Sequence[SpanBatch]) -> dict[str, float]:

@@ -61,7 +61,7 @@ def held_out(task: SequenceToSequence, rows: Sequence[Row]) -> ExampleDataset[Pa
     """All rows as validation examples."""
     train = task.prepare(rows).train
     assert len(train) == len(rows)
-    return ExampleDataset(train, train, task.collate)
+    return ExampleDataset(train, train, task.collate, task.prepare(rows).size)
 
 
 @pytest.fixture

@@ -158,7 +158,7 @@ class QuestionAnswering:
         if len(learnable) < len(train):
             count = len(train) - len(learnable)
             log.warning("%d of %d questions are left out: no window holds their whole answer", count, len(train))
-        return ExampleDataset(learnable, held_out, self.collate)
+        return ExampleDataset(learnable, held_out, self.collate, size=lambda example: len(example.windows[0].ids))
 
     def example(self, row: QuestionRow) -> Example:
         """Return the example of a row. The first answer is the one to be learned."""
