@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from agfl_models.tasks.task import MainMetric
+from agfl_sim.charts import number_text
 
 GLOBAL, LOCAL, CENTRALIZED = "global", "local", "centralized"
 MODELS = (GLOBAL, LOCAL, CENTRALIZED)
@@ -109,14 +110,14 @@ class Comparison:
         even = f", for {self.num_even} it is as good" if self.num_even else ""
         return (
             f"{verdict}: for {self.num_gaining} of {total} owners ({100 * self.num_gaining / total:.0f} %) the global "
-            f"model is better than what they train alone{even}. The median owner has {typical[GLOBAL]:.4g} "
-            f"{self.metric.title} with it and {typical[LOCAL]:.4g} alone."
+            f"model is better than what they train alone{even}. The median owner has {number_text(typical[GLOBAL])} "
+            f"{self.metric.title} with it and {number_text(typical[LOCAL])} alone."
         )
 
     @property
     def side_by_side(self) -> str:
         """Return the three numbers over all owners together, in one line."""
-        numbers = (f"{NAMES[model]} {value:.4g}" for model, value in self.pooled.items())
+        numbers = (f"{NAMES[model]} {number_text(value)}" for model, value in self.pooled.items())
         return f"{self.metric.title}: {', '.join(numbers) or 'no owner holds text out'}"
 
     def _over_owners(self, summary: Callable[[Sequence[float]], float]) -> dict[str, float]:

@@ -15,6 +15,7 @@ JOIN_CSS = f"""{DOT_PLOT_CSS}
 .beside {{ display: grid; gap: .75rem; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }}
 .beside th[scope=row], .beside thead th:first-child {{ text-align: left; }}
+.beside th[scope=row] {{ min-width: 8rem; white-space: normal; overflow-wrap: anywhere; }}
 .worse {{ color: var(--limit); font-weight: 600; }}
 """
 
@@ -47,7 +48,7 @@ def _summary(comparison: Comparison) -> str:
         _row("All owners together", comparison.pooled, comparison),
         _row("Median owner", comparison.median, comparison),
         _row("Worst tenth of owners", comparison.worst_tenth, comparison),
-        f'<tr><th scope="row">Owners for whom it is the better of the first two</th>'
+        f'<tr><th scope="row">Owners for whom it is better than the other</th>'
         f"<td>{_share(gaining, total)}</td><td>{_share(losing, total)}</td><td></td><td></td></tr>",
     ]
     return _table(_caption(comparison), "Validation text of", "\n".join(rows))
