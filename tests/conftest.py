@@ -25,7 +25,7 @@ from hypothesis import settings
 from agfl_client.app import create_client_app
 from agfl_client.node import Node
 from agfl_client.policy import Policy
-from agfl_models.corpora import write_documents
+from agfl_models.examples import TextRow, write_rows
 from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_sim.grid import InProcessGrid
 
@@ -44,7 +44,7 @@ task: {type: language_modeling, sequence_length: 16}
 model: {vocab_size: 259, dim: 16, layers: [{type: attention, num_heads: 2}, {type: ff, hidden_dim: 24}]}
 training: {optimizer: {type: sgd, lr: 0.5}, batch_size: 4, local_steps: 2}
 aggregation: {type: plain, min_cohort: 2, round_timeout_s: 60}
-evaluation: {every: 2, max_windows: 8}
+evaluation: {every: 2, max_examples: 8}
 data: {num_owners: 3}
 """
 WORDS = ["the", "sea", "saw", "a", "ship", "and", "no", "man", "knew", "when", "it", "came", "to", "shore"]
@@ -72,8 +72,8 @@ def make_owners(tmp_path: Path) -> Callable[..., Path]:
         (tmp_path / "owners" / str(count)).mkdir(parents=True, exist_ok=True)
         for i in range(count):
             words = random.Random(i)
-            documents = [" ".join(words.choices(WORDS, k=12)) for _ in range(12)]
-            write_documents(tmp_path / "owners" / str(count) / f"owner-{i:02}.jsonl", documents)
+            rows = [TextRow(text=" ".join(words.choices(WORDS, k=12))) for _ in range(12)]
+            write_rows(tmp_path / "owners" / str(count) / f"owner-{i:02}.jsonl", rows)
         return tmp_path / "owners" / str(count)
 
     return make

@@ -14,7 +14,7 @@ from agfl_server import cli as server_cli
 from agfl_sim.cli import DEFAULT_CONFIG, SHIPPED_CONFIGS
 
 CONFIGS = sorted(SHIPPED_CONFIGS.glob("*.yaml"))
-SHORT = ("num_rounds=1", "training.local_steps=1", "evaluation.max_windows=1")
+SHORT = ("num_rounds=1", "training.local_steps=1", "evaluation.max_examples=1")
 
 
 def test_the_default_is_shipped() -> None:

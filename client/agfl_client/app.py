@@ -13,9 +13,10 @@ from flwr.clientapp import ClientApp
 from agfl_client.node import Node
 from agfl_client.policy import Policy, load_policy
 from agfl_client.secure_member import SecureMember
-from agfl_models.corpora import JSONL_SUFFIX
 from agfl_models.errors import AgflError, ConfigError, DataError
+from agfl_models.examples import JSONL_SUFFIX, parse_columns
 from agfl_protocol import wire
+from agfl_protocol.counting import CountRequest
 
 log = logging.getLogger("agfl.client")
 OWNERS_VARIABLE = "AGFL_OWNERS"
@@ -50,6 +51,10 @@ def create_client_app(node_of: Node | NodeOf) -> ClientApp:
     app.train()(handle_round)
     app.evaluate()(handle_round)
 
+    @app.query("count")
+    def count(message: Message, context: Context) -> Message:
+        return answer(message, lambda: find(context).handle_count(CountRequest.from_record(message.content)))
+
     @app.query("identify")
     def identify(message: Message, context: Context) -> Message:
         return answer(message, lambda: find(context).identify().to_record())
@@ -76,14 +81,15 @@ def create_client_app(node_of: Node | NodeOf) -> ClientApp:
 def _node_of_context(context: Context) -> Node:
     """Find the owner in Flower's own runtimes, which start each message in a process of its own.
 
-    A stock SuperNode names its owner in its node config (`name`, `data`, `policy`). Flower's simulation only numbers
-    its nodes: partition i is the i-th file of the folder that the environment variable AGFL_OWNERS names, and all of
-    them belong to the one person who runs it.
+    A stock SuperNode names its owner in its node config (`name`, `data`, `columns`, `policy`). Flower's simulation
+    only numbers its nodes: partition i is the i-th file of the folder that the environment variable AGFL_OWNERS names,
+    and all of them belong to the one person who runs it.
     """
     config = context.node_config
     if "name" in config and "data" in config:
         policy = load_policy(Path(str(config["policy"]))) if "policy" in config else Policy()
-        return Node(str(config["name"]), Path(str(config["data"])), policy=policy)
+        columns = parse_columns(str(config["columns"])) if "columns" in config else {}
+        return Node(str(config["name"]), Path(str(config["data"])), columns=columns, policy=policy)
     folder = os.environ.get(OWNERS_VARIABLE)
     if folder is None or "partition-id" not in config:
         raise ConfigError(f"node config: must give name and data, or {OWNERS_VARIABLE} a folder of owners' files")

@@ -39,7 +39,10 @@ def start(
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The federation's server.")],
     ca: Annotated[Path, typer.Option(metavar="FILE", help="The federation's ca.pem, from the operator.")],
     folder: Annotated[Path, typer.Option("--keys", metavar="DIR", help="Your keys, from keygen.")],
-    data: Annotated[Path, typer.Option(metavar="PATH", help="Your text: a file or a folder.")],
+    data: Annotated[Path, typer.Option(metavar="PATH", help="Your data: a file, or a folder of text.")],
+    columns: Annotated[
+        str, typer.Option(metavar="NAME=COLUMN,...", help="What your file calls the task's columns.")
+    ] = "",
     roster: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Every owner's signing key, got out of band.")
     ] = None,
@@ -54,9 +57,11 @@ def start(
     """Run your node: it calls the server, listens on no port, and runs only the code that you installed."""
     from agfl_client import keys
     from agfl_client.server_trust import TrustedServer
+    from agfl_models.examples import parse_columns
     from agfl_protocol.flower_settings import prepare_flower
 
     prepare_flower()
+    named = parse_columns(columns)
     with keys.hold(folder):
         own_keys = keys.load(folder)
         TrustedServer(server, ca).tls()  # says what is wrong before PyTorch is loaded
@@ -66,7 +71,7 @@ def start(
 
         from agfl_client.node import Node
 
-        node = Node(own_keys.name, data, device, threads, policy=rules, member=member)
+        node = Node(own_keys.name, data, device, threads, columns=named, policy=rules, member=member)
         log.info("%s serves %s with %s; stop with Ctrl-C", node.name, server, data)
         try:
             _serve_run(node, server, ca, own_keys, max_wait)

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import RecordDict
 
+from agfl_client import pair_counts
 from agfl_client.device import AUTO, choose_device
 from agfl_client.policy import Policy, PolicyViolation
 from agfl_client.secure_member import SecureMember
 from agfl_client.training import LocalTrainer, evaluate
-from agfl_models.corpora import read_documents
 from agfl_models.errors import WireError
+from agfl_models.examples import Row, check_readable, read_rows
 from agfl_models.model import AutoGenModel
-from agfl_models.tasks.task import Dataset, Task
+from agfl_models.tasks.task import AnyTask, Dataset
+from agfl_protocol.counting import CountCodec, CountRequest
 from agfl_protocol.randomness import generator
 from agfl_protocol.run_config import RunConfig, run_config_from_json
 from agfl_protocol.transforms.codec import UpdateCodec
-from agfl_protocol.update import Layout, Update
-from agfl_protocol.wire import FinishRequest, IdentifyReply, RoundReply, RoundRequest
+from agfl_protocol.update import Lanes, Layout, Update
+from agfl_protocol.wire import FinishRequest, IdentifyReply, RoundReply, RoundRequest, SumRequest
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,8 @@ class _Workspace:
     config_json: str
     config_hash: str
     config: RunConfig
-    task: Task
-    dataset: Dataset
+    task: AnyTask
+    dataset: Dataset[Any]
     model: AutoGenModel
     layout: Layout
 
@@ -40,12 +44,12 @@ class _Workspace:
 class Node:
     """A node keeps its data and model warm from message to message; whoever builds the ClientApp holds it.
 
-    name: the owner's NAME; data: the owner's file or folder of text; device: "auto" or a PyTorch device;
-    num_threads: PyTorch threads of this node; policy: what the owner accepts; member: the node's part in secure
-    sums, None where it has none.
+    name: the owner's NAME; data: the owner's file or folder, read when the first round says for which task; columns:
+    what that task's columns are called there; device: "auto" or a PyTorch device; num_threads: PyTorch threads of
+    this node; policy: what the owner accepts; member: the node's part in secure sums, None where it has none.
 
     Raises:
-        DataError, ConfigError: the data is not there, or the device is not.
+        DataError, ConfigError: the data is not there or cannot be opened, or the device is not there.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Node:
         device: str = AUTO,
         num_threads: int = 1,
         *,
+        columns: Mapping[str, str] | None = None,
         policy: Policy | None = None,
         member: SecureMember | None = None,
     ) -> None:
@@ -62,10 +67,13 @@ class Node:
         self.finished = False
         self._policy = policy or Policy()
         self._member = member
-        self._documents = read_documents(data)
+        check_readable(data)
+        self._data = data
+        self._columns = columns or {}
         self._device = choose_device(device)
         self._num_threads = num_threads
         self._workspace: _Workspace | None = None
+        self._words: pair_counts.CutWords | None = None
 
     def identify(self) -> IdentifyReply:
         """Say who this is."""
@@ -102,29 +110,54 @@ class Node:
         codec = UpdateCodec.for_round(
             config, task, layout, request.plan, train=request.train, evaluate=request.evaluate
         )
-        is_secure = config.aggregation.type == "secure"
-        if is_secure:
-            self.member.check(request)
+        self._check_attempt(config, request)
+        self._words = None  # the tokenizer is there
         layout.load(space.model, request.model)
         update = self._update(space, request)
         lanes = codec.encode(update, generator(config.seed, self.name, request.round, "rounding"))
-        if is_secure:
-            return self.member.advertise(request, lanes)
-        return RoundReply(request.config_hash, request.round, request.attempt, lanes).to_record()
+        return self._answer(config, request, lanes)
+
+    def handle_count(self, request: CountRequest) -> RecordDict:
+        """Count pairs of tokens in the training text, for a tokenizer; reply as to a round.
+
+        Raises:
+            PolicyViolation, ProtocolViolation, WireError: as `handle_round`.
+        """
+        self.finished = False
+        config = pair_counts.check_request(request)
+        self._policy.check(config, config.model.num_parameters())
+        self._check_attempt(config, request)
+        self._words = pair_counts.cut(self._words, request, config, lambda: self._rows(config))
+        counts = self._words.words.pairs(request.first_new)
+        return self._answer(config, request, CountCodec.of(request).encode(counts))
 
     def finish(self, request: FinishRequest) -> None:
         """Note that the run is over and let go of its model."""
         self.finished = True
-        self._workspace = None
+        self._workspace = self._words = None
         if self._member is not None:
             self._member.forget()
+
+    def _rows(self, config: RunConfig) -> list[Row]:
+        return read_rows(self._data, config.task.row, self._columns)
+
+    def _check_attempt(self, config: RunConfig, request: SumRequest) -> None:
+        """Check, before any text is touched, that a secure sum may be answered."""
+        if config.aggregation.type == "secure":
+            self.member.check(request)
+
+    def _answer(self, config: RunConfig, request: SumRequest, lanes: Lanes) -> RecordDict:
+        """Return what enters the sum, or what goes before it where the lanes are to be masked."""
+        if config.aggregation.type == "secure":
+            return self.member.advertise(request, lanes)
+        return RoundReply(request.config_hash, request.round, request.attempt, lanes).to_record()
 
     def _update(self, space: _Workspace, request: RoundRequest) -> Update:
         config, task = space.config, space.task
         metrics: dict[str, float] = {}
         if request.evaluate:
-            size, windows = config.training.batch_size, config.evaluation.max_windows
-            metrics |= evaluate(space.model, task, space.dataset, size, windows, self._device)
+            size, examples = config.training.batch_size, config.evaluation.max_examples
+            metrics |= evaluate(space.model, task, space.dataset, size, examples, self._device)
         if not request.train:
             return Update(np.zeros(0, np.float32), 1.0, metrics)
         rng = generator(config.seed, self.name, request.round, "batches")
@@ -148,7 +181,7 @@ class Node:
         config = run_config_from_json(config_json)
         # Before the model is built and the text is touched.
         self._policy.check(config, config.model.num_parameters())
-        task = config.task.build()
-        dataset = task.prepare(self._documents)
+        task: AnyTask = config.task.build(config.tokenizer.build())
+        dataset = task.prepare(self._rows(config))
         model = AutoGenModel(config.model, seed=0).to(self._device)
         return _Workspace(config_json, config.hash, config, task, dataset, model, Layout.of(model))

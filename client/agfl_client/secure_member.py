@@ -23,7 +23,7 @@ from agfl_protocol.secagg.context import AttemptId
 from agfl_protocol.secagg.errors import require
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.update import Lanes
-from agfl_protocol.wire import RoundRequest
+from agfl_protocol.wire import SumRequest
 
 
 class _OfAttempt(Protocol):
@@ -59,7 +59,7 @@ class SecureMember:
         self._replay = ReplayMemory(folder, policy.uploads_per_round)
         self._state: State | None = None
 
-    def check(self, request: RoundRequest) -> None:
+    def check(self, request: SumRequest) -> None:
         """Check that this attempt may be answered, before any text is touched, and forget the one before it.
 
         Raises:
@@ -72,7 +72,7 @@ class SecureMember:
         """Drop the secrets of the attempt under way, if there is one."""
         self._state = None
 
-    def advertise(self, request: RoundRequest, lanes: Lanes) -> RecordDict:
+    def advertise(self, request: SumRequest, lanes: Lanes) -> RecordDict:
         """Trip 1, with the lanes that will be masked. The attempt is remembered on disk before this returns.
 
         Raises:
@@ -81,9 +81,7 @@ class SecureMember:
         attempt = secure_wire.attempt_of(request)
         self._replay.record(attempt)
         ctx0 = secure_wire.context_of(request, self._roster)
-        terms = Terms(
-            self._name, self._signing_key, self._roster, self._parameters, attempt, request.plan.max_cohort, ctx0
-        )
+        terms = Terms(self._name, self._signing_key, self._roster, self._parameters, attempt, request.max_cohort, ctx0)
         self._state, reply = masking.advertise(terms, lanes)
         return secure_wire.write_advertise_reply(reply)
 

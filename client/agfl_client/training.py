@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from agfl_models.tasks.task import Batch, Dataset, Task
+from agfl_models.model import AutoGenModel
+from agfl_models.tasks import distribution
+from agfl_models.tasks.task import AnyTask, BatchT, Dataset, Task
 from agfl_protocol.run_config import SGDConfig, TrainingConfig
 from agfl_protocol.update import Layout, Vector
 
@@ -35,7 +38,12 @@ class LocalTrainer:
     device: str
 
     def train(
-        self, model: nn.Module, layout: Layout, task: Task, dataset: Dataset, rng: np.random.Generator
+        self,
+        model: AutoGenModel,
+        layout: Layout,
+        task: Task[BatchT],
+        dataset: Dataset[BatchT],
+        rng: np.random.Generator,
     ) -> LocalResult:
         """Train `model` in place; all randomness comes from `rng`."""
         before = layout.flatten(model)
@@ -47,7 +55,9 @@ class LocalTrainer:
             loss, count = loss + batch_loss.double().cpu(), count + predictions
         return LocalResult(layout.flatten(model) - before, float(loss), count)
 
-    def _step(self, model: nn.Module, task: Task, optimizer: Optimizer, batch: Batch) -> tuple[torch.Tensor, int]:
+    def _step(
+        self, model: AutoGenModel, task: Task[BatchT], optimizer: Optimizer, batch: BatchT
+    ) -> tuple[torch.Tensor, int]:
         with self._autocast():
             loss, predictions = task.loss(model, batch)
         optimizer.zero_grad(set_to_none=True)
@@ -57,7 +67,7 @@ class LocalTrainer:
         optimizer.step()
         return loss.detach(), predictions
 
-    def _batches(self, dataset: Dataset, rng: np.random.Generator) -> Iterator[Batch]:
+    def _batches(self, dataset: Dataset[BatchT], rng: np.random.Generator) -> Iterator[BatchT]:
         if self.config.local_steps is not None:
             for _ in range(self.config.local_steps):
                 yield dataset.sample(self.config.batch_size, rng)
@@ -76,13 +86,13 @@ class LocalTrainer:
 
 
 def evaluate(
-    model: nn.Module, task: Task, dataset: Dataset, batch_size: int, max_windows: int, device: str
+    model: AutoGenModel, task: AnyTask, dataset: Dataset[Any], batch_size: int, max_examples: int, device: str
 ) -> dict[str, float]:
-    """Return the sums of `task.eval_sums` over an owner's validation text, in float32."""
+    """Return one owner's `task.eval_sums`: over its validation examples, in float32, and its place among owners."""
     sums = dict.fromkeys(task.eval_sums, 0.0)
     model.eval()
     with torch.no_grad():
-        for batch in dataset.validation(batch_size, max_windows):
+        for batch in dataset.validation(batch_size, max_examples):
             for name, value in task.evaluate(model, batch.to(device)).items():
                 sums[name] += value
-    return sums
+    return sums | distribution.one_hot(task.main_metric, task.eval_metrics(sums))

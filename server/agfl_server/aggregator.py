@@ -10,7 +10,6 @@ from flwr.serverapp import Grid
 
 from agfl_models.errors import RoundError
 from agfl_protocol import wire
-from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.update import Lanes
 
 
@@ -46,6 +45,19 @@ class CohortSum:
     bytes_down: int
 
 
+class LaneCodec(Protocol):
+    """What a sum needs to know of the vectors that it sums."""
+
+    @property
+    def num_lanes(self) -> int:
+        """Their length."""
+        ...
+
+    def check(self, lanes: Lanes) -> None:
+        """Check one client's vector, where it can be seen; raises WireError."""
+        ...
+
+
 class Aggregator(Protocol):
     """How the vectors of a cohort become their sum; TensorFlow Federated calls it an AggregationProcess."""
 
@@ -53,9 +65,13 @@ class Aggregator(Protocol):
         self,
         grid: Grid,
         cohort: Mapping[str, int],
-        request: wire.RoundRequest,
-        codec: UpdateCodec,
+        request: wire.SumRequest,
+        codec: LaneCodec,
         timeout_s: float,
     ) -> CohortSum:
         """Ask every client of `cohort` (NAME -> node id) and return the sum over those whose reply is good."""
+        ...
+
+    def requiring(self, min_cohort: int) -> Aggregator:
+        """Return the same, which sums over no fewer than `min_cohort` clients."""
         ...

@@ -1,8 +1,9 @@
-"""The server's side of a run: read the configuration, build the parts, run the rounds, tell the nodes it is over."""
+"""The server's side of a run: build the parts, learn the tokenizer, run the rounds, tell the nodes it is over."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from agfl_protocol.run_config import AggregationConfig, RunConfig, load_run_conf
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.parameters import Parameters
 from agfl_server.aggregator import Aggregator
+from agfl_server.attempts import Parties
 from agfl_server.connected_nodes import ConnectedNodes
 from agfl_server.exchange import exchange
 from agfl_server.observer import Observer
@@ -24,6 +26,7 @@ from agfl_server.rounds import Federation, run_rounds
 from agfl_server.run_folder import RunFolder
 from agfl_server.secure_sum import SecureSum
 from agfl_server.state import ServerState, initial_state
+from agfl_server.tokenizer_training import train_tokenizer
 
 _FINISH_TIMEOUT_S = 10.0
 
@@ -50,24 +53,30 @@ def run_federation(
     run_folder = RunFolder(folder)
     aggregator, min_cohort = build_aggregator(config.aggregation, roster, observer)
     optimizer = build_optimizer(config.aggregation.server_optimizer)
-    layout, state = initial_state(config, optimizer)
-    if resume:
-        state = run_folder.resume(config)
-    else:
+    config = run_folder.resolved(config) if resume else config
+    # A run that ended before its tokenizer was learned begins anew.
+    is_new = not resume or not config.tokenizer.is_trained
+    if is_new:
         run_folder.begin(config)
-        run_folder.save(config, state, [])
-    federation = Federation(
+    parties = Parties(
         config=config,
-        task=config.task.build(),
-        layout=layout,
         grid=grid,
         nodes=ConnectedNodes(grid, observer, registered_name),
         aggregator=aggregator,
-        optimizer=optimizer,
         observer=observer,
         min_cohort=min_cohort,
         next_attempt=run_folder.next_attempt,
     )
+    if not config.tokenizer.is_trained:
+        config = train_tokenizer(parties)
+        run_folder.write_config(config)
+        parties = replace(parties, config=config)
+    layout, state = initial_state(config, optimizer)
+    if is_new:
+        run_folder.save(config, state, [])
+    else:
+        state = run_folder.resume(config)
+    federation = Federation(parties, config.task.build(config.tokenizer.build()), layout, optimizer)
     state = run_rounds(federation, state, partial(run_folder.save, config))
     run_folder.save_model(config, layout, state)
     _finish(grid, state)

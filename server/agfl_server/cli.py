@@ -111,7 +111,7 @@ def start(
                 config,
                 found.run_folder,
                 resume=resume,
-                observer=LogObserver(),
+                observer=LogObserver(config.task.main_metric.name),
                 registered_name=superlink.registered_name,
                 roster=roster_of(found.nodes),
             )
@@ -122,13 +122,25 @@ def start(
 
 
 class LogObserver(Observer):
-    """Tells the operator what happens, one line each."""
+    """Tells the operator what happens, one line each; of an evaluation, the loss and `main_metric`."""
+
+    def __init__(self, main_metric: str) -> None:
+        self._main_metric = main_metric
+        self._tenth = -1  # of the merges of a tokenizer, the last one that was told
 
     def waiting(self, connected: int, needed: int) -> None:
         log.info("waiting for nodes: %d of %d connected", connected, needed)
 
     def connected(self, name: str) -> None:
         log.info("%s connected", name)
+
+    def tokenizer_round(self, merges: int, max_merges: int, cohort: int) -> None:
+        if (tenth := 10 * merges // max_merges) > self._tenth:
+            self._tenth = tenth
+            log.info("tokenizer: %d of %d merges, counting at %d nodes", merges, max_merges, cohort)
+
+    def tokenizer_trained(self, merges: int, max_merges: int) -> None:
+        log.info("tokenizer: %d of %d merges, learned", merges, max_merges)
 
     def round_started(self, round_number: int, num_rounds: int, cohort: int) -> None:
         name = f"round {round_number}/{num_rounds}" if round_number <= num_rounds else "last evaluation"
@@ -144,7 +156,7 @@ class LogObserver(Observer):
         log.info("round %s done: %s", row["round"], _numbers(row, "clients", "train/loss", "seconds"))
 
     def evaluated(self, row: Row) -> None:
-        numbers = _numbers(row, "eval/loss", "eval/bits_per_byte") or "no owner has text to evaluate on"
+        numbers = _numbers(row, "eval/loss", self._main_metric) or "no owner has anything to evaluate on"
         log.info("model after round %s: %s", row["round"], numbers)
 
 

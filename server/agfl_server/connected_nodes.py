@@ -40,10 +40,15 @@ class ConnectedNodes:
         named = {name: node for node in online if (name := self._names.get(node)) is not None}
         return dict(sorted(named.items()))
 
-    def wait_for(self, needed: int, excluded: Collection[str] = ()) -> dict[str, int]:
-        """Return the connected nodes but those `excluded` by NAME, once there are at least `needed`."""
+    def wait_for(
+        self, needed: int, excluded: Collection[str] = (), among: Collection[str] | None = None
+    ) -> dict[str, int]:
+        """Return the connected nodes but those `excluded` by NAME, once there are at least `needed`.
+
+        among: no others are wanted.
+        """
         shown = -1
-        while len(nodes := {k: v for k, v in self.connected().items() if k not in excluded}) < needed:
+        while len(nodes := {k: v for k, v in self.connected().items() if _is_wanted(k, excluded, among)}) < needed:
             if len(nodes) != shown:
                 shown = len(nodes)
                 self.observer.waiting(shown, needed)
@@ -74,3 +79,7 @@ class ConnectedNodes:
     def _forget(self, name: str) -> None:
         """A node that comes back under a new node id replaces its old one."""
         self._names = {node: known for node, known in self._names.items() if known != name}
+
+
+def _is_wanted(name: str, excluded: Collection[str], among: Collection[str] | None) -> bool:
+    return name not in excluded and (among is None or name in among)

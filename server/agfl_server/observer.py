@@ -16,6 +16,12 @@ class Observer:
     def connected(self, name: str) -> None:
         """A node said who it is, and was believed."""
 
+    def tokenizer_round(self, merges: int, max_merges: int, cohort: int) -> None:
+        """With `merges` of at most `max_merges` learned, a request to count was broadcast to `cohort` clients."""
+
+    def tokenizer_trained(self, merges: int, max_merges: int) -> None:
+        """The tokenizer is learned; it has fewer than `max_merges` where the text has no more pairs to merge."""
+
     def round_started(self, round_number: int, num_rounds: int, cohort: int) -> None:
         """A round was broadcast to `cohort` clients."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from flwr.app import Message
@@ -11,10 +11,8 @@ from flwr.serverapp import Grid
 
 from agfl_models.errors import WireError
 from agfl_protocol import wire
-from agfl_protocol.secagg import lanes as packing
-from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.update import Lanes
-from agfl_server.aggregator import AttemptFailed, CohortSum, reasons
+from agfl_server.aggregator import AttemptFailed, CohortSum, LaneCodec, reasons
 from agfl_server.exchange import exchange
 from agfl_server.observer import Observer
 
@@ -26,12 +24,16 @@ class PlainSum:
     observer: Observer
     min_cohort: int
 
+    def requiring(self, min_cohort: int) -> PlainSum:
+        """Return the same, where fewer than `min_cohort` replies are no sum."""
+        return replace(self, min_cohort=min_cohort)
+
     def sum(
         self,
         grid: Grid,
         cohort: Mapping[str, int],
-        request: wire.RoundRequest,
-        codec: UpdateCodec,
+        request: wire.SumRequest,
+        codec: LaneCodec,
         timeout_s: float,
     ) -> CohortSum:
         """One exchange. A bad reply is refused by name; the reply of a client that is silent is missed by name.
@@ -39,9 +41,8 @@ class PlainSum:
         Raises:
             AttemptFailed: fewer than `min_cohort` good replies came.
         """
-        kind = wire.TRAIN if request.train else wire.EVALUATE
         content = request.to_record()
-        requests = [Message(content, node, kind) for node in cohort.values()]
+        requests = [Message(content, node, request.kind) for node in cohort.values()]
         names = {node: name for name, node in cohort.items()}
         lanes = np.zeros(codec.num_lanes, np.uint64)
         survivors: list[str] = []
@@ -67,17 +68,9 @@ class PlainSum:
         return CohortSum(lanes, tuple(sorted(survivors)), refused, bytes_up, bytes_down)
 
 
-def _read(reply: Message, request: wire.RoundRequest, codec: UpdateCodec) -> Lanes:
+def _read(reply: Message, request: wire.SumRequest, codec: LaneCodec) -> Lanes:
     if reply.has_error():
         raise WireError(reply.error.reason or "no reason given")
     lanes = wire.RoundReply.from_record(reply.content, request, codec.num_lanes).lanes
-    quantization = codec.quantization
-    quantization.header.check(lanes[: quantization.header.size])
-    fields_per_lane = quantization.plan.fields_per_lane
-    packed = lanes[quantization.header.size :]
-    for j in range(fields_per_lane):
-        bits = packing.field_bits(fields_per_lane)
-        plane = (packed >> np.uint64(j * bits)) & np.uint64(2**bits - 1)
-        if plane.size and plane.max() > quantization.plan.levels:
-            raise WireError(f"lanes: every field must be at most {quantization.plan.levels}, got {plane.max()}")
+    codec.check(lanes)
     return lanes

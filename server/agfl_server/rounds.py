@@ -7,20 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from flwr.serverapp import Grid
 
-from agfl_models.errors import RoundError
-from agfl_models.tasks.task import Task
+from agfl_models.tasks.task import AnyTask
 from agfl_protocol import wire
-from agfl_protocol.run_config import RunConfig
 from agfl_protocol.transforms import clipping, quantization
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.update import Layout, Total
-from agfl_server.aggregator import Aggregator, AttemptFailed, CohortSum
-from agfl_server.connected_nodes import ConnectedNodes
-from agfl_server.observer import Observer, Row
+from agfl_server.aggregator import CohortSum
+from agfl_server.attempts import Parties, sum_in_attempts
+from agfl_server.observer import Row
 from agfl_server.optimizers import ServerOptimizer
-from agfl_server.sampling import sample_cohort
 from agfl_server.state import ServerState, empty_row
 
 
@@ -28,16 +24,10 @@ from agfl_server.state import ServerState, empty_row
 class Federation:
     """The fixed parts of a run; what changes from round to round is `ServerState`."""
 
-    config: RunConfig
-    task: Task
+    parties: Parties
+    task: AnyTask
     layout: Layout
-    grid: Grid
-    nodes: ConnectedNodes
-    aggregator: Aggregator
     optimizer: ServerOptimizer
-    observer: Observer
-    min_cohort: int
-    next_attempt: Callable[[str, int], int]
 
 
 def run_rounds(
@@ -51,7 +41,7 @@ def run_rounds(
     Raises:
         RoundError: a round failed `aggregation.max_attempts` times.
     """
-    config = federation.config
+    config = federation.parties.config
     while state.round < config.num_rounds:
         evaluate = state.round % config.evaluation.every == 0
         state, complete = train_round(federation, state, evaluate)
@@ -81,7 +71,7 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
         "seconds": round(time.monotonic() - started, 4),
     }
     complete = _complete(federation, state.row, mean.metrics) if evaluate else state.row
-    federation.observer.round_finished(row)
+    federation.parties.observer.round_finished(row)
     number = state.round + 1
     return replace(state, round=number, model=model, optimizer=optimizer_state, scales=scales, row=row), complete
 
@@ -100,28 +90,18 @@ def sum_of_cohort(
     Raises:
         RoundError: after `max_attempts` attempts, with the reasons of the last one.
     """
-    config, aggregation = federation.config, federation.config.aggregation
-    number = state.round + 1
-    excluded: set[str] = set()
-    for _ in range(aggregation.max_attempts):
-        nodes = federation.nodes.wait_for(federation.min_cohort, excluded)
-        cohort = sample_cohort(nodes, aggregation.cohort_size, config.seed, number)
-        plan = quantization.plan_round(state.scales, federation.layout, len(cohort))
+    config, number = federation.parties.config, state.round + 1
+
+    def broadcast(cohort_size: int, attempt: int) -> tuple[wire.RoundRequest, UpdateCodec]:
+        plan = quantization.plan_round(state.scales, federation.layout, cohort_size)
         codec = UpdateCodec.for_round(config, federation.task, federation.layout, plan, train=train, evaluate=evaluate)
-        attempt = federation.next_attempt(state.run_id, number)
         request = wire.RoundRequest(
             state.run_id, number, attempt, config.to_json(), config.hash, evaluate, train, state.model, plan
         )
-        federation.observer.round_started(number, config.num_rounds, len(cohort))
-        try:
-            return codec, federation.aggregator.sum(
-                federation.grid, cohort, request, codec, aggregation.round_timeout_s
-            )
-        except AttemptFailed as error:
-            excluded |= error.guilty
-            reason = str(error)
-            federation.observer.repeated(number, attempt, reason)
-    raise RoundError(f"round {number}: failed in {aggregation.max_attempts} attempts, the last because {reason}")
+        federation.parties.observer.round_started(number, config.num_rounds, cohort_size)
+        return request, codec
+
+    return sum_in_attempts(federation.parties, state.run_id, number, broadcast)
 
 
 def _round_metrics(mean: Total, cohort_sum: CohortSum) -> dict[str, int | float | None]:
@@ -141,5 +121,5 @@ def _complete(federation: Federation, row: Row, sums: Row) -> Row:
         **row,
         **federation.task.eval_metrics({name: float(value or 0.0) for name, value in sums.items()}),
     }
-    federation.observer.evaluated(complete)
+    federation.parties.observer.evaluated(complete)
     return complete

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agfl_models.errors import CheckpointError, ConfigError
-from agfl_models.store import save_model, write_atomically
-from agfl_protocol.run_config import RunConfig
+from agfl_models.store import CONFIG_FILE, save_model, write_atomically
+from agfl_models.tokenizer import BPETokenizerConfig
+from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_protocol.update import Layout
 from agfl_server.checkpoint import load_checkpoint, save_checkpoint
 from agfl_server.observer import Row
@@ -45,8 +46,37 @@ class RunFolder:
     def begin(self, config: RunConfig) -> None:
         """Start a new run; raises ConfigError if the folder holds one or cannot be written."""
         self.refuse_existing_run()
-        self._write_config(config)
+        self.write_config(config)
         self.metrics.touch()
+
+    def resolved(self, config: RunConfig) -> RunConfig:
+        """Return the configuration of a run that is to go on, with the merges that the run has learned, if it has.
+
+        Raises:
+            CheckpointError: the folder holds no run, or another one.
+        """
+        if config.tokenizer.is_trained:
+            return config
+        try:
+            written = load_run_config(self.path / CONFIG_FILE)
+        except ConfigError as error:
+            raise CheckpointError(f"--resume: {error}") from None
+        learned = written.tokenizer.merges if isinstance(written.tokenizer, BPETokenizerConfig) else None
+        found = config if learned is None else config.with_merges(learned)
+        if found.hash != written.hash:
+            raise CheckpointError(
+                f"--resume: {self.path}: belongs to a run with configuration hash {written.hash[:12]}, "
+                f"this configuration has {found.hash[:12]} (what may change is num_rounds, evaluation and data)"
+            )
+        return found
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write config.yaml, every default filled in; raises ConfigError if it cannot be written."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / CONFIG_FILE, config.to_yaml().encode())
+        except OSError as error:
+            raise ConfigError(f"--output: {self.path}: cannot be written: {error.strerror}") from None
 
     def resume(self, config: RunConfig) -> ServerState:
         """Return the state after the last whole round; rows of later rounds are dropped from metrics.jsonl.
@@ -62,7 +92,7 @@ class RunFolder:
         rows = [json.loads(line) for line in lines if line.endswith("}")]  # a crash may have cut the last one short
         kept = [json.dumps(row) + "\n" for row in rows if row["round"] < state.round]
         write_atomically(self.metrics, "".join(kept).encode())
-        self._write_config(config)
+        self.write_config(config)
         return state
 
     def next_attempt(self, run_id: str, round_number: int) -> int:
@@ -99,11 +129,5 @@ class RunFolder:
 
     def save_model(self, config: RunConfig, layout: Layout, state: ServerState) -> None:
         """Write model/model.safetensors with its configuration, for `agfl-model`."""
-        save_model(self.path / "model", config.model, layout.state_dict(state.model), config.task.type)
-
-    def _write_config(self, config: RunConfig) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / "config.yaml", config.to_yaml().encode())
-        except OSError as error:
-            raise ConfigError(f"--output: {self.path}: cannot be written: {error.strerror}") from None
+        weights = layout.state_dict(state.model)
+        save_model(self.path / "model", config.model, weights, config.task.type, config.tokenizer)

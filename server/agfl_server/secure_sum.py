@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from flwr.app import Message, RecordDict
@@ -30,9 +30,8 @@ from agfl_protocol.secagg.masks import Mask, apply_masks
 from agfl_protocol.secagg.members import Members
 from agfl_protocol.secagg.messages import KeyRecord, SealedShares, UnmaskReply
 from agfl_protocol.secagg.parameters import Parameters
-from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.update import Lanes
-from agfl_server.aggregator import AttemptFailed, CohortSum, reasons
+from agfl_server.aggregator import AttemptFailed, CohortSum, LaneCodec, reasons
 from agfl_server.exchange import exchange
 from agfl_server.observer import Observer
 from agfl_server.unmasking import Dealt, Recovery, check_keys, find_shared_keys
@@ -51,12 +50,16 @@ class SecureSum:
     trip_timeout_s: float = 120.0
     num_threads: int = os.cpu_count() or 1
 
+    def requiring(self, min_cohort: int) -> SecureSum:
+        """Return the same, in which U1, U2 and U3 are at least `min_cohort`."""
+        return replace(self, parameters=replace(self.parameters, min_cohort=min_cohort))
+
     def sum(
         self,
         grid: Grid,
         cohort: Mapping[str, int],
-        request: wire.RoundRequest,
-        codec: UpdateCodec,
+        request: wire.SumRequest,
+        codec: LaneCodec,
         timeout_s: float,
     ) -> CohortSum:
         """Return the sum over U3; names in `refused` that are survivors too were lost after their vector was added.
@@ -78,11 +81,10 @@ class SecureSum:
             raise AttemptFailed(f"count: must be {len(survivors)} after unmasking, got {lanes[0]}", talk.refused)
         return CohortSum(lanes, survivors, talk.refused, talk.bytes_up, talk.bytes_down)
 
-    def _collect_keys(self, talk: _Talk, request: wire.RoundRequest, ctx0: bytes, timeout_s: float) -> Members:
+    def _collect_keys(self, talk: _Talk, request: wire.SumRequest, ctx0: bytes, timeout_s: float) -> Members:
         """Trip 1."""
-        kind = wire.TRAIN if request.train else wire.EVALUATE
         records: dict[str, KeyRecord] = {}
-        for name, content in talk.ask_all(kind, request.to_record(), sorted(talk.cohort), timeout_s):
+        for name, content in talk.ask_all(request.kind, request.to_record(), sorted(talk.cohort), timeout_s):
             with talk.refusing(name):
                 record = secure_wire.read_advertise_reply(content, talk.attempt).record
                 check_keys(name, record, ctx0, self.roster, self.parameters)

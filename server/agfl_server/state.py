@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass
 
 from agfl_models.model import AutoGenModel
-from agfl_models.tasks.task import Task
+from agfl_models.tasks.task import AnyTask
 from agfl_protocol.randomness import SERVER, derive_seed
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.transforms import clipping, quantization
@@ -42,11 +42,11 @@ def initial_state(config: RunConfig, optimizer: ServerOptimizer) -> tuple[Layout
         model=vector,
         optimizer=optimizer.initial_state(vector),
         scales=initial_scales(layout, config.aggregation.clip_l2),
-        row=empty_row(config.task.build()),
+        row=empty_row(config.task.build(config.tokenizer.build())),
     )
 
 
-def empty_row(task: Task) -> Row:
+def empty_row(task: AnyTask) -> Row:
     """Return the row of a round of which nothing is known: every row of metrics.jsonl has these keys."""
     exchange = {"clients": 0, "refused": 0, "bytes_up": 0, "bytes_down": 0, "seconds": 0.0}
     update = dict.fromkeys(("update/l2", clipping.FRACTION, quantization.RELATIVE_ERROR))

@@ -53,13 +53,11 @@ def generate(
 
     from agfl_models.generation import GenerationConfig, stream
     from agfl_models.store import load_model
-    from agfl_models.tokenizer import ByteTokenizer
 
-    model, _ = load_model(path)
-    tokenizer = ByteTokenizer()
-    if model.config.vocab_size != tokenizer.vocab_size:
-        got = model.config.vocab_size
-        raise ConfigError(f"{path}: model.vocab_size: must be {tokenizer.vocab_size} to write text, got {got}")
+    model, saved = load_model(path)
+    if model.config.vocab_size is None:
+        raise ConfigError(f"{path}: model.vocab_size: must be {saved.tokenizer.vocab_size} to write text, got None")
+    tokenizer = saved.tokenizer.build()
     new_ids = stream(
         model,
         [tokenizer.bos_id, *tokenizer.encode(prompt)],

@@ -1,80 +1,78 @@
-"""Text corpora: the one that ships with the package, and any owner's own file or folder."""
+"""The corpora that ship with the package, each divided among its natural owners; attribution in NOTICE."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
+from typing import Any
 
-from agfl_models.errors import DataError
+from agfl_models.errors import ConfigError
+from agfl_models.examples import Row, TextRow
+from agfl_models.tasks.question_answering import QuestionRow
+from agfl_models.tasks.summarization import SummaryRow
+from agfl_models.tasks.translation import TranslationRow
 
-TEXT_SUFFIX, JSONL_SUFFIX = ".txt", ".jsonl"
-
-
-def shakespeare_roles() -> dict[str, list[str]]:
-    """Return the speeches of 608 speaking roles, by role name ("hamlet-HAM"); attribution in NOTICE."""
-    packed = files("agfl_models").joinpath("data/shakespeare_roles.jsonl.gz").read_bytes()
-    rows = (json.loads(line) for line in gzip.decompress(packed).decode("utf-8").splitlines())
-    return {_file_name(row["client"]): row["speeches"] for row in rows}
+Owned = tuple[str, Row]  # an owner, and a row of it
 
 
-def read_documents(path: Path) -> list[str]:
-    """Return an owner's documents.
+@dataclass(frozen=True)
+class Corpus:
+    """A shipped file, the task it serves, and how one of its lines becomes owned rows."""
 
-    A .jsonl file holds one document a line, in the column `text`; a folder holds one document a .txt file; any other
-    file is plain text whose documents stand between blank lines.
+    task: str
+    file: str
+    rows: Callable[[Mapping[str, Any]], Iterator[Owned]]
+
+    def load(self) -> dict[str, list[Row]]:
+        """Return the rows by owner's name."""
+        packed = files("agfl_models").joinpath(f"data/{self.file}").read_bytes()
+        owners: dict[str, list[Row]] = {}
+        for line in gzip.decompress(packed).decode("utf-8").split("\n")[:-1]:
+            for owner, row in self.rows(json.loads(line)):
+                owners.setdefault(_file_name(owner), []).append(row)
+        return owners
+
+
+def _speeches(line: Mapping[str, Any]) -> Iterator[Owned]:
+    return ((line["client"], TextRow(text=text)) for text in line["speeches"])
+
+
+def _translation(line: Mapping[str, Any]) -> Iterator[Owned]:
+    yield line["owner"], TranslationRow(source=line["src"], target=line["tgt"])
+
+
+def _summary(line: Mapping[str, Any]) -> Iterator[Owned]:
+    yield line["owner"], SummaryRow(document=line["document"], summary=line["summary"])
+
+
+def _question(line: Mapping[str, Any]) -> Iterator[Owned]:
+    yield line["owner"], QuestionRow.model_validate(line)
+
+
+CORPORA = {
+    "shakespeare_roles": Corpus("language_modeling", "shakespeare_roles.jsonl.gz", _speeches),  # 608 owners
+    "home_assistant_en_de": Corpus("translation", "ha_mt_en_de.jsonl.gz", _translation),  # 907
+    "docstring_summaries": Corpus("summarization", "docstring_summ.jsonl.gz", _summary),  # 125
+    "docstring_questions": Corpus("question_answering", "docstring_qa.jsonl.gz", _question),  # 68
+}
+
+
+def corpus_of(task: str, name: str | None) -> Corpus:
+    """Return the named corpus, or the task's own where no name is given.
 
     Raises:
-        DataError: names the file, the line, the rule and what was found.
+        ConfigError: there is no such corpus, or it serves another task.
     """
-    if not path.exists():
-        raise DataError(f"data: {path}: no such file or folder")
-    if path.is_dir():
-        documents = [_read(file) for file in sorted(path.rglob("*" + TEXT_SUFFIX))]
-    elif path.suffix == JSONL_SUFFIX:
-        documents = [
-            _text_column(path, number, line) for number, line in enumerate(_read(path).split("\n"), 1) if line.strip()
-        ]
-    else:
-        documents = re.split(r"\n\s*\n", _read(path))
-    documents = [text for text in documents if text.strip()]
-    if not documents:
-        raise DataError(f"data: {path}: must hold at least one document with text, got none")
-    return documents
-
-
-def write_documents(path: Path, documents: Iterable[str]) -> None:
-    """Write documents as a .jsonl file that `read_documents` reads."""
-    lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents)
-    path.write_text("".join(lines), encoding="utf-8")
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"data: {path}: must be UTF-8 text, got byte {error.object[error.start]:#04x} at {error.start}"
-        ) from None
-    except OSError as error:
-        raise DataError(f"data: {path}: cannot be read: {error.strerror}") from None
-
-
-def _text_column(path: Path, number: int, line: str) -> str:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"data: {path}: line {number}: must be a JSON object, got {line[:40]!r} ({error})") from None
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        got = sorted(row) if isinstance(row, dict) else type(row).__name__
-        raise DataError(f"data: {path}: line {number}: must have a column 'text' that holds text, got {got}")
-    text = str(row["text"])
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise DataError(f"data: {path}: line {number}: must be text that UTF-8 can hold, got half a surrogate pair")
-    return text
+    own = [key for key, corpus in CORPORA.items() if corpus.task == task]
+    if name is None:
+        return CORPORA[own[0]]
+    if name not in own:
+        raise ConfigError(f"data.corpus: must be {' or '.join(own)} for task {task}, got {name!r}")
+    return CORPORA[name]
 
 
 def _file_name(client: str) -> str:

@@ -6,9 +6,9 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Self
 
-import yaml
+from pydantic import model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -16,11 +16,13 @@ from torch import Tensor
 from agfl_models.config import ModelConfig
 from agfl_models.errors import CheckpointError, ConfigError
 from agfl_models.model import AutoGenModel
-from agfl_models.validation import Config, read_yaml, validate
+from agfl_models.tokenizer import BytesTokenizerConfig, TokenizerConfig
+from agfl_models.validation import Config, dump_yaml, read_yaml, validate
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
 MODEL_FOLDER = "model"
+_BYTES = BytesTokenizerConfig()
 
 
 class SavedConfig(Config):
@@ -28,10 +30,25 @@ class SavedConfig(Config):
 
     model: ModelConfig
     task: str
-    tokenizer: Literal["bytes"] = "bytes"
+    tokenizer: TokenizerConfig = _BYTES
+
+    @model_validator(mode="after")
+    def _tokenizer_fits(self) -> Self:
+        if self.model.vocab_size not in (None, self.tokenizer.vocab_size):
+            rule = f"must be {self.tokenizer.vocab_size} as tokenizer.vocab_size"
+            raise ValueError(f"model.vocab_size: {rule}, got {self.model.vocab_size}")
+        if not self.tokenizer.is_trained:
+            raise ValueError("tokenizer.merges: required beside weights, got none")
+        return self
 
 
-def save_model(folder: Path, model_config: ModelConfig, state_dict: Mapping[str, Tensor], task: str) -> None:
+def save_model(
+    folder: Path,
+    model_config: ModelConfig,
+    state_dict: Mapping[str, Tensor],
+    task: str,
+    tokenizer: TokenizerConfig = _BYTES,
+) -> None:
     """Write a model folder; each file appears whole or not at all, and equal weights give equal bytes.
 
     The configuration is written with its defaults filled in, so that the model outlives a change of defaults.
@@ -41,12 +58,15 @@ def save_model(folder: Path, model_config: ModelConfig, state_dict: Mapping[str,
         model_config: architecture that the weights belong to.
         state_dict: the weights, as `AutoGenModel.state_dict` returns them.
         task: name of the task the model was trained for, such as "language_modeling".
+        tokenizer: what the model's token ids mean.
 
     Raises:
+        ConfigError: the tokenizer is not the model's.
         CheckpointError: the folder cannot be written.
     """
-    saved = SavedConfig(model=model_config.resolve(), task=task)
-    description = yaml.safe_dump(saved.model_dump(mode="json", exclude_none=True), sort_keys=False)
+    content = {"model": model_config.resolve(), "task": task, "tokenizer": tokenizer}
+    saved = validate(SavedConfig, content, str(folder))
+    description = dump_yaml(saved.model_dump(mode="json", exclude_none=True))
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)

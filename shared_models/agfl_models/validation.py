@@ -51,6 +51,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes a list of lists, such as thousands of merges, on few lines."""
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
+        return super().represent_sequence(tag, sequence, all(isinstance(item, list) for item in sequence) or flow_style)
+
+
+def dump_yaml(content: dict[str, Any]) -> str:
+    """Return a mapping as `read_yaml` reads it."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=120)
+
+
 def validate(schema: type[ConfigT], data: object, source: str) -> ConfigT:
     """Check `data` against `schema`; `source` (a file or "command line") starts the error line.
 
@@ -60,7 +72,7 @@ def validate(schema: type[ConfigT], data: object, source: str) -> ConfigT:
     try:
         return schema.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_first_problem(error, data)}") from None
+        raise ConfigError(f"{source}: {first_problem(error, data)}") from None
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -69,7 +81,8 @@ def nearest(name: str, known: list[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(known))})"
 
 
-def _first_problem(error: ValidationError, data: object) -> str:
+def first_problem(error: ValidationError, data: object) -> str:
+    """Return the first thing that is wrong with `data`: field, rule and value, in one line."""
     problem = error.errors()[0]
     if problem["type"] == "missing":
         *parents, name = problem["loc"]

@@ -12,9 +12,11 @@ import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from agfl_models.config import ModelConfig
+from agfl_models.corpora import corpus_of
 from agfl_models.errors import ConfigError
 from agfl_models.tasks import TaskConfig
-from agfl_models.validation import Config, read_yaml, validate
+from agfl_models.tokenizer import BPETokenizerConfig, BytesTokenizerConfig, Pair, TokenizerConfig
+from agfl_models.validation import Config, dump_yaml, read_yaml, validate
 
 PROTOCOL_VERSION = 1
 Beta = Annotated[float, Field(ge=0, lt=1)]  # decay of a moving average
@@ -118,7 +120,8 @@ class AggregationConfig(Config):
     min_cohort: a round with fewer updates is repeated, at most `max_attempts` times in all. None takes 2, or with
     "secure" max_colluders + 2. max_colluders: owners that may conspire with the server; None takes a third of the
     roster, at least 1. Every client applies its own owner's bounds, whatever stands here.
-    max_weight: cap of one owner's weight in tokens trained on; None means one round's `local_steps` batches.
+    weighting: by predictions trained on (tokens; of question answering, questions), or alike. max_weight: cap of one
+    owner's weight, in predictions; None means one round's `local_steps` batches.
     """
 
     type: Literal["secure", "plain"] = "secure"
@@ -142,21 +145,23 @@ class AggregationConfig(Config):
 class EvaluationConfig(Config):
     """The global model is evaluated on the owners' validation text every `every` rounds and after the last one.
 
-    max_windows: sequences that one owner evaluates at most.
+    max_examples: examples that one owner evaluates at most; of language modeling, sequences.
     """
 
     every: PositiveInt = 5
-    max_windows: PositiveInt = 512
+    max_examples: PositiveInt = 512
 
 
 class DataConfig(Config):
     """Where a simulation's owners come from. A deployed client ignores it: each owner names its own text.
 
-    path: folder of NAME.jsonl files, one an owner; None takes the shipped corpus, divided by `partition`.
+    path: folder of NAME.jsonl, .tsv, .json or .txt files, one an owner; None takes a shipped corpus, divided by
+    `partition`. columns: what the task's columns are called in the files of `path`. corpus: None takes the task's own.
     """
 
     path: Path | None = None
-    corpus: Literal["shakespeare_roles"] = "shakespeare_roles"
+    columns: dict[str, str] = Field(default_factory=dict)
+    corpus: str | None = None
     partition: Literal["natural", "grouped", "iid"] = "grouped"
     num_owners: PositiveInt | None = 24
 
@@ -167,6 +172,7 @@ class RunConfig(Config):
     seed: NonNegativeInt = 0
     num_rounds: PositiveInt
     task: TaskConfig
+    tokenizer: TokenizerConfig = BytesTokenizerConfig()
     model: ModelConfig
     training: TrainingConfig
     aggregation: AggregationConfig = AggregationConfig()
@@ -176,6 +182,13 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _parts_fit(self) -> RunConfig:
         self.task.check_model(self.model)
+        if self.model.vocab_size != self.tokenizer.vocab_size:
+            rule = f"must be {self.tokenizer.vocab_size} as tokenizer.vocab_size (type {self.tokenizer.type})"
+            raise ValueError(f"model.vocab_size {rule}, got {self.model.vocab_size}")
+        try:
+            corpus_of(self.task.type, self.data.corpus)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
         unbounded = self.training.local_steps is None and self.aggregation.max_weight is None
         if self.aggregation.weighting == "tokens" and unbounded:
             raise ValueError(
@@ -186,10 +199,10 @@ class RunConfig(Config):
 
     @property
     def max_weight(self) -> float:
-        """The public cap of one client's weight, in tokens trained on in a round."""
+        """The public cap of one client's weight, in predictions trained on in a round."""
         if self.aggregation.max_weight is not None:
             return self.aggregation.max_weight
-        return float((self.training.local_steps or 1) * self.training.batch_size * self.task.sequence_length)
+        return float((self.training.local_steps or 1) * self.training.batch_size * self.task.max_predictions)
 
     def to_json(self) -> str:
         """Return the configuration as clients receive it: without `data`, which is the owner's own business."""
@@ -197,7 +210,13 @@ class RunConfig(Config):
 
     def to_yaml(self) -> str:
         """Return the configuration with every default filled in."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return dump_yaml(self.model_dump(mode="json"))
+
+    def with_merges(self, merges: Sequence[Pair]) -> RunConfig:
+        """Return the run with a tokenizer that has learned `merges`."""
+        assert isinstance(self.tokenizer, BPETokenizerConfig), self.tokenizer.type
+        tokenizer = self.tokenizer.model_copy(update={"merges": tuple(merges)})
+        return self.model_copy(update={"tokenizer": tokenizer})
 
     @property
     def hash(self) -> str:

@@ -11,13 +11,13 @@ from flwr.app import RecordDict
 from agfl_models.errors import WireError
 from agfl_protocol.run_config import PROTOCOL_VERSION
 from agfl_protocol.secagg import messages
-from agfl_protocol.secagg.context import MAX_COUNTER, AttemptId, Broadcast, attempt_context
+from agfl_protocol.secagg.context import MAX_COUNTER, AttemptId, attempt_context
 from agfl_protocol.secagg.identity import SIGNATURE_BYTES, SigningRoster
 from agfl_protocol.secagg.keys import HASH_BYTES, PUBLIC_KEY_BYTES, SEAL_BYTES, SHARE_HASH_BYTES
 from agfl_protocol.secagg.messages import KeyRecord, SealedShares
 from agfl_protocol.secagg.parameters import MAX_MEMBERS
 from agfl_protocol.secagg.shamir import SHARE_BYTES
-from agfl_protocol.wire import RoundRequest, Scalar, new_record, read_bounded, read_scalar, read_vector
+from agfl_protocol.wire import Scalar, SumRequest, new_record, read_bounded, read_scalar, read_vector
 
 SHARE, MASK, AGREE, UNMASK = "query.share", "query.mask", "query.agree", "query.unmask"
 _MAX_NAME = 64
@@ -25,24 +25,15 @@ _RECORD_CUTS = (PUBLIC_KEY_BYTES, PUBLIC_KEY_BYTES, HASH_BYTES, 4, SIGNATURE_BYT
 _DEALT_CUTS = (2 * SHARE_BYTES + SEAL_BYTES, SHARE_HASH_BYTES, SHARE_HASH_BYTES)
 
 
-def attempt_of(request: RoundRequest) -> AttemptId:
+def attempt_of(request: SumRequest) -> AttemptId:
     """Return what a request says of itself; raises ProtocolViolation."""
     return AttemptId(request.run_id, request.round, request.attempt)
 
 
-def context_of(request: RoundRequest, roster: SigningRoster) -> bytes:
+def context_of(request: SumRequest, roster: SigningRoster) -> bytes:
     """Return ctx0 of an attempt, as the holder of `roster` sees it."""
-    plan = request.plan
-    broadcast = Broadcast(
-        request.config_json,
-        request.train,
-        request.evaluate,
-        plan.fields_per_lane,
-        plan.max_cohort,
-        plan.scales,
-        request.model,
-    )
-    return attempt_context(PROTOCOL_VERSION, attempt_of(request), roster.hash, request.config_hash, broadcast.hash)
+    attempt, broadcast = attempt_of(request), request.broadcast_hash
+    return attempt_context(PROTOCOL_VERSION, attempt, roster.hash, request.config_hash, broadcast)
 
 
 def write_advertise_reply(reply: messages.AdvertiseReply) -> RecordDict:

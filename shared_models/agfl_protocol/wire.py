@@ -1,7 +1,7 @@
 """The wire: every message that server and client exchange, with its fields, and nothing else.
 
 What a client sends on its own is a privacy decision, and these are all of them: its NAME (`IdentifyReply`) and one
-vector of integers a round (`RoundReply`).
+vector of integers a round (`RoundReply`), of training and evaluating as of counting for a tokenizer (`counting.py`).
 Legend: d parameters, K parameter tensors.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from agfl_models.errors import WireError
 from agfl_protocol.run_config import PROTOCOL_VERSION
+from agfl_protocol.secagg.context import Broadcast
 from agfl_protocol.transforms.quantization import MAX_SCALE, MIN_SCALE, QuantizationPlan
 from agfl_protocol.update import Lanes, Vector
 
@@ -53,6 +54,33 @@ class IdentifyReply:
         return IdentifyReply(read_scalar(record, "name", str))
 
 
+class SumRequest(Protocol):
+    """What every sum needs of the request that starts it, whatever is summed."""
+
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def round(self) -> int: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def config_hash(self) -> str: ...
+    @property
+    def kind(self) -> str:
+        """The message type."""
+
+    @property
+    def max_cohort(self) -> int:
+        """The clients for which the integers of the sum have room."""
+
+    @property
+    def broadcast_hash(self) -> bytes:
+        """SHA-256 of all that the request says and that every client must have received alike."""
+
+    def to_record(self) -> RecordDict:
+        """Return the message content."""
+
+
 @dataclass(frozen=True)
 class RoundRequest:
     """Server to each client of a cohort: the global model and what to do with it.
@@ -70,6 +98,30 @@ class RoundRequest:
     train: bool
     model: Vector
     plan: QuantizationPlan
+
+    @property
+    def kind(self) -> str:
+        """The message type."""
+        return TRAIN if self.train else EVALUATE
+
+    @property
+    def max_cohort(self) -> int:
+        """The clients for which the fields have room."""
+        return self.plan.max_cohort
+
+    @property
+    def broadcast_hash(self) -> bytes:
+        """SHA-256 of all that this request says and that every client must have received alike."""
+        plan = self.plan
+        return Broadcast(
+            self.config_json,
+            self.train,
+            self.evaluate,
+            plan.fields_per_lane,
+            plan.max_cohort,
+            plan.scales,
+            self.model,
+        ).hash
 
     def to_record(self) -> RecordDict:
         """Return the message content."""
@@ -126,7 +178,7 @@ class RoundReply:
         return new_record(scalars, {"lanes": self.lanes})
 
     @staticmethod
-    def from_record(record: RecordDict, request: RoundRequest, num_lanes: int) -> RoundReply:
+    def from_record(record: RecordDict, request: SumRequest, num_lanes: int) -> RoundReply:
         """Read a reply to `request`.
 
         Raises:

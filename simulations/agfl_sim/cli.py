@@ -70,12 +70,12 @@ def _run(run_config: RunConfig, folder: Path, engine: str, resume: bool) -> None
     if run_config.aggregation.type == "plain":
         console.print("[bold red]aggregation is plain: a server run like this sees every client's update[/]")
     try:
-        with ProgressObserver(console) as observer:
+        with ProgressObserver(console, run_config.task.main_metric) as observer:
             run_simulation(run_config, folder, engine, resume, observer)
     except KeyboardInterrupt:
         console.print(f"stopped; go on with --resume --output {folder}")
         raise
-    report = write_report(folder)
+    report = write_report(folder, run_config.task.main_metric)
     console.print(f"model    {folder / 'model'}   (agfl-model generate {folder / 'model'})", highlight=False)
     console.print(f"report   {report}", highlight=False)
 

@@ -1,48 +1,44 @@
-"""Who owns which documents: natural, grouped and IID owners of a corpus."""
+"""Who owns which rows: natural, grouped and IID owners of a corpus, or a folder of owners' files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from agfl_models.corpora import JSONL_SUFFIX, shakespeare_roles, write_documents
+from agfl_models.corpora import corpus_of
 from agfl_models.errors import ConfigError, DataError
+from agfl_models.examples import JSONL_SUFFIX, SUFFIXES, Row, read_rows, write_rows
 from agfl_protocol.randomness import generator
 from agfl_protocol.run_config import DataConfig, RunConfig
 
-Owners = Mapping[str, Sequence[str]]
+RowT = TypeVar("RowT")
 
 
 def owner_files(config: RunConfig, folder: Path) -> list[Path]:
-    """Return one NAME.jsonl file an owner, sorted by name: those in `data.path`, or newly written ones in `folder`.
+    """Return one NAME.jsonl file an owner, sorted by name, whose rows have the task's columns.
+
+    They are those in `data.path` if it holds such files, and else written to `folder`.
 
     Raises:
-        DataError: `data.path` holds no such file.
+        DataError: `data.path` holds no file of an owner, or one that cannot be used.
         ConfigError: the partition does not fit the corpus.
     """
-    if config.data.path is not None:
-        found = sorted(config.data.path.glob("*" + JSONL_SUFFIX))
-        if not found:
-            raise DataError(
-                f"data.path: {config.data.path}: must hold one NAME{JSONL_SUFFIX} file an owner, found none"
-            )
-        return found
-    owners = partition(config.data, shakespeare_roles(), config.seed)
-    paths = {name: folder / (name + JSONL_SUFFIX) for name in sorted(owners)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, path in paths.items():
-            write_documents(path, owners[name])
-    except OSError as error:
-        raise DataError(f"owners: {folder}: cannot be written: {error.strerror}") from None
-    return list(paths.values())
+    if config.data.path is None:
+        corpus = corpus_of(config.task.type, config.data.corpus)
+        return _write(partition(config.data, corpus.load(), config.seed), folder)
+    found = _own_files(config.data.path)
+    if not config.data.columns and all(path.suffix == JSONL_SUFFIX for path in found.values()):
+        return list(found.values())
+    schema, columns = config.task.row, config.data.columns
+    return _write({name: read_rows(path, schema, columns) for name, path in found.items()}, folder)
 
 
-def partition(config: DataConfig, sources: Owners, seed: int) -> Owners:
-    """Divide `sources` (natural owner -> documents) as `config.partition` says.
+def partition(config: DataConfig, sources: Mapping[str, Sequence[RowT]], seed: int) -> dict[str, list[RowT]]:
+    """Divide `sources` (natural owner -> rows) as `config.partition` says.
 
     natural: one owner a source (the first `num_owners` of a shuffle); grouped: several sources to one owner, dealt
-    out in turn after a shuffle; iid: all documents shuffled and dealt out in turn.
+    out in turn after a shuffle; iid: all rows shuffled and dealt out in turn.
 
     Raises:
         ConfigError: `num_owners` exceeds what there is to deal out.
@@ -52,20 +48,44 @@ def partition(config: DataConfig, sources: Owners, seed: int) -> Owners:
     if config.partition == "natural":
         count = _checked(config.num_owners or len(names), len(names))
         chosen = sorted(rng.permutation(len(names))[:count].tolist())
-        return {names[i]: sources[names[i]] for i in chosen}
+        return {names[i]: list(sources[names[i]]) for i in chosen}
     if config.num_owners is None:
         raise ConfigError(f"data.num_owners: required with data.partition {config.partition!r}, got None")
     if config.partition == "grouped":
-        items: list[Sequence[str]] = [sources[name] for name in names]
+        items: list[Sequence[RowT]] = [sources[name] for name in names]
     else:
-        items = [[document] for name in names for document in sources[name]]
+        items = [[row] for name in names for row in sources[name]]
     count = _checked(config.num_owners, len(items))
     order = rng.permutation(len(items)).tolist()
     width = len(str(count - 1))
-    return {f"owner-{i:0{width}d}": [document for j in order[i::count] for document in items[j]] for i in range(count)}
+    return {f"owner-{i:0{width}d}": [row for j in order[i::count] for row in items[j]] for i in range(count)}
 
 
 def _checked(num_owners: int, available: int) -> int:
     if num_owners > available:
         raise ConfigError(f"data.num_owners: must be at most {available} for this partition, got {num_owners}")
     return num_owners
+
+
+def _own_files(folder: Path) -> dict[str, Path]:
+    """Return the file of each owner by NAME, sorted."""
+    files = sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES)
+    if not files:
+        raise DataError(f"data.path: {folder}: must hold one NAME{JSONL_SUFFIX} file an owner, found none")
+    found: dict[str, Path] = {}
+    for path in files:
+        if path.stem in found:
+            raise DataError(f"data.path: {folder}: must hold one file an owner, got {found[path.stem]} and {path}")
+        found[path.stem] = path
+    return dict(sorted(found.items()))
+
+
+def _write(owners: Mapping[str, Sequence[Row]], folder: Path) -> list[Path]:
+    paths = {name: folder / (name + JSONL_SUFFIX) for name in sorted(owners)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, path in paths.items():
+            write_rows(path, owners[name])
+    except OSError as error:
+        raise DataError(f"owners: {folder}: cannot be written: {error.strerror}") from None
+    return list(paths.values())

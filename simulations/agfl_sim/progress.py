@@ -8,13 +8,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from agfl_models.tasks.task import MainMetric
 from agfl_server.observer import Observer, Row
 
 
 class ProgressObserver(Observer):
     """An observer for people; on something that is no terminal only the lines are printed."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, main_metric: MainMetric) -> None:
+        self._main_metric = main_metric
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -45,6 +47,14 @@ class ProgressObserver(Observer):
         """Name the node."""
         self._progress.update(self._task, description=f"connected {escape(name)}")
 
+    def tokenizer_round(self, merges: int, max_merges: int, cohort: int) -> None:
+        """Start the bar over the cohort anew; the label counts the merges."""
+        self._progress.reset(self._task, total=cohort, description=f"tokenizer: {merges} of {max_merges} merges")
+
+    def tokenizer_trained(self, merges: int, max_merges: int) -> None:
+        """One line for the whole tokenizer."""
+        self._say(f"tokenizer: {merges} of {max_merges} merges")
+
     def round_started(self, round_number: int, num_rounds: int, cohort: int) -> None:
         """Start the bar over the cohort anew."""
         self._num_rounds = num_rounds
@@ -71,11 +81,9 @@ class ProgressObserver(Observer):
         )
 
     def evaluated(self, row: Row) -> None:
-        """The evaluation of a model on the owners' held-out text."""
-        self._say(
-            f"[bold]model of round {row['round']}: {_number(row['eval/bits_per_byte'])} bits per byte[/]   "
-            f"eval loss {_number(row['eval/loss'])}"
-        )
+        """The evaluation of a model on the owners' held-out examples."""
+        quality = f"{_number(row[self._main_metric.name])} {self._main_metric.title}"
+        self._say(f"[bold]model of round {row['round']}: {quality}[/]   eval loss {_number(row['eval/loss'])}")
 
     def _say(self, line: str) -> None:
         self._progress.console.print(line, highlight=False, soft_wrap=True)

@@ -8,6 +8,8 @@ from html import escape
 from pathlib import Path
 
 from agfl_models.errors import DataError
+from agfl_models.tasks import distribution
+from agfl_models.tasks.task import MainMetric
 from agfl_sim.charts import CHART_CSS, Chart, Curve, Point, line_chart, number_text
 
 Row = dict[str, float | None]
@@ -49,8 +51,10 @@ pre { margin: 0; padding: .9rem; font: .85rem/1.5 ui-monospace, monospace; }
 """
 
 
-def write_report(run_folder: Path) -> Path:
+def write_report(run_folder: Path, main_metric: MainMetric) -> Path:
     """Read `metrics.jsonl` and `config.yaml` of a run and write `report.html` beside them.
+
+    main_metric: of the run's task.
 
     Raises:
         DataError: one of the two files is missing, unreadable or malformed.
@@ -58,7 +62,7 @@ def write_report(run_folder: Path) -> Path:
     rows = _read_rows(run_folder / "metrics.jsonl")
     configuration = _read_text(run_folder / "config.yaml")
     report = run_folder / "report.html"
-    report.write_text(_page(run_folder.resolve().name, rows, configuration), encoding="utf-8")
+    report.write_text(_page(run_folder.resolve().name, rows, configuration, main_metric), encoding="utf-8")
     return report
 
 
@@ -107,10 +111,11 @@ def _curve(rows: list[Row], name: str, key: str, scale: float = 1.0) -> Curve:
     return Curve(name, [Point(int(i), value * scale) for i, value in zip(rounds, values, strict=True)])
 
 
-def _charts(rows: list[Row]) -> list[Chart]:
+def _charts(rows: list[Row], main_metric: MainMetric) -> list[Chart]:
     size, unit = _byte_unit(max(_values(rows, "bytes_up") + _values(rows, "bytes_down"), default=0.0))
     losses = [_curve(rows, "training", "train/loss"), _curve(rows, "evaluation", "eval/loss")]
-    quality = [_curve(rows, "evaluation", "eval/bits_per_byte")]
+    quality = [_curve(rows, "all owners", main_metric.name)]
+    quality += [_curve(rows, "worst tenth of owners", distribution.WORST_DECILE)]
     moved = [_curve(rows, "from clients", "bytes_up", 1 / size)]
     moved += [_curve(rows, "to clients", "bytes_down", 1 / size)]
     seconds = [_curve(rows, "whole round", "seconds")]
@@ -118,7 +123,7 @@ def _charts(rows: list[Row]) -> list[Chart]:
     clients = [_curve(rows, "took part", "clients"), _curve(rows, "refused", "refused")]
     return [
         Chart("Loss", "nats", losses),
-        Chart("Bits per byte of evaluation text", "bits", quality),
+        Chart(f"Evaluation: {main_metric.title}", "", quality),
         Chart("Bytes per round", unit, moved, from_zero=True),
         Chart("Seconds per round", "s", seconds, from_zero=True),
         Chart("Quantization error", "%", errors, from_zero=True, limit=QUANTIZATION_LIMIT_PERCENT),
@@ -126,13 +131,13 @@ def _charts(rows: list[Row]) -> list[Chart]:
     ]
 
 
-def _headlines(rows: list[Row]) -> list[tuple[str, str]]:
-    quality = _values(rows, "eval/bits_per_byte")
+def _headlines(rows: list[Row], main_metric: MainMetric) -> list[tuple[str, str]]:
+    quality = _values(rows, main_metric.name)
     clients = _values(rows, "clients")
     seconds = _values(rows, "seconds")
     return [
-        ("First bits per byte", number_text(quality[0]) if quality else NOT_RECORDED),
-        ("Last bits per byte", number_text(quality[-1]) if quality else NOT_RECORDED),
+        (f"First {main_metric.title}", number_text(quality[0]) if quality else NOT_RECORDED),
+        (f"Last {main_metric.title}", number_text(quality[-1]) if quality else NOT_RECORDED),
         ("Rounds", number_text(max(_values(rows, "round")))),
         ("Clients, at most", number_text(max(clients)) if clients else NOT_RECORDED),
         ("Sent by clients", _bytes_text(_values(rows, "bytes_up"))),
@@ -164,10 +169,12 @@ def _cell(key: str, value: float | None) -> str:
     return f'<th scope="row">{text}</th>' if key == "round" else f"<td>{text}</td>"
 
 
-def _page(name: str, rows: list[Row], configuration: str) -> str:
+def _page(name: str, rows: list[Row], configuration: str, main_metric: MainMetric) -> str:
     title = escape(name)
-    numbers = "\n".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in _headlines(rows))
-    figures = "\n".join(f"<figure>{line_chart(chart)}</figure>" for chart in _charts(rows))
+    numbers = "\n".join(
+        f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in _headlines(rows, main_metric)
+    )
+    figures = "\n".join(f"<figure>{line_chart(chart)}</figure>" for chart in _charts(rows, main_metric))
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>

@@ -29,7 +29,7 @@ task: {{type: language_modeling, sequence_length: 8}}
 model: {{vocab_size: 259, dim: 8, layers: [{{type: ff, hidden_dim: 8}}]}}
 training: {{batch_size: 1, local_steps: 1}}
 aggregation: {{type: plain, min_cohort: {nodes}}}
-evaluation: {{every: 1000000, max_windows: 1}}
+evaluation: {{every: 1000000, max_examples: 1}}
 """
 STOCK_PYPROJECT = """
 [project]

@@ -63,7 +63,7 @@ class Side:
 
     def __init__(self, config: RunConfig, aggregator: Aggregator, cohort: Mapping[str, int]) -> None:
         self._config, self._aggregator, self._cohort = config, aggregator, cohort
-        self._task = config.task.build()
+        self._task = config.task.build(config.tokenizer.build())
         self._layout, state = initial_state(config, build_optimizer(config.aggregation.server_optimizer))
         self._run_id, self._model, self._scales, self._round = "benchmark", state.model, state.scales, 0
         self.fields_per_lane = 0

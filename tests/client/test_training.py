@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from agfl_client.device import choose_device
 from agfl_client.training import LocalResult, LocalTrainer, evaluate
-from agfl_models.corpora import read_documents
 from agfl_models.errors import ConfigError
+from agfl_models.examples import TextRow, read_rows
 from agfl_models.model import AutoGenModel
-from agfl_models.tasks.language_modeling import ByteStream, LanguageModeling
+from agfl_models.tasks.language_modeling import LanguageModeling, TokenStream
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.update import Layout, Vector
 
@@ -29,7 +29,7 @@ class Bench:
 
     config: RunConfig
     task: LanguageModeling
-    text: ByteStream
+    text: TokenStream
 
     def model(self) -> AutoGenModel:
         return AutoGenModel(self.config.model, seed=5)
@@ -64,8 +64,9 @@ class Bench:
 def bench(run_config: MakeConfig, make_owners: Callable[..., Path]) -> Callable[..., Bench]:
     def make(*overrides: str) -> Bench:
         config = run_config(*overrides)
-        task = config.task.build()
-        return Bench(config, task, task.prepare(read_documents(make_owners(1) / "owner-00.jsonl")))
+        task = config.task.build(config.tokenizer.build())
+        assert isinstance(task, LanguageModeling)
+        return Bench(config, task, task.prepare(read_rows(make_owners(1) / "owner-00.jsonl", TextRow)))
 
     return make
 

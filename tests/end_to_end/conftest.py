@@ -28,7 +28,7 @@ model:
     - {type: ff}
     - {type: rnn, cell: mingru}
 training: {batch_size: 4, local_steps: 2}
-evaluation: {every: 2, max_windows: 4}
+evaluation: {every: 2, max_examples: 4}
 data: {partition: grouped, num_owners: 3}
 """
 

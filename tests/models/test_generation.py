@@ -22,7 +22,7 @@ from agfl_models.errors import ConfigError
 from agfl_models.generation import GenerationConfig, generate, stream
 from agfl_models.heads import LanguageModelHead
 from agfl_models.layers.layer import Memory
-from agfl_models.tokenizer import ByteTokenizer
+from agfl_models.tokenizer import Tokenizer
 from agfl_models.validation import validate
 
 PROMPT = [1, 5, 3]
@@ -318,7 +318,7 @@ def test_logits_that_are_no_numbers_end_the_text(family: str) -> None:
 
 
 def test_what_is_streamed_is_complete_utf8() -> None:
-    tokenizer = ByteTokenizer()
+    tokenizer = Tokenizer()
     text = "Grüße, 世界 🎉"
     model = Echo([*tokenizer.encode(text), tokenizer.eos_id], tokenizer.vocab_size)
     ids = stream(model, [tokenizer.bos_id], config_of(max_new_tokens=99), eos_id=tokenizer.eos_id)

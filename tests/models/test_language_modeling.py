@@ -15,26 +15,33 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from agfl_models.errors import DataError
+from agfl_models.examples import TextRow
 from agfl_models.model import AutoGenModel
+from agfl_models.tasks.dataset import split_rows
 from agfl_models.tasks.language_modeling import (
-    ByteStream,
     LanguageModeling,
     LanguageModelingConfig,
-    split_documents,
+    TokenBatch,
+    TokenStream,
 )
-from agfl_models.tasks.task import Batch
+from agfl_models.tokenizer import Tokenizer
 
 BOS, EOS = 256, 257
+BYTES = Tokenizer()
 TEXTS = st.lists(st.text(st.characters(codec="utf-8"), max_size=12), max_size=12)
 FRACTION = st.sampled_from([0.0, 0.1, 0.25, 0.5])
 
 
-def task(length: int = 8, fraction: float = 0.25) -> LanguageModeling:
+def task(length: int = 8, fraction: float = 0.25, tokenizer: Tokenizer = BYTES) -> LanguageModeling:
     config = LanguageModelingConfig(type="language_modeling", sequence_length=length, validation_fraction=fraction)
-    return config.build()
+    return config.build(tokenizer)
 
 
-def pairs(batches: Iterable[Batch]) -> Counter[tuple[int, int]]:
+def rows_of(texts: Iterable[str]) -> list[TextRow]:
+    return [TextRow(text=text) for text in texts]
+
+
+def pairs(batches: Iterable[TokenBatch]) -> Counter[tuple[int, int]]:
     """Count (input, target) of all predictions."""
     found: Counter[tuple[int, int]] = Counter()
     for batch in batches:
@@ -50,36 +57,14 @@ def neighbors(stream: NDArray[np.uint16]) -> Counter[tuple[int, int]]:
     return Counter((a, b) for a, b in itertools.pairwise(tokens) if b != BOS)
 
 
-@given(TEXTS, FRACTION)
-def test_split_divides_the_documents_and_equal_ones_stay_together(texts: list[str], fraction: float) -> None:
-    train, held_out = split_documents(texts, fraction)
-    assert Counter(train) + Counter(held_out) == Counter(texts)
-    assert not set(train) & set(held_out)
-    assert [t for t in texts if t in set(train)] == train, "in the given order"
-    distinct = len(set(texts))
-    if fraction == 0 or distinct < 2:
-        assert not held_out
-    else:
-        assert 1 <= len(set(held_out)) < distinct
-        assert abs(len(set(held_out)) - fraction * distinct) <= 1
-
-
-@given(TEXTS.flatmap(lambda texts: st.tuples(st.just(texts), st.permutations(texts))), FRACTION)
-def test_split_depends_on_neither_order_nor_copies(lists: tuple[list[str], list[str]], fraction: float) -> None:
-    texts, shuffled = lists
-    held_out = set(split_documents(texts, fraction)[1])
-    assert set(split_documents(shuffled, fraction)[1]) == held_out
-    assert set(split_documents(texts + texts, fraction)[1]) == held_out
-
-
 @pytest.mark.parametrize("fraction", [0.51, 0.9])
 def test_only_document_is_trained_on(fraction: float) -> None:
-    text = task(fraction=fraction).prepare(["the only one"])
+    text = task(fraction=fraction).prepare(rows_of(["the only one"]))
     assert text.sample(2, np.random.default_rng(0)).targets.shape == (2, 8)
 
 
 def test_stream_is_bos_bytes_eos() -> None:
-    text = task(fraction=0.0).prepare(["aé", "b"])
+    text = task(fraction=0.0).prepare(rows_of(["aé", "b"]))
     assert text.train.tolist() == [BOS, 0x61, 0xC3, 0xA9, EOS, BOS, 0x62, EOS]
     assert text.held_out.size == 0
 
@@ -93,7 +78,7 @@ def test_stream_is_bos_bytes_eos() -> None:
 def test_epoch_and_validation_predict_each_target_exactly_once(
     texts: list[str], length: int, batch_size: int, seed: int
 ) -> None:
-    text = task(length).prepare(texts)
+    text = task(length).prepare(rows_of(texts))
     batches = list(text.epoch(batch_size, np.random.default_rng(seed)))
     assert pairs(batches) == neighbors(text.train)
     assert all(len(batch.inputs) <= batch_size for batch in batches)
@@ -106,7 +91,7 @@ def test_epoch_and_validation_predict_each_target_exactly_once(
 
 @given(st.lists(st.text("abc", min_size=1, max_size=9), min_size=1, max_size=8), st.integers(1, 40))
 def test_sampled_windows_are_pieces_of_the_text(texts: list[str], length: int) -> None:
-    text = task(length, 0.0).prepare(texts)
+    text = task(length, 0.0).prepare(rows_of(texts))
     batch = text.sample(20, np.random.default_rng(0))
     assert pairs([batch]).keys() <= neighbors(text.train).keys()
     whole = text.train.astype(np.int64)
@@ -117,7 +102,7 @@ def test_sampled_windows_are_pieces_of_the_text(texts: list[str], length: int) -
 
 def test_every_offset_is_drawn_as_often() -> None:
     tokens = np.arange(40, dtype=np.uint16)
-    text = ByteStream(tokens, tokens, 8)
+    text = TokenStream(tokens, tokens, 8)
     starts = text.sample(6400, np.random.default_rng(0)).inputs[:, 0].numpy()
     counts = np.bincount(starts, minlength=32)
     assert counts.size == 32, "the last window ends at the last token"
@@ -126,7 +111,7 @@ def test_every_offset_is_drawn_as_often() -> None:
 
 def test_bits_per_byte_is_what_float64_says() -> None:
     modeling = task(length=7, fraction=0.4)
-    text = modeling.prepare(["the first document", "the second, with é", "a third", "fourth"])
+    text = modeling.prepare(rows_of(["the first document", "the second, with é", "a third", "fourth"]))
     model = AutoGenModel({"vocab_size": 259, "dim": 8, "layers": [{"type": "attention", "num_heads": 2}]}, seed=0)
     sums = dict.fromkeys(modeling.eval_sums, 0.0)
     with torch.no_grad():
@@ -150,9 +135,32 @@ def test_bits_per_byte_is_what_float64_says() -> None:
     assert metrics["eval/perplexity"] == pytest.approx(math.exp(nats / predicted), rel=1e-4)
 
 
+def test_bits_are_a_byte_whatever_the_tokens() -> None:
+    """A model that says nothing takes log2(V) bits a token; a byte costs that times tokens by bytes, ends included."""
+    texts = ["the thé the", "see the thé"]
+    tokenizer = Tokenizer([(0x65, 0x20), (0xC3, 0xA9), (0x74, 0x68)])
+    modeling = task(length=7, fraction=0.5, tokenizer=tokenizer)
+    prepared = modeling.prepare(rows_of(texts))
+    ((_,), (row,)) = split_rows(rows_of(texts), 0.5)
+    held_out = row.text
+    ids = tokenizer.encode(held_out)
+    assert prepared.held_out.tolist() == [BOS, *ids, EOS]
+    model = AutoGenModel({"vocab_size": 262, "dim": 8, "layers": [{"type": "ff"}]}, seed=0)
+    assert model.embedding is not None
+    torch.nn.init.zeros_(model.embedding.weight)
+    sums = dict.fromkeys(modeling.eval_sums, 0.0)
+    with torch.no_grad():
+        for batch in prepared.validation(2, 1000):
+            for name, value in modeling.evaluate(model, batch).items():
+                sums[name] += value
+    assert (sums["eval/tokens"], sums["eval/bytes"]) == (len(ids) + 1, len(held_out.encode()))
+    expected = math.log2(262) * (len(ids) + 1) / len(held_out.encode())
+    assert modeling.eval_metrics(sums)["eval/bits_per_byte"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_begin_is_not_predicted_and_end_is_no_byte() -> None:
     modeling = task(length=20, fraction=0.0)
-    text = modeling.prepare(["ab", "cd"])
+    text = modeling.prepare(rows_of(["ab", "cd"]))
     model = AutoGenModel({"vocab_size": 259, "dim": 4, "layers": [{"type": "ff"}]}, seed=0)
     with torch.no_grad():
         sums = modeling.evaluate(model, next(text.epoch(1, np.random.default_rng(0))))
@@ -160,12 +168,12 @@ def test_begin_is_not_predicted_and_end_is_no_byte() -> None:
 
 
 def test_nothing_held_out_means_no_metrics() -> None:
-    text = task(fraction=0.0).prepare(["abc"])
+    text = task(fraction=0.0).prepare(rows_of(["abc"]))
     assert list(text.validation(4, 10)) == []
     assert task().eval_metrics(dict.fromkeys(task().eval_sums, 0.0)) == {}
 
 
 @pytest.mark.parametrize("documents", [[], [""], ["", ""]])
 def test_no_text_is_refused(documents: list[str]) -> None:
-    with pytest.raises(DataError, match="corpus: must hold at least one document with text, got none"):
-        task().prepare(documents)
+    with pytest.raises(DataError, match="data: must hold at least one document with text, got none"):
+        task().prepare(rows_of(documents))

@@ -13,8 +13,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from agfl_models import AutoGenModel
-from agfl_models.errors import CheckpointError
+from agfl_models.errors import CheckpointError, ConfigError
 from agfl_models.store import load_model, save_model
+from agfl_models.tokenizer import BPETokenizerConfig, BytesTokenizerConfig
 
 CONFIG: dict[str, Any] = {
     "vocab_size": 259,
@@ -35,7 +36,7 @@ def test_a_saved_model_comes_back_exactly(saved: Path, is_run_folder: bool) -> N
     original = AutoGenModel(CONFIG, seed=1)
     model, config = load_model(saved.parent if is_run_folder else saved)
     assert config.model.resolve() == original.config
-    assert (config.task, config.tokenizer) == ("language_modeling", "bytes")
+    assert (config.task, config.tokenizer) == ("language_modeling", BytesTokenizerConfig())
     ids_BT = torch.tensor([[1, 2, 3]])
     assert torch.equal(model(ids_BT), original(ids_BT))
     assert all(torch.equal(model.state_dict()[name], w) for name, w in original.state_dict().items())
@@ -110,6 +111,34 @@ def test_weights_of_another_model_are_refused(saved: Path) -> None:
     weights.pop("head.norm.weight")
     save_file(weights, path)
     refuses(saved, "model.safetensors: head.norm.weight: required by the configuration but missing")
+
+
+def test_a_model_comes_back_with_its_tokenizer(tmp_path: Path) -> None:
+    model = AutoGenModel({**CONFIG, "vocab_size": 300}, seed=1)
+    tokenizer = BPETokenizerConfig(type="bpe", vocab_size=300, merges=((32, 97), (259, 98)))
+    save_model(tmp_path, model.config, model.state_dict(), "language_modeling", tokenizer)
+    saved = load_model(tmp_path)[1]
+    assert saved.tokenizer == tokenizer
+    assert saved.tokenizer.build().encode(" abc") == [260, 99]
+
+
+def test_a_tokenizer_that_is_not_the_models_is_refused(saved: Path) -> None:
+    model, _ = load_model(saved)
+    other = BPETokenizerConfig(type="bpe", vocab_size=300, merges=((32, 97),))
+    with pytest.raises(ConfigError, match=r"model\.vocab_size: must be 300 as tokenizer\.vocab_size, got 259$"):
+        save_model(saved, model.config, model.state_dict(), "language_modeling", other)
+    description = yaml.safe_load((saved / "config.yaml").read_text())
+    for tokenizer, line in [
+        ({"type": "bpe", "vocab_size": 300, "merges": []}, "model.vocab_size: must be 300 as tokenizer.vocab_size, "),
+        ({"type": "bpe", "vocab_size": 300, "merges": [[1, 300]]}, "tokenizer: merges.0: must join two earlier tokens"),
+        ({"type": "word"}, "tokenizer: unknown 'type' 'word' (known: bpe, bytes)"),
+    ]:
+        (saved / "config.yaml").write_text(yaml.safe_dump({**description, "tokenizer": tokenizer}))
+        refuses(saved, f"model/config.yaml: {line}")
+    description["model"]["vocab_size"] = 300
+    description["tokenizer"] = {"type": "bpe", "vocab_size": 300}
+    (saved / "config.yaml").write_text(yaml.safe_dump(description))
+    refuses(saved, "model/config.yaml: tokenizer.merges: required beside weights, got none")
 
 
 def refuses(path: Path, message: str) -> None:

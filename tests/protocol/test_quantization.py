@@ -49,7 +49,9 @@ def quantizer(layout: Layout, plan: QuantizationPlan) -> Quantization:
 
 def codec_of(config: RunConfig, size: int, n: int) -> UpdateCodec:
     plan = QuantizationPlan(1, n, np.array([100.0]))
-    return UpdateCodec.for_round(config, config.task.build(), layout_of(size), plan, train=True, evaluate=False)
+    return UpdateCodec.for_round(
+        config, config.task.build(config.tokenizer.build()), layout_of(size), plan, train=True, evaluate=False
+    )
 
 
 def summed(quantization: Quantization, deltas: NDArray[np.float32], seed: int = 0) -> Lanes:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from agfl_models.errors import ConfigError
+from agfl_models.tokenizer import BytesTokenizerConfig
 from agfl_protocol.run_config import RunConfig, load_run_config, run_config_from_json
 
 MakeConfig = Callable[..., RunConfig]
@@ -46,7 +47,7 @@ def test_hash_changes_with_what_defines_the_run(run_config: MakeConfig, override
     [
         "num_rounds=9",
         "evaluation.every=1",
-        "evaluation.max_windows=1",
+        "evaluation.max_examples=1",
         "data.partition=iid",
         "data.num_owners=5",
         "data.path=/elsewhere",
@@ -205,3 +206,48 @@ def test_configuration_from_the_wire_is_refused_by_source(text: str) -> None:
 def test_hostile_configuration_from_the_wire_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^run configuration from the server: malformed JSON"):
         run_config_from_json(text)
+
+
+BPE = ("model.vocab_size=300", "tokenizer={type: bpe, vocab_size: 300}")
+MERGES = ((32, 97), (259, 98))
+
+
+def test_bytes_are_the_default_tokenizer(run_config: MakeConfig) -> None:
+    assert run_config().tokenizer == BytesTokenizerConfig()
+    assert run_config("tokenizer={type: bytes}").hash == run_config().hash
+    assert run_config("tokenizer.type=bytes").hash == run_config().hash
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (BPE[:1], "model.vocab_size must be 259 as tokenizer.vocab_size (type bytes), got 300"),
+        (BPE[1:], "model.vocab_size must be 300 as tokenizer.vocab_size (type bpe), got 259"),
+        (
+            (BPE[0], "tokenizer={type: bpe, vocab_size: 300, merges: [[97, 98], [97, 98]]}"),
+            "tokenizer: merges.1: must make a new token, got b'ab' again",
+        ),
+        (
+            (BPE[0], "tokenizer={type: bpe, vocab_size: 300, merges: [[97]]}"),
+            "tokenizer.merges.0.1: required but missing",
+        ),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_is_one_line(
+    run_config: MakeConfig, config_file: Path, overrides: tuple[str, ...], line: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        run_config(*overrides)
+    assert str(error.value) == f"{config_file}: {line}"
+
+
+def test_merges_define_the_run_and_travel_with_it(run_config: MakeConfig, tmp_path: Path) -> None:
+    config = run_config(*BPE)
+    trained = config.with_merges(MERGES)
+    assert not config.tokenizer.is_trained
+    assert len({run_config().hash, config.hash, trained.hash, config.with_merges(()).hash}) == 4
+    (tmp_path / "config.yaml").write_text(trained.to_yaml())
+    for read in (load_run_config(tmp_path / "config.yaml"), run_config_from_json(trained.to_json())):
+        assert read.tokenizer == trained.tokenizer
+        assert read.hash == trained.hash
+        assert read.tokenizer.build().merges == MERGES

@@ -23,13 +23,15 @@ from agfl_client.app import create_client_app
 from agfl_client.node import Node
 from agfl_client.policy import Policy
 from agfl_client.training import evaluate
-from agfl_models.corpora import read_documents
 from agfl_models.errors import RoundError
+from agfl_models.examples import TextRow, read_rows
 from agfl_models.model import AutoGenModel
+from agfl_models.tasks.task import AnyTask
 from agfl_protocol import wire
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.update import Lanes, Layout
 from agfl_server.app import build_aggregator, run_federation
+from agfl_server.attempts import Parties
 from agfl_server.connected_nodes import ConnectedNodes
 from agfl_server.observer import Observer
 from agfl_server.optimizers import build_optimizer
@@ -79,19 +81,16 @@ def start(
     layout, state = initial_state(config, optimizer)
     aggregator, min_cohort = build_aggregator(config.aggregation, None, observer)
     attempts = itertools.count()
-    federation = Federation(
+    parties = Parties(
         config=config,
-        task=config.task.build(),
-        layout=layout,
         grid=grid,
         nodes=ConnectedNodes(grid, observer, registered),
         aggregator=aggregator,
-        optimizer=optimizer,
         observer=observer,
         min_cohort=min_cohort,
         next_attempt=lambda run_id, number: next(attempts),
     )
-    return federation, state, observer
+    return Federation(parties, config.task.build(config.tokenizer.build()), layout, optimizer), state, observer
 
 
 def altered(change: Callable[[wire.RoundReply], wire.RoundReply]) -> Fault:
@@ -301,9 +300,11 @@ def test_evaluation_rides_in_the_next_sum_and_every_round_has_its_row(
     assert all(row.keys() == rows[0].keys() for row in rows)
     assert [row["eval/loss"] is not None for row in rows] == [True, False, True, True]
     _, state, _ = start(config, grid)
-    model, task = AutoGenModel(config.model, seed=0), config.task.build()
+    model = AutoGenModel(config.model, seed=0)
+    task: AnyTask = config.task.build(config.tokenizer.build())
     Layout.of(model).load(model, state.model)
-    sums = [evaluate(model, task, task.prepare(read_documents(path)), 4, 8, "cpu") for path in sorted(owners.iterdir())]
+    texts = [read_rows(path, TextRow) for path in sorted(owners.iterdir())]
+    sums = [evaluate(model, task, task.prepare(own), 4, 8, "cpu") for own in texts]
     totals = {name: sum(s[name] for s in sums) for name in task.eval_sums}
     assert rows[0]["eval/loss"] == pytest.approx(totals["eval/nll"] / totals["eval/tokens"], rel=1e-6)
     assert rows[0]["eval/bits_per_byte"] == pytest.approx(task.eval_metrics(totals)["eval/bits_per_byte"], rel=1e-6)

@@ -23,7 +23,7 @@ task: {type: language_modeling, sequence_length: 32}
 model: {vocab_size: 259, dim: 16, layers: [{type: attention, num_heads: 2}, {type: ff, hidden_dim: 16}]}
 training: {batch_size: 4, local_steps: 4}
 aggregation: {type: plain, min_cohort: 2, cohort_size: 3, server_optimizer: {type: fedadam}}
-evaluation: {every: 3, max_windows: 8}
+evaluation: {every: 3, max_examples: 8}
 data: {num_owners: 4}
 """
 Simulate = Callable[..., subprocess.CompletedProcess[str]]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agfl_models.corpora import read_documents, shakespeare_roles
+from agfl_models.corpora import CORPORA
 from agfl_models.errors import ConfigError, DataError
+from agfl_models.examples import Row, TextRow, read_rows
 from agfl_protocol.run_config import DataConfig, RunConfig
-from agfl_sim.partition import Owners, owner_files, partition
+from agfl_sim.partition import owner_files, partition
+
+Owners = Mapping[str, Sequence[str]]
 
 SOURCES = st.dictionaries(
     st.text("abcd", min_size=1, max_size=4), st.lists(st.text("xyz", min_size=1), min_size=1, max_size=6), min_size=1
@@ -103,15 +106,36 @@ def test_more_owners_than_there_are_is_refused(kind: str, num_owners: int | None
         partition(config(kind, num_owners), sources, 0)
 
 
+MODELS = {
+    "language_modeling": "{vocab_size: 259, dim: 8, layers: [{type: ff}]}",
+    "translation": "{family: encoder_decoder, vocab_size: 259, dim: 8, encoder: {layers: [{type: ff}]}, "
+    "layers: [{type: attention, num_heads: 1, cross: true}]}",
+    "question_answering": "{family: encoder, vocab_size: 259, dim: 8, head: {type: span}, layers: [{type: ff}]}",
+}
+MODELS["summarization"] = MODELS["translation"]
+
+
+@pytest.mark.parametrize("name", CORPORA)
+@pytest.mark.parametrize("kind", ["natural", "grouped", "iid"])
 def test_shipped_corpus_is_written_whole_and_the_same_each_time(
-    tmp_path: Path, run_config: Callable[..., RunConfig]
+    tmp_path: Path, run_config: Callable[..., RunConfig], name: str, kind: str
 ) -> None:
-    first = owner_files(run_config("data.num_owners=5"), tmp_path / "a")
-    again = owner_files(run_config("data.num_owners=5"), tmp_path / "b")
-    assert [path.name for path in first] == [f"owner-{i}.jsonl" for i in range(5)]
+    task = CORPORA[name].task
+    config = run_config(
+        f"task={{type: {task}}}",
+        f"model={MODELS[task]}",
+        f"data.partition={kind}",
+        f"data.num_owners={'null' if kind == 'natural' else 5}",
+    )
+    first, again = owner_files(config, tmp_path / "a"), owner_files(config, tmp_path / "b")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
-    written = Counter(text for path in first for text in read_documents(path))
-    assert written == documents_of(shakespeare_roles())
+    sources = CORPORA[name].load()
+    if kind == "natural":
+        assert {path.stem for path in first} == sources.keys()
+    else:
+        assert [path.name for path in first] == [f"owner-{i}.jsonl" for i in range(5)]
+    written: Counter[Row] = Counter(row for path in first for row in read_rows(path, config.task.row))
+    assert written == Counter(row for rows in sources.values() for row in rows)
 
 
 def test_own_folder_is_taken_as_it_is(
@@ -122,6 +146,39 @@ def test_own_folder_is_taken_as_it_is(
     found = owner_files(run_config(f"data.path={folder}"), tmp_path / "unused")
     assert [path.stem for path in found] == ["owner-00", "owner-01", "owner-02"]
     assert not (tmp_path / "unused").exists()
+
+
+def test_own_files_in_other_forms_become_rows_with_the_tasks_columns(
+    run_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "bob.tsv").write_text("id\tcontent\n1\tone\n2\ttwo\n")
+    (folder / "al.jsonl").write_text('{"content": "three"}')
+    paths = owner_files(run_config(f"data.path={folder}", "data.columns={text: content}"), tmp_path / "owners")
+    assert [(path.parent.name, path.stem) for path in paths] == [("owners", "al"), ("owners", "bob")]
+    assert [[row.text for row in read_rows(path, TextRow)] for path in paths] == [["three"], ["one", "two"]]
+    with pytest.raises(
+        DataError, match=rf"^data: {folder / 'al.jsonl'}: line 1: must have a column 'x', got 'content'$"
+    ):
+        owner_files(run_config(f"data.path={folder}", "data.columns={text: x}"), tmp_path / "owners")
+
+
+def test_owner_with_two_files_is_refused(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    for name in ("al.jsonl", "al.txt"):
+        (tmp_path / name).write_text('{"text": "a"}')
+    with pytest.raises(
+        DataError, match=r"^data\.path: .*: must hold one file an owner, got .*al\.jsonl and .*al\.txt$"
+    ):
+        owner_files(run_config(f"data.path={tmp_path}"), tmp_path / "owners")
+
+
+def test_corpus_of_another_task_is_refused(run_config: Callable[..., RunConfig]) -> None:
+    assert run_config("data.corpus=shakespeare_roles").data.corpus == "shakespeare_roles"
+    for name in ("home_assistant_en_de", "homer"):
+        rule = f"data.corpus: must be shakespeare_roles for task language_modeling, got '{name}'$"
+        with pytest.raises(ConfigError, match=rule):
+            run_config(f"data.corpus={name}")
 
 
 def test_folder_without_owners_is_named(tmp_path: Path, run_config: Callable[..., RunConfig]) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agfl_models.errors import DataError
+from agfl_models.tasks.language_modeling import MAIN_METRIC
 from agfl_sim.charts import Chart, Curve, Point, line_chart, number_text, ticks
 from agfl_sim.report import write_report
 
@@ -51,7 +52,7 @@ def round_row(number: int) -> dict[str, float | None]:
 def report_of(folder: Path, rows: list[dict[str, float | None]], configuration: str = "seed: 1\n") -> str:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (folder / "config.yaml").write_text(configuration, encoding="utf-8")
-    report = write_report(folder)
+    report = write_report(folder, MAIN_METRIC)
     assert report == folder / "report.html"
     return report.read_text(encoding="utf-8")
 
@@ -179,7 +180,7 @@ def test_one_row_is_enough(tmp_path: Path) -> None:
 def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: 1\n")
     (tmp_path / "metrics.jsonl").write_text('{"round": 0, "eval/loss": NaN, "seconds": Infinity, "clients": 1e999}')
-    page = write_report(tmp_path).read_text()
+    page = write_report(tmp_path, MAIN_METRIC).read_text()
     assert not re.search(r"\b(nan|inf)\b", page, re.IGNORECASE)
     assert page.count("<circle") == 0
 
@@ -189,7 +190,7 @@ def test_missing_file_is_named(tmp_path: Path, missing: str) -> None:
     report_of(tmp_path, [round_row(0)])
     (tmp_path / missing).unlink()
     with pytest.raises(DataError, match=rf"{missing}: no such file$"):
-        write_report(tmp_path)
+        write_report(tmp_path, MAIN_METRIC)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +208,7 @@ def test_malformed_line_is_named(tmp_path: Path, line: str, problem: str) -> Non
     with (tmp_path / "metrics.jsonl").open("a") as metrics:
         metrics.write(line + "\n")
     with pytest.raises(DataError, match=problem):
-        write_report(tmp_path)
+        write_report(tmp_path, MAIN_METRIC)
 
 
 def test_empty_metrics_file_is_refused(tmp_path: Path) -> None:

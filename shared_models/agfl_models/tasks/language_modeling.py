@@ -1,110 +1,137 @@
-"""Causal language modeling on bytes: perplexity and bits per byte.
+"""Causal language modeling: perplexity, and bits per byte, which no choice of tokenizer can change.
 
 Legend: B batch, T sequence length, V vocabulary.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt
-from torch import Tensor, nn
+from pydantic import PositiveInt
+from torch import Tensor
 from torch.nn import functional as F
 
 from agfl_models.config import ModelConfig
 from agfl_models.errors import DataError
-from agfl_models.tasks.task import Batch
-from agfl_models.tokenizer import ByteTokenizer
-from agfl_models.validation import Config
+from agfl_models.examples import Row, TextRow
+from agfl_models.model import AutoGenModel
+from agfl_models.tasks import distribution
+from agfl_models.tasks.dataset import SplitConfig, split_rows
+from agfl_models.tasks.task import IGNORED, MainMetric, check_kind
+from agfl_models.tokenizer import Tokenizer
 
-IGNORED = -100  # PyTorch's default ignore_index
+MAIN_METRIC = MainMetric("eval/bits_per_byte", "bits per byte", 0.0, 8.0, higher_is_better=False)
 
 
-class LanguageModelingConfig(Config):
-    """Language modeling on UTF-8 bytes.
+class LanguageModelingConfig(SplitConfig):
+    """Language modeling.
 
-    sequence_length: T, in tokens; validation_fraction: share of an owner's documents held out.
+    sequence_length: T, in tokens; documents are joined and cut into windows of that length.
     """
+
+    row: ClassVar[type[Row]] = TextRow
+    main_metric: ClassVar[MainMetric] = MAIN_METRIC
 
     type: Literal["language_modeling"]
     sequence_length: PositiveInt = 128
-    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
+
+    @property
+    def max_predictions(self) -> int:
+        """Most predictions of one example."""
+        return self.sequence_length
 
     def check_model(self, model: ModelConfig) -> None:
-        """Raise ValueError unless `model` maps byte ids to logits (a model with a head is causal)."""
-        if model.vocab_size != ByteTokenizer.vocab_size:
-            raise ValueError(
-                f"model.vocab_size must be {ByteTokenizer.vocab_size} for task language_modeling on bytes, "
-                f"got {model.vocab_size}"
-            )
+        """Raise ValueError unless `model` predicts the next token."""
+        check_kind(model, self.type, "decoder", "language_model")
 
-    def build(self) -> LanguageModeling:
+    def build(self, tokenizer: Tokenizer) -> LanguageModeling:
         """Return the task."""
-        return LanguageModeling(self)
+        return LanguageModeling(self, tokenizer)
 
 
 @dataclass(frozen=True)
-class ByteStream:
-    """One owner's text as two token streams, uint16: each document is BOS, its bytes, EOS."""
+class TokenBatch:
+    """inputs: int64 (B, T); targets: int64 (B, T), `IGNORED` where nothing is to be predicted."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def to(self, device: str) -> TokenBatch:
+        """Return the batch on `device`."""
+        return TokenBatch(self.inputs.to(device), self.targets.to(device))
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """One owner's text as two token streams, uint16: each document is BOS, its tokens, EOS."""
 
     train: NDArray[np.uint16]
     held_out: NDArray[np.uint16]
     sequence_length: int
 
-    def sample(self, batch_size: int, rng: np.random.Generator) -> Batch:
+    def sample(self, batch_size: int, rng: np.random.Generator) -> TokenBatch:
         """Return `batch_size` windows at uniform offsets, drawn with replacement."""
         last = max(self.train.size - self.sequence_length - 1, 0)
         return self._windows(self.train, rng.integers(0, last + 1, batch_size))
 
-    def epoch(self, batch_size: int, rng: np.random.Generator) -> Iterator[Batch]:
+    def epoch(self, batch_size: int, rng: np.random.Generator) -> Iterator[TokenBatch]:
         """Yield disjoint windows that cover the training stream once, in random order."""
         starts = rng.permutation(np.arange(0, max(self.train.size - 1, 1), self.sequence_length))
         for i in range(0, starts.size, batch_size):
             yield self._windows(self.train, starts[i : i + batch_size])
 
-    def validation(self, batch_size: int, max_windows: int) -> Iterator[Batch]:
+    def validation(self, batch_size: int, max_examples: int) -> Iterator[TokenBatch]:
         """Yield disjoint windows of the held-out stream, in order; nothing where nothing is held out."""
-        starts = np.arange(0, max(self.held_out.size - 1, 0), self.sequence_length)[:max_windows]
+        starts = np.arange(0, max(self.held_out.size - 1, 0), self.sequence_length)[:max_examples]
         for i in range(0, starts.size, batch_size):
             yield self._windows(self.held_out, starts[i : i + batch_size])
 
-    def _windows(self, stream: NDArray[np.uint16], starts: NDArray[np.int64]) -> Batch:
+    def _windows(self, stream: NDArray[np.uint16], starts: NDArray[np.int64]) -> TokenBatch:
         index = starts[:, None] + np.arange(self.sequence_length + 1)
         tokens = stream[np.minimum(index, stream.size - 1)].astype(np.int64)
         targets = tokens[:, 1:].copy()
         # Past the end there is nothing to predict; a document's BOS follows from the EOS before it.
-        targets[(index[:, 1:] >= stream.size) | (targets == ByteTokenizer.bos_id)] = IGNORED
-        return Batch(torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(targets))
+        targets[(index[:, 1:] >= stream.size) | (targets == Tokenizer.bos_id)] = IGNORED
+        return TokenBatch(torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(targets))
 
 
 @dataclass(frozen=True)
 class LanguageModeling:
-    """The task: next-byte cross entropy, reported in nats a token and in bits a byte."""
+    """The task: cross entropy of the next token, reported in nats a token and in bits a byte."""
 
     config: LanguageModelingConfig
+    tokenizer: Tokenizer
+    main_metric: MainMetric = MAIN_METRIC
     train_sums: tuple[str, ...] = ("train/nll", "train/tokens")
-    eval_sums: tuple[str, ...] = ("eval/nll", "eval/tokens", "eval/bytes")
-    metrics: tuple[str, ...] = ("train/loss", "eval/loss", "eval/perplexity", "eval/bits_per_byte")
+    eval_sums: tuple[str, ...] = ("eval/nll", "eval/tokens", "eval/bytes", *distribution.BINS)
+    metrics: tuple[str, ...] = (
+        "train/loss",
+        "eval/loss",
+        "eval/perplexity",
+        "eval/bits_per_byte",
+        distribution.WORST_DECILE,
+    )
 
-    def prepare(self, documents: Sequence[str]) -> ByteStream:
+    def prepare(self, rows: Sequence[TextRow]) -> TokenStream:
         """Split by document (equal documents stay on one side) and concatenate.
 
         Raises:
             DataError: there is no text at all.
         """
-        if not any(documents):
-            raise DataError("corpus: must hold at least one document with text, got none")
-        train, held_out = split_documents(documents, self.config.validation_fraction)
-        return ByteStream(_stream(train), _stream(held_out), self.config.sequence_length)
+        rows = [row for row in rows if row.text.strip()]
+        if not rows:
+            raise DataError("data: must hold at least one document with text, got none")
+        train, held_out = split_rows(rows, self.config.validation_fraction)
+        return TokenStream(self._stream(train), self._stream(held_out), self.config.sequence_length)
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+    def loss(self, model: AutoGenModel, batch: TokenBatch) -> tuple[Tensor, int]:
         """Return (negative log-likelihood in nats summed over targets, number of targets)."""
         logits_BTV = model(batch.inputs)
         nll = F.cross_entropy(
@@ -112,11 +139,12 @@ class LanguageModeling:
         )
         return nll, int((batch.targets != IGNORED).sum())
 
-    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, float]:
-        """Return nll, number of targets and number of bytes among them (EOS is a target but no byte)."""
+    def evaluate(self, model: AutoGenModel, batch: TokenBatch) -> dict[str, float]:
+        """Return nll, number of targets and number of bytes in them (EOS is a target but no byte)."""
         nll, tokens = self.loss(model, batch)
-        num_bytes = int(((batch.targets >= 0) & (batch.targets < 256)).sum())
-        return {"eval/nll": float(nll), "eval/tokens": float(tokens), "eval/bytes": float(num_bytes)}
+        targets = batch.targets[batch.targets != IGNORED].cpu().numpy()
+        num_bytes = float(self._num_bytes_V[targets].sum())
+        return {"eval/nll": float(nll), "eval/tokens": float(tokens), "eval/bytes": num_bytes}
 
     def train_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Return the mean training loss in nats a token."""
@@ -131,26 +159,14 @@ class LanguageModeling:
             "eval/loss": loss,
             "eval/perplexity": math.exp(min(loss, 700.0)),
             "eval/bits_per_byte": sums["eval/nll"] / math.log(2) / sums["eval/bytes"],
+            **distribution.worst_decile(self.main_metric, sums),
         }
 
+    @cached_property
+    def _num_bytes_V(self) -> NDArray[np.int64]:
+        return np.array([len(token) for token in self.tokenizer.token_bytes])
 
-def split_documents(documents: Sequence[str], fraction: float) -> tuple[list[str], list[str]]:
-    """Return (training, validation) documents, both in the given order.
-
-    The documents with the smallest SHA-256 are held out, so the split depends on nothing but the text: at least one
-    where there are two different ones, and equal documents never stand on both sides.
-    """
-    digests = [hashlib.sha256(text.encode()).digest() for text in documents]
-    distinct = sorted(set(digests))
-    count = round(fraction * len(distinct))
-    if fraction > 0:
-        count = min(max(count, 1), len(distinct) - 1)
-    held_out = set(distinct[:count])
-    pairs = list(zip(documents, digests, strict=True))
-    return [t for t, d in pairs if d not in held_out], [t for t, d in pairs if d in held_out]
-
-
-def _stream(documents: Sequence[str]) -> NDArray[np.uint16]:
-    tokenizer = ByteTokenizer()
-    ids = [token for text in documents for token in (tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id)]
-    return np.array(ids, np.uint16)
+    def _stream(self, rows: Sequence[TextRow]) -> NDArray[np.uint16]:
+        bos_id, eos_id = self.tokenizer.bos_id, self.tokenizer.eos_id
+        ids = [token for row in rows for token in (bos_id, *self.tokenizer.encode(row.text), eos_id)]
+        return np.array(ids, np.uint16)

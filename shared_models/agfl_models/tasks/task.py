@@ -4,45 +4,66 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
+
+from agfl_models.config import ModelConfig
+from agfl_models.model import AutoGenModel
+
+IGNORED = -100  # PyTorch's default ignore_index: a target that is not to be predicted
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One batch of a task.
+class MainMetric:
+    """The metric that a person looks at first.
 
-    inputs: int64 (B, T); targets: int64 (B, T), `IGNORED` where nothing is to be predicted.
+    name: key of `Task.metrics`; title: what people call it; low, high: its range, in which owners are compared.
     """
 
-    inputs: Tensor
-    targets: Tensor
+    name: str
+    title: str
+    low: float
+    high: float
+    higher_is_better: bool
 
-    def to(self, device: str) -> Batch:
+
+class Batch(Protocol):
+    """One batch of a task, whatever its parts."""
+
+    def to(self, device: str) -> Self:
         """Return the batch on `device`."""
-        return Batch(self.inputs.to(device), self.targets.to(device))
+        ...
 
 
-class Dataset(Protocol):
-    """One owner's prepared text."""
+BatchT = TypeVar("BatchT", bound=Batch)
+BatchT_co = TypeVar("BatchT_co", bound=Batch, covariant=True)
 
-    def sample(self, batch_size: int, rng: np.random.Generator) -> Batch:
+
+class Dataset(Protocol[BatchT_co]):
+    """One owner's prepared examples."""
+
+    def sample(self, batch_size: int, rng: np.random.Generator) -> BatchT_co:
         """Return one training batch drawn with replacement."""
         ...
 
-    def epoch(self, batch_size: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """Yield the training text once, in shuffled batches."""
+    def epoch(self, batch_size: int, rng: np.random.Generator) -> Iterator[BatchT_co]:
+        """Yield the training examples once, in shuffled batches."""
         ...
 
-    def validation(self, batch_size: int, max_windows: int) -> Iterator[Batch]:
-        """Yield the validation text in a fixed order, at most `max_windows` sequences."""
+    def validation(self, batch_size: int, max_examples: int) -> Iterator[BatchT_co]:
+        """Yield the validation examples in a fixed order, at most `max_examples`."""
         ...
 
 
-class Task(Protocol):
+class Task(Protocol[BatchT]):
     """One task: everything that training and evaluation need to know of it."""
+
+    @property
+    def main_metric(self) -> MainMetric:
+        """The metric that a person looks at first."""
+        ...
 
     @property
     def train_sums(self) -> tuple[str, ...]:
@@ -51,7 +72,7 @@ class Task(Protocol):
 
     @property
     def eval_sums(self) -> tuple[str, ...]:
-        """Names of the sums that evaluation adds to a round."""
+        """Names of the sums that evaluation adds to a round, `distribution.BINS` among them."""
         ...
 
     @property
@@ -59,15 +80,15 @@ class Task(Protocol):
         """Names of all metrics that the task reports."""
         ...
 
-    def prepare(self, documents: Sequence[str]) -> Dataset:
-        """Split an owner's documents and turn them into sequences."""
+    def prepare(self, rows: Sequence[Any]) -> Dataset[BatchT]:
+        """Split an owner's rows, of the task's own class, and turn them into examples."""
         ...
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+    def loss(self, model: AutoGenModel, batch: BatchT) -> tuple[Tensor, int]:
         """Return (summed loss, number of predictions) of a batch."""
         ...
 
-    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, float]:
+    def evaluate(self, model: AutoGenModel, batch: BatchT) -> dict[str, float]:
         """Return one batch's contribution to `eval_sums`."""
         ...
 
@@ -76,5 +97,18 @@ class Task(Protocol):
         ...
 
     def eval_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Return metrics of summed `eval_sums`."""
+        """Return metrics of summed `eval_sums`; what cannot be said is left out."""
         ...
+
+
+AnyTask: TypeAlias = Task[Any]
+
+
+def check_kind(model: ModelConfig, task: str, family: str, head: str) -> None:
+    """Raise ValueError unless `model` is of the family and has the head that `task` needs."""
+    resolved = model.resolve()
+    if resolved.family != family:
+        raise ValueError(f"model.family must be {family} for task {task}, got {resolved.family}")
+    if resolved.head is None or resolved.head.type != head:
+        got = "none" if resolved.head is None else resolved.head.type
+        raise ValueError(f"model.head must be {head} for task {task}, got {got}")

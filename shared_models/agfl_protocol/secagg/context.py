@@ -98,6 +98,23 @@ class Broadcast:
         )
 
 
+@dataclass(frozen=True)
+class CountBroadcast:
+    """As `Broadcast`, of a request to count pairs. merges: uint32 (2m,), left and right of each in turn."""
+
+    config_json: str
+    num_new: int
+    max_cohort: int
+    merges: NDArray[np.uint32]
+
+    @property
+    def hash(self) -> bytes:
+        """SHA-256 of the broadcast."""
+        return digest(
+            "broadcast/counts", self.config_json, self.num_new, self.max_cohort, _hash_array(self.merges, "<u4")
+        )
+
+
 def attempt_context(
     protocol_version: int, attempt: AttemptId, roster_hash: bytes, config_hash: str, broadcast_hash: bytes
 ) -> bytes:
@@ -137,5 +154,5 @@ def _encode(part: Part) -> bytes:
 
 
 def _hash_array(array: NDArray[np.generic], dtype: str) -> bytes:
-    """Return the SHA-256 of the numbers, little-endian; their count follows from the configuration."""
+    """Return the SHA-256 of the numbers, little-endian."""
     return hashlib.sha256(np.ascontiguousarray(array, dtype).data).digest()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agfl_models.errors import WireError
-from agfl_models.tasks.task import Task
+from agfl_models.tasks.task import AnyTask
 from agfl_protocol.header import Header
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.transforms import clipping, quantization
@@ -33,7 +33,7 @@ class UpdateCodec:
 
     @staticmethod
     def for_round(
-        config: RunConfig, task: Task, layout: Layout, plan: QuantizationPlan, *, train: bool, evaluate: bool
+        config: RunConfig, task: AnyTask, layout: Layout, plan: QuantizationPlan, *, train: bool, evaluate: bool
     ) -> UpdateCodec:
         """Return the codec of a round; without `train` the sum is the header alone."""
         sums = (task.train_sums if train else ()) + (task.eval_sums if evaluate else ())
@@ -65,6 +65,10 @@ class UpdateCodec:
         for transform in self.transforms:
             update = transform.encode(update)
         return self.quantization.encode(update, rng)
+
+    def check(self, lanes: Lanes) -> None:
+        """Check the lanes (num_lanes,) that one client sent in the open; raises WireError."""
+        self.quantization.check(lanes)
 
     def decode_sum(self, total: Lanes) -> Total:
         """Return the summed update, still weighted: what the next quantization plan is learned from."""

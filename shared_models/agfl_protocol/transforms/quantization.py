@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from agfl_models.errors import WireError
 from agfl_protocol.header import Header
 from agfl_protocol.secagg import lanes as packing
 from agfl_protocol.transforms.rounding import Losses, StochasticRounding
@@ -134,6 +135,19 @@ class Quantization:
             clipping = float(np.sqrt(np.dot(losses.clipping, square_steps)))
             metrics[CLIPPING] = min(clipping / _range_norm(plan, self.layout), bound)
         return metrics
+
+    def check(self, lanes: Lanes) -> None:
+        """Check the lanes (num_lanes,) that one client sent in the open.
+
+        Raises:
+            WireError: the header does not hold, or a field is above the highest level.
+        """
+        self.header.check(lanes[: self.header.size])
+        packed, bits = lanes[self.header.size :], packing.field_bits(self.plan.fields_per_lane)
+        for j in range(self.plan.fields_per_lane):
+            plane = (packed >> np.uint64(j * bits)) & np.uint64(2**bits - 1)
+            if plane.size and plane.max() > self.plan.levels:
+                raise WireError(f"lanes: every field must be at most {self.plan.levels}, got {plane.max()}")
 
     def decode(self, total: Lanes) -> Total:
         """Return the summed update; its metric `quantization/relative_error` is measured, not assumed.

@@ -1,0 +1,64 @@
+"""How a sum comes about: sample a cohort, broadcast, sum; again under the next number while too few clients answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from flwr.serverapp import Grid
+
+from agfl_models.errors import RoundError
+from agfl_protocol import wire
+from agfl_protocol.run_config import RunConfig
+from agfl_server.aggregator import Aggregator, AttemptFailed, CohortSum, LaneCodec
+from agfl_server.connected_nodes import ConnectedNodes
+from agfl_server.observer import Observer
+from agfl_server.sampling import sample_cohort
+
+CodecT = TypeVar("CodecT", bound=LaneCodec)
+
+
+@dataclass(frozen=True)
+class Parties:
+    """Who takes part in sums, and by which rules.
+
+    next_attempt: the number of a new attempt at a round of a run; members: sums are over exactly these, if given.
+    """
+
+    config: RunConfig
+    grid: Grid
+    nodes: ConnectedNodes
+    aggregator: Aggregator
+    observer: Observer
+    min_cohort: int
+    next_attempt: Callable[[str, int], int]
+    members: frozenset[str] | None = None
+
+
+def sum_in_attempts(
+    parties: Parties, run_id: str, number: int, broadcast: Callable[[int, int], tuple[wire.SumRequest, CodecT]]
+) -> tuple[CodecT, CohortSum]:
+    """Return the sum of round `number`; `broadcast` makes the request and its codec, given cohort size and attempt.
+
+    Raises:
+        RoundError: after `max_attempts` attempts, or where a member broke the protocol, with the reasons of the last.
+    """
+    aggregation = parties.config.aggregation
+    excluded: set[str] = set()
+    tried = 0
+    while True:
+        tried += 1
+        nodes = parties.nodes.wait_for(parties.min_cohort, excluded, parties.members)
+        cohort = sample_cohort(nodes, aggregation.cohort_size, parties.config.seed, number)
+        attempt = parties.next_attempt(run_id, number)
+        request, codec = broadcast(len(cohort), attempt)
+        try:
+            return codec, parties.aggregator.sum(parties.grid, cohort, request, codec, aggregation.round_timeout_s)
+        except AttemptFailed as error:
+            parties.observer.repeated(number, attempt, str(error))
+            excluded |= error.guilty
+            is_hopeless = bool(excluded) and parties.members is not None  # a sum needs all members
+            if is_hopeless or tried == aggregation.max_attempts:
+                line = f"round {number}: failed in {tried} attempts, the last because {error}"
+                raise RoundError(line) from None

@@ -1,0 +1,97 @@
+"""What the tasks share that learn from examples: an honest split, and batches of padded examples.
+
+Legend: B batch, T longest sequence of a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from agfl_models.examples import Row, RowT
+from agfl_models.tasks.task import BatchT, MainMetric
+from agfl_models.validation import Config
+
+ExampleT = TypeVar("ExampleT")
+
+
+class SplitConfig(Config):
+    """Base of the tasks' configurations.
+
+    row: what the task's rows are; main_metric: what a person looks at first.
+    validation_fraction: share of an owner's sources that is held out.
+    """
+
+    row: ClassVar[type[Row]]
+    main_metric: ClassVar[MainMetric]
+
+    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
+
+    def training_texts(self, rows: Sequence[Row]) -> list[str]:
+        """Return the text that is trained on: a tokenizer, too, may learn from nothing else."""
+        return [text for row in split_rows(rows, self.validation_fraction)[0] for text in row.texts]
+
+
+def split_rows(rows: Sequence[RowT], fraction: float) -> tuple[list[RowT], list[RowT]]:
+    """Return (training, validation) rows: the first in the given order, the second in the order of their digests.
+
+    A row is held out if the SHA-256 of its source, as a number in [0, 1), is below `fraction`. So the split depends on
+    nothing but the source: two splits never share one, not even those of two owners that hold the same text. Only
+    where an owner would have nothing to train on, or two different sources and nothing held out, one source changes
+    sides.
+    """
+    digests = [hashlib.sha256(row.texts[0].encode()).digest() for row in rows]
+    distinct = sorted(set(digests))
+    count = sum(int.from_bytes(digest, "big") < fraction * 2.0**256 for digest in distinct)
+    if fraction > 0:
+        count = min(max(count, 1), len(distinct) - 1)
+    held_out = set(distinct[:count])
+    pairs = list(zip(rows, digests, strict=True))
+    validation = sorted((pair for pair in pairs if pair[1] in held_out), key=lambda pair: pair[1])
+    return [row for row, digest in pairs if digest not in held_out], [row for row, _ in validation]
+
+
+@dataclass(frozen=True)
+class ExampleDataset(Generic[ExampleT, BatchT]):
+    """One owner's examples; `collate` makes a batch of some of them."""
+
+    train: Sequence[ExampleT]
+    held_out: Sequence[ExampleT]
+    collate: Callable[[Sequence[ExampleT]], BatchT]
+
+    def sample(self, batch_size: int, rng: np.random.Generator) -> BatchT:
+        """Return `batch_size` training examples drawn with replacement."""
+        return self.collate([self.train[i] for i in rng.integers(0, len(self.train), batch_size).tolist()])
+
+    def epoch(self, batch_size: int, rng: np.random.Generator) -> Iterator[BatchT]:
+        """Yield every training example once, in random order."""
+        order = rng.permutation(len(self.train)).tolist()
+        for i in range(0, len(order), batch_size):
+            yield self.collate([self.train[j] for j in order[i : i + batch_size]])
+
+    def validation(self, batch_size: int, max_examples: int) -> Iterator[BatchT]:
+        """Yield the first `max_examples` held-out examples, in order; nothing where nothing is held out."""
+        chosen = self.held_out[:max_examples]
+        for i in range(0, len(chosen), batch_size):
+            yield self.collate(chosen[i : i + batch_size])
+
+
+def pad(sequences: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Return the sequences as int64 (B, T), filled up with `value` at their ends."""
+    padded = torch.full((len(sequences), max(map(len, sequences), default=0)), value, dtype=torch.int64)
+    for row, ids in zip(padded, sequences, strict=True):
+        row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
+    return padded
+
+
+def real_positions(sequences: Sequence[Sequence[int]]) -> Tensor:
+    """Return the mask of `pad`, bool (B, T): True where a sequence has its own token."""
+    lengths = torch.tensor([len(ids) for ids in sequences])
+    return torch.arange(int(lengths.max()))[None, :] < lengths[:, None]

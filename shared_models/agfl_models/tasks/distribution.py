@@ -1,0 +1,40 @@
+"""How a metric is distributed over owners: each adds one to a bin of a histogram, so the sum names nobody.
+
+Every owner puts a 1 into the bin of its own main metric and a 0 into the others; the bins are the same for all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from agfl_models.tasks.task import MainMetric
+
+NUM_BINS = 20
+MIN_OWNERS = 10  # a tenth of fewer would be no owner at all
+BINS = tuple(f"eval/owners_{i:02}" for i in range(NUM_BINS))
+WORST_DECILE = "eval/worst_decile"
+
+
+def one_hot(metric: MainMetric, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return one owner's contribution to `BINS`: all 0 where it has no value, and the outermost bins are open."""
+    counts = dict.fromkeys(BINS, 0.0)
+    if metric.name in metrics:
+        share = (metrics[metric.name] - metric.low) / (metric.high - metric.low)
+        counts[BINS[min(max(math.floor(share * NUM_BINS), 0), NUM_BINS - 1)]] = 1.0
+    return counts
+
+
+def worst_decile(metric: MainMetric, sums: Mapping[str, float]) -> dict[str, float]:
+    """Return the mean of `metric` over the worst tenth of owners, rounded up, each taken as the center of its bin.
+
+    Nothing is said of fewer than `MIN_OWNERS` owners.
+    """
+    counts = [round(sums[name]) for name in BINS]
+    if sum(counts) < MIN_OWNERS:
+        return {}
+    width = (metric.high - metric.low) / NUM_BINS
+    owners = [metric.low + (i + 0.5) * width for i, count in enumerate(counts) for _ in range(count)]
+    owners.sort(reverse=not metric.higher_is_better)
+    worst = owners[: math.ceil(len(owners) / 10)]
+    return {WORST_DECILE: sum(worst) / len(worst)}

@@ -1,0 +1,240 @@
+"""Extractive question answering: the answer is a span of the context, or there is none; exact match and F1.
+
+Legend: N windows of a batch, T positions of the longest one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, StrictInt, field_validator
+from pydantic_core.core_schema import ValidationInfo
+from torch import Tensor
+from torch.nn import functional as F
+
+from agfl_models.config import ModelConfig
+from agfl_models.errors import DataError
+from agfl_models.examples import Row, Text
+from agfl_models.metrics import span_overlap
+from agfl_models.model import AutoGenModel
+from agfl_models.tasks import distribution
+from agfl_models.tasks.dataset import ExampleDataset, SplitConfig, pad, real_positions, split_rows
+from agfl_models.tasks.spans import NO_ANSWER, Span, Window, windows_on
+from agfl_models.tasks.task import IGNORED, MainMetric, check_kind
+from agfl_models.tokenizer import Tokenizer
+
+log = logging.getLogger("agfl.models")
+MAIN_METRIC = MainMetric("eval/f1", "F1", 0.0, 100.0, higher_is_better=True)
+
+
+class Answers(BaseModel):
+    """All right answers, none where the context has none. `answer_start` counts characters; None is to be found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text: tuple[Text, ...] = ()
+    answer_start: tuple[StrictInt | None, ...] | None = None
+
+
+def _as_columns(answers: Any) -> Any:
+    """Accept what else people write: one answer as text, and SQuAD's own list of pairs."""
+    if isinstance(answers, str):
+        return {"text": [answers]} if answers.strip() else {}
+    if isinstance(answers, list | tuple) and all(isinstance(item, dict) for item in answers):
+        return {key: [item.get(key) for item in answers] for key in ("text", "answer_start")}
+    return answers
+
+
+class QuestionRow(Row):
+    """A question about a context, and its answers in SQuAD's form."""
+
+    context: Text
+    question: Text
+    answers: Annotated[Answers, BeforeValidator(_as_columns)]
+
+    @field_validator("answers")
+    @classmethod
+    def _locate(cls, answers: Answers, info: ValidationInfo) -> Answers:
+        context = info.data.get("context")
+        if context is None:  # which is an error of its own
+            return answers
+        stated = answers.answer_start or [None] * len(answers.text)
+        if len(stated) != len(answers.text):
+            raise ValueError(f"must have as many answer_start as text ({len(answers.text)}), got {len(stated)}")
+        starts = tuple(_start(context, text, start) for text, start in zip(answers.text, stated, strict=True))
+        return Answers(text=answers.text, answer_start=starts)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Context and question; the answers are part of the context."""
+        return self.context, self.question
+
+
+def _start(context: str, answer: str, start: int | None) -> int:
+    """Return where the answer stands: at `start`, or else where the context has it first."""
+    if start is not None and not 0 <= start < len(context):
+        raise ValueError(f"answer_start must lie in the context of {len(context)} characters, got {start}")
+    found = start if start is not None and context.startswith(answer, start) else context.find(answer)
+    if found < 0:
+        raise ValueError(f"text must be part of the context, got {answer[:40]!r}")
+    return found
+
+
+class QuestionAnsweringConfig(SplitConfig):
+    """Extractive question answering.
+
+    context_length: tokens of a window, the question and its three special tokens included; a longer context is read in
+    windows that overlap by half. max_answer_length: in tokens.
+    """
+
+    row: ClassVar[type[Row]] = QuestionRow
+    main_metric: ClassVar[MainMetric] = MAIN_METRIC
+    max_predictions: ClassVar[int] = 1  # an example's span is one prediction
+
+    type: Literal["question_answering"]
+    context_length: int = Field(default=256, ge=8)
+    max_answer_length: PositiveInt = 64
+
+    def check_model(self, model: ModelConfig) -> None:
+        """Raise ValueError unless `model` scores the start and the end of a span."""
+        check_kind(model, self.type, "encoder", "span")
+
+    def build(self, tokenizer: Tokenizer) -> QuestionAnswering:
+        """Return the task."""
+        return QuestionAnswering(self, tokenizer)
+
+
+class Example(NamedTuple):
+    """A row, the windows on its context, and for each the span to be learned: None where nothing is."""
+
+    row: QuestionRow
+    windows: list[Window]
+    targets: list[Span | None]
+
+
+@dataclass(frozen=True)
+class SpanBatch:
+    """ids: int64 (N, T), mask: bool (N, T); targets: int64 (N, 2), `IGNORED` where nothing is to be learned."""
+
+    ids: Tensor
+    mask: Tensor
+    targets: Tensor
+    examples: tuple[Example, ...]
+
+    def to(self, device: str) -> SpanBatch:
+        """Return the batch on `device`."""
+        return SpanBatch(self.ids.to(device), self.mask.to(device), self.targets.to(device), self.examples)
+
+
+@dataclass(frozen=True)
+class QuestionAnswering:
+    """The task: cross entropy of the span's first and last position, and the overlap of found and right answers."""
+
+    config: QuestionAnsweringConfig
+    tokenizer: Tokenizer
+    main_metric: MainMetric = MAIN_METRIC
+    train_sums: tuple[str, ...] = ("train/nll", "train/examples")
+    eval_sums: tuple[str, ...] = ("eval/nll", "eval/examples", *span_overlap.NAMES, *distribution.BINS)
+    metrics: tuple[str, ...] = ("train/loss", "eval/loss", *span_overlap.SCORES, distribution.WORST_DECILE)
+
+    def prepare(self, rows: Sequence[QuestionRow]) -> ExampleDataset[Example, SpanBatch]:
+        """Split by context and encode; training takes from each example the one window with the answer in it.
+
+        Raises:
+            DataError: there is no example to train on.
+        """
+        parts = split_rows(rows, self.config.validation_fraction)
+        train, held_out = ([self.example(row) for row in part] for part in parts)
+        learnable = [_only_learnable(example) for example in train if any(example.targets)]
+        if not learnable:
+            raise DataError(
+                f"data: must hold at least one question whose answer fits into task.context_length = "
+                f"{self.config.context_length}, got none of {len(rows)}"
+            )
+        if len(learnable) < len(train):
+            count = len(train) - len(learnable)
+            log.warning("%d of %d questions are left out: no window holds their whole answer", count, len(train))
+        return ExampleDataset(learnable, held_out, self.collate)
+
+    def example(self, row: QuestionRow) -> Example:
+        """Return the example of a row. The first answer is the one to be learned."""
+        windows = list(windows_on(row.question, row.context, self.config.context_length, self.tokenizer))
+        if not row.answers.text:
+            return Example(row, windows, [NO_ANSWER, *[None] * (len(windows) - 1)])
+        assert row.answers.answer_start is not None
+        start = row.answers.answer_start[0]
+        assert start is not None  # a row locates its answers
+        spans = [window.positions(start, start + len(row.answers.text[0])) for window in windows]
+        first = next((i for i, span in enumerate(spans) if span is not None), None)
+        return Example(row, windows, [span if i == first else None for i, span in enumerate(spans)])
+
+    def collate(self, examples: Sequence[Example]) -> SpanBatch:
+        """Return the padded windows of the examples."""
+        ids = [window.ids for example in examples for window in example.windows]
+        targets = [span or Span(IGNORED, IGNORED) for example in examples for span in example.targets]
+        return SpanBatch(pad(ids, self.tokenizer.pad_id), real_positions(ids), torch.tensor(targets), tuple(examples))
+
+    def loss(self, model: AutoGenModel, batch: SpanBatch) -> tuple[Tensor, int]:
+        """Return (mean of the cross entropies of start and end in nats, summed over examples; number of examples)."""
+        return _loss(_logits(model, batch), batch)
+
+    def evaluate(self, model: AutoGenModel, batch: SpanBatch) -> dict[str, float]:
+        """Return nll, number of examples that it counts, and exact match and F1 of the answers that are found."""
+        logits_NT2 = _logits(model, batch)
+        nll, examples = _loss(logits_NT2, batch)
+        references = [example.row.answers.text for example in batch.examples]
+        overlap = span_overlap.span_overlap_sums(self.decode(logits_NT2, batch), references)
+        return {"eval/nll": float(nll), "eval/examples": float(examples), **overlap}
+
+    def answer(self, model: AutoGenModel, batch: SpanBatch) -> list[str]:
+        """Return the model's answer to each example; "" where it finds none."""
+        return self.decode(_logits(model, batch), batch)
+
+    def decode(self, logits_NT2: Tensor, batch: SpanBatch) -> list[str]:
+        """Return each example's best answer; "" where no span beats the no-answer score.
+
+        The best span of all windows is held against the lowest no-answer score of one: a window that holds the answer
+        outweighs those that do not.
+        """
+        logits_NT2, found, row = logits_NT2.float().cpu(), [], 0
+        for example in batch.examples:
+            best, no_answer, text = -torch.inf, torch.inf, ""
+            for window, logits_T2 in zip(example.windows, logits_NT2[row:], strict=False):
+                no_answer = min(no_answer, float(logits_T2[0].sum()))
+                score, span = window.best_span(logits_T2, self.config.max_answer_length)
+                if score > best:
+                    best, text = score, window.text(example.row.context, span)
+            found.append(text if best > no_answer else "")
+            row += len(example.windows)
+        return found
+
+    def train_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Return the mean training loss in nats an example."""
+        return {"train/loss": sums["train/nll"] / max(sums["train/examples"], 1.0)}
+
+    def eval_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Return loss (nats an example), exact match and F1; nothing where no owner held an example out."""
+        loss = {"eval/loss": sums["eval/nll"] / sums["eval/examples"]} if sums["eval/examples"] else {}
+        overlap = span_overlap.span_overlap_scores(sums)
+        return {**loss, **overlap, **distribution.worst_decile(self.main_metric, sums)}
+
+
+def _only_learnable(example: Example) -> Example:
+    i = next(i for i, span in enumerate(example.targets) if span is not None)
+    return Example(example.row, [example.windows[i]], [example.targets[i]])
+
+
+def _logits(model: AutoGenModel, batch: SpanBatch) -> Tensor:
+    logits_NT2: Tensor = model(batch.ids, batch.mask)
+    return logits_NT2.float().masked_fill(~batch.mask[:, :, None], -torch.inf)
+
+
+def _loss(logits_NT2: Tensor, batch: SpanBatch) -> tuple[Tensor, int]:
+    start, end = (
+        F.cross_entropy(logits_NT2[:, :, i], batch.targets[:, i], ignore_index=IGNORED, reduction="sum") for i in (0, 1)
+    )
+    return (start + end) / 2, int((batch.targets[:, 0] != IGNORED).sum())

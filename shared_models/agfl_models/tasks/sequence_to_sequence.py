@@ -1,0 +1,176 @@
+"""What translation and summarization share: an encoder reads the source, a decoder writes the target.
+
+Legend: B batch, S longest source, T longest target, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pydantic import PositiveInt
+from torch import Tensor
+from torch.nn import functional as F
+
+from agfl_models.config import ModelConfig
+from agfl_models.errors import DataError
+from agfl_models.examples import Row
+from agfl_models.generation import GenerationConfig, generate
+from agfl_models.model import AutoGenModel
+from agfl_models.tasks import distribution
+from agfl_models.tasks.dataset import ExampleDataset, SplitConfig, pad, real_positions, split_rows
+from agfl_models.tasks.task import IGNORED, MainMetric, check_kind
+from agfl_models.tokenizer import Tokenizer
+
+
+class SequenceToSequenceConfig(SplitConfig):
+    """Settings of a task that writes one text for another.
+
+    source_length, target_length: longest source and target in tokens, their ends included; what is longer is cut.
+    num_beams: 1 decodes greedily.
+    """
+
+    type: str
+    source_length: PositiveInt = 64
+    target_length: PositiveInt = 64
+    num_beams: PositiveInt = 1
+
+    @property
+    def max_predictions(self) -> int:
+        """Most predictions of one example."""
+        return self.target_length
+
+    def check_model(self, model: ModelConfig) -> None:
+        """Raise ValueError unless `model` reads one text and writes another."""
+        check_kind(model, self.type, "encoder_decoder", "language_model")
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """How written texts are scored: `sums` of (hypotheses, references, sources), and `scores` of sums over owners."""
+
+    sum_names: tuple[str, ...]
+    score_names: tuple[str, ...]
+    sums: Callable[[Sequence[str], Sequence[str], Sequence[str]], dict[str, float]]
+    scores: Callable[[Mapping[str, float]], dict[str, float]]
+
+
+class Pair(NamedTuple):
+    """An example: token ids as the model sees them, and the texts they come from."""
+
+    source_ids: list[int]
+    target_ids: list[int]
+    source: str
+    target: str
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """source: int64 (B, S), source_mask: bool (B, S); inputs, targets: int64 (B, T); texts: of the examples."""
+
+    source: Tensor
+    source_mask: Tensor
+    inputs: Tensor
+    targets: Tensor
+    texts: tuple[tuple[str, str], ...]
+
+    def to(self, device: str) -> PairBatch:
+        """Return the batch on `device`."""
+        source, source_mask = self.source.to(device), self.source_mask.to(device)
+        return PairBatch(source, source_mask, self.inputs.to(device), self.targets.to(device), self.texts)
+
+
+@dataclass(frozen=True)
+class SequenceToSequence:
+    """The task: cross entropy of the target's tokens, and a score of what the model writes by itself."""
+
+    config: SequenceToSequenceConfig
+    tokenizer: Tokenizer
+    main_metric: MainMetric
+    score: TextScore
+    train_sums: tuple[str, ...] = ("train/nll", "train/tokens")
+
+    @property
+    def eval_sums(self) -> tuple[str, ...]:
+        """Names of the sums that evaluation adds to a round."""
+        return ("eval/nll", "eval/tokens", *self.score.sum_names, *distribution.BINS)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of all metrics that the task reports."""
+        return ("train/loss", "eval/loss", *self.score.score_names, distribution.WORST_DECILE)
+
+    def prepare(self, rows: Sequence[Row]) -> ExampleDataset[Pair, PairBatch]:
+        """Split by source and encode.
+
+        Raises:
+            DataError: there is no row.
+        """
+        if not rows:
+            raise DataError("data: must hold at least one example, got none")
+        train, held_out = split_rows(rows, self.config.validation_fraction)
+        return ExampleDataset([self._pair(row) for row in train], [self._pair(row) for row in held_out], self.collate)
+
+    def encode_source(self, text: str) -> list[int]:
+        """Return the source as the encoder reads it: its tokens, cut to length, and EOS."""
+        return [*self.tokenizer.encode(text)[: self.config.source_length - 1], self.tokenizer.eos_id]
+
+    def collate(self, pairs: Sequence[Pair]) -> PairBatch:
+        """Return a padded batch."""
+        sources = [pair.source_ids for pair in pairs]
+        inputs = [[self.tokenizer.bos_id, *pair.target_ids[:-1]] for pair in pairs]
+        return PairBatch(
+            pad(sources, self.tokenizer.pad_id),
+            real_positions(sources),
+            pad(inputs, self.tokenizer.pad_id),  # padding stands at the end, where no real position sees it
+            pad([pair.target_ids for pair in pairs], IGNORED),
+            tuple((pair.source, pair.target) for pair in pairs),
+        )
+
+    def loss(self, model: AutoGenModel, batch: PairBatch) -> tuple[Tensor, int]:
+        """Return (negative log-likelihood in nats summed over target tokens, number of target tokens)."""
+        logits_BTV = model(batch.inputs, source=batch.source, source_mask=batch.source_mask)
+        nll = F.cross_entropy(
+            logits_BTV.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        return nll, int((batch.targets != IGNORED).sum())
+
+    def write(self, model: AutoGenModel, source: Tensor, source_mask: Tensor, config: GenerationConfig) -> list[str]:
+        """Return what the model writes for each source, (B, S) with its mask."""
+        memory = model.encode(source, source_mask)
+        prompts = [[self.tokenizer.bos_id]] * len(source)
+        written = generate(model, prompts, config, eos_id=self.tokenizer.eos_id, memory=memory)
+        return [self.tokenizer.decode(ids) for ids in written]
+
+    def evaluate(self, model: AutoGenModel, batch: PairBatch) -> dict[str, float]:
+        """Return nll, number of target tokens, and the sums of the score of what the model writes."""
+        nll, tokens = self.loss(model, batch)
+        config = GenerationConfig(max_new_tokens=self.config.target_length, num_beams=self.config.num_beams)
+        hypotheses = self.write(model, batch.source, batch.source_mask, config)
+        sources, references = zip(*batch.texts, strict=True)
+        return {
+            "eval/nll": float(nll),
+            "eval/tokens": float(tokens),
+            **self.score.sums(hypotheses, references, sources),
+        }
+
+    def train_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Return the mean training loss in nats a token."""
+        return {"train/loss": sums["train/nll"] / max(sums["train/tokens"], 1.0)}
+
+    def eval_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Return loss (nats a token) and the scores; nothing where no owner held an example out."""
+        if sums["eval/tokens"] == 0:
+            return {}
+        return {
+            "eval/loss": sums["eval/nll"] / sums["eval/tokens"],
+            **self.score.scores(sums),
+            **distribution.worst_decile(self.main_metric, sums),
+        }
+
+    def _pair(self, row: Row) -> Pair:
+        source, target = row.texts
+        # A target that is cut has no end to learn.
+        target_ids = [*self.tokenizer.encode(target), self.tokenizer.eos_id][: self.config.target_length]
+        return Pair(self.encode_source(source), target_ids, source, target)

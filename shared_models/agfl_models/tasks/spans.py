@@ -1,0 +1,72 @@
+"""Windows on a context, and the spans in them: what a model that scores start and end positions reads and says.
+
+Legend: T positions of a window. A window is BOS question EOS context EOS; position 0 stands for "no answer", as in
+Devlin et al. 2019 (BERT), arXiv:1810.04805, section 4.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from agfl_models.tokenizer import Tokenizer
+
+
+class Span(NamedTuple):
+    """Positions of an answer's first and last token in a window; (0, 0) says that there is none."""
+
+    start: int
+    end: int
+
+
+NO_ANSWER = Span(0, 0)
+
+
+class Window(NamedTuple):
+    """A part of a context as the model reads it.
+
+    offset: position of the first context token in `ids`; spans: characters of the context that each token covers.
+    """
+
+    ids: list[int]
+    offset: int
+    spans: list[tuple[int, int]]
+
+    def positions(self, start: int, end: int) -> Span | None:
+        """Return the positions that cover the characters [start, end), if the window holds all of them."""
+        covering = [i for i, (left, right) in enumerate(self.spans) if left < end and right > start]
+        if not covering or self.spans[covering[0]][0] > start or self.spans[covering[-1]][1] < end:
+            return None
+        return Span(self.offset + covering[0], self.offset + covering[-1])
+
+    def text(self, context: str, span: Span) -> str:
+        """Return the text under the tokens of a span."""
+        left, _ = self.spans[span.start - self.offset]
+        _, right = self.spans[span.end - self.offset]
+        return context[left:right].strip()
+
+    def best_span(self, logits_T2: Tensor, max_length: int) -> tuple[float, Span]:
+        """Return the span of at most `max_length` context tokens with the largest sum of start and end logits."""
+        place = slice(self.offset, self.offset + len(self.spans))
+        start_T, end_T = logits_T2[place, 0], logits_T2[place, 1]
+        allowed_TT = torch.ones(len(start_T), len(end_T), dtype=torch.bool).triu().tril(max_length - 1)
+        scores_TT = (start_T[:, None] + end_T[None, :]).masked_fill(~allowed_TT, -torch.inf)
+        start, end = divmod(int(scores_TT.argmax()), len(end_T))
+        return float(scores_TT[start, end]), Span(self.offset + start, self.offset + end)
+
+
+def windows_on(question: str, context: str, length: int, tokenizer: Tokenizer) -> Iterator[Window]:
+    """Yield windows of at most `length` tokens that cover the context and overlap by half.
+
+    A question is cut where it would take more than half of a window.
+    """
+    prefix = [tokenizer.bos_id, *tokenizer.encode(question)[: length // 2 - 2], tokenizer.eos_id]
+    ids, spans = tokenizer.encode_with_offsets(context)
+    room = length - len(prefix) - 1
+    stride = max(room // 2, 1)
+    for first in range(0, max(len(ids) - room, 0) + stride, stride):
+        part = slice(first, first + room)
+        yield Window([*prefix, *ids[part], tokenizer.eos_id], len(prefix), spans[part])

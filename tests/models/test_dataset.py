@@ -1,0 +1,105 @@
+"""An honest split, examples that come exactly once, and padding that marks itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from agfl_models.tasks.dataset import ExampleDataset, pad, real_positions, split_rows
+from agfl_models.tasks.translation import TranslationConfig, TranslationRow
+
+SOURCES = st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=4).filter(lambda text: text.strip()))
+FRACTION = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9])
+
+
+def rows_of(sources: list[str]) -> list[TranslationRow]:
+    return [TranslationRow(source=source, target=f"{source}{i}") for i, source in enumerate(sources)]
+
+
+@given(SOURCES, FRACTION)
+def test_split_divides_the_rows_and_shares_no_source(sources: list[str], fraction: float) -> None:
+    rows = rows_of(sources)
+    train, held_out = split_rows(rows, fraction)
+    assert Counter(train) + Counter(held_out) == Counter(rows)
+    assert not {row.source for row in train} & {row.source for row in held_out}
+    assert [row for row in rows if row in set(train)] == train, "in the given order"
+    distinct = len(set(sources))
+    if fraction == 0 or distinct < 2:
+        assert not held_out
+    else:
+        assert 1 <= len({row.source for row in held_out}) < distinct
+
+
+@given(SOURCES.flatmap(lambda sources: st.tuples(st.just(sources), st.permutations(sources))), FRACTION)
+def test_split_depends_on_neither_order_nor_copies(lists: tuple[list[str], list[str]], fraction: float) -> None:
+    sources, shuffled = lists
+    held_out = [row.source for row in split_rows(rows_of(sources), fraction)[1]]
+    assert [row.source for row in split_rows(rows_of(shuffled), fraction)[1]] == held_out
+    assert {row.source for row in split_rows(rows_of(sources + sources), fraction)[1]} == set(held_out)
+
+
+def test_no_two_owners_split_the_same_source_differently() -> None:
+    pool = [f"source {i}" for i in range(400)]
+    owners = [np.random.default_rng(i).permutation(pool)[:200].tolist() for i in range(10)]
+    splits = [split_rows(rows_of(owner), 0.1) for owner in owners]
+    trained = {row.source for train, _ in splits for row in train}
+    assert not trained & {row.source for _, held_out in splits for row in held_out}
+
+
+def test_held_out_is_the_fraction_with_the_smallest_digests() -> None:
+    sources = [str(i) for i in range(2000)]
+    held_out = [row.source for row in split_rows(rows_of(sources), 0.25)[1]]
+    digests = [hashlib.sha256(source.encode()).hexdigest() for source in held_out]
+    assert digests == sorted(digests), "an order that the owner's files do not choose"
+    assert {source for source in sources if hashlib.sha256(source.encode()).digest()[0] < 64} == set(held_out)
+    assert len(held_out) == pytest.approx(500, abs=5 * np.sqrt(2000 * 0.25 * 0.75))
+
+
+@given(SOURCES, FRACTION)
+def test_a_tokenizer_learns_from_what_is_trained_on(sources: list[str], fraction: float) -> None:
+    config = TranslationConfig(type="translation", validation_fraction=fraction)
+    train, _ = split_rows(rows_of(sources), fraction)
+    assert config.training_texts(rows_of(sources)) == [text for row in train for text in (row.source, row.target)]
+
+
+class Numbers(list[int]):
+    """The least that is a batch."""
+
+    def to(self, device: str) -> Numbers:
+        return self
+
+
+@given(st.integers(1, 12), st.integers(0, 9), st.integers(1, 5), st.integers(0, 9), st.integers(0, 2**32))
+def test_an_epoch_has_every_example_once_and_validation_the_first_ones(
+    num_train: int, num_held_out: int, batch_size: int, most: int, seed: int
+) -> None:
+    train, held_out = list(range(num_train)), list(range(100, 100 + num_held_out))
+    dataset = ExampleDataset(train, held_out, Numbers)
+    rng = np.random.default_rng(seed)
+    batches = list(dataset.epoch(batch_size, rng))
+    assert sorted(number for batch in batches for number in batch) == train
+    assert all(1 <= len(batch) <= batch_size for batch in batches)
+    assert [number for batch in dataset.validation(batch_size, most) for number in batch] == held_out[:most]
+    assert len(dataset.sample(batch_size, rng)) == batch_size
+
+
+def test_every_example_is_drawn_as_often() -> None:
+    counts = Counter(ExampleDataset(range(32), [], Numbers).sample(6400, np.random.default_rng(0)))
+    assert sorted(counts) == list(range(32))
+    assert all(abs(count - 200) < 5 * np.sqrt(200) for count in counts.values())
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=5), min_size=1, max_size=5))
+def test_padding_can_be_told_from_what_is_real(sequences: list[list[int]]) -> None:
+    padded: Tensor = pad(sequences, -1)
+    mask = real_positions(sequences)
+    assert padded.shape == mask.shape == (len(sequences), max(map(len, sequences)))
+    assert [row[real].tolist() for row, real in zip(padded, mask, strict=True)] == sequences
+    assert torch.equal(padded == -1, ~mask)
