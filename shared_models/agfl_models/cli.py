@@ -53,15 +53,18 @@ def generate(
 
     from agfl_models.generation import GenerationConfig, stream
     from agfl_models.store import load_model
+    from agfl_models.validation import validate
 
     model, saved = load_model(path)
     if model.config.vocab_size is None:
         raise ConfigError(f"{path}: model.vocab_size: must be {saved.tokenizer.vocab_size} to write text, got None")
     tokenizer = saved.tokenizer.build()
+    settings = {"max_new_tokens": max_tokens, "temperature": temperature, "top_k": top_k}
+    config = validate(GenerationConfig, settings, "command line")
     new_ids = stream(
         model,
         [tokenizer.bos_id, *tokenizer.encode(prompt)],
-        GenerationConfig(max_new_tokens=max_tokens, temperature=temperature, top_k=top_k),
+        config,
         eos_id=tokenizer.eos_id,
         generator=torch.Generator().manual_seed(seed),
     )

@@ -78,8 +78,8 @@ def generate(
     Raises:
         ConfigError: the model is an encoder, or a layer sees later positions.
     """
-    searches: list[_Search] = []
-    for searches in _run(model, prompts, config, eos_id, memory, generator):  # noqa: B007
+    searches = [_Search(prompt, config, eos_id, generator) for prompt in prompts]
+    for _ in _steps(model, searches, config, memory):
         pass
     return [list(search.ids) for search in searches]
 
@@ -94,29 +94,23 @@ def stream(
     generator: torch.Generator | None = None,
 ) -> Iterator[int]:
     """Yield the ids that `generate` returns for one prompt as soon as they are known: at once, but for beam search."""
-    shown = 0
-    for (search,) in _run(model, [prompt], config, eos_id, memory, generator):
+    search, shown = _Search(prompt, config, eos_id, generator), 0
+    for _ in _steps(model, [search], config, memory):
         if config.num_beams == 1 or not search.running:
             yield from search.ids[shown:]
             shown = len(search.ids)
 
 
-def _run(
-    model: AutoGenModel,
-    prompts: Sequence[Sequence[int]],
-    config: GenerationConfig,
-    eos_id: int,
-    memory: Memory | None,
-    generator: torch.Generator | None,
-) -> Iterator[list[_Search]]:
-    """Yield all searches after every step, until none is running.
+def _steps(
+    model: AutoGenModel, searches: Sequence[_Search], config: GenerationConfig, memory: Memory | None
+) -> Iterator[None]:
+    """Yield after every step of the model, until no search is running.
 
     Every row reads its own prompt, one id a step, and goes on with its own text while others still read: all have
     seen equally many positions, and nothing needs padding. A search has one row while it reads, then one for each
     hypothesis, and none when it has ended.
     """
-    searches = [_Search(prompt, config, eos_id, generator) for prompt in prompts]
-    state = model.initial_state(len(prompts), memory)
+    state = model.initial_state(len(searches), memory)
     running = searches
     while running:
         with torch.no_grad():
@@ -131,7 +125,7 @@ def _run(
         running = [search for search in running if search.running]
         if rows != list(range(first)):
             state = _select(state, torch.tensor(rows, dtype=torch.long, device=logits_RV.device))
-        yield searches
+        yield
 
 
 @dataclass(frozen=True)
@@ -149,10 +143,7 @@ class _Hypothesis:
 
 
 class _Search:
-    """The search for the continuation of one prompt.
-
-    `running` are the hypotheses to be extended, best first, and `finished` is the best of those that ended.
-    """
+    """The search for the continuation of one prompt; `running` are the hypotheses to be extended, best first."""
 
     def __init__(
         self, prompt: Sequence[int], config: GenerationConfig, eos_id: int, generator: torch.Generator | None
@@ -161,7 +152,7 @@ class _Search:
         self.running = [_Hypothesis()]
         self._prompt, self._read = prompt, 0
         self._config, self._eos_id = config, eos_id
-        self._finished: _Hypothesis | None = None
+        self._finished: _Hypothesis | None = None  # the best of those that ended
         self._finished_score = -math.inf
         # All of them at once, so that what another prompt draws does not depend on where this one ends.
         is_drawn = config.temperature > 0

@@ -222,6 +222,10 @@ def test_a_batch_is_its_prompts_one_by_one(model: AutoGenModel, way: dict[str, A
     assert len({len(ids) for ids in together}) > 1
 
 
+def test_a_batch_may_be_empty() -> None:
+    assert generate(make_model(), [], config_of(), eos_id=EOS) == []
+
+
 @each_way
 def test_streaming_is_generating(model: AutoGenModel, way: dict[str, Any]) -> None:
     memory, generator = memory_of(model, [PROMPT]), torch.Generator().manual_seed(0)

@@ -75,6 +75,12 @@ def test_generate_continues_the_prompt_the_same_way_for_the_same_seed(run_folder
     assert first.stdout != other.stdout
 
 
+def test_a_temperature_that_is_no_number_is_one_line_and_exit_code_2(run_folder: Path) -> None:
+    result = agfl_model("generate", run_folder, "--temperature", "nan")
+    assert result.returncode == 2
+    assert result.stderr == "error: command line: temperature: Input should be a finite number, got nan\n"
+
+
 def test_a_missing_model_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     result = agfl_model("describe", tmp_path)
     assert result.returncode == 2
