@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -20,13 +19,13 @@ from agfl_client.secure_member import SecureMember
 from agfl_models.errors import AgflError
 from agfl_protocol import secure_wire as sw
 from agfl_protocol import wire
+from agfl_protocol.counting import COUNT, CountRequest
 from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.context import AttemptId
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.masks import Lanes
 from agfl_protocol.secagg.messages import KeyRecord, SealedShares
 from agfl_protocol.secagg.parameters import Parameters
-from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.update import Vector
 from agfl_server.aggregator import CohortSum
@@ -35,6 +34,11 @@ from agfl_server.secure_sum import SecureSum
 
 TRIPS = (wire.TRAIN, sw.SHARE, sw.MASK, sw.AGREE, sw.UNMASK)
 MODEL = np.array([0.5, -1.25, 3e-8], np.float32)
+READERS: dict[str, Callable[[RecordDict], wire.SumRequest]] = {
+    wire.TRAIN: wire.RoundRequest.from_record,
+    wire.EVALUATE: wire.RoundRequest.from_record,
+    COUNT: CountRequest.from_record,
+}
 Hook = Callable[[str, str, RecordDict], RecordDict | None]
 
 
@@ -52,6 +56,11 @@ def round_request(
     return wire.RoundRequest(run_id, round_number, attempt, "{}", "c" * 64, False, True, vector, plan)
 
 
+def count_request(run_id: str = "run", round_number: int = 1, attempt: int = 0, max_cohort: int = 1000) -> CountRequest:
+    """As `round_request`, but to count pairs."""
+    return CountRequest(run_id, round_number, attempt, "{}", "c" * 64, ((97, 98), (259, 99)), 1, max_cohort)
+
+
 class Half:
     """An owner's real `SecureMember`, spoken to in messages: each goes through the records of the wire and back."""
 
@@ -63,7 +72,7 @@ class Half:
         """What the member keeps."""
         return self.member._state
 
-    def begin(self, request: wire.RoundRequest, lanes: Lanes) -> messages.AdvertiseReply:
+    def begin(self, request: wire.SumRequest, lanes: Lanes) -> messages.AdvertiseReply:
         """Trip 1."""
         self.member.check(request)
         return sw.read_advertise_reply(self.member.advertise(request, lanes), sw.attempt_of(request))
@@ -104,8 +113,8 @@ class Owner:
     def answer(self, kind: str, content: RecordDict) -> RecordDict:
         """Do what a node does with a message."""
         member = self.half.member
-        if kind in (wire.TRAIN, wire.EVALUATE):
-            request = wire.RoundRequest.from_record(content)
+        if kind in READERS:
+            request = READERS[kind](content)
             member.check(request)
             return member.advertise(request, self.vector.copy())
         trips = {sw.SHARE: member.share, sw.MASK: member.mask, sw.AGREE: member.agree, sw.UNMASK: member.unmask}
@@ -155,7 +164,7 @@ class World:
 
     def secure_sum(
         self,
-        request: wire.RoundRequest | None = None,
+        request: wire.SumRequest | None = None,
         on_request: Hook | None = None,
         on_reply: Hook | None = None,
         cohort: Iterable[str] | None = None,
@@ -167,8 +176,8 @@ class World:
         aggregator = SecureSum(observer or Observer(), self.roster, self.parameters, timeout_s, num_threads=1)
         names = self.names if cohort is None else cohort
         num_lanes = next(iter(self.owners.values())).vector.size
-        codec = cast(UpdateCodec, LanesOnly(num_lanes))
-        return aggregator.sum(grid, {n: grid.ids[n] for n in names}, request or round_request(), codec, timeout_s)
+        cohort = {n: grid.ids[n] for n in names}
+        return aggregator.sum(grid, cohort, request or round_request(), LanesOnly(num_lanes), timeout_s)
 
 
 class Attempt:
@@ -177,7 +186,7 @@ class Attempt:
     requests: what each owner is told in trip 1, where it is not the same for all.
     """
 
-    def __init__(self, world: World, attempt: int = 0, requests: Mapping[str, wire.RoundRequest] | None = None) -> None:
+    def __init__(self, world: World, attempt: int = 0, requests: Mapping[str, wire.SumRequest] | None = None) -> None:
         self.id = attempt_id(attempt)
         self.names = tuple(world.names)
         self._owners = world.owners
@@ -229,6 +238,10 @@ class LanesOnly:
     """All that the secure sum asks a codec for."""
 
     num_lanes: int
+
+    def check(self, lanes: Lanes) -> None:
+        """No single vector can be seen."""
+        raise AssertionError
 
 
 class MemoryGrid(Grid):

@@ -5,7 +5,7 @@ max_colluders: 3         # owners that may conspire with the server; default a t
 allow_plain: false       # true: the server may see this owner's update itself
 uploads_per_round: 3     # attempts at one round that are answered
 max_parameters: 100000000
-tasks: [language_modeling]   # default: every task
+tasks: [language_modeling, translation]   # default: every task, summarization and question_answering too
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import PositiveInt
 
 from agfl_models.errors import AgflError
+from agfl_models.tasks import TaskName
 from agfl_models.validation import Config, read_yaml, validate
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.secagg.parameters import Parameters
@@ -32,7 +33,7 @@ class Policy(Config):
     allow_plain: bool = False
     uploads_per_round: PositiveInt = 3
     max_parameters: PositiveInt = 100_000_000
-    tasks: tuple[str, ...] | None = None
+    tasks: tuple[TaskName, ...] | None = None
 
     def parameters(self, roster_size: int) -> Parameters:
         """Return what protects this owner in secure sums over a roster.

@@ -21,17 +21,18 @@ def owner_files(config: RunConfig, folder: Path) -> list[Path]:
     They are those in `data.path` if it holds such files, and else written to `folder`.
 
     Raises:
-        DataError: `data.path` holds no file of an owner, or one that cannot be used.
+        DataError: `data.path` holds no file of an owner, or one that cannot be used: the line that its node would say
+            on a machine of its own.
         ConfigError: the partition does not fit the corpus.
     """
     if config.data.path is None:
         corpus = corpus_of(config.task.type, config.data.corpus)
         return _write(partition(config.data, corpus.load(), config.seed), folder)
     found = _own_files(config.data.path)
+    owners = {name: read_rows(path, config.task.row, config.data.columns) for name, path in found.items()}
     if not config.data.columns and all(path.suffix == JSONL_SUFFIX for path in found.values()):
         return list(found.values())
-    schema, columns = config.task.row, config.data.columns
-    return _write({name: read_rows(path, schema, columns) for name, path in found.items()}, folder)
+    return _write(owners, folder)
 
 
 def partition(config: DataConfig, sources: Mapping[str, Sequence[RowT]], seed: int) -> dict[str, list[RowT]]:

@@ -11,12 +11,13 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.secagg_world import TRIPS, Attempt, World, round_request
+from tests.secagg_world import TRIPS, Attempt, World, count_request, round_request
 
 from agfl_client import masking
 from agfl_client.masking_states import Shared
 from agfl_models.errors import WireError
 from agfl_protocol import secure_wire as sw
+from agfl_protocol.counting import COUNT
 from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_server.aggregator import AttemptFailed
@@ -158,7 +159,7 @@ def fuzzed_world(tmp_path_factory: pytest.TempPathFactory) -> World:
 ROUNDS = iter(range(1, 2**31))
 
 
-@pytest.mark.parametrize("trip", TRIPS)
+@pytest.mark.parametrize("trip", [*TRIPS, COUNT])
 @given(data=st.data())
 def test_attack_whatever_one_client_answers_the_sum_is_exact_or_there_is_none(
     fuzzed_world: World, trip: str, data: st.DataObject
@@ -166,7 +167,8 @@ def test_attack_whatever_one_client_answers_the_sum_is_exact_or_there_is_none(
     def evil(kind: str, name: str, content: RecordDict) -> RecordDict:
         return spoil(data, content) if (kind, name) == (trip, "owner-001") else content
 
+    request = count_request if trip == COUNT else round_request
     with suppress(AttemptFailed):
-        result = fuzzed_world.secure_sum(round_request(round_number=next(ROUNDS)), on_reply=evil)
+        result = fuzzed_world.secure_sum(request(round_number=next(ROUNDS)), on_reply=evil)
         np.testing.assert_array_equal(result.lanes, fuzzed_world.plain_sum(result.survivors))
         assert len(result.refused) <= 1  # itself, or the one holder that it dealt a share that does not open

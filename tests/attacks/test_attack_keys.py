@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from tests.secagg_world import Attempt, Half, World, attempt_id, round_request
+from tests.secagg_world import Attempt, Half, World, attempt_id, count_request, round_request
 
 from agfl_client.policy import Policy
 from agfl_client.secure_member import SecureMember
@@ -20,7 +20,7 @@ from agfl_protocol.secagg.identity import SIGN_AGREEMENT, SIGN_KEYS, SigningRost
 from agfl_protocol.secagg.messages import KeyRecord
 from agfl_protocol.secure_wire import context_of
 from agfl_protocol.transforms.quantization import QuantizationPlan
-from agfl_protocol.wire import RoundRequest
+from agfl_protocol.wire import RoundRequest, SumRequest
 
 NOT_SIGNED = r"^signature: must be that of 'owner-001' over this attempt \(sign/keys\); it is not$"
 VICTIM, PEER = "owner-000", "owner-001"
@@ -217,6 +217,33 @@ BASE = round_request()
 def test_attack_one_client_is_told_something_else(world: World, told: RoundRequest) -> None:
     """Pasquini et al. 2021: another model for the victim alone would open its update in the sum."""
     attempt = Attempt(world, requests={PEER: told})
+    refuses_members(world, attempt, {}, NOT_SIGNED)
+    with pytest.raises(ProtocolViolation, match=r"^signature: must be that of 'owner-000' over this attempt"):
+        world.owners[PEER].half.share(attempt.share_request())
+
+
+COUNTED = count_request()
+MERGES = np.array(COUNTED.merges, np.uint32)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        replace(COUNTED, merges=(*COUNTED.merges[:1], (259, 100))),
+        replace(COUNTED, num_new=2),
+        replace(COUNTED, max_cohort=999),
+        replace(COUNTED, config_json="{} "),
+        replace(COUNTED, config_hash="d" * 64),
+        replace(BASE, train=False, model=MERGES.reshape(-1).view(np.float32)),
+        replace(BASE, train=False, plan=QuantizationPlan(1, 1000, np.zeros(0)), model=MERGES.reshape(-1).view("f4")),
+    ],
+    ids=["merges", "new merges", "max_cohort", "config", "config hash", "a round", "a round with equal bytes"],
+)
+def test_attack_one_client_is_asked_to_count_something_else(world: World, told: SumRequest) -> None:
+    """Whoever counts other pairs, or trains instead, has other masks."""
+    attempt = Attempt(world, requests={**dict.fromkeys(world.names, COUNTED), PEER: told})
+    ctx0 = {context_of(request, world.roster) for request in (COUNTED, told)}
+    assert len(ctx0) == 2
     refuses_members(world, attempt, {}, NOT_SIGNED)
     with pytest.raises(ProtocolViolation, match=r"^signature: must be that of 'owner-000' over this attempt"):
         world.owners[PEER].half.share(attempt.share_request())

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.secagg_world import Attempt, Half, Owner, World, round_request
+from tests.secagg_world import Attempt, Half, Owner, World, count_request, round_request
 
 from agfl_client.policy import Policy
 from agfl_client.secure_member import SecureMember
@@ -66,6 +66,18 @@ def test_attack_more_attempts_at_a_round_than_the_owner_allows(world: World) -> 
     with pytest.raises(ProtocolViolation, match=line):
         asks(world.owners[VICTIM], 1, 6)
     asks(world.owners[VICTIM], 2, 0)
+
+
+def test_attack_counts_are_asked_for_as_often_as_it_takes(world: World) -> None:
+    """Counts are remembered and bounded like updates, in the same memory."""
+    member = world.owners[VICTIM].half
+    for attempt in (0, 1, 2):
+        member.begin(count_request("counts", 1, attempt), world.owners[VICTIM].vector.copy())
+    line = r"^attempt: must be among uploads_per_round = 3 attempts that this owner allows a round, got .* attempt 3$"
+    with pytest.raises(ProtocolViolation, match=line):
+        member.begin(count_request("counts", 1, 3), world.owners[VICTIM].vector.copy())
+    with pytest.raises(ProtocolViolation, match=r"^attempt: must come after round 1 attempt 2, got"):
+        member.begin(round_request("counts", 1, 2), world.owners[VICTIM].vector.copy())
 
 
 def test_attack_shares_of_another_attempt_are_delivered(world: World) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from flwr.app import ConfigRecord, RecordDict
-from tests.secagg_world import TRIPS, Attempt, World, round_request
+from tests.secagg_world import TRIPS, Attempt, World, count_request, round_request
 
 from agfl_client.masking_states import Shared
 from agfl_protocol import secure_wire as sw
@@ -19,6 +19,7 @@ from agfl_protocol.secagg.context import dealers_context
 from agfl_protocol.secagg.masks import Lanes, apply_masks, pair_mask
 from agfl_protocol.secagg.members import Members
 from agfl_protocol.secure_wire import context_of
+from agfl_protocol.wire import SumRequest
 
 VICTIM = "owner-000"
 HEAD = {"version", "run_id", "round", "attempt"}
@@ -37,7 +38,7 @@ def world(tmp_path: Path) -> World:
     return World.of(5, tmp_path)
 
 
-def listen(world: World) -> dict[str, RecordDict]:
+def listen(world: World, request: SumRequest) -> dict[str, RecordDict]:
     """Run an attempt; return what the victim sent in each trip."""
     heard: dict[str, RecordDict] = {}
 
@@ -46,7 +47,7 @@ def listen(world: World) -> dict[str, RecordDict]:
             heard[kind] = content
         return content
 
-    world.secure_sum(on_reply=note)
+    world.secure_sum(request, on_reply=note)
     return heard
 
 
@@ -59,10 +60,12 @@ def blocks(content: RecordDict) -> Iterator[tuple[str, bytes]]:
             yield key, array.numpy().tobytes()
 
 
-def test_attack_the_server_reads_every_byte_that_a_client_sends(world: World) -> None:
+@pytest.mark.parametrize("request_", [round_request(), count_request()], ids=["update", "counts"])
+def test_attack_the_server_reads_every_byte_that_a_client_sends(world: World, request_: SumRequest) -> None:
     """Its NAME, fresh public keys, ciphertexts, hashes and signatures, one masked vector, and shares: no part of it."""
-    heard = listen(world)
-    assert {kind: {key: len(block) for key, block in blocks(content)} for kind, content in heard.items()} == SENT
+    heard = listen(world, request_)
+    sent = {kind: {key: len(block) for key, block in blocks(content)} for kind, content in heard.items()}
+    assert sent == {request_.kind: SENT[wire.TRAIN], **{trip: SENT[trip] for trip in TRIPS[1:]}}
     vector = world.owners[VICTIM].vector
     everything = b"".join(block for content in heard.values() for _, block in blocks(content))
     for lane in vector[1:]:

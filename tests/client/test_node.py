@@ -19,6 +19,7 @@ from agfl_client.app import app as stock_app
 from agfl_client.node import Node
 from agfl_client.policy import Policy
 from agfl_models.errors import ConfigError, DataError, WireError
+from agfl_models.examples import TextRow, read_rows
 from agfl_protocol import wire
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.transforms.quantization import initial_scales, plan_round
@@ -94,7 +95,7 @@ def test_evaluation_alone_and_beside_training_says_the_same(run_config: MakeConf
     config, node = run_config(), make_node()
     alone = lanes(node, request_of(config, train=False))
     both = lanes(node, request_of(config))
-    assert alone[2:].tolist() == both[4:7].tolist()  # after count, weight and the two training sums
+    assert alone[2:].tolist() == both[4:27].tolist()  # after count, weight and the two training sums
     assert alone[0] == both[0] == 1
 
 
@@ -236,6 +237,49 @@ def test_node_of_flowers_own_runtimes_finds_its_file(
     monkeypatch.setenv(OWNERS_VARIABLE, str(folder))
     assert [answer(**{"partition-id": i}) for i in (0, 1)] == ["owner-00", "owner-01"]
     assert "must hold a file for node 2, holds 2" in answer(**{"partition-id": 2})
+
+
+def test_stock_node_reads_the_columns_that_its_owner_names(
+    make_owners: Callable[..., Path], run_config: MakeConfig, deliver: Callable[..., Message], tmp_path: Path
+) -> None:
+    path, request = make_owners(1) / "owner-00.jsonl", request_of(run_config()).to_record()
+    (tmp_path / "policy.yaml").write_text("allow_plain: true")
+    renamed = tmp_path / "renamed.jsonl"
+    renamed.write_text(path.read_text().replace('"text"', '"words"'))
+    common = {"name": "carol", "policy": str(tmp_path / "policy.yaml")}
+    plain = deliver(stock_app, request, wire.TRAIN, data=str(path), **common)
+    named = deliver(stock_app, request, wire.TRAIN, data=str(renamed), columns="text=words", **common)
+    assert (
+        read_vector(named.content, "lanes", np.uint64).tobytes()
+        == read_vector(plain.content, "lanes", np.uint64).tobytes()
+    )
+    assert deliver(stock_app, request, wire.TRAIN, data=str(renamed), **common).has_error()
+
+
+def test_rows_are_read_when_the_task_is_known_and_only_then(
+    run_config: MakeConfig, make_owners: Callable[..., Path], tmp_path: Path
+) -> None:
+    source, request = make_owners(1) / "owner-00.jsonl", request_of(run_config())
+    path = tmp_path / "mine.tsv"
+    path.write_text("not yet what it will be")
+    node = Node("alice", path, device="cpu", columns={"text": "words"}, policy=Policy(allow_plain=True))
+    texts = [row.text for row in read_rows(source, TextRow)]
+    path.write_text("\n".join(["words", *texts]))
+    first = lanes(node, request)
+    assert np.array_equal(first, lanes(Node("alice", source, device="cpu", policy=Policy(allow_plain=True)), request))
+    path.unlink()
+    assert np.array_equal(first, lanes(node, request)), "a warm node reads nothing again"
+
+
+def test_data_of_another_task_is_refused_in_one_line(
+    run_config: MakeConfig, make_owners: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = make_owners(1) / "owner-00.jsonl"
+    model = "{family: encoder, vocab_size: 259, dim: 8, head: {type: span}, layers: [{type: ff}]}"
+    request = request_of(run_config("task={type: question_answering}", f"model={model}"))
+    rule = rf"^data: {path}: line 1: must have a column 'context', got 'text'$"
+    with pytest.raises(DataError, match=rule):
+        Node("alice", path, device="cpu", policy=Policy(allow_plain=True)).handle_round(request)
 
 
 def test_node_without_text_is_not_made(tmp_path: Path) -> None:

@@ -25,16 +25,17 @@ def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
 
 def test_a_whole_file(tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text(
-        "min_cohort: 7\nmax_colluders: 4\nallow_plain: true\nuploads_per_round: 1\nmax_parameters: 10\ntasks: [qa]\n"
+        "min_cohort: 7\nmax_colluders: 4\nallow_plain: true\nuploads_per_round: 1\nmax_parameters: 10\ntasks: [summarization]\n"
     )
     policy = load_policy(tmp_path / "policy.yaml")
     assert policy.parameters(10) == Parameters(4, 7)
-    assert policy.tasks == ("qa",)
+    assert policy.tasks == ("summarization",)
 
 
 @pytest.mark.parametrize(
     ("content", "line"),
     [
+        ("tasks: [translatoin]", "tasks.0: Input should be 'language_modeling', 'translation', .*, got 'translatoin'"),
         ("min_cohrt: 3", r"unknown key 'min_cohrt' \(did you mean 'min_cohort'\?\)"),
         ("uploads_per_round: 0", "uploads_per_round: Input should be greater than 0, got 0"),
         ("max_colluders: 0", "max_colluders: Input should be greater than 0, got 0"),
@@ -53,8 +54,9 @@ def test_each_key_refuses_by_its_name(run_config: Config) -> None:
     if config.aggregation.type == "plain":
         with pytest.raises(PolicyViolation, match=r"^allow_plain: must be true in this owner's policy"):
             Policy().check(config, 100)
-    with pytest.raises(PolicyViolation, match=r"^tasks: must be among qa, mt for this owner, got language_modeling$"):
-        Policy(allow_plain=True, tasks=("qa", "mt")).check(config, 100)
+    rule = r"^tasks: must be among summarization, translation for this owner, got language_modeling$"
+    with pytest.raises(PolicyViolation, match=rule):
+        Policy(allow_plain=True, tasks=("summarization", "translation")).check(config, 100)
     with pytest.raises(PolicyViolation, match=r"^max_parameters: must be at most 99 for this owner, got 100$"):
         Policy(allow_plain=True, max_parameters=99).check(config, 100)
 

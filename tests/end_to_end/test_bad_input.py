@@ -99,7 +99,7 @@ def test_bad_command_line(config: Path, arguments: list[str], words: list[str]) 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", ["a.jsonl", "at least one document"]),
+        (b"", ["a.jsonl", "at least one row"]),
         (b'{"text": "x"}\n{"txt": "y"}\n', ["a.jsonl", "line 2", "'text'", "txt"]),
         (b'{"text": "x"\n', ["a.jsonl", "line 1", "JSON"]),
         (b'{"text": "\xff"}\n', ["a.jsonl", "UTF-8", "0xff"]),

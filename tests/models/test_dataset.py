@@ -80,20 +80,36 @@ class Numbers(list[int]):
 def test_an_epoch_has_every_example_once_and_validation_the_first_ones(
     num_train: int, num_held_out: int, batch_size: int, most: int, seed: int
 ) -> None:
-    train, held_out = list(range(num_train)), list(range(100, 100 + num_held_out))
-    dataset = ExampleDataset(train, held_out, Numbers)
+    train, held_out = list(range(num_train)), [-10, 30, 7, -2, 0, 5, -8, 9, 1][:num_held_out]
+    dataset = ExampleDataset(train, held_out, Numbers, abs)
     rng = np.random.default_rng(seed)
     batches = list(dataset.epoch(batch_size, rng))
     assert sorted(number for batch in batches for number in batch) == train
     assert all(1 <= len(batch) <= batch_size for batch in batches)
-    assert [number for batch in dataset.validation(batch_size, most) for number in batch] == held_out[:most]
+    validated = [number for batch in dataset.validation(batch_size, most) for number in batch]
+    assert validated == sorted(held_out[:most], key=abs)
     assert len(dataset.sample(batch_size, rng)) == batch_size
 
 
-def test_every_example_is_drawn_as_often() -> None:
-    counts = Counter(ExampleDataset(range(32), [], Numbers).sample(6400, np.random.default_rng(0)))
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 50])
+def test_every_example_is_drawn_as_often_beside_ones_of_its_size(batch_size: int) -> None:
+    dataset = ExampleDataset(np.random.default_rng(1).permutation(32).tolist(), [], Numbers, int)
+    rng = np.random.default_rng(0)
+    batches = [dataset.sample(batch_size, rng) for _ in range(20_000 // batch_size)]
+    counts = Counter(number for batch in batches for number in batch)
     assert sorted(counts) == list(range(32))
-    assert all(abs(count - 200) < 5 * np.sqrt(200) for count in counts.values())
+    # Draws of one batch go together: at worst a whole batch is one draw.
+    assert all(abs(count - 625) < 5 * np.sqrt(625 * batch_size) for count in counts.values())
+    distances = {(number - batch[0] + 16) % 32 - 16 for batch in batches for number in batch}
+    assert max(map(abs, distances)) == (min(4 * batch_size - 1, 16) if batch_size > 1 else 0)
+
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=60), st.integers(1, 4), st.integers(0, 2**32))
+def test_an_epoch_pads_less_than_batches_in_order_of_the_shuffle(sizes: list[int], batch_size: int, seed: int) -> None:
+    dataset = ExampleDataset(sizes, [], Numbers, int)
+    batches = list(dataset.epoch(batch_size, np.random.default_rng(seed)))
+    pools = -(-len(sizes) // (4 * batch_size))
+    assert sum(max(batch) - min(batch) for batch in batches) <= pools * (max(sizes) - min(sizes))
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=5), min_size=1, max_size=5))

@@ -127,20 +127,24 @@ def test_greedy_is_the_argmax_of_forward(model: AutoGenModel) -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0, 2.0])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(10))
 def test_a_wide_beam_finds_the_best_of_all_texts(seed: int, alpha: float) -> None:
     model, length = make_model(4, seed, family=["decoder", "encoder_decoder"][seed % 2]), 5
-    best = max(all_scores(model, [1, 2], length, alpha).items(), key=lambda item: item[1])
+    eos_id = int(log_probs_after(model, [1, 2], [])[0].argmin())  # so that the best text is not always empty
+    scores = all_scores(model, [1, 2], length, alpha, eos_id)
     config = config_of(max_new_tokens=length, num_beams=4**length, length_penalty=alpha)
-    assert decode(model, [[1, 2]], config) == [list(best[0])]
+    best = max(scores.items(), key=lambda item: item[1])[0]
+    assert decode(model, [[1, 2]], config, eos_id) == [list(best)]
 
 
-def all_scores(model: AutoGenModel, prompt: list[int], length: int, alpha: float) -> dict[tuple[int, ...], float]:
-    """Return the score of every text of the ids 1, 2, 3 that ends within `length`, its end token counted."""
+def all_scores(
+    model: AutoGenModel, prompt: list[int], length: int, alpha: float, eos_id: int
+) -> dict[tuple[int, ...], float]:
+    """Return the score of every text of four ids that ends within `length`, its end token counted."""
     scores = {}
     for n in range(length):
-        for ids in itertools.product([1, 2, 3], repeat=n):
-            text = [*ids, EOS]
+        for ids in itertools.product({0, 1, 2, 3} - {eos_id}, repeat=n):
+            text = [*ids, eos_id]
             log_probs_TV = whole_log_probs(model, prompt, text)[0]
             log_prob = sum(float(log_probs_TV[len(prompt) - 1 + t, text[t]]) for t in range(len(text)))
             scores[ids] = score(log_prob, n + 1, alpha)
@@ -176,6 +180,10 @@ def plain_beam_search(model: AutoGenModel, prompt: list[int], config: Generation
         finished += [(score(log_prob, len(ids), config.length_penalty), ids[:-1]) for log_prob, ids in ended]
         running = [item for item in kept if item not in ended]
     return max(finished or running)[1]
+
+
+def test_the_score_is_equation_14() -> None:
+    assert config_of(length_penalty=0.6).score(-3.0, 10) == pytest.approx(score(-3.0, 10, 0.6))
 
 
 def has_repeat(ids: Sequence[int], n: int) -> bool:

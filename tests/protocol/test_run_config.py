@@ -104,6 +104,15 @@ def test_overrides_reach_into_mappings_and_lists(run_config: MakeConfig) -> None
 def test_max_weight_is_one_round_of_steps_unless_given(run_config: MakeConfig) -> None:
     assert run_config().max_weight == 2 * 4 * 16
     assert run_config("aggregation.max_weight=5").max_weight == 5
+    layers = "[{type: attention, num_heads: 2, cross: true}]"
+    pairs = (
+        f"{{family: encoder_decoder, vocab_size: 259, dim: 16, encoder: {{layers: [{{type: ff}}]}}, layers: {layers}}}"
+    )
+    for task in ("translation", "summarization"):
+        config = run_config(f"task={{type: {task}, target_length: 24}}", f"model={pairs}")
+        assert config.max_weight == 2 * 4 * 24
+    spans = "{family: encoder, vocab_size: 259, dim: 16, head: {type: span}, layers: [{type: ff}]}"
+    assert run_config("task={type: question_answering}", f"model={spans}").max_weight == 2 * 4
 
 
 @pytest.mark.parametrize(
@@ -132,6 +141,14 @@ def test_max_weight_is_one_round_of_steps_unless_given(run_config: MakeConfig) -
         ("training.local_steps=null", "{file}: training: exactly one of local_steps and local_epochs must be given"),
         ("training={local_epochs: 1}", r"{file}: .*aggregation.max_weight .* is required with training.local_epochs"),
         ("aggregation.cohort_size=1", "{file}: aggregation: cohort_size must be at least min_cohort = 2, got 1"),
+        ("task={type: translatoin}", r"{file}: task: .*'translatoin' \(did you mean 'translation'\?\)"),
+        ("task={type: translation}", "{file}: model.family must be encoder_decoder for task translation, got decoder"),
+        ("task={type: question_answering}", "{file}: model.family must be encoder for task question_answering, got"),
+        ("task.target_length=3", r"{file}: task: unknown key 'target_length' \(did you mean .*\)"),
+        ("task={type: question_answering, context_length: 7}", "{file}: task.context_length: .*equal to 8, got 7"),
+        ("task.validation_fraction=1", "{file}: task.validation_fraction: .*less than 1, got 1"),
+        ("data.corpus=homer", "{file}: data.corpus: must be shakespeare_roles for task language_modeling, got 'homer'"),
+        ("data.columns=3", "{file}: data.columns: .*valid dictionary, got 3"),
         ("model.vocab_size=100", "{file}: .*model.vocab_size must be 259 .*got 100"),
         ("model.layers.0.num_heads=3", r"layers.0: num_heads: must divide embed_dim \(16\), got 3"),
         ("model.layers.0.causal=false", "layers.0.causal: must be true under a language-model head, got false"),

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pytest
 from flwr.app import RecordDict
-from tests.secagg_world import TRIPS, LanesOnly, MemoryGrid, World, round_request
+from tests.secagg_world import TRIPS, LanesOnly, MemoryGrid, World, count_request, round_request
 
 from agfl_protocol import secure_wire as sw
 from agfl_protocol import wire
+from agfl_protocol.counting import COUNT
 from agfl_protocol.secagg.parameters import Parameters
-from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_server.aggregator import Aggregator, AttemptFailed
 from agfl_server.observer import Observer
 from agfl_server.secure_sum import SecureSum
@@ -47,7 +46,7 @@ def test_each_trip_asks_everybody_once_and_in_order(world: World) -> None:
 
     grid = MemoryGrid(world.owners, note, None)
     aggregator: Aggregator = SecureSum(Observer(), world.roster, world.parameters)
-    aggregator.sum(grid, grid.ids, round_request(), cast(UpdateCodec, LanesOnly(7)), 1.0)
+    aggregator.sum(grid, grid.ids, round_request(), LanesOnly(7), 1.0)
     assert asked == [kind for kind in TRIPS for _ in range(5)]
 
 
@@ -61,6 +60,37 @@ def test_a_round_that_only_evaluates_is_the_same_but_for_the_kind_of_its_first_t
     result = world.secure_sum(replace(round_request(), train=False, evaluate=True), on_request=note)
     assert kinds == {wire.EVALUATE, *TRIPS[1:]}
     np.testing.assert_array_equal(result.lanes, world.plain_sum(world.names))
+
+
+def test_counts_are_summed_as_updates_are_but_for_the_kind_of_the_first_trip(world: World) -> None:
+    kinds = set()
+
+    def note(kind: str, name: str, content: RecordDict) -> RecordDict:
+        kinds.add(kind)
+        return content
+
+    result = world.secure_sum(count_request(), on_request=note)
+    assert kinds == {COUNT, *TRIPS[1:]}
+    np.testing.assert_array_equal(result.lanes, world.plain_sum(world.names))
+
+
+@pytest.mark.parametrize("trip", TRIPS[:3])
+def test_a_sum_that_requires_everybody_is_not_opened_without_one(world: World, trip: str) -> None:
+    """Not even asked to be: nobody signs a smaller U3."""
+    asked = []
+
+    def lose(kind: str, name: str, content: RecordDict) -> RecordDict | None:
+        asked.append(kind)
+        return None if (kind, name) == (trip, "owner-003") else content
+
+    grid = MemoryGrid(world.owners, lose, None)
+    aggregator = SecureSum(Observer(), world.roster, world.parameters).requiring(5)
+    with pytest.raises(AttemptFailed, match=r"must be at least 5, got 4; owner-003: Node Unavailable$"):
+        aggregator.sum(grid, grid.ids, round_request(), LanesOnly(7), 1.0)
+    assert asked[-1] == trip
+    grid = MemoryGrid(world.owners, None, None)
+    result = aggregator.sum(grid, grid.ids, round_request(attempt=1), LanesOnly(7), 1.0)
+    assert result.survivors == tuple(world.names)
 
 
 def test_whoever_is_lost_is_named_once_with_the_reason(world: World) -> None:

@@ -1,6 +1,6 @@
-"""The tasks, found through one union: a new task is one file here and one line below."""
+"""The tasks, found through one union: a new task is one file here, and its name and configuration below."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -14,4 +14,6 @@ TaskConfig = Annotated[
     Field(discriminator="type"),
 ]
 
-__all__ = ["TaskConfig"]
+TaskName = Literal["language_modeling", "translation", "summarization", "question_answering"]
+
+__all__ = ["TaskConfig", "TaskName"]

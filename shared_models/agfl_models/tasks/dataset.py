@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from agfl_models.tasks.task import BatchT, MainMetric
 from agfl_models.validation import Config
 
 ExampleT = TypeVar("ExampleT")
+NEIGHBORS = 4  # batches that are made of one neighborhood of examples
 
 
 class SplitConfig(Config):
@@ -61,27 +63,45 @@ def split_rows(rows: Sequence[RowT], fraction: float) -> tuple[list[RowT], list[
 
 @dataclass(frozen=True)
 class ExampleDataset(Generic[ExampleT, BatchT]):
-    """One owner's examples; `collate` makes a batch of some of them."""
+    """One owner's examples; `collate` makes a batch of some of them, padded to the longest by `size`.
+
+    Batches are made of examples of about the same size, so that little time goes into padding.
+    """
 
     train: Sequence[ExampleT]
     held_out: Sequence[ExampleT]
     collate: Callable[[Sequence[ExampleT]], BatchT]
+    size: Callable[[ExampleT], int]
 
     def sample(self, batch_size: int, rng: np.random.Generator) -> BatchT:
-        """Return `batch_size` training examples drawn with replacement."""
-        return self.collate([self.train[i] for i in rng.integers(0, len(self.train), batch_size).tolist()])
+        """Return `batch_size` training examples drawn with replacement from neighbors in the order of size.
+
+        The place of the neighborhood is drawn from a circle, so every example is as likely as every other.
+        """
+        neighbors = min(NEIGHBORS * batch_size, len(self.train))
+        places = rng.integers(len(self.train)) + rng.integers(0, neighbors, batch_size)
+        return self.collate([self._by_size[i % len(self.train)] for i in places.tolist()])
 
     def epoch(self, batch_size: int, rng: np.random.Generator) -> Iterator[BatchT]:
         """Yield every training example once, in random order."""
-        order = rng.permutation(len(self.train)).tolist()
-        for i in range(0, len(order), batch_size):
-            yield self.collate([self.train[j] for j in order[i : i + batch_size]])
+        shuffled = [self.train[i] for i in rng.permutation(len(self.train)).tolist()]
+        pools = _cut(shuffled, NEIGHBORS * batch_size)
+        batches = [batch for pool in pools for batch in _cut(sorted(pool, key=self.size), batch_size)]
+        for i in rng.permutation(len(batches)).tolist():
+            yield self.collate(batches[i])
 
     def validation(self, batch_size: int, max_examples: int) -> Iterator[BatchT]:
-        """Yield the first `max_examples` held-out examples, in order; nothing where nothing is held out."""
-        chosen = self.held_out[:max_examples]
-        for i in range(0, len(chosen), batch_size):
-            yield self.collate(chosen[i : i + batch_size])
+        """Yield the first `max_examples` held-out examples by size; nothing where nothing is held out."""
+        for batch in _cut(sorted(self.held_out[:max_examples], key=self.size), batch_size):
+            yield self.collate(batch)
+
+    @cached_property
+    def _by_size(self) -> Sequence[ExampleT]:
+        return sorted(self.train, key=self.size)
+
+
+def _cut(examples: Sequence[ExampleT], size: int) -> list[Sequence[ExampleT]]:
+    return [examples[i : i + size] for i in range(0, len(examples), size)]
 
 
 def pad(sequences: Sequence[Sequence[int]], value: int) -> Tensor:

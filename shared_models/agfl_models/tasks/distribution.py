@@ -19,9 +19,11 @@ WORST_DECILE = "eval/worst_decile"
 def one_hot(metric: MainMetric, metrics: Mapping[str, float]) -> dict[str, float]:
     """Return one owner's contribution to `BINS`: all 0 where it has no value, and the outermost bins are open."""
     counts = dict.fromkeys(BINS, 0.0)
-    if metric.name in metrics:
-        share = (metrics[metric.name] - metric.low) / (metric.high - metric.low)
-        counts[BINS[min(max(math.floor(share * NUM_BINS), 0), NUM_BINS - 1)]] = 1.0
+    value = metrics.get(metric.name, math.nan)
+    if math.isfinite(value):
+        inside = min(max(value, metric.low), metric.high)
+        share = (inside - metric.low) / (metric.high - metric.low)
+        counts[BINS[min(math.floor(share * NUM_BINS), NUM_BINS - 1)]] = 1.0
     return counts
 
 

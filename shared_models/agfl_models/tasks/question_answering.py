@@ -170,11 +170,11 @@ class QuestionAnswering:
         if len(learnable) < len(train):
             count = len(train) - len(learnable)
             log.warning("%d of %d questions are left out: no window holds their whole answer", count, len(train))
-        return ExampleDataset(learnable, held_out, self.collate)
+        return ExampleDataset(learnable, held_out, self.collate, _size)
 
     def hold_out(self, rows: Sequence[QuestionRow]) -> ExampleDataset[Example, SpanBatch]:
         """Encode all rows to evaluate on."""
-        return ExampleDataset([], [self.example(row) for row in rows], self.collate)
+        return ExampleDataset([], [self.example(row) for row in rows], self.collate, _size)
 
     def example(self, row: QuestionRow) -> Example:
         """Return the example of a row. The first answer is the one to be learned."""
@@ -246,6 +246,10 @@ class QuestionAnswering:
         loss = {"eval/loss": sums["eval/nll"] / sums["eval/examples"]} if sums["eval/examples"] else {}
         overlap = span_overlap.span_overlap_scores(sums)
         return {**loss, **overlap, **distribution.worst_decile(self.main_metric, sums)}
+
+
+def _size(example: Example) -> int:
+    return len(example.windows[0].ids)
 
 
 def _only_learnable(example: Example) -> Example:

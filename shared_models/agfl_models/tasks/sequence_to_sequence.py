@@ -110,11 +110,12 @@ class SequenceToSequence:
         if not rows:
             raise DataError("data: must hold at least one example, got none")
         train, held_out = split_rows(rows, self.config.validation_fraction)
-        return ExampleDataset([self._pair(row) for row in train], [self._pair(row) for row in held_out], self.collate)
+        pairs, held_out_pairs = ([self._pair(row) for row in part] for part in (train, held_out))
+        return ExampleDataset(pairs, held_out_pairs, self.collate, _size)
 
     def hold_out(self, rows: Sequence[Row]) -> ExampleDataset[Pair, PairBatch]:
         """Encode all rows to evaluate on."""
-        return ExampleDataset([], [self._pair(row) for row in rows], self.collate)
+        return ExampleDataset([], [self._pair(row) for row in rows], self.collate, _size)
 
     @property
     def decoding(self) -> GenerationConfig:
@@ -186,3 +187,7 @@ class SequenceToSequence:
         # A target that is cut has no end to learn.
         target_ids = [*self.tokenizer.encode(target), self.tokenizer.eos_id][: self.config.target_length]
         return Pair(self.encode_source(source), target_ids, source, target)
+
+
+def _size(pair: Pair) -> int:
+    return len(pair.source_ids) + len(pair.target_ids)

@@ -102,6 +102,7 @@ NUM_LANES = 5
 RUN_ID, ROUND, ATTEMPT, VERSION, MAX_COHORT, FIELDS = "run-7", 3, 1, 1, 10, 2
 CONFIG_JSON, CONFIG_HASH = '{"num_rounds": 3}', "c0" * 32
 MODEL, SCALES = [0.5, -1.25, 3.0], [0.125, 2.0]
+MERGES, NUM_NEW = [97, 98, 259, 32], 1  # "ab", then "ab "
 U2 = NAMES
 U3 = ["alice", "bob", "dave"]  # carol's vector never came
 LOW_ORDER = bytes(32)
@@ -118,6 +119,10 @@ def transcript() -> dict[str, Any]:
     broadcast = sha("broadcast", CONFIG_JSON, 1, 0, FIELDS, MAX_COHORT, scales, model)
     ctx0 = sha("ctx0", VERSION, RUN_ID, ROUND, ATTEMPT, roster, CONFIG_HASH, broadcast)
     out |= {"roster": roster.hex(), "broadcast": broadcast.hex(), "ctx0": ctx0.hex()}
+    merges = hashlib.sha256(struct.pack("<4I", *MERGES)).digest()
+    counts = sha("broadcast/counts", CONFIG_JSON, NUM_NEW, MAX_COHORT, merges)
+    counts_ctx0 = sha("ctx0", VERSION, RUN_ID, ROUND, ATTEMPT, roster, CONFIG_HASH, counts)
+    out["counts"] = {"broadcast": counts.hex(), "ctx0": counts_ctx0.hex()}
 
     channel, masking, own = ({n: fixed_bytes(kind, n) for n in NAMES} for kind in ("channel", "mask", "self"))
     base = bytes([9]) + bytes(31)

@@ -16,6 +16,7 @@ from tests.protocol.secagg import reference as ref
 from agfl_client import masking
 from agfl_client.masking_states import Terms
 from agfl_protocol import secure_wire as sw
+from agfl_protocol.counting import CountRequest
 from agfl_protocol.secagg import messages, shamir
 from agfl_protocol.secagg.context import AttemptId, Broadcast, attempt_context, dealers_context, survivors_context
 from agfl_protocol.secagg.identity import SigningRoster
@@ -49,6 +50,15 @@ def test_context_of_the_broadcast() -> None:
     assert ROSTER.hash.hex() == VECTORS["roster"]
     assert BROADCAST.hash.hex() == VECTORS["broadcast"]
     assert CTX0.hex() == VECTORS["ctx0"]
+
+
+def test_context_of_a_request_to_count() -> None:
+    merges = tuple(zip(ref.MERGES[::2], ref.MERGES[1::2], strict=True))
+    request = CountRequest(
+        ref.RUN_ID, ref.ROUND, ref.ATTEMPT, ref.CONFIG_JSON, ref.CONFIG_HASH, merges, ref.NUM_NEW, ref.MAX_COHORT
+    )
+    assert request.broadcast_hash.hex() == VECTORS["counts"]["broadcast"]
+    assert sw.context_of(request, ROSTER).hex() == VECTORS["counts"]["ctx0"]
 
 
 class Fixed:

@@ -1,0 +1,396 @@
+"""A tokenizer that a federation learns is the one that all its training text in one place would teach."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from agfl_client.app import create_client_app
+from agfl_client.node import Node
+from agfl_client.policy import Policy
+from agfl_models.bpe import train_bpe
+from agfl_models.errors import CheckpointError, ConfigError, RoundError
+from agfl_models.examples import TextRow, read_rows, write_rows
+from agfl_models.store import load_model
+from agfl_models.tokenizer import Pair, Tokenizer
+from agfl_protocol import wire
+from agfl_protocol.counting import COUNT, CountRequest
+from agfl_protocol.run_config import RunConfig, load_run_config
+from agfl_server.aggregator import AttemptFailed, CohortSum, LaneCodec
+from agfl_server.app import build_aggregator, run_federation
+from agfl_server.attempts import Parties
+from agfl_server.cli import LogObserver
+from agfl_server.connected_nodes import ConnectedNodes
+from agfl_server.observer import Observer
+from agfl_server.tokenizer_training import train_tokenizer
+from agfl_sim.grid import InProcessGrid
+from agfl_sim.run import run_inline
+
+MakeConfig = Callable[..., RunConfig]
+MakeOwners = Callable[..., Path]
+OpenGrid = Callable[..., InProcessGrid]
+Answer = Callable[[Message], Message]
+Fault = Callable[[Answer, Message, CountRequest], Message]
+BAD = "owner-01"
+VOCAB = 290
+
+
+def bpe(merges_per_round: int, vocab_size: int = VOCAB) -> tuple[str, ...]:
+    tokenizer = f"{{type: bpe, vocab_size: {vocab_size}, merges_per_round: {merges_per_round}}}"
+    return f"model.vocab_size={vocab_size}", f"tokenizer={tokenizer}", "num_rounds=1"
+
+
+def central(config: RunConfig, owners: Iterable[Path], merges_per_round: int = 1) -> tuple[Pair, ...]:
+    """The merges of all training text in one place."""
+    texts = [text for path in owners for text in config.task.training_texts(read_rows(path, TextRow))]
+    return train_bpe(texts, config.tokenizer.vocab_size, merges_per_round)
+
+
+def learned(folder: Path) -> tuple[Pair, ...]:
+    return load_run_config(folder / "config.yaml").tokenizer.build().merges
+
+
+@dataclass
+class Diary(Observer):
+    """Writes down what it is told."""
+
+    rounds: list[tuple[int, int, int]] = field(default_factory=list)
+    trained: list[tuple[int, int]] = field(default_factory=list)
+    refusals: list[tuple[str, str]] = field(default_factory=list)
+    repetitions: list[tuple[int, int]] = field(default_factory=list)
+
+    def tokenizer_round(self, merges: int, max_merges: int, cohort: int) -> None:
+        self.rounds.append((merges, max_merges, cohort))
+
+    def tokenizer_trained(self, merges: int, max_merges: int) -> None:
+        self.trained.append((merges, max_merges))
+
+    def refused(self, name: str, reason: str) -> None:
+        self.refusals.append((name, reason))
+
+    def repeated(self, round_number: int, attempt: int, reason: str) -> None:
+        self.repetitions.append((round_number, attempt))
+
+
+class Faulty(ClientApp):
+    """A real ClientApp whose counts pass through a fault."""
+
+    def __init__(self, app: ClientApp, fault: Fault) -> None:
+        super().__init__()
+        self.app, self.fault = app, fault
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        if message.metadata.message_type != COUNT:
+            return self.app(message, context)
+        request = CountRequest.from_record(message.content)
+        return self.fault(lambda content: self.app(content, context), message, request)
+
+
+@pytest.mark.parametrize("merges_per_round", [1, 7])
+@pytest.mark.parametrize("aggregation", ["plain", "secure"])
+def test_a_federation_learns_what_all_its_training_text_in_one_place_would_teach(
+    run_config: MakeConfig, make_owners: MakeOwners, tmp_path: Path, aggregation: str, merges_per_round: int
+) -> None:
+    overrides = (f"aggregation={{type: {aggregation}}}", "task.validation_fraction=0.25")
+    config, diary = run_config(*bpe(merges_per_round), *overrides), Diary()
+    owners = sorted(make_owners(4).iterdir())
+    texts = ["the naïve sea 日本 日本語 saw", "日本 naïve the sea", "😀 the 😀 naïve", "no 日本"] * 3
+    write_rows(owners[3], [TextRow(text=text) for text in texts])
+    run_inline(config, owners, tmp_path / "run", False, diary)
+    assert len(learned(tmp_path / "run")) == VOCAB - 259
+    assert learned(tmp_path / "run") == central(config, owners, merges_per_round)
+    assert learned(tmp_path / "run") != central(run_config(*bpe(1)), owners)  # which holds other text out
+    merges = range(0, VOCAB - 259, merges_per_round)
+    assert diary.rounds == [(number, VOCAB - 259, 4) for number in merges]
+    assert diary.trained == [(VOCAB - 259, VOCAB - 259)]
+    assert diary.refusals == []
+
+
+def test_all_that_follows_has_the_merges_and_the_models_folder_says_them(
+    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, tmp_path: Path
+) -> None:
+    config, owners = run_config(*bpe(8), "evaluation.max_examples=1000"), make_owners(3)
+    seen: list[wire.RoundRequest] = []
+
+    class Listening(ClientApp):
+        def __init__(self, app: ClientApp) -> None:
+            super().__init__()
+            self.app = app
+
+        def __call__(self, message: Message, context: Context) -> Message:
+            if message.metadata.message_type in (wire.TRAIN, wire.EVALUATE):
+                seen.append(wire.RoundRequest.from_record(message.content))
+            return self.app(message, context)
+
+    state = run_federation(open_grid(owners, {BAD: Listening}), config, tmp_path / "run")
+    merges = central(config, owners.iterdir(), 8)
+    resolved = config.with_merges(merges)
+    assert {(r.config_json, r.config_hash) for r in seen} == {(resolved.to_json(), resolved.hash)}
+    assert load_run_config(tmp_path / "run" / "config.yaml") == resolved
+    assert {r.run_id for r in seen} == {state.run_id}
+    _, saved = load_model(tmp_path / "run")
+    assert saved.tokenizer == resolved.tokenizer
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows] == [0, 1]
+    assert all(row["eval/bits_per_byte"] > 0 for row in rows)
+    # 8.19 bits a token of an untrained model, over fewer tokens than bytes
+    tokens, size = 0, 0
+    for path in owners.iterdir():
+        rows_of_owner = read_rows(path, TextRow)
+        held_out = {row.text for row in rows_of_owner} - set(config.task.training_texts(rows_of_owner))
+        tokens += sum(len(Tokenizer(merges).encode(text)) + 1 for text in held_out)
+        size += sum(len(text.encode()) for text in held_out)
+    assert rows[0]["eval/bits_per_byte"] == pytest.approx(np.log2(VOCAB) * tokens / size, rel=0.03)
+
+
+def test_text_with_few_pairs_fills_a_part_of_the_vocabulary(
+    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, tmp_path: Path
+) -> None:
+    config, owners, diary = run_config(*bpe(16, 2000)), make_owners(3), Diary()
+    run_federation(open_grid(owners), config, tmp_path / "run", observer=diary)
+    merges = learned(tmp_path / "run")
+    assert merges == central(config, owners.iterdir(), 16)
+    assert diary.trained == [(len(merges), 1741)]
+    assert 14 < len(merges) < 200
+
+
+@pytest.fixture
+def train(run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid) -> Callable[..., RunConfig]:
+    """Learn a tokenizer from three owners, one merge a round, BAD with `fault`."""
+
+    def run(fault: Fault, observer: Observer, *overrides: str) -> RunConfig:
+        grid = open_grid(make_owners(3), {BAD: lambda app: Faulty(app, fault)})
+        return train_tokenizer(parties_of(run_config(*bpe(1), *overrides), grid, observer))
+
+    return run
+
+
+def parties_of(config: RunConfig, grid: Grid, observer: Observer) -> Parties:
+    aggregator, min_cohort = build_aggregator(config.aggregation, None, observer)
+    numbers = count()
+    return Parties(
+        config=config,
+        grid=grid,
+        nodes=ConnectedNodes(grid, observer),
+        aggregator=aggregator,
+        observer=observer,
+        min_cohort=min_cohort,
+        next_attempt=lambda run_id, number: next(numbers),
+    )
+
+
+def in_round(number: int, attempts: int = 100) -> Fault:
+    """No power in a round, for some attempts."""
+    left = [attempts]
+
+    def fault(answer: Answer, message: Message, request: CountRequest) -> Message:
+        if request.round == number and left[0]:
+            left[0] -= 1
+            return Message(Error(100, "no power"), reply_to=message)
+        return answer(message)
+
+    return fault
+
+
+def test_an_owner_who_is_not_in_the_first_sum_is_in_none(
+    train: Callable[..., RunConfig], make_owners: MakeOwners
+) -> None:
+    diary = Diary()
+    config = train(in_round(1), diary)
+    others = [path for path in make_owners(3).iterdir() if path.stem != BAD]
+    assert config.tokenizer.build().merges == central(config, others)
+    assert diary.refusals == [(BAD, "no power")]
+    assert [cohort for _, _, cohort in diary.rounds] == [3, *(2 for _ in diary.rounds[1:])]
+
+
+def test_an_owner_who_is_lost_later_is_waited_for(train: Callable[..., RunConfig], make_owners: MakeOwners) -> None:
+    diary = Diary()
+    config = train(in_round(5, attempts=2), diary)
+    assert config.tokenizer.build().merges == central(config, make_owners(3).iterdir())
+    assert [number for number, _ in diary.repetitions] == [5, 5]
+
+
+def test_an_owner_who_is_lost_for_good_ends_the_training_in_one_line(train: Callable[..., RunConfig]) -> None:
+    line = (
+        r"^tokenizer: round 4: failed in 3 attempts, the last because updates: must be at least min_cohort = 3, "
+        rf"got 2; {BAD}: no power$"
+    )
+    with pytest.raises(RoundError, match=line):
+        train(in_round(4), Diary())
+
+
+LIES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
+    "counts twice": (lambda lanes: np.array([2, *lanes[1:]], np.uint64), "count: must be 1, got 2"),
+    "does not count": (lambda lanes: np.array([0, *lanes[1:]], np.uint64), "count: must be 1, got 0"),
+    "overflows": (
+        lambda lanes: np.array([*lanes[:-1], 2**63], np.uint64),
+        "lanes: every count must be below 3074457345618258602, got 9223372036854775808",
+    ),
+    "too long": (
+        lambda lanes: np.array([*lanes, 0], np.uint64),
+        "lanes: must be uint64 of shape (65537,), got uint64 of shape (65538,)",
+    ),
+    "another type": (
+        lambda lanes: lanes.astype(np.int64),
+        "lanes: must be uint64 of shape (65537,), got int64 of shape (65537,)",
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_counts_that_do_not_hold_are_refused_by_name(
+    train: Callable[..., RunConfig], make_owners: MakeOwners, lie: str
+) -> None:
+    change, reason = LIES[lie]
+
+    def fault(answer: Answer, message: Message, request: CountRequest) -> Message:
+        lanes = answer(message).content.array_records["arrays"]["lanes"].numpy()
+        reply = wire.RoundReply(request.config_hash, request.round, request.attempt, change(lanes))
+        return Message(reply.to_record(), reply_to=message)
+
+    diary = Diary()
+    config = train(fault, diary)
+    others = [path for path in make_owners(3).iterdir() if path.stem != BAD]
+    assert config.tokenizer.build().merges == central(config, others)
+    assert diary.refusals == [(BAD, reason)]
+
+
+def test_owners_who_do_not_permit_the_run_count_nothing(
+    run_config: MakeConfig, make_owners: MakeOwners, tmp_path: Path
+) -> None:
+    paths = sorted(make_owners(3).iterdir())
+    with InProcessGrid(
+        {i: create_client_app(Node(path.stem, path, "cpu", policy=Policy())) for i, path in enumerate(paths)}, 1
+    ) as grid:
+        config = run_config(*bpe(1), "aggregation.max_attempts=1")
+        with pytest.raises(RoundError, match=r"^tokenizer: round 1: .* got 0; owner-00: allow_plain: must be true"):
+            run_federation(grid, config, tmp_path / "run")
+
+
+@dataclass(frozen=True)
+class Blaming:
+    """Sums over nobody, and proves that BAD broke the protocol."""
+
+    def sum(
+        self, grid: Grid, cohort: Mapping[str, int], request: wire.SumRequest, codec: LaneCodec, timeout_s: float
+    ) -> CohortSum:
+        raise AttemptFailed(f"mask_key: of {BAD}", {}, frozenset({BAD}))
+
+    def requiring(self, min_cohort: int) -> Blaming:
+        return self
+
+
+def test_a_member_that_broke_the_protocol_is_not_waited_for(
+    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid
+) -> None:
+    parties = replace(parties_of(run_config(*bpe(1)), open_grid(make_owners(3)), Observer()), aggregator=Blaming())
+    with pytest.raises(RoundError, match=r"^tokenizer: round 1: failed in 3 attempts, the last because mask_key"):
+        train_tokenizer(parties)
+    everybody = replace(parties, members=frozenset(f"owner-{i:02}" for i in range(3)))
+    with pytest.raises(RoundError, match=r"^tokenizer: round 1: failed in 1 attempts, the last because mask_key"):
+        train_tokenizer(everybody)
+
+
+class PulledPlugError(BaseException):
+    """Nothing in the product catches it."""
+
+
+@dataclass
+class Interrupter(Diary):
+    """Ends the run when so many merges are learned, or when the first round starts."""
+
+    merges: int = -1
+
+    def tokenizer_round(self, merges: int, max_merges: int, cohort: int) -> None:
+        super().tokenizer_round(merges, max_merges, cohort)
+        if merges == self.merges:
+            raise PulledPlugError
+
+    def round_started(self, round_number: int, num_rounds: int, cohort: int) -> None:
+        if self.merges == -1:
+            raise PulledPlugError
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    names = ("config.yaml", "model/config.yaml", "model/model.safetensors")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+@pytest.mark.parametrize("merges", [0, 8, 24, -1])
+def test_a_run_that_was_killed_learns_its_tokenizer_again_or_goes_on_with_it(
+    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, tmp_path: Path, merges: int
+) -> None:
+    config, owners = run_config(*bpe(8)), make_owners(3)
+    run_federation(open_grid(owners), config, tmp_path / "whole")
+    with pytest.raises(PulledPlugError):
+        run_federation(open_grid(owners), config, tmp_path / "torn", observer=Interrupter(merges=merges))
+    diary = Diary()
+    run_federation(open_grid(owners), config, tmp_path / "torn", resume=True, observer=diary)
+    assert everything(tmp_path / "torn") == everything(tmp_path / "whole")
+    assert [m for m, _, _ in diary.rounds] == ([] if merges == -1 else [0, 8, 16, 24])
+    finished = everything(tmp_path / "torn")
+    run_federation(open_grid(owners), config, tmp_path / "torn", resume=True, observer=diary)
+    assert everything(tmp_path / "torn") == finished
+
+
+def test_a_run_that_was_killed_while_it_learned_can_also_be_started_anew(
+    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, tmp_path: Path
+) -> None:
+    config, owners = run_config(*bpe(8)), make_owners(3)
+    with pytest.raises(PulledPlugError):
+        run_federation(open_grid(owners), config, tmp_path / "run", observer=Interrupter(merges=8))
+    run_federation(open_grid(owners), config, tmp_path / "run")
+    assert learned(tmp_path / "run") == central(config, owners.iterdir(), 8)
+    with pytest.raises(ConfigError, match="must be a folder without a run"):
+        run_federation(open_grid(owners), config, tmp_path / "run")
+
+
+def test_a_run_is_resumed_with_the_merges_of_its_folder_only_if_it_is_the_same_run(
+    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, tmp_path: Path
+) -> None:
+    config, grid = run_config(*bpe(8)), open_grid(make_owners(3))
+    run_federation(grid, config, tmp_path / "run")
+    before = everything(tmp_path / "run")
+    others = [(*bpe(8), "seed=9"), bpe(7), bpe(8, 280), ("model.vocab_size=259",)]
+    for overrides in others:
+        with pytest.raises(CheckpointError, match="belongs to a run with configuration hash"):
+            run_federation(grid, run_config(*overrides), tmp_path / "run", resume=True)
+    with pytest.raises(CheckpointError, match=r"^--resume: .*none/config\.yaml: no such file$"):
+        run_federation(grid, config, tmp_path / "none", resume=True)
+    assert not (tmp_path / "none").exists()
+    assert everything(tmp_path / "run") == before
+    longer = run_config(*bpe(8), "num_rounds=2")
+    assert run_federation(grid, longer, tmp_path / "run", resume=True).round == 2
+    assert learned(tmp_path / "run") == central(config, make_owners(3).iterdir(), 8)
+
+
+def test_merges_that_are_given_are_not_learned(
+    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, tmp_path: Path
+) -> None:
+    given = "tokenizer={type: bpe, vocab_size: 290, merges: [[116, 104], [259, 101]]}"
+    config, diary = run_config(*bpe(8), given), Diary()
+    run_federation(open_grid(make_owners(3)), config, tmp_path / "run", observer=diary)
+    assert learned(tmp_path / "run") == ((116, 104), (259, 101))
+    assert not diary.rounds
+    assert not diary.trained
+
+
+def test_the_operator_is_told_each_tenth(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "agfl.server"):
+        observer = LogObserver("eval/bits_per_byte")
+        for merges in range(0, 2000, 5):
+            observer.tokenizer_round(merges, 2000, 24)
+        observer.tokenizer_trained(2000, 2000)
+    assert len(caplog.messages) == 11
+    assert caplog.messages[0] == "tokenizer: 0 of 2000 merges, counting at 24 nodes"
+    assert caplog.messages[-1] == "tokenizer: 2000 of 2000 merges, learned"
