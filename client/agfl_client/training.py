@@ -13,6 +13,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from agfl_models.sequence_model import SequenceModel
 from agfl_models.tasks import distribution
+from agfl_models.tasks.evaluation import evaluation_sums
 from agfl_models.tasks.task import AnyTask, BatchT, Dataset, Task
 from agfl_protocol.run_config import SGDConfig, TrainingConfig
 from agfl_protocol.update import Layout, Vector
@@ -91,10 +92,5 @@ def evaluate(
     model: SequenceModel, task: AnyTask, dataset: Dataset[Any], batch_size: int, max_examples: int, device: str
 ) -> dict[str, float]:
     """Return one owner's `task.eval_sums`: over its validation examples, in float32, and its place among owners."""
-    sums = dict.fromkeys(task.eval_sums, 0.0)
-    model.eval()
-    with torch.no_grad():
-        for batch in dataset.validation(batch_size, max_examples):
-            for name, value in task.evaluate(model, batch.to(device)).items():
-                sums[name] += value
+    sums = evaluation_sums(model, task, dataset, batch_size, max_examples, device)
     return sums | distribution.one_hot(task.main_metric, task.eval_metrics(sums))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agfl_models.errors import CheckpointError, ConfigError
-from agfl_models.store import CONFIG_FILE, save_model, write_atomically
+from agfl_models.store import CONFIG_FILE, METRICS_FILE, save_model, write_atomically
 from agfl_models.tokenizer import BPETokenizerConfig
 from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_protocol.update import Layout
@@ -32,7 +32,7 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         """One JSON object a round, from `round: 0`, the untrained model."""
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS_FILE
 
     def refuse_existing_run(self) -> None:
         """Raise ConfigError if the folder holds a run already: nothing is overwritten."""
@@ -130,4 +130,4 @@ class RunFolder:
     def save_model(self, config: RunConfig, layout: Layout, state: ServerState) -> None:
         """Write model/model.safetensors with its configuration, for `agfl-model`."""
         weights = layout.state_dict(state.model)
-        save_model(self.path / "model", config.model, weights, config.task.type, config.tokenizer)
+        save_model(self.path / "model", config.model, weights, config.task, config.tokenizer)

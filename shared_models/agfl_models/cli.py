@@ -1,19 +1,19 @@
-"""agfl-model: look at a trained model, or let it write."""
+"""agfl-model: look at a trained model, use it, evaluate it, serve it."""
 
 from __future__ import annotations
 
-import sys
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from agfl_models import text_commands
 from agfl_models.console import new_app, run_app
 from agfl_models.errors import ConfigError
+from agfl_models.text_commands import ModelPath
 
-app = new_app("Look at a trained model, or let it write.")
-
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, or a run folder that holds one.")]
+app = new_app("Look at a trained model, use it, evaluate it, serve it.")
 
 
 @app.command()
@@ -29,7 +29,7 @@ def describe(
 
     _, saved = load_model(path)
     model = saved.model.resolve()
-    table = Table("part", "settings", title=f"{saved.task} model")
+    table = Table("part", "settings", title=f"{saved.task.type} model" if saved.task else "model")
     table.add_column("parameters", justify="right")
     table.add_column("FLOPs/token", justify="right")
     for part in model.parts(context_length):
@@ -40,41 +40,70 @@ def describe(
     Console().print(table)
 
 
+for command in (
+    text_commands.translate,
+    text_commands.summarize,
+    text_commands.answer,
+    text_commands.generate,
+):
+    app.command()(command)
+
+
 @app.command()
-def generate(
+def evaluate(
     path: ModelPath,
-    prompt: Annotated[str, typer.Argument(metavar="[PROMPT]", help="Text to continue.")] = "",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Length of the continuation.")] = 200,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the most probable token.")] = 0.8,
-    top_k: Annotated[int, typer.Option(min=1, help="Draw among so many most probable tokens.")] = 40,
-    seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
+    data: Annotated[Path, typer.Option(metavar="PATH", help="Examples of the model's task: a file, or text.")],
+    columns: Annotated[
+        str, typer.Option(metavar="NAME=COLUMN,...", help="What the file calls the task's columns.")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
-    """Continue a text, printing as it is written."""
-    import torch
+    """Print the task's metrics over all rows of a file: none of them is left out."""
+    from agfl_models.examples import parse_columns
 
-    from agfl_models.families import build_tokenizer
-    from agfl_models.generation import GenerationConfig, stream
-    from agfl_models.store import load_model
-    from agfl_models.validation import validate
+    named = parse_columns(columns)
 
-    model, saved = load_model(path)
-    if saved.model.vocab_size is None and saved.tokenizer.vocab_size is not None:
-        raise ConfigError(f"{path}: model.vocab_size: must be {saved.tokenizer.vocab_size} to write text, got None")
-    tokenizer = build_tokenizer(saved.tokenizer, saved.model)
-    settings = {"max_new_tokens": max_tokens, "temperature": temperature, "top_k": top_k}
-    config = validate(GenerationConfig, settings, "command line")
-    new_ids = stream(
-        model,
-        [tokenizer.bos_id, *tokenizer.encode(prompt)],
-        config,
-        eos_id=tokenizer.eos_id,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    sys.stdout.write(prompt)
-    for text in tokenizer.decode_stream(new_ids):
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+    from agfl_models.examples import read_rows
+    from agfl_models.inference import open_model
+    from agfl_models.metrics.signatures import signatures
+    from agfl_models.tasks.evaluation import evaluate_rows
+
+    user, task = open_model(path)
+    rows = read_rows(data, task.row, named)
+    metrics = evaluate_rows(user.model, user.task, rows)
+    if as_json:
+        print(json.dumps({"rows": len(rows), "metrics": metrics, "signatures": signatures(metrics)}))
+        return
+    _print_metrics(f"{task.type}, {len(rows):,} rows of {data}", metrics, signatures(metrics))
+
+
+def _print_metrics(title: str, metrics: dict[str, float], signatures: dict[str, str]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("metric", title=escape(title))
+    table.add_column("value", justify="right")
+    if signatures:
+        table.add_column("signature", overflow="fold")
+    for name, value in metrics.items():
+        table.add_row(name.removeprefix("eval/"), f"{value:.4f}", *[signatures.get(name, "")][: len(signatures)])
+    Console().print(table)
+
+
+@app.command()
+def serve(
+    path: ModelPath,
+    host: Annotated[str, typer.Option(help="Address to listen on; only this machine reaches 127.0.0.1.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8600,
+) -> None:
+    """Offer the model to a browser and to programs on this machine, until Ctrl-C."""
+    from agfl_models.inference import open_model
+    from agfl_models.web.facts import model_facts
+    from agfl_models.web.serve import serve_model
+
+    user, task = open_model(path)
+    serve_model(user, model_facts(path, user, task), host, port)
 
 
 @app.command()

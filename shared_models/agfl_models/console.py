@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -23,6 +24,8 @@ def new_app(help_text: str) -> typer.Typer:
 def run_app(app: Callable[[], object]) -> None:
     """Run a command; print an `AgflError` as one line and exit 2; exit 130 on Ctrl-C or SIGTERM."""
     signal.signal(signal.SIGTERM, _interrupt)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal cannot show
     try:
         app()
     except AgflError as error:

@@ -38,8 +38,9 @@ def _not_blank(text: str) -> str:
     return text
 
 
-AnyText = Annotated[str, AfterValidator(_encodable)]
-Text = Annotated[AnyText, AfterValidator(_not_blank)]
+ENCODABLE, NOT_BLANK = AfterValidator(_encodable), AfterValidator(_not_blank)
+AnyText = Annotated[str, ENCODABLE]
+Text = Annotated[AnyText, NOT_BLANK]
 
 
 class Row(BaseModel, ABC):

@@ -6,10 +6,10 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -18,25 +18,35 @@ from agfl_models.errors import CheckpointError, ConfigError
 from agfl_models.families import AnyModelConfig, build_model, refuse_misfit
 from agfl_models.huggingface.config import HuggingFaceConfig
 from agfl_models.sequence_model import SequenceModel, trained_parameters
+from agfl_models.tasks import TaskConfig
 from agfl_models.tokenizer import BytesTokenizerConfig, TokenizerConfig
 from agfl_models.validation import Config, dump_yaml, read_yaml, validate
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
 MODEL_FOLDER = "model"
+METRICS_FILE = "metrics.jsonl"  # of a run, beside the model's folder
 _BYTES = BytesTokenizerConfig()
 
 
+def _named(task: Any) -> Any:
+    """Accept the bare name that was written here before tasks had settings that matter to who uses the model."""
+    return {"type": task} if isinstance(task, str) else task
+
+
 class SavedConfig(Config):
-    """Content of `config.yaml`: what is needed to use the weights."""
+    """Content of `config.yaml`: what is needed to use the weights. Without a task they only compute."""
 
     model: AnyModelConfig
-    task: str
+    task: Annotated[TaskConfig | None, BeforeValidator(_named)] = None
     tokenizer: TokenizerConfig = _BYTES
 
     @model_validator(mode="after")
-    def _tokenizer_fits(self) -> Self:
+    def _parts_fit(self) -> Self:
         refuse_misfit(self.tokenizer, self.model)
+        if self.task is None:
+            return self
+        self.task.check_model(self.model)
         if self.model.vocab_size not in (None, self.tokenizer.vocab_size):
             rule = f"must be {self.tokenizer.vocab_size} as tokenizer.vocab_size"
             raise ValueError(f"model.vocab_size: {rule}, got {self.model.vocab_size}")
@@ -49,7 +59,7 @@ def save_model(
     folder: Path,
     model_config: AnyModelConfig,
     state_dict: Mapping[str, Tensor],
-    task: str,
+    task: TaskConfig | None = None,
     tokenizer: TokenizerConfig = _BYTES,
 ) -> None:
     """Write a model folder; each file appears whole or not at all, and equal weights give equal bytes.
@@ -60,11 +70,11 @@ def save_model(
         folder: created if missing.
         model_config: architecture that the weights belong to.
         state_dict: the weights that are trained: of an adapted model the adapter.
-        task: name of the task the model was trained for, such as "language_modeling".
+        task: what the model was trained for, and the lengths that it learned; None for a task that we do not know.
         tokenizer: what the model's token ids mean.
 
     Raises:
-        ConfigError: the tokenizer is not the model's.
+        ConfigError: task or tokenizer do not fit the model.
         CheckpointError: the folder cannot be written.
     """
     content = {"model": model_config.resolve(), "task": task, "tokenizer": tokenizer}

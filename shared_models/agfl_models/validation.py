@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,7 +83,11 @@ def nearest(name: str, known: list[str]) -> str:
 
 def first_problem(error: ValidationError, data: object) -> str:
     """Return the first thing that is wrong with `data`: field, rule and value, in one line."""
-    problem = error.errors()[0]
+    return problem_line(error.errors()[0], data)
+
+
+def problem_line(problem: Mapping[str, Any], data: object) -> str:
+    """Return one of pydantic's errors in `data` as a line."""
     if problem["type"] == "missing":
         *parents, name = problem["loc"]
         return ".".join([*_path(parents, data), str(name)]) + ": required but missing"

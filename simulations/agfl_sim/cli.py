@@ -82,7 +82,8 @@ def _run(run_config: RunConfig, folder: Path, engine: str, resume: bool) -> None
         console.print(f"stopped; go on with --resume --output {folder}")
         raise
     report = write_report(folder, run_config.task.main_metric, comparison)
-    console.print(f"model    {folder / 'model'}   (agfl-model generate {folder / 'model'})", highlight=False)
+    use = f"agfl-model {run_config.task.command} {folder}"
+    console.print(f"model    {folder / 'model'}   ({use}, or agfl-model serve {folder})", highlight=False)
     console.print(f"report   {report}", highlight=False)
 
 

@@ -25,7 +25,8 @@ def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
 
 def test_a_whole_file(tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text(
-        "min_cohort: 7\nmax_colluders: 4\nallow_plain: true\nuploads_per_round: 1\nmax_parameters: 10\ntasks: [summarization]\n"
+        "min_cohort: 7\nmax_colluders: 4\nallow_plain: true\nuploads_per_round: 1\nmax_parameters: 10\n"
+        "tasks: [summarization]\n"
     )
     policy = load_policy(tmp_path / "policy.yaml")
     assert policy.parameters(10) == Parameters(4, 7)

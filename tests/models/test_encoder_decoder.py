@@ -194,7 +194,7 @@ def test_a_model_of_vectors_may_be_an_encoder_decoder() -> None:
 
 def test_a_saved_model_is_the_model(tmp_path: Path) -> None:
     model, ids_BT, source_BS = make_model(ENCODER_DECODERS["attention"]), random_ids(2, 5), random_ids(2, 6, seed=2)
-    save_model(tmp_path, model.config, model.state_dict(), "a task")
+    save_model(tmp_path, model.config, model.state_dict())
     loaded, saved = load_model(tmp_path)
     assert saved.model.resolve() == model.config
     assert torch.equal(loaded(ids_BT, source=source_BS), model(ids_BT, source=source_BS))

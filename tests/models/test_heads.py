@@ -108,7 +108,7 @@ def test_an_encoder_sees_both_ways_and_does_not_decode() -> None:
 @each_head
 def test_a_saved_encoder_is_the_encoder(head: dict[str, Any], tmp_path: Path) -> None:
     model = make_encoder(head)
-    save_model(tmp_path, model.config, model.state_dict(), "a task")
+    save_model(tmp_path, model.config, model.state_dict())
     loaded, saved = load_model(tmp_path)
     assert saved.model.resolve() == model.config
     assert torch.equal(loaded(random_ids(2, 5)), model(random_ids(2, 5)))

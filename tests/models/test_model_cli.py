@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pty
+import re
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from agfl_models import AutoGenModel
+from agfl_models.cli import app
+from agfl_models.errors import AgflError
+from agfl_models.examples import write_rows
+from agfl_models.inference import Answerer, Continuer, Rewriter, open_model
+from agfl_models.metrics.bleu import bleu_signature
+from agfl_models.metrics.chrf import chrf_signature
 from agfl_models.store import save_model
+from agfl_models.tasks.evaluation import evaluate_rows
+from agfl_models.tasks.language_modeling import LanguageModelingConfig
+from agfl_models.tasks.translation import TranslationConfig, TranslationRow
 
 COMMAND = Path(sys.executable).with_name("agfl-model")
+ENVIRONMENT = {"COLUMNS": "120", "PYTHONUTF8": "1", "TERM": "dumb"}
+LINES = ["the cat", "", "Grüße 😀 there", "x y"]
 
 
 ENCODER_DECODER = {
@@ -27,19 +47,31 @@ ENCODER_DECODER = {
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     model = AutoGenModel({"vocab_size": 259, "dim": 16, "layers": [{"type": "attention"}, {"type": "ff"}]}, seed=0)
-    save_model(folder / "model", model.config, model.state_dict(), "language_modeling")
+    task = LanguageModelingConfig(type="language_modeling")
+    save_model(folder / "model", model.config, model.state_dict(), task)
     return folder
 
 
 def agfl_model(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [COMMAND, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={"COLUMNS": "120", "PYTHONUTF8": "1"},
+        [COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False, env=ENVIRONMENT
     )
+
+
+def written(*arguments: str | Path, given: str = "", said: str = "") -> str:
+    """Return what a command writes, in this process, since a new one takes seconds; `said`: on stderr."""
+    result = CliRunner(env=ENVIRONMENT).invoke(app, [str(argument) for argument in arguments], input=given.encode())
+    assert result.exception is None, result.exception
+    assert result.stderr == said
+    return result.stdout_bytes.decode()  # `stdout` takes a carriage return, which a model may write, for a line's end
+
+
+def refusal(*arguments: str | Path, given: bytes = b"") -> str:
+    """Return the line that a command would print before it exits with code 2."""
+    result = CliRunner(env=ENVIRONMENT).invoke(app, [str(argument) for argument in arguments], input=given)
+    assert isinstance(result.exception, AgflError), result.exception
+    assert result.stdout == ""
+    return str(result.exception)
 
 
 def test_describe_shows_parts_and_totals(run_folder: Path) -> None:
@@ -54,7 +86,7 @@ def test_describe_shows_parts_and_totals(run_folder: Path) -> None:
 
 def test_describe_shows_the_encoder(tmp_path: Path) -> None:
     model = AutoGenModel(ENCODER_DECODER, seed=0)
-    save_model(tmp_path, model.config, model.state_dict(), "translation")
+    save_model(tmp_path, model.config, model.state_dict(), TranslationConfig(type="translation"))
     result = agfl_model("describe", tmp_path, "--context-length", "10")
     assert (result.returncode, result.stderr) == (0, "")
     rows = {cells[1].strip(): cells for line in result.stdout.splitlines() if len(cells := line.split("│")) == 6}
@@ -64,35 +96,195 @@ def test_describe_shows_the_encoder(tmp_path: Path) -> None:
     assert [cell.strip() for cell in rows["layers.0"][3:5]] == ["1,024", "2,688"]
 
 
+@pytest.mark.parametrize("command", ["translate", "summarize"])
+def test_a_text_from_anywhere_is_written_as_the_model_does(
+    command: str, model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = model_folders[command]
+    rewriter, _ = open_model(folder)
+    assert isinstance(rewriter, Rewriter)
+    expected = rewriter.write(LINES, rewriter.decoding({}))
+    assert written(command, folder, LINES[0]) == expected[0] + "\n"
+    lines = "".join(re.sub(r"[\r\n]+", " ", text) + "\n" for text in expected)
+    assert lines.count("\n") == len(LINES)
+    (tmp_path / "texts.txt").write_text("\n".join(LINES))
+    assert written(command, folder, "--file", tmp_path / "texts.txt") == lines
+    assert written(command, folder, given="\r\n".join(LINES) + "\r\n") == lines
+
+
+def test_options_reach_the_generator(model_folders: dict[str, Path]) -> None:
+    rewriter, _ = open_model(model_folders["translate"])
+    assert isinstance(rewriter, Rewriter)
+    given = {"num_beams": 3, "max_new_tokens": 9, "length_penalty": 0.5, "no_repeat_ngram": 2}
+    (expected,) = rewriter.write(["the cat"], rewriter.decoding(given))
+    assert expected != rewriter.write(["the cat"], rewriter.decoding({}))[0]
+    options = ["--num-beams", "3", "--max-tokens", "9", "--length-penalty", "0.5", "--no-repeat-ngram", "2"]
+    assert written("translate", model_folders["translate"], "the cat", *options) == expected + "\n"
+
+
+def test_it_is_said_that_the_end_of_a_text_was_not_read(model_folders: dict[str, Path]) -> None:
+    said = "1 of 2 texts longer than the model reads: their ends made no difference\n"
+    assert written("translate", model_folders["translate"], given="short\n" + "long " * 20 + "\n", said=said)
+
+
+def test_questions_from_anywhere_are_answered_as_the_model_does(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    answerer, _ = open_model(model_folders["answer"])
+    assert isinstance(answerer, Answerer)
+    context, questions = tmp_path / "context.txt", ["who?", "What was it?", ""]
+    context.write_text("Ships")
+    expected = [answerer.answer("Ships", question).text for question in questions]
+    assert "" in expected[:2]
+    assert any(expected)
+    command = ("answer", model_folders["answer"], "--context")
+    assert written(*command, context, given="\n".join(questions) + "\n") == "".join(f"{text}\n" for text in expected)
+    for question, answer in zip(questions, expected, strict=True):
+        assert written(*command, context, question) == answer + "\n"
+        assert written(*command, "-", question, given="Ships\n") == answer + "\n"
+
+
+def test_a_prompt_from_anywhere_is_continued_as_the_model_does(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    continuer, _ = open_model(model_folders["generate"])
+    assert isinstance(continuer, Continuer)
+    prompt, folder = "Grüß\nthe cat", model_folders["generate"]
+    (tmp_path / "prompt.txt").write_text(prompt + "\n")
+    expected = prompt + "".join(continuer.stream(prompt, continuer.decoding({}))) + "\n"
+    assert written("generate", folder, prompt) == expected
+    assert written("generate", folder, "--file", tmp_path / "prompt.txt") == expected
+    assert written("generate", folder, given=prompt + "\n") == expected
+    unprompted = "".join(continuer.stream("", continuer.decoding({}))) + "\n"
+    assert written("generate", folder) == unprompted
+
+
 def test_generate_continues_the_prompt_the_same_way_for_the_same_seed(run_folder: Path) -> None:
-    first, again, other = (
-        agfl_model("generate", run_folder, "Grüß", "--max-tokens", "30", "--seed", seed) for seed in "112"
-    )
-    assert (first.returncode, first.stderr) == (0, "")
-    assert first.stdout.startswith("Grüß")
-    assert len(first.stdout) > len("Grüß\n")
-    assert first.stdout == again.stdout
-    assert first.stdout != other.stdout
+    first, again, other = (written("generate", run_folder, "Grüß", "--max-tokens", "30", "--seed", s) for s in "112")
+    assert first.startswith("Grüß")
+    assert len(first) > len("Grüß\n")
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize("command", ["translate", "summarize", "answer", "generate"])
+def test_a_model_of_another_task_names_the_command_that_fits(
+    command: str, model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "context.txt").write_text("Ships")
+    options = ["--context", str(tmp_path / "context.txt")] if command == "answer" else []
+    other, fits = ("summarize", "summarization") if command != "summarize" else ("answer", "question_answering")
+    line = f"must be a model to {command} with, got one for {fits}; use agfl-model {other}"
+    assert refusal(command, model_folders[other], "text", *options) == f"{model_folders[other]}: {line}"
+
+
+def test_bad_input_is_one_line_and_exit_code_2(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    translate = ("translate", model_folders["translate"])
+    assert refusal(*translate, "--file", tmp_path / "no") == f"{tmp_path}/no: cannot be read: No such file or directory"
+    assert refusal(*translate, "--file", tmp_path, "text") == f"--file: must not be given beside TEXT, got {tmp_path}"
+    line = "standard input: line 2: must be UTF-8 text, got byte 0xff at 3"
+    assert refusal(*translate, given=b"a\nb c\xff\n") == line
+    assert refusal(*translate, "a\udcff") == "text: must be UTF-8 text, got 'a\\udcff'"
+    answer = ("answer", model_folders["answer"], "--context", "-")
+    assert refusal(*answer).startswith("QUESTION: required with --context -")
+    assert refusal(*answer, "who?", given=b" \n") == "--context: -: must hold text, got ' '"
+    assert refusal(*answer, "who?", given=b"\xff") == "standard input: must be UTF-8 text, got byte 0xff at 0"
 
 
 def test_a_temperature_that_is_no_number_is_one_line_and_exit_code_2(run_folder: Path) -> None:
-    result = agfl_model("generate", run_folder, "--temperature", "nan")
-    assert result.returncode == 2
-    assert result.stderr == "error: command line: temperature: Input should be a finite number, got nan\n"
+    line = "decoding: temperature: Input should be a finite number, got nan"
+    assert refusal("generate", run_folder, "--temperature", "nan") == line
 
 
 def test_a_missing_model_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
-    result = agfl_model("describe", tmp_path)
-    assert result.returncode == 2
+    result = agfl_model("translate", tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == f"error: {tmp_path}/config.yaml: no such file\n"
 
 
-def test_a_model_without_tokens_does_not_write(tmp_path: Path) -> None:
+def test_a_model_without_a_task_is_described_but_not_used(tmp_path: Path) -> None:
     model = AutoGenModel({"dim": 8, "layers": [{"type": "ff"}]})
-    save_model(tmp_path, model.config, model.state_dict(), "regression")
-    result = agfl_model("generate", tmp_path)
-    assert result.returncode == 2
-    assert result.stderr == f"error: {tmp_path}: model.vocab_size: must be 259 to write text, got None\n"
+    save_model(tmp_path, model.config, model.state_dict())
+    assert "layers.0" in written("describe", tmp_path)
+    assert refusal("generate", tmp_path) == f"{tmp_path}: task: required to use the model, got none"
+
+
+def test_evaluate_prints_the_metrics_of_all_rows(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    data, folder = tmp_path / "pairs.tsv", model_folders["translate"]
+    rows = [TranslationRow(source=line, target=line[::-1]) for line in LINES if line]
+    data.write_text("en\tde\n" + "".join(f"{row.source}\t{row.target}\n" for row in rows))
+    user, _ = open_model(folder)
+    expected = evaluate_rows(user.model, user.task, rows)
+    columns = ("--data", data, "--columns", "source=en,target=de")
+    found = json.loads(written("evaluate", folder, *columns, "--json"))
+    assert found["rows"] == len(rows)
+    assert found["metrics"] == expected
+    assert found["signatures"]["eval/bleu"] == bleu_signature()
+    assert found["signatures"]["eval/chrf"] == chrf_signature()
+    table = written("evaluate", folder, *columns)
+    cells = {row[1].strip(): row for line in table.splitlines() if len(row := line.split("│")) == 5}
+    assert [cell.strip() for cell in cells["bleu"][2:4]] == [f"{expected['eval/bleu']:.4f}", bleu_signature()]
+    assert cells["loss"][2].strip() == f"{expected['eval/loss']:.4f}"
+
+
+def test_evaluate_names_a_bad_row(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    data = tmp_path / "pairs.jsonl"
+    write_rows(data, [TranslationRow(source="a", target="b")])
+    line = refusal("evaluate", model_folders["summarize"], "--data", data)
+    assert line == f"data: {data}: line 1: must have a column 'document', got 'source', 'target'"
+
+
+@contextmanager
+def on_a_terminal(*arguments: str | Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """Start a command in a terminal of its own; give the terminal's other end and the process."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [COMMAND, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=ENVIRONMENT, start_new_session=True
+    )
+    os.close(theirs)
+    try:
+        yield ours, process
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def read_until(terminal: int, end: str) -> str:
+    shown, limit = "", time.monotonic() + 60
+    while not shown.endswith(end):
+        assert time.monotonic() < limit, shown
+        shown += os.read(terminal, 1 << 16).decode("utf-8", errors="replace")
+    return shown
+
+
+def rest_of(terminal: int) -> str:
+    """Return what was shown on a terminal before its process ended."""
+    shown = b""
+    with suppress(OSError):  # a terminal without a process
+        while part := os.read(terminal, 1 << 16):
+            shown += part
+    return shown.decode("utf-8", errors="replace")
+
+
+def test_on_a_terminal_it_asks_until_the_end_of_input(model_folders: dict[str, Path]) -> None:
+    rewriter, _ = open_model(model_folders["summarize"])
+    assert isinstance(rewriter, Rewriter)
+    (expected,) = rewriter.write(["the cat"], rewriter.decoding({}))
+    with on_a_terminal("summarize", model_folders["summarize"]) as (terminal, process):
+        assert "text> " in read_until(terminal, "text> ")
+        os.write(terminal, b"the cat\n")
+        shown = read_until(terminal, "text> ")
+        # What would move the cursor is not sent to a terminal.
+        visible = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", expected)
+        assert visible.split() == shown.removesuffix("text> ").replace("the cat", "", 1).split()
+        os.write(terminal, b"\x04")
+        assert process.wait(20) == 0
+
+
+def test_ctrl_c_on_a_terminal_is_no_traceback(model_folders: dict[str, Path]) -> None:
+    with on_a_terminal("generate", model_folders["generate"]) as (terminal, process):
+        read_until(terminal, "prompt> ")
+        time.sleep(0.5)  # between its prompt and its wait for a key Python would note the signal for later
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        assert rest_of(terminal).strip() == ""
 
 
 def test_help_does_not_wait_for_torch() -> None:

@@ -21,6 +21,7 @@ from agfl_models.model import AutoGenModel
 from agfl_models.tasks.dataset import ExampleDataset
 from agfl_models.tasks.question_answering import (
     Example,
+    Found,
     QuestionAnswering,
     QuestionAnsweringConfig,
     QuestionRow,
@@ -139,6 +140,10 @@ class Knowing:
         return self.logits
 
 
+def texts(answers: list[Found]) -> list[str]:
+    return [found.text for found in answers]
+
+
 @pytest.mark.parametrize("context_length", [48, 200])
 def test_perfect_model_answers_everything_right(context_length: int) -> None:
     task = question_answering(context_length=context_length)
@@ -152,9 +157,9 @@ def test_no_answer_is_held_against_the_best_span() -> None:
     (batch,) = held_out(task, ROWS[:1]).validation(100, 100)
     for no_answer, expected in ((19.9, "six"), (20.1, "")):
         knowing: Any = Knowing(batch, no_answer)
-        assert task.answer(knowing, batch) == [expected]
+        assert texts(task.answer(knowing, batch)) == [expected]
     no_span: Any = Knowing(task.collate([task.example(ROWS[2])]), -1.0)
-    assert task.answer(no_span, task.collate([task.example(ROWS[2])])) != [""]
+    assert texts(task.answer(no_span, task.collate([task.example(ROWS[2])]))) != [""]
 
 
 def test_lowest_no_answer_score_of_all_windows_counts() -> None:
@@ -164,9 +169,9 @@ def test_lowest_no_answer_score_of_all_windows_counts() -> None:
     (learned,) = [i for i, (start, _) in enumerate(batch.targets.tolist()) if start > 0]
     others = [i for i in range(len(batch.ids)) if i != learned]
     knowing.logits[others, 0] = 50.0
-    assert task.answer(knowing, batch) == ["six"], "windows without the answer say so, and should"
+    assert texts(task.answer(knowing, batch)) == ["six"], "windows without the answer say so, and should"
     knowing.logits[learned, 0] = 50.0
-    assert task.answer(knowing, batch) == [""]
+    assert texts(task.answer(knowing, batch)) == [""]
 
 
 @pytest.mark.parametrize("max_answer_length", [1, 2, 14])
@@ -174,7 +179,7 @@ def test_found_answer_is_no_longer_than_allowed(max_answer_length: int) -> None:
     task = question_answering(max_answer_length=max_answer_length)
     batch = task.collate([task.example(ROWS[1])])
     knowing: Any = Knowing(batch, -1.0)
-    (answer,) = task.answer(knowing, batch)
+    (answer,) = texts(task.answer(knowing, batch))
     tokens = len(TOKENIZER.encode(answer))
     assert tokens <= max_answer_length
     assert (answer == "the tidal wave") == (max_answer_length == 14)
@@ -233,7 +238,8 @@ def test_training_sees_the_window_with_the_answer_and_leaves_out_what_has_none(
         if target == NO_ANSWER:
             assert not example.row.answers.text
         else:
-            assert window.text(example.row.context, target) == example.row.answers.text[0]
+            place = window.characters(example.row.context, target)
+            assert example.row.context[place] == example.row.answers.text[0]
     with pytest.raises(
         DataError, match=r"^data: must hold at least one question whose answer fits .* = 48, got none of 1$"
     ):

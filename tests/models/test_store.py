@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from agfl_models import AutoGenModel
 from agfl_models.errors import CheckpointError, ConfigError
 from agfl_models.store import load_model, save_model
+from agfl_models.tasks.language_modeling import LanguageModelingConfig
+from agfl_models.tasks.translation import TranslationConfig
 from agfl_models.tokenizer import BPETokenizerConfig, BytesTokenizerConfig
 
 CONFIG: dict[str, Any] = {
@@ -23,11 +25,13 @@ CONFIG: dict[str, Any] = {
     "layers": [{"repeat": 2, "layers": [{"type": "attention"}, {"type": "rnn"}, {"type": "ff"}]}],
 }
 
+TASK = LanguageModelingConfig(type="language_modeling", sequence_length=16)
+
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     model = AutoGenModel(CONFIG, seed=1)
-    save_model(tmp_path / "run" / "model", model.config, model.state_dict(), "language_modeling")
+    save_model(tmp_path / "run" / "model", model.config, model.state_dict(), TASK)
     return tmp_path / "run" / "model"
 
 
@@ -36,7 +40,7 @@ def test_a_saved_model_comes_back_exactly(saved: Path, is_run_folder: bool) -> N
     original = AutoGenModel(CONFIG, seed=1)
     model, config = load_model(saved.parent if is_run_folder else saved)
     assert config.model.resolve() == original.config
-    assert (config.task, config.tokenizer) == ("language_modeling", BytesTokenizerConfig())
+    assert (config.task, config.tokenizer) == (TASK, BytesTokenizerConfig())
     ids_BT = torch.tensor([[1, 2, 3]])
     assert torch.equal(model(ids_BT), original(ids_BT))
     assert all(torch.equal(model.state_dict()[name], w) for name, w in original.state_dict().items())
@@ -68,7 +72,7 @@ def test_a_crash_while_writing_leaves_the_old_model(saved: Path, monkeypatch: py
     monkeypatch.setattr("os.fsync", crash)
     other = AutoGenModel(CONFIG, seed=2)
     with pytest.raises(CheckpointError, match=r"model: cannot be written: No space left on device$"):
-        save_model(saved, other.config, other.state_dict(), "language_modeling")
+        save_model(saved, other.config, other.state_dict(), TASK)
     assert (saved / "model.safetensors").read_bytes() == before
     assert sorted(os.listdir(saved)) == ["config.yaml", "model.safetensors"]
     assert [name for name in seen if name.startswith("model")] == ["model.safetensors"]
@@ -116,17 +120,35 @@ def test_weights_of_another_model_are_refused(saved: Path) -> None:
 def test_a_model_comes_back_with_its_tokenizer(tmp_path: Path) -> None:
     model = AutoGenModel({**CONFIG, "vocab_size": 300}, seed=1)
     tokenizer = BPETokenizerConfig(type="bpe", vocab_size=300, merges=((32, 97), (259, 98)))
-    save_model(tmp_path, model.config, model.state_dict(), "language_modeling", tokenizer)
+    save_model(tmp_path, model.config, model.state_dict(), TASK, tokenizer)
     saved = load_model(tmp_path)[1]
     assert saved.tokenizer == tokenizer
     assert saved.tokenizer.build().encode(" abc") == [260, 99]
+
+
+def test_a_model_of_no_known_task_comes_back(tmp_path: Path) -> None:
+    model = AutoGenModel({"dim": 8, "layers": [{"type": "ff"}]}, seed=0)
+    save_model(tmp_path, model.config, model.state_dict())
+    assert load_model(tmp_path)[1].task is None
+
+
+def test_a_task_that_is_only_named_has_its_defaults(saved: Path) -> None:
+    description = yaml.safe_load((saved / "config.yaml").read_text())
+    (saved / "config.yaml").write_text(yaml.safe_dump({**description, "task": "language_modeling"}))
+    assert load_model(saved)[1].task == LanguageModelingConfig(type="language_modeling")
+
+
+def test_a_task_that_the_model_cannot_do_is_refused(saved: Path) -> None:
+    model, config = load_model(saved)
+    with pytest.raises(ConfigError, match=r"model\.family must be encoder_decoder for task translation, got decoder$"):
+        save_model(saved, config.model, model.state_dict(), TranslationConfig(type="translation"))
 
 
 def test_a_tokenizer_that_is_not_the_models_is_refused(saved: Path) -> None:
     model, config = load_model(saved)
     other = BPETokenizerConfig(type="bpe", vocab_size=300, merges=((32, 97),))
     with pytest.raises(ConfigError, match=r"model\.vocab_size: must be 300 as tokenizer\.vocab_size, got 259$"):
-        save_model(saved, config.model, model.state_dict(), "language_modeling", other)
+        save_model(saved, config.model, model.state_dict(), TASK, other)
     description = yaml.safe_load((saved / "config.yaml").read_text())
     for tokenizer, line in [
         ({"type": "bpe", "vocab_size": 300, "merges": []}, "model.vocab_size: must be 300 as tokenizer.vocab_size, "),

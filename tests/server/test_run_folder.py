@@ -147,5 +147,5 @@ def test_saved_model_is_the_state(tmp_path: Path, run_config: MakeConfig) -> Non
     folder.save_model(config, layout, states[1])
     model, saved = load_model(folder.path)
     assert layout.flatten(model).tobytes() == states[1].model.tobytes()
-    assert saved.task == "language_modeling"
+    assert saved.task == config.task
     assert saved.model.resolve() == config.model.resolve()

@@ -27,12 +27,13 @@ NEIGHBORS = 4  # batches that are made of one neighborhood of examples
 class SplitConfig(Config):
     """Base of the tasks' configurations.
 
-    row: what the task's rows are; main_metric: what a person looks at first.
+    row: what the task's rows are; main_metric: what a person looks at first; command: of `agfl-model`, uses the model.
     validation_fraction: share of an owner's sources that is held out.
     """
 
     row: ClassVar[type[Row]]
     main_metric: ClassVar[MainMetric]
+    command: ClassVar[str]
 
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
 

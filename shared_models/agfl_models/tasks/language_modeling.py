@@ -38,6 +38,7 @@ class LanguageModelingConfig(SplitConfig):
 
     row: ClassVar[type[Row]] = TextRow
     main_metric: ClassVar[MainMetric] = MAIN_METRIC
+    command: ClassVar[str] = "generate"
 
     type: Literal["language_modeling"]
     sequence_length: PositiveInt = 128
@@ -128,12 +129,12 @@ class LanguageModeling:
         Raises:
             DataError: there is no text at all.
         """
-        rows = [row for row in rows if row.text.strip()]
-        if not rows:
-            raise DataError("data: must hold at least one document with text, got none")
-        train, held_out = split_rows(rows, self.config.validation_fraction)
-        ids = (self.tokenizer.bos_id, self.tokenizer.eos_id)
-        return TokenStream(self._stream(train), self._stream(held_out), self.config.sequence_length, *ids)
+        train, held_out = split_rows(_with_text(rows), self.config.validation_fraction)
+        return self._token_stream(train, held_out)
+
+    def hold_out(self, rows: Sequence[TextRow]) -> TokenStream:
+        """Concatenate all documents to evaluate on; raises DataError as `prepare`."""
+        return self._token_stream([], _with_text(rows))
 
     def loss(self, model: SequenceModel, batch: TokenBatch) -> tuple[Tensor, int]:
         """Return (negative log-likelihood in nats summed over targets, number of targets)."""
@@ -174,3 +175,14 @@ class LanguageModeling:
         bos_id, eos_id = self.tokenizer.bos_id, self.tokenizer.eos_id
         ids = [token for row in rows for token in (bos_id, *self.tokenizer.encode(row.text), eos_id)]
         return np.array(ids, np.int32)
+
+    def _token_stream(self, train: Sequence[TextRow], held_out: Sequence[TextRow]) -> TokenStream:
+        marks = self.tokenizer.bos_id, self.tokenizer.eos_id
+        return TokenStream(self._stream(train), self._stream(held_out), self.config.sequence_length, *marks)
+
+
+def _with_text(rows: Sequence[TextRow]) -> list[TextRow]:
+    found = [row for row in rows if row.text.strip()]
+    if not found:
+        raise DataError("data: must hold at least one document with text, got none")
+    return found

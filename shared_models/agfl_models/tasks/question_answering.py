@@ -23,7 +23,7 @@ from agfl_models.metrics import span_overlap
 from agfl_models.sequence_model import SequenceModel
 from agfl_models.tasks import distribution
 from agfl_models.tasks.dataset import ExampleDataset, SplitConfig, pad, real_positions, split_rows
-from agfl_models.tasks.spans import NO_ANSWER, Span, Window, windows_on
+from agfl_models.tasks.spans import NO_ANSWER, Span, Window, room_for_question, windows_on
 from agfl_models.tasks.task import IGNORED, MainMetric, check_kind
 from agfl_models.tokenizer import TextTokenizer
 
@@ -93,6 +93,7 @@ class QuestionAnsweringConfig(SplitConfig):
 
     row: ClassVar[type[Row]] = QuestionRow
     main_metric: ClassVar[MainMetric] = MAIN_METRIC
+    command: ClassVar[str] = "answer"
     max_predictions: ClassVar[int] = 1  # an example's span is one prediction
 
     type: Literal["question_answering"]
@@ -114,6 +115,17 @@ class Example(NamedTuple):
     row: QuestionRow
     windows: list[Window]
     targets: list[Span | None]
+
+
+class Found(NamedTuple):
+    """A part of a context, `context[start:end]`; "" from 0 to 0 where nothing answers."""
+
+    text: str
+    start: int
+    end: int
+
+
+NOT_FOUND = Found("", 0, 0)
 
 
 @dataclass(frozen=True)
@@ -158,7 +170,11 @@ class QuestionAnswering:
         if len(learnable) < len(train):
             count = len(train) - len(learnable)
             log.warning("%d of %d questions are left out: no window holds their whole answer", count, len(train))
-        return ExampleDataset(learnable, held_out, self.collate, size=lambda example: len(example.windows[0].ids))
+        return ExampleDataset(learnable, held_out, self.collate, _size)
+
+    def hold_out(self, rows: Sequence[QuestionRow]) -> ExampleDataset[Example, SpanBatch]:
+        """Encode all rows to evaluate on."""
+        return ExampleDataset([], [self.example(row) for row in rows], self.collate, _size)
 
     def example(self, row: QuestionRow) -> Example:
         """Return the example of a row. The first answer is the one to be learned."""
@@ -171,6 +187,10 @@ class QuestionAnswering:
         spans = [window.positions(start, start + len(row.answers.text[0])) for window in windows]
         first = next((i for i, span in enumerate(spans) if span is not None), None)
         return Example(row, windows, [span if i == first else None for i, span in enumerate(spans)])
+
+    def cuts(self, question: str) -> bool:
+        """Whether the windows leave out the end of the question."""
+        return len(self.tokenizer.encode(question)) > room_for_question(self.config.context_length)
 
     def collate(self, examples: Sequence[Example]) -> SpanBatch:
         """Return the padded windows of the examples."""
@@ -190,25 +210,30 @@ class QuestionAnswering:
         overlap = span_overlap.span_overlap_sums(self.decode(logits_NT2, batch), references)
         return {"eval/nll": float(nll), "eval/examples": float(examples), **overlap}
 
-    def answer(self, model: SequenceModel, batch: SpanBatch) -> list[str]:
-        """Return the model's answer to each example; "" where it finds none."""
-        return self.decode(_logits(model, batch), batch)
+    def answer(self, model: SequenceModel, batch: SpanBatch) -> list[Found]:
+        """Return the model's answer to each example."""
+        return self.locate(_logits(model, batch), batch)
 
     def decode(self, logits_NT2: Tensor, batch: SpanBatch) -> list[str]:
-        """Return each example's best answer; "" where no span beats the no-answer score.
+        """Return the text of each example's answer."""
+        return [found.text for found in self.locate(logits_NT2, batch)]
+
+    def locate(self, logits_NT2: Tensor, batch: SpanBatch) -> list[Found]:
+        """Return each example's best answer; none where no span beats the no-answer score.
 
         The best span of all windows is held against the lowest no-answer score of one: a window that holds the answer
         outweighs those that do not.
         """
         logits_NT2, found, row = logits_NT2.float().cpu(), [], 0
         for example in batch.examples:
-            best, no_answer, text = -torch.inf, torch.inf, ""
+            best, no_answer, place = -torch.inf, torch.inf, slice(0, 0)
             for window, logits_T2 in zip(example.windows, logits_NT2[row:], strict=False):
                 no_answer = min(no_answer, float(logits_T2[0].sum()))
                 score, span = window.best_span(logits_T2, self.config.max_answer_length)
                 if score > best:
-                    best, text = score, window.text(example.row.context, span)
-            found.append(text if best > no_answer else "")
+                    best, place = score, window.characters(example.row.context, span)
+            text = example.row.context[place]
+            found.append(Found(text, place.start, place.stop) if text and best > no_answer else NOT_FOUND)
             row += len(example.windows)
         return found
 
@@ -221,6 +246,10 @@ class QuestionAnswering:
         loss = {"eval/loss": sums["eval/nll"] / sums["eval/examples"]} if sums["eval/examples"] else {}
         overlap = span_overlap.span_overlap_scores(sums)
         return {**loss, **overlap, **distribution.worst_decile(self.main_metric, sums)}
+
+
+def _size(example: Example) -> int:
+    return len(example.windows[0].ids)
 
 
 def _only_learnable(example: Example) -> Example:

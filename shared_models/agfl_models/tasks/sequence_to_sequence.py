@@ -113,9 +113,22 @@ class SequenceToSequence:
         pairs, held_out_pairs = ([self._pair(row) for row in part] for part in (train, held_out))
         return ExampleDataset(pairs, held_out_pairs, self.collate, _size)
 
+    def hold_out(self, rows: Sequence[Row]) -> ExampleDataset[Pair, PairBatch]:
+        """Encode all rows to evaluate on."""
+        return ExampleDataset([], [self._pair(row) for row in rows], self.collate, _size)
+
+    @property
+    def decoding(self) -> GenerationConfig:
+        """How the model writes where nobody says otherwise."""
+        return GenerationConfig(max_new_tokens=self.config.target_length, num_beams=self.config.num_beams)
+
     def encode_source(self, text: str) -> list[int]:
         """Return the source as the encoder reads it: its tokens, cut to length, and EOS."""
         return [*self.tokenizer.encode(text)[: self.config.source_length - 1], self.tokenizer.eos_id]
+
+    def cuts(self, text: str) -> bool:
+        """Whether `encode_source` leaves out the end of the text."""
+        return len(self.tokenizer.encode(text)) > self.config.source_length - 1
 
     def collate(self, pairs: Sequence[Pair]) -> PairBatch:
         """Return a padded batch."""
@@ -147,8 +160,7 @@ class SequenceToSequence:
     def evaluate(self, model: SequenceModel, batch: PairBatch) -> dict[str, float]:
         """Return nll, number of target tokens, and the sums of the score of what the model writes."""
         nll, tokens = self.loss(model, batch)
-        config = GenerationConfig(max_new_tokens=self.config.target_length, num_beams=self.config.num_beams)
-        hypotheses = self.write(model, batch.source, batch.source_mask, config)
+        hypotheses = self.write(model, batch.source, batch.source_mask, self.decoding)
         sources, references = zip(*batch.texts, strict=True)
         return {
             "eval/nll": float(nll),

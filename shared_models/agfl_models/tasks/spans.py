@@ -42,11 +42,13 @@ class Window(NamedTuple):
             return None
         return Span(self.offset + covering[0], self.offset + covering[-1])
 
-    def text(self, context: str, span: Span) -> str:
-        """Return the text under the tokens of a span."""
+    def characters(self, context: str, span: Span) -> slice:
+        """Return where in the context the tokens of a span stand, without the space around them."""
         left, _ = self.spans[span.start - self.offset]
         _, right = self.spans[span.end - self.offset]
-        return context[left:right].strip()
+        text = context[left:right]
+        start = left + len(text) - len(text.lstrip())
+        return slice(start, start + len(text.strip()))
 
     def best_span(self, logits_T2: Tensor, max_length: int) -> tuple[float, Span]:
         """Return the span of at most `max_length` context tokens with the largest sum of start and end logits."""
@@ -58,12 +60,18 @@ class Window(NamedTuple):
         return float(scores_TT[start, end]), Span(self.offset + start, self.offset + end)
 
 
+def room_for_question(length: int) -> int:
+    """Return how many tokens of a question a window of `length` tokens has room for: no more than half of it."""
+    return length // 2 - 2
+
+
 def windows_on(question: str, context: str, length: int, tokenizer: TextTokenizer) -> Iterator[Window]:
     """Yield windows of at most `length` tokens that cover the context and overlap by half.
 
-    A question is cut where it would take more than half of a window.
+    A question that is too long is cut.
     """
-    prefix = [tokenizer.bos_id, *tokenizer.encode(question)[: length // 2 - 2], tokenizer.eos_id]
+    question_ids = tokenizer.encode(question)[: room_for_question(length)]
+    prefix = [tokenizer.bos_id, *question_ids, tokenizer.eos_id]
     ids, spans = tokenizer.encode_with_offsets(context)
     room = length - len(prefix) - 1
     stride = max(room // 2, 1)

@@ -32,6 +32,7 @@ class SummarizationConfig(SequenceToSequenceConfig):
 
     row: ClassVar[type[Row]] = SummaryRow
     main_metric: ClassVar[MainMetric] = MAIN_METRIC
+    command: ClassVar[str] = "summarize"
 
     type: Literal["summarization"]
     source_length: PositiveInt = 256

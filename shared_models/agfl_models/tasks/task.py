@@ -85,6 +85,10 @@ class Task(Protocol[BatchT]):
         """Split an owner's rows, of the task's own class, and turn them into examples."""
         ...
 
+    def hold_out(self, rows: Sequence[Any]) -> Dataset[BatchT]:
+        """Turn all rows into examples to evaluate on, and none to train on."""
+        ...
+
     def loss(self, model: SequenceModel, batch: BatchT) -> tuple[Tensor, int]:
         """Return (summed loss, number of predictions) of a batch."""
         ...

@@ -32,6 +32,7 @@ class TranslationConfig(SequenceToSequenceConfig):
 
     row: ClassVar[type[Row]] = TranslationRow
     main_metric: ClassVar[MainMetric] = MAIN_METRIC
+    command: ClassVar[str] = "translate"
 
     type: Literal["translation"]
 

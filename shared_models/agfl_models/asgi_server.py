@@ -1,0 +1,99 @@
+"""An ASGI app on one port, in a thread of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import threading
+import time
+from types import TracebackType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from agfl_models.errors import TransportError
+
+_KEEP_ALIVE_S = 75  # longer than a node's pause between requests, training aside: each reconnect is a handshake
+_SHUTDOWN_S = 1
+
+
+class AsgiServer:
+    """Serves `app` from `__enter__` to `__exit__`, which frees the port. Signals stay with the caller.
+
+    Args:
+        app: what answers the requests.
+        host, port: the address to listen on; port 0 takes any free one.
+        tls: None for plain HTTP.
+
+    Raises (on entry):
+        TransportError: the address cannot be listened on.
+    """
+
+    def __init__(self, app: ASGIApp, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+        self._app, self._host, self._requested_port, self._tls = app, host, port, tls
+
+    @property
+    def port(self) -> int:
+        """The port listened on, also where port 0 asked for any free one; valid inside the block."""
+        return self._port
+
+    def __enter__(self) -> AsgiServer:
+        """Listen; return once the first request would be answered."""
+        listener = _listen(self._host, self._requested_port)
+        self._port = int(listener.getsockname()[1])
+        tls = self._tls
+        config = uvicorn.Config(
+            self._app,
+            ssl_context_factory=None if tls is None else lambda _config, _default: tls,
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=_SHUTDOWN_S,
+        )
+        self._server = _Server(config)
+        # In a thread other than the main one uvicorn leaves signal handlers alone.
+        run, arguments = self._server.run, {"sockets": [listener]}
+        self._thread = threading.Thread(target=run, kwargs=arguments, name="asgi", daemon=True)
+        self._thread.start()
+        while not self._server.started:
+            assert self._thread.is_alive()
+            time.sleep(0.01)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close all connections, at most a second after the last request, and free the port."""
+        self._server.should_exit = True
+        self._thread.join()
+
+    def wait(self) -> None:
+        """Return when the server has stopped, which it does not by itself: a signal's exception ends the wait."""
+        self._thread.join()
+
+
+class _Server(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        # An idle node does not answer the end of TLS, so its connection has to be cut.
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        while self.server_state.connections:
+            await asyncio.sleep(0.01)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (")[0]
+        raise TransportError(
+            f"host and port: must be a free address of this machine, got {host}:{port} ({reason})"
+        ) from None

@@ -1,0 +1,62 @@
+"""What stands before the app: requests that it need not read, and what every answer tells a browser."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_REQUEST_BYTES = 2**20
+
+
+class Guard:
+    """The outermost ASGI layer.
+
+    Args:
+        app: what is guarded.
+        hosts: names under which a browser may know this server; None for any. A page from elsewhere whose name was
+            made to lead here (DNS rebinding) comes under its own.
+        headers: of every answer.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: frozenset[str] | None, headers: Mapping[str, str]) -> None:
+        self._app, self._hosts, self._headers = app, hosts, headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it with 403 (wrong name), 411 (no length) or 413 (too long)."""
+        assert scope["type"] == "http"
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(self._headers)
+            await send(message)
+
+        refusal = self._refusal(scope)
+        if refusal is None:
+            await self._app(scope, receive, send_guarded)
+            return
+        status, line = refusal
+        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        await send_guarded({"type": "http.response.start", "status": status, "headers": headers})
+        await send_guarded({"type": "http.response.body", "body": json.dumps({"error": line}).encode()})
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        headers = Headers(scope=scope)
+        host = _without_port(headers.get("host", ""))
+        if self._hosts is not None and host not in self._hosts:
+            return 403, f"host: must be {' or '.join(sorted(self._hosts))}, got {host!r}"
+        if scope["method"] in ("GET", "HEAD"):
+            return None
+        length = headers.get("content-length", "")
+        if not (length.isascii() and length.isdigit()):
+            return 411, f"content-length: required, got {length or 'none'!r}"
+        if len(length) > len(str(MAX_REQUEST_BYTES)) or int(length) > MAX_REQUEST_BYTES:
+            return 413, f"body: must have at most {MAX_REQUEST_BYTES} bytes, got {length}"
+        return None
+
+
+def _without_port(host: str) -> str:
+    name, colon, port = host.rpartition(":")
+    return name if colon and port.isdigit() else host
