@@ -18,6 +18,7 @@ from agfl_models.generation import GenerationConfig, generate
 from agfl_models.inference import Answerer, Continuer, Rewriter, User, open_model
 from agfl_models.metrics import span_overlap
 from agfl_models.store import save_model
+from agfl_models.tasks import question_answering
 from agfl_models.tasks.evaluation import evaluate_rows, evaluation_sums
 from agfl_models.tasks.question_answering import QuestionRow
 from agfl_models.tasks.summarization import SummaryRow
@@ -121,6 +122,23 @@ def test_an_answer_stands_where_it_says(users: dict[str, User], context: str, qu
     found = answerer.answer(context, question)
     assert found.text == context[found.start : found.end] == found.text.strip()
     assert found.text or (found.start, found.end) == (0, 0)
+
+
+def test_a_context_of_many_windows_is_read_in_parts(users: dict[str, User], monkeypatch: pytest.MonkeyPatch) -> None:
+    answerer = users["answer"]
+    assert isinstance(answerer, Answerer)
+    context = " ".join(f"the {number} cats" for number in range(500))
+    whole, forward, most = answerer.answer(context, "who?"), answerer.model.forward, [0]
+
+    def counting(ids_NT: torch.Tensor, mask_NT: torch.Tensor) -> torch.Tensor:
+        most[0] = max(most[0], len(ids_NT))
+        return forward(ids_NT, mask_NT)
+
+    monkeypatch.setattr(question_answering, "WINDOWS_AT_ONCE", 5)
+    monkeypatch.setattr(answerer.model, "forward", counting)
+    assert whole.text
+    assert answerer.answer(context, "who?") == whole
+    assert most == [5]
 
 
 def test_the_end_of_a_question_that_is_too_long_is_not_read(users: dict[str, User]) -> None:

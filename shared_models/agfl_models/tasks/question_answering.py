@@ -28,6 +28,7 @@ from agfl_models.tasks.task import IGNORED, MainMetric, check_kind
 from agfl_models.tokenizer import TextTokenizer
 
 log = logging.getLogger("agfl.models")
+WINDOWS_AT_ONCE = 64  # a long context has thousands, for which memory would not do
 MAIN_METRIC = MainMetric("eval/f1", "F1", 0.0, 100.0, higher_is_better=True)
 
 
@@ -258,7 +259,8 @@ def _only_learnable(example: Example) -> Example:
 
 
 def _logits(model: SequenceModel, batch: SpanBatch) -> Tensor:
-    logits_NT2: Tensor = model(batch.ids, batch.mask)
+    parts = [slice(first, first + WINDOWS_AT_ONCE) for first in range(0, len(batch.ids), WINDOWS_AT_ONCE)]
+    logits_NT2 = torch.cat([model(batch.ids[part], batch.mask[part]) for part in parts])
     return logits_NT2.float().masked_fill(~batch.mask[:, :, None], -torch.inf)
 
 
