@@ -67,10 +67,15 @@ class HuggingFaceTokenizer:
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Yield the text piece by piece as ids arrive, a character as soon as its last byte is there."""
-        stream = DecodeStream(skip_special_tokens=True)
+        stream, read, written = DecodeStream(skip_special_tokens=True), [], 0
         for token_id in ids:
+            read.append(token_id)
             if text := stream.step(self._library, token_id):
+                written += len(text)
                 yield text
+        # The library holds back what ends with U+FFFD, which may be a character of its own.
+        if rest := self.decode(read)[written:]:
+            yield rest
 
 
 def _library(folder: PretrainedFolder) -> tokenizers.Tokenizer:
