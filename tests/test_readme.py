@@ -11,9 +11,11 @@ import pytest
 import torch
 import typer
 import yaml
+from pydantic import TypeAdapter
 
 from agfl_client.policy import Policy
 from agfl_models import AutoGenModel
+from agfl_models.tokenizer import TokenizerConfig
 from agfl_models.validation import validate
 
 ROOT = Path(__file__).parents[1]
@@ -70,12 +72,12 @@ def test_the_literal_model_runs() -> None:
 
 
 def test_the_policy_is_one() -> None:
-    policy, _ = blocks("yaml")
+    policy, _, _ = blocks("yaml")
     assert set(validate(Policy, yaml.safe_load(policy), "README").model_fields_set) == set(Policy.model_fields)
 
 
 def test_the_yaml_model_builds() -> None:
-    _, text = blocks("yaml")
+    _, text, _ = blocks("yaml")
     model = AutoGenModel(yaml.safe_load(text)["model"])
     assert model(torch.zeros(1, 3, dtype=torch.long)).shape == (1, 3, 259)
 
@@ -84,3 +86,9 @@ def test_ci_calls_the_test_command_of_the_readme() -> None:
     test_command = "python -m pytest"
     assert any(line.endswith(test_command) for block in blocks("sh") for line in block.splitlines())
     assert test_command in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_the_yaml_tokenizer_is_one() -> None:
+    _, _, text = blocks("yaml")
+    tokenizer = TypeAdapter(TokenizerConfig).validate_python(yaml.safe_load(text)["tokenizer"])
+    assert not tokenizer.is_trained
