@@ -19,9 +19,13 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from agfl_models import AutoGenModel
 from agfl_models.asgi_server import AsgiServer
 from agfl_models.errors import TransportError
 from agfl_models.inference import Answerer, Continuer, Rewriter, open_model
+from agfl_models.store import save_model
+from agfl_models.tasks.language_modeling import LanguageModelingConfig
+from agfl_models.tokenizer import Tokenizer
 from agfl_models.web.facts import model_facts
 from agfl_models.web.serve import is_loopback
 
@@ -196,17 +200,25 @@ def served(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], list
         process.communicate()
 
 
-def test_it_listens_on_this_machine_alone_and_stops_at_once(model_folders: dict[str, Path]) -> None:
-    with served(model_folders["generate"]) as (process, lines, port):
+def test_it_listens_on_this_machine_alone_and_stops_at_once(tmp_path: Path) -> None:
+    layers = [{"repeat": 4, "layers": [{"type": "attention"}, {"type": "ff"}]}]
+    head = {"type": "language_model", "tied": False}
+    model = AutoGenModel({"vocab_size": 259, "dim": 256, "layers": layers, "head": head}, seed=0)
+    weights = model.state_dict()
+    weights["head.projection.weight"][Tokenizer.eos_id] = 0  # never the most probable token: it writes for seconds
+    save_model(tmp_path, model.config, weights, LanguageModelingConfig(type="language_modeling"))
+    with served(tmp_path) as (process, lines, port), ThreadPoolExecutor(1) as pool:
         assert lines == [f"the model answers at http://127.0.0.1:{port}; stop with Ctrl-C\n"]
         assert listens_on(port) == {"0100007F"}
-        url = f"http://127.0.0.1:{port}/v1/generate"
-        with httpx.stream("POST", url, json={"text": "a", "max_tokens": 1000, "stream": True}) as response:
-            next(response.iter_bytes())
-            process.send_signal(signal.SIGINT)
-            start = time.monotonic()
-            assert process.wait(20) == 130
-            assert time.monotonic() - start < 2
+        body = {"max_tokens": 1000, "temperature": 0}
+        request = pool.submit(httpx.post, f"http://127.0.0.1:{port}/v1/generate", json=body, timeout=60)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        assert process.wait(20) == 130
+        assert time.monotonic() - start < 1
+        with pytest.raises(httpx.TransportError):
+            request.result()
 
 
 def test_it_warns_where_others_reach_it(model_folders: dict[str, Path]) -> None:
