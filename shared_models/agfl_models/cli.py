@@ -82,11 +82,11 @@ def _print_metrics(title: str, metrics: dict[str, float], signatures: dict[str, 
 
     table = Table("metric", title=escape(title))
     table.add_column("value", justify="right")
-    if signatures:
-        table.add_column("signature", overflow="fold")
     for name, value in metrics.items():
-        table.add_row(name.removeprefix("eval/"), f"{value:.4f}", *[signatures.get(name, "")][: len(signatures)])
+        table.add_row(name.removeprefix("eval/"), f"{value:.4f}")
     Console().print(table)
+    for name, signature in signatures.items():
+        print(f"{name.removeprefix('eval/')}: {signature}")
 
 
 @app.command()
