@@ -79,16 +79,16 @@ def evaluate(
 
 def _print_metrics(title: str, metrics: dict[str, float], signatures: dict[str, str]) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table("metric", title=escape(title))
+    print(title)
+    table = Table("metric")
     table.add_column("value", justify="right")
-    if signatures:
-        table.add_column("signature", overflow="fold")
     for name, value in metrics.items():
-        table.add_row(name.removeprefix("eval/"), f"{value:.4f}", *[signatures.get(name, "")][: len(signatures)])
+        table.add_row(name.removeprefix("eval/"), f"{value:.4f}")
     Console().print(table)
+    for name, signature in signatures.items():
+        print(f"{name.removeprefix('eval/')}: {signature}")
 
 
 @app.command()
