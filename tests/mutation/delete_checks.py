@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+FUZZ = ROOT / "tests/attacks/test_attack_fuzz.py"
 COMPONENTS = ("server", "client", "shared_models", "simulations")
 CHECKED = (
     "client/agfl_client/masking.py",
@@ -39,15 +40,16 @@ CHECKED = (
     "shared_models/agfl_protocol/counting.py",
     "client/agfl_client/pair_counts.py",
 )
-SUITE = (
-    "tests/attacks",
-    "tests/client/test_masking.py",
-    "tests/client/test_pair_counts.py",
-    "tests/client/test_replay.py",
+SUITE = (  # the quick ones first, since the first failure ends it
     "tests/protocol/secagg",
     "tests/protocol/test_counting.py",
     "tests/protocol/test_secure_wire.py",
+    "tests/client/test_masking.py",
+    "tests/client/test_pair_counts.py",
+    "tests/client/test_replay.py",
     "tests/server/test_secure_sum.py",
+    *sorted(f"tests/attacks/{path.name}" for path in (ROOT / "tests/attacks").glob("test_*.py") if path != FUZZ),
+    f"tests/attacks/{FUZZ.name}",
 )
 CHECK_NAME = re.compile(r"require|verify|record|_?check(_\w+)?")
 
