@@ -1,0 +1,42 @@
+"""The shipped runs of the tasks through real processes, made short: the same bits as their simulation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.end_to_end.conftest import Site
+
+from agfl_sim.cli import SHIPPED_CONFIGS
+
+SHORT = {
+    "num_rounds": 2,
+    "evaluation": {"every": 1, "max_examples": 4},
+    "tokenizer": {"type": "bpe", "vocab_size": 300, "merges_per_round": 32},
+    "data": {"partition": "natural", "num_owners": 3},
+}
+
+
+@pytest.fixture(scope="module", params=["translation", "summarization", "question_answering"])
+def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three natural owners of the task's corpus, and the simulation of two short rounds."""
+    config = yaml.safe_load((SHIPPED_CONFIGS / f"{request.param}.yaml").read_text()) | SHORT
+    config["model"]["vocab_size"] = 300
+    config["training"] |= {"local_steps": 2, "batch_size": 2}
+    site = Site(tmp_path_factory.mktemp(request.param))
+    site.prepare(yaml.safe_dump(config))
+    return site.folder
+
+
+def test_deployment_and_simulation_of_a_task_end_with_the_same_bits(site: Site) -> None:
+    server, port = site.start_server()
+    clients = [site.start_client(owner, port) for owner in site.owners]
+    assert server.wait() == 0, server.output()
+    assert [client.wait(20) for client in clients] == [0, 0, 0]
+    assert site.model == site.simulated_model
+    learned, simulated = (
+        (folder / "model" / "config.yaml").read_bytes()
+        for folder in (site.federation / "run", site.folder / "simulated")
+    )
+    assert learned == simulated
