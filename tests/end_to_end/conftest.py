@@ -33,7 +33,7 @@ data: {partition: grouped, num_owners: 3}
 """
 
 
-def run(*arguments: str | Path, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
     """Run one of our commands to its end."""
     command = [str(BIN / str(arguments[0])), *map(str, arguments[1:])]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
@@ -53,7 +53,7 @@ class Command:
     process: subprocess.Popen[bytes]
     log: Path
 
-    def wait(self, timeout_s: float = 120) -> int:
+    def wait(self, timeout_s: float = 240) -> int:
         """Return the exit code."""
         return self.process.wait(timeout_s)
 
@@ -66,7 +66,7 @@ class Command:
         """What it printed so far."""
         return self.log.read_text()
 
-    def wait_for(self, pattern: str, timeout_s: float = 60) -> re.Match[str]:
+    def wait_for(self, pattern: str, timeout_s: float = 120) -> re.Match[str]:
         """Wait until a line matches `pattern`."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
