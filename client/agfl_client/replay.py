@@ -11,12 +11,12 @@ MAX_RUNS of them new ones are refused until the owner, and nobody else, removes 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from agfl_models.errors import ConfigError
+from agfl_models.store import write_atomically
 from agfl_protocol.secagg.context import AttemptId
 from agfl_protocol.secagg.errors import ProtocolViolation, require
 
@@ -103,22 +103,8 @@ def _write(path: Path, runs: Mapping[str, _Answered]) -> None:
     """Replace the file at once, with mode 0600; durable when this returns."""
     lines = {run_id: [last.round, last.attempt, last.count] for run_id, last in runs.items()}
     content = json.dumps({"version": _VERSION, "runs": lines}).encode()
-    new = path.with_suffix(".new")
     try:
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-        _sync_folder(path.parent)
+        write_atomically(path, content, mode=0o600)
     except OSError as error:
         # The path stays out of the line, which also goes to the server.
         raise ConfigError(f"{REPLAY_FILE}: cannot be written on this node: {error.strerror}") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -116,7 +116,7 @@ def load_model(path: Path) -> tuple[SequenceModel, SavedConfig]:
     return model, saved
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
     """Write a file so that a crash leaves either the old content or the new; raises OSError."""
     descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
     try:
@@ -124,7 +124,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

@@ -118,15 +118,8 @@ class Tokenizer:
             yield rest
 
 
-class BytesTokenizerConfig(Config):
-    """Every byte of UTF-8 is a token."""
-
-    type: Literal["bytes"] = "bytes"
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids that the model must know."""
-        return FIRST_MERGE
+class _ReadyTokenizerConfig(Config):
+    """Base of those that have nothing to learn."""
 
     @property
     def max_merges(self) -> int:
@@ -137,6 +130,17 @@ class BytesTokenizerConfig(Config):
     def is_trained(self) -> bool:
         """Whether text can be encoded."""
         return True
+
+
+class BytesTokenizerConfig(_ReadyTokenizerConfig):
+    """Every byte of UTF-8 is a token."""
+
+    type: Literal["bytes"] = "bytes"
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids that the model must know."""
+        return FIRST_MERGE
 
     def build(self) -> Tokenizer:
         """Return the tokenizer."""
@@ -184,7 +188,7 @@ class BPETokenizerConfig(Config):
         return Tokenizer(self.merges)
 
 
-class HuggingFaceTokenizerConfig(Config):
+class HuggingFaceTokenizerConfig(_ReadyTokenizerConfig):
     """The tokenizer that belongs to a pretrained model, from the same folder."""
 
     type: Literal["huggingface"]
@@ -193,16 +197,6 @@ class HuggingFaceTokenizerConfig(Config):
     def vocab_size(self) -> None:
         """What the folder says, as the model's."""
         return None
-
-    @property
-    def max_merges(self) -> int:
-        """Number of merges for which the vocabulary has room."""
-        return 0
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether text can be encoded."""
-        return True
 
 
 TokenizerConfig = Annotated[

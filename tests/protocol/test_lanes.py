@@ -7,10 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agfl_protocol.secagg.lanes import field_bits, num_lanes, pack, unpack
+from agfl_protocol.secagg.lanes import Lanes, field_bits, num_lanes, unpack
 
 FIELDS = (1, 2, 3, 4)
 SIZES = (0, 1, 2, 3, 4, 5, 7, 11, 12, 13, 1000, 1003)
+
+
+def pack(elements: np.ndarray, fields_per_lane: int) -> Lanes:
+    """Pack `elements` (size,) into lanes (D,); missing fields of the last plane are zero."""
+    count = num_lanes(elements.size, fields_per_lane)
+    lanes = np.zeros(count, np.uint64)
+    for j in range(fields_per_lane):
+        plane = elements[j * count : (j + 1) * count]
+        lanes[: plane.size] |= plane << np.uint64(j * field_bits(fields_per_lane))
+    return lanes
 
 
 def numbers(size: int, below: int, seed: int) -> np.ndarray:

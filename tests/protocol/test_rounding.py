@@ -1,4 +1,4 @@
-"""Stochastic rounding: unbiased, exact on levels, in the places where `pack` puts them, and honest about its losses."""
+"""Stochastic rounding: unbiased, exact on levels, where `unpack` looks for them, and honest about its losses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rounded(
 
 @pytest.mark.parametrize("fields", HALVES)
 @pytest.mark.parametrize("size", [1, 2, 7, CHUNK - 1, CHUNK, 3 * CHUNK + 5, 4 * CHUNK + 1])
-def test_levels_stay_and_stand_where_pack_puts_them(fields: int, size: int) -> None:
+def test_levels_stay_and_stand_where_unpack_looks_for_them(fields: int, size: int) -> None:
     half = min(HALVES[fields], 2**23)  # whole numbers that float32 holds
     levels = np.random.default_rng(size).integers(-half, half, size, endpoint=True)
     cut = size // 3

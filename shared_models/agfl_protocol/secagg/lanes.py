@@ -22,18 +22,8 @@ def num_lanes(size: int, fields_per_lane: int) -> int:
     return -(-size // fields_per_lane)
 
 
-def pack(elements: NDArray[np.uint64], fields_per_lane: int) -> Lanes:
-    """Pack `elements` (size,) into lanes (D,); missing fields of the last plane are zero."""
-    count = num_lanes(elements.size, fields_per_lane)
-    lanes = np.zeros(count, np.uint64)
-    for j in range(fields_per_lane):
-        plane = elements[j * count : (j + 1) * count]
-        lanes[: plane.size] |= plane << np.uint64(j * field_bits(fields_per_lane))
-    return lanes
-
-
 def unpack(lanes: Lanes, size: int, fields_per_lane: int) -> NDArray[np.uint64]:
-    """Return the `size` elements that `pack` packed, or the sums of elements of added lanes."""
+    """Return the `size` elements of packed lanes, or the sums of elements of added ones."""
     bits = field_bits(fields_per_lane)
     mask = np.uint64(2**bits - 1)
     planes = [(lanes >> np.uint64(j * bits)) & mask for j in range(fields_per_lane)]

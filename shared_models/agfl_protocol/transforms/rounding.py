@@ -51,7 +51,7 @@ class StochasticRounding:
         self._noise = KeyStream(rng.bytes(SEED_BYTES), _CHUNK)
 
     def write(self, delta: Vector, sizes: Sequence[int], factors: Sequence[float], lanes: Lanes) -> Losses:
-        """Write the levels of `delta` (d,) to `lanes` as `lanes.pack` would.
+        """Write the levels of `delta` (d,) to the fields of `lanes`, in their planar order.
 
         sizes, factors: of each tensor its number of elements and what makes levels of them, (K,).
         """
