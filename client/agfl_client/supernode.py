@@ -64,7 +64,7 @@ RETRY_MIN_S, RETRY_MAX_S = 0.1, 1.0
 HEARTBEAT_S, HEARTBEAT_PROMISE_S = 4.0, 10.0  # the server calls a node gone after twice the promise
 REQUEST_TIMEOUT_S = 15.0
 LAST_REPLY_S = 5.0
-LEAVE_WITHIN_S, LEAVE_TIMEOUT_S = 2 * HEARTBEAT_S, 1.0
+LEAVE_WITHIN_S, LEAVE_TIMEOUT_S = 2 * HEARTBEAT_S, 3.0
 PUSH_ATTEMPTS = 3
 ANSWERED_TYPES = ("train", "evaluate", "query")
 
@@ -162,9 +162,10 @@ class _Connection:
             response = self.call(self.api.ActivateNode, request)
         except httpx.HTTPStatusError as error:
             raise self._not_admitted(error.response.status_code) from None
-        if response.node_id != self.node.node_id:
-            log.info("connected to %s", self._server.address)
+        is_new = response.node_id != self.node.node_id
         self.node = Node(node_id=response.node_id)
+        if is_new:
+            log.info("connected to %s", self._server.address)
         return self.node
 
     def call(

@@ -201,7 +201,9 @@ def test_stop_ends_a_node_promptly_idle_or_without_server(site: Site, free_port:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_an_idle_node_promptly(number: signal.Signals, site: Site) -> None:
     with site.superlink() as server, site.node_process("alice", server.port) as process:
-        _wait_for_node(site, server)
+        # That the server knows the node is not enough: to take its leave the node must know its own id, too.
+        assert process.stderr is not None
+        assert any("connected to" in line for line in process.stderr)
         process.send_signal(number)
         _assert_interrupted(process)
         site.wait_until(lambda: _connected(server) == [], timeout_s=PROMPT_S)
