@@ -26,6 +26,7 @@ class ModelConfig(Config):
         family: "decoder", where no position sees a later one; "encoder", where each sees all; "encoder_decoder",
             a decoder whose cross-attention looks at what an encoder read.
         vocab_size: number of tokens; None for a model from vectors to vectors.
+        type_vocab_size: kinds of tokens that an encoder tells apart, as in BERT (Devlin et al. 2019); 1 for none.
         dim: width of the embedding and of the residual stream; by default the first layer's width.
         residual: placement of normalization (see `SublayerConnection`), or "none" for a plain chain; by
             default "pre" if `dim` or `vocab_size` is given, else "none".
@@ -37,6 +38,7 @@ class ModelConfig(Config):
 
     family: Family = "decoder"
     vocab_size: PositiveInt | None = None
+    type_vocab_size: PositiveInt = 1
     dim: PositiveInt | None = None
     residual: Residual | None = None
     norm: Norm | None = None
@@ -84,6 +86,7 @@ class ModelConfig(Config):
         return ResolvedModelConfig(
             family=self.family,
             vocab_size=self.vocab_size,
+            type_vocab_size=self.type_vocab_size,
             dim=dim,
             residual=residual,
             norm=norm,
@@ -127,6 +130,8 @@ class ResolvedModelConfig(ModelConfig):
     def _refuse_what_cannot_be_built(self) -> Self:
         self._refuse_misfit_of_family()
         self.stack.refuse_misplaced_layers()
+        if self.type_vocab_size > 1 and (self.family != "encoder" or self.vocab_size is None):
+            raise ConfigError(f"type_vocab_size: must be 1 but for an encoder of tokens, got {self.type_vocab_size}")
         if self.head is None:
             return self
         if self.vocab_size is None:
@@ -180,6 +185,8 @@ class ResolvedModelConfig(ModelConfig):
         """Yield everything that has parameters or costs time, in the order of the forward pass."""
         if self.vocab_size is not None:
             yield Part("embedding", settings_of(self, {"vocab_size", "dim"}), self.vocab_size * self.dim, 0)
+        if self.type_vocab_size > 1:
+            yield Part("type_embedding", settings_of(self, {"type_vocab_size"}), self.type_vocab_size * self.dim, 0)
         encoder = self.encoder_stack
         if encoder is not None:
             yield from encoder.parts(context_length)

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from agfl_models.config import ModelConfig, ResolvedModelConfig
@@ -65,6 +66,7 @@ class AutoGenModel(Stack, SequenceModel):
         mask_BT: Tensor | None = None,
         source: Tensor | None = None,
         source_mask: Tensor | None = None,
+        types_BT: Tensor | None = None,
     ) -> Tensor:
         """Return what the head makes of token ids_BT (logits_BTV, logits_BT2 or logits_BC), without one y_BTE.
 
@@ -73,13 +75,14 @@ class AutoGenModel(Stack, SequenceModel):
             mask_BT: True at real positions, in any pattern; see `Layer.forward`.
             source: ids_BS (or vectors) that an encoder-decoder reads.
             source_mask: True at the real positions of the source.
+            types_BT: kinds of tokens (integers from 0), of which the model tells `config.type_vocab_size` apart.
 
         Raises:
             ConfigError: an encoder-decoder gets no source, or another model one.
         """
         self._check_source(source is not None)
         memory = None if source is None else self.encode(source, source_mask)
-        return self._read_out(self.run_stack(self._embed(x), mask_BT, memory), mask_BT)
+        return self._read_out(self.run_stack(self._embed(x, types_BT), mask_BT, memory), mask_BT)
 
     def encode(self, source: Tensor, source_mask_BS: Tensor | None = None) -> Memory:
         """Return what the encoder of an encoder-decoder reads in ids_BS (or vectors); raises ConfigError for others."""
@@ -119,13 +122,18 @@ class AutoGenModel(Stack, SequenceModel):
         self.reset_stack()
         if self.embedding is not None:
             nn.init.normal_(self.embedding.weight, std=self._embedding_std())
+        if self.type_embedding is not None:
+            nn.init.normal_(self.type_embedding.weight, std=INPUT_STD)
 
     def _build(self, config: ResolvedModelConfig) -> None:
         self.embedding: nn.Embedding | None = None
+        self.type_embedding: nn.Embedding | None = None
         self.encoder: Encoder | None = None
         self.head: Head | None = None
         if config.vocab_size is not None:
             self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        if config.type_vocab_size > 1:
+            self.type_embedding = nn.Embedding(config.type_vocab_size, config.dim)
         if config.encoder_stack is not None:
             self.encoder = Encoder(config.encoder_stack)
         self.build_stack(config.stack)
@@ -138,12 +146,16 @@ class AutoGenModel(Stack, SequenceModel):
         if self.encoder is not None and not is_given:
             raise ConfigError("source: required with family encoder_decoder, got none")
 
-    def _embed(self, x: Tensor) -> Tensor:
+    def _embed(self, x: Tensor, types_BT: Tensor | None = None) -> Tensor:
         if self.embedding is None:
             return x
         # The matrix is small for the head and its rows larger as input, as in Vaswani et al. 2017, section 3.4.
         embedded: Tensor = self.embedding(x) * (INPUT_STD / self._embedding_std())
-        return embedded
+        if self.type_embedding is None:
+            return embedded
+        types_BT = torch.zeros_like(x) if types_BT is None else types_BT.clamp(max=self.config.type_vocab_size - 1)
+        types_BTD: Tensor = self.type_embedding(types_BT)
+        return embedded + types_BTD
 
     def _embedding_std(self) -> float:
         return min(LOGIT_STD / math.sqrt(self.config.dim), OWN_LOGIT / self.config.dim)

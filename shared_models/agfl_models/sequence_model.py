@@ -25,6 +25,7 @@ class SequenceModel(nn.Module, ABC):
         mask_BT: Tensor | None = None,
         source: Tensor | None = None,
         source_mask: Tensor | None = None,
+        types_BT: Tensor | None = None,
     ) -> Tensor:
         """Return what the head makes of token ids_BT: logits_BTV, logits_BT2 or logits_BC.
 
@@ -33,6 +34,8 @@ class SequenceModel(nn.Module, ABC):
             mask_BT: True at real positions; see `Layer.forward`.
             source: ids_BS that an encoder-decoder reads.
             source_mask: True at the real positions of the source.
+            types_BT: what kind of token stands at each position, for an encoder; see `tasks.spans`. A kind that the
+                model does not tell apart counts as its last one.
         """
 
     @abstractmethod

@@ -105,6 +105,16 @@ def test_an_encoder_sees_both_ways_and_does_not_decode() -> None:
         model.initial_state(1)
 
 
+def test_an_encoder_tells_types_apart_as_far_as_it_knows_them() -> None:
+    config = {"family": "encoder", "vocab_size": VOCABULARY, "dim": 32, "layers": LAYERS}
+    two, none = AutoGenModel({**config, "type_vocab_size": 2}, seed=0), AutoGenModel(config, seed=0)
+    ids_BT, types_BT = random_ids(2, 5), torch.tensor([[0, 1, 1, 0, 1], [2, 0, 0, 3, 0]])
+    assert torch.equal(none(ids_BT, types_BT=types_BT), none(ids_BT))
+    assert not torch.allclose(two(ids_BT, types_BT=types_BT), two(ids_BT))
+    assert torch.equal(two(ids_BT, types_BT=types_BT), two(ids_BT, types_BT=types_BT.clamp(max=1)))
+    assert torch.equal(two(ids_BT), two(ids_BT, types_BT=torch.zeros_like(ids_BT)))
+
+
 @each_head
 def test_a_saved_encoder_is_the_encoder(head: dict[str, Any], tmp_path: Path) -> None:
     model = make_encoder(head)

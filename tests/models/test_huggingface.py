@@ -109,6 +109,17 @@ def test_an_encoders_head_is_that_of_transformers(kind: str, model_of: Callable[
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
+def test_an_encoder_reads_types_as_transformers_does(kind: str, model_of: Callable[..., HuggingFaceModel]) -> None:
+    types_BT = torch.arange(IDS_BT.numel()).reshape(IDS_BT.shape) % 3
+    model = model_of(kind)
+    with torch.no_grad():
+        expected = model.inner(**library_inputs(kind), token_type_ids=types_BT.clamp(max=1))
+        found = model(IDS_BT, MASK_BT, types_BT=types_BT)
+        assert torch.equal(found[..., 0][MASK_BT], expected.start_logits[MASK_BT])
+        assert not torch.equal(found, model(IDS_BT, MASK_BT))
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
 def test_a_new_head_is_drawn_from_the_seed(kind: str, model_of: Callable[..., HuggingFaceModel]) -> None:
     before = torch.random.get_rng_state()
     models = [model_of(kind, seed=seed) for seed in (1, 1, 2)]

@@ -48,6 +48,7 @@ def test_the_full_form_fills_in_its_defaults() -> None:
     assert config.resolve().model_dump() == {
         "family": "decoder",
         "vocab_size": 259,
+        "type_vocab_size": 1,
         "dim": 96,
         "residual": "pre",
         "norm": "rmsnorm",

@@ -110,6 +110,14 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
         "model: layers.0: unknown key 'layer' (did you mean 'layers'?)",
     ),
     (
+        {"dim": 8, "vocab_size": 9, "type_vocab_size": 2, "layers": [{"type": "ff"}]},
+        "model: type_vocab_size: must be 1 but for an encoder of tokens, got 2",
+    ),
+    (
+        {"dim": 8, "family": "encoder", "type_vocab_size": 3, "layers": [{"type": "ff"}]},
+        "model: type_vocab_size: must be 1 but for an encoder of tokens, got 3",
+    ),
+    (
         {"dim": 8, "family": "encoder_decoder", "layers": [CROSS]},
         "model: encoder: required with family encoder_decoder, got none",
     ),

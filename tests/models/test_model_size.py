@@ -67,6 +67,8 @@ def test_the_config_predicts_the_number_of_parameters(
     reads = (head or {}).get("type")
     if (reads in ("span", "classification")) == (family == "encoder") or head is None:
         config |= {"vocab_size": 11, "head": head}
+    if family == "encoder" and "vocab_size" in config:
+        config["type_vocab_size"] = data.draw(st.integers(1, 4))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bridges
         model = AutoGenModel(config)

@@ -27,7 +27,8 @@ from agfl_models.tasks.question_answering import (
     QuestionRow,
     SpanBatch,
 )
-from agfl_models.tasks.spans import NO_ANSWER, Span, Window, windows_on
+from agfl_models.tasks.spans import CONTEXT as OTHER
+from agfl_models.tasks.spans import NO_ANSWER, QUESTION, SHARED, Span, Window, windows_on
 from agfl_models.tokenizer import Tokenizer
 from agfl_models.validation import validate
 
@@ -99,12 +100,47 @@ def test_windows_cover_the_context_and_overlap_by_half(question: str, context: s
     assert len(windows) == 1 or len(windows[-2].spans) == room, "only the last one is short"
 
 
+@given(st.text("tide ä", max_size=20), st.text("tide ä", min_size=1, max_size=80), st.integers(8, 40))
+def test_types_say_which_tokens_question_and_context_share(question: str, context: str, length: int) -> None:
+    for window in windows_on(question, context, length, TOKENIZER):
+        asked = window.ids[1 : window.offset - 1]
+        assert window.types[: window.offset] == [QUESTION] * (len(asked) + 2)
+        for token, kind in zip(window.ids[window.offset :], window.types[window.offset :], strict=True):
+            assert kind == (SHARED if token in asked else OTHER)
+
+
+def test_small_model_learns_which_word_is_asked_for() -> None:
+    """Each context says what four words mean; only the question tells which meaning is the answer."""
+    rng = np.random.default_rng(0)
+
+    def asked() -> QuestionRow:
+        words = ["".join(rng.choice(list("abcdefgh"), 3)) for _ in range(4)]
+        meanings = ["".join(rng.choice(list("mnopqrs"), 4)) for _ in range(4)]
+        context = " ".join(f"{word}:{meaning}." for word, meaning in zip(words, meanings, strict=True))
+        which = int(rng.integers(4))
+        return row(words[which], {"text": [meanings[which]], "answer_start": [10 * which + 4]}, context)
+
+    task = question_answering(context_length=64)
+    rnn = {"type": "rnn", "cell": "gru"}
+    model = AutoGenModel({**MODEL, "type_vocab_size": 3, "dim": 32, "layers": [rnn, {"type": "attention", "num_heads": 2}, rnn]}, seed=3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(40):
+        nll, count = task.loss(model, task.collate([task.example(asked()) for _ in range(16)]))
+        optimizer.zero_grad()
+        torch.autograd.backward(nll / count)
+        optimizer.step()
+    (batch,) = held_out(task, [asked() for _ in range(100)]).validation(100, 100)
+    metrics = task.eval_metrics(sums_of(task, model, [batch]))
+    assert metrics["eval/exact_match"] > 80, "to guess one of four meanings gets a quarter right"
+
+
 def test_batch_is_windows_with_one_target_an_example() -> None:
     task = question_answering(context_length=24)
     batch = task.collate([task.example(row("q", "b", "a bc")), task.example(ROWS[0])])
     first = [BOS, 0x71, EOS, 0x61, 0x20, 0x62, 0x63, EOS]
     assert batch.ids[0].tolist() == first + [PAD] * (24 - len(first))
     assert batch.mask[0].tolist() == [True] * len(first) + [False] * (24 - len(first))
+    assert batch.types[0].tolist() == [QUESTION] * 3 + [OTHER] * 5 + [QUESTION] * (24 - len(first))
     assert batch.targets[0].tolist() == [5, 5]
     windows = [(window, target) for window, target in zip(batch.ids[1:], batch.targets[1:], strict=True)]
     assert len(windows) > 2
@@ -136,7 +172,7 @@ class Knowing:
             if start > 0:
                 self.logits[i, start, 0] = self.logits[i, end, 1] = 10.0
 
-    def __call__(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def __call__(self, ids: Tensor, mask: Tensor, types_BT: Tensor) -> Tensor:
         return self.logits
 
 

@@ -45,6 +45,7 @@ class HuggingFaceModel(SequenceModel):
         self.inner = load(self.config, seed).eval()
         self._max_length = _max_length(self.inner)
         arguments = inspect.signature(self.inner.forward).parameters
+        self._type_vocab_size = getattr(self.inner.config, "type_vocab_size", 1)  # of BERT and its like
         # transformers 5.24 calls `cache` what was `past_key_values`.
         self._cache_argument = next((name for name in ("cache", "past_key_values") if name in arguments), None)
 
@@ -60,6 +61,7 @@ class HuggingFaceModel(SequenceModel):
         mask_BT: Tensor | None = None,
         source: Tensor | None = None,
         source_mask: Tensor | None = None,
+        types_BT: Tensor | None = None,
     ) -> Tensor:
         self._check_source(source is not None)
         self._check_length(x.shape[1])
@@ -68,7 +70,10 @@ class HuggingFaceModel(SequenceModel):
             return self._logits(memory, decoder_input_ids=x, decoder_attention_mask=_integers(mask_BT), use_cache=False)
         if self.config.architecture == "causal":
             return self._logits(input_ids=x, attention_mask=_integers(mask_BT), use_cache=False)
-        output = self.inner(input_ids=x, attention_mask=_integers(mask_BT))
+        types = {}
+        if types_BT is not None and self._type_vocab_size > 1:
+            types["token_type_ids"] = types_BT.clamp(max=self._type_vocab_size - 1)
+        output = self.inner(input_ids=x, attention_mask=_integers(mask_BT), **types)
         if not isinstance(self.config.head, SpanHeadConfig):
             logits_BC: Tensor = output.logits
             return logits_BC

@@ -23,7 +23,7 @@ from agfl_models.metrics import span_overlap
 from agfl_models.sequence_model import SequenceModel
 from agfl_models.tasks import distribution
 from agfl_models.tasks.dataset import ExampleDataset, SplitConfig, pad, real_positions, split_rows
-from agfl_models.tasks.spans import NO_ANSWER, Span, Window, room_for_question, windows_on
+from agfl_models.tasks.spans import NO_ANSWER, QUESTION, Span, Window, room_for_question, windows_on
 from agfl_models.tasks.task import IGNORED, MainMetric, check_kind
 from agfl_models.tokenizer import TextTokenizer
 
@@ -131,16 +131,18 @@ NOT_FOUND = Found("", 0, 0)
 
 @dataclass(frozen=True)
 class SpanBatch:
-    """ids: int64 (N, T), mask: bool (N, T); targets: int64 (N, 2), `IGNORED` where nothing is to be learned."""
+    """ids, types: int64 (N, T), mask: bool (N, T); targets: int64 (N, 2), `IGNORED` where nothing is to be learned."""
 
     ids: Tensor
+    types: Tensor
     mask: Tensor
     targets: Tensor
     examples: tuple[Example, ...]
 
     def to(self, device: str) -> SpanBatch:
         """Return the batch on `device`."""
-        return SpanBatch(self.ids.to(device), self.mask.to(device), self.targets.to(device), self.examples)
+        ids, types, mask = self.ids.to(device), self.types.to(device), self.mask.to(device)
+        return SpanBatch(ids, types, mask, self.targets.to(device), self.examples)
 
 
 @dataclass(frozen=True)
@@ -195,9 +197,11 @@ class QuestionAnswering:
 
     def collate(self, examples: Sequence[Example]) -> SpanBatch:
         """Return the padded windows of the examples."""
-        ids = [window.ids for example in examples for window in example.windows]
+        windows = [window for example in examples for window in example.windows]
+        ids, types = [window.ids for window in windows], pad([window.types for window in windows], QUESTION)
         targets = [span or Span(IGNORED, IGNORED) for example in examples for span in example.targets]
-        return SpanBatch(pad(ids, self.tokenizer.pad_id), real_positions(ids), torch.tensor(targets), tuple(examples))
+        padded, mask = pad(ids, self.tokenizer.pad_id), real_positions(ids)
+        return SpanBatch(padded, types, mask, torch.tensor(targets), tuple(examples))
 
     def loss(self, model: SequenceModel, batch: SpanBatch) -> tuple[Tensor, int]:
         """Return (mean of the cross entropies of start and end in nats, summed over examples; number of examples)."""
@@ -260,7 +264,7 @@ def _only_learnable(example: Example) -> Example:
 
 def _logits(model: SequenceModel, batch: SpanBatch) -> Tensor:
     parts = [slice(first, first + WINDOWS_AT_ONCE) for first in range(0, len(batch.ids), WINDOWS_AT_ONCE)]
-    logits_NT2 = torch.cat([model(batch.ids[part], batch.mask[part]) for part in parts])
+    logits_NT2 = torch.cat([model(batch.ids[part], batch.mask[part], types_BT=batch.types[part]) for part in parts])
     return logits_NT2.float().masked_fill(~batch.mask[:, :, None], -torch.inf)
 
 

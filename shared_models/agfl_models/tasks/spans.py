@@ -1,7 +1,9 @@
 """Windows on a context, and the spans in them: what a model that scores start and end positions reads and says.
 
 Legend: T positions of a window. A window is BOS question EOS context EOS; position 0 stands for "no answer", as in
-Devlin et al. 2019 (BERT), arXiv:1810.04805, section 4.3.
+Devlin et al. 2019 (BERT), arXiv:1810.04805, section 4.3. Question and context are of different types, as there; that
+a token of the context also stands in the question is the "exact match" of Chen et al. 2017 (DrQA), arXiv:1704.00051,
+section 3.2: small models learn late, if at all, to compare tokens themselves.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ class Span(NamedTuple):
 
 
 NO_ANSWER = Span(0, 0)
+QUESTION, CONTEXT, SHARED = range(3)
 
 
 class Window(NamedTuple):
@@ -34,6 +37,12 @@ class Window(NamedTuple):
     ids: list[int]
     offset: int
     spans: list[tuple[int, int]]
+
+    @property
+    def types(self) -> list[int]:
+        """What each token is: `QUESTION`, `CONTEXT`, or `SHARED`, which stands in the context and in the question."""
+        question, context = set(self.ids[1 : self.offset - 1]), self.ids[self.offset :]
+        return [QUESTION] * self.offset + [SHARED if token in question else CONTEXT for token in context]
 
     def positions(self, start: int, end: int) -> Span | None:
         """Return the positions that cover the characters [start, end), if the window holds all of them."""
