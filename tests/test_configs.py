@@ -13,7 +13,8 @@ from agfl_protocol.run_config import load_run_config
 from agfl_server import cli as server_cli
 from agfl_sim.cli import DEFAULT_CONFIG, SHIPPED_CONFIGS
 
-CONFIGS = sorted(SHIPPED_CONFIGS.glob("*.yaml"))
+CONFIGS = sorted(path for path in SHIPPED_CONFIGS.glob("*.yaml") if not path.stem.endswith("-full"))
+FULL = sorted(SHIPPED_CONFIGS.glob("*-full.yaml"))
 SHORT = ("num_rounds=1", "training.local_steps=1", "evaluation.max_examples=1")
 FEW_MERGES = ("tokenizer.vocab_size=320", "model.vocab_size=320")
 
@@ -41,6 +42,16 @@ def test_shipped_configuration_runs(path: Path, tmp_path: Path) -> None:
     assert rows[1]["clients"] == load_run_config(path).data.num_owners
     assert (output / "report.html").exists()
     assert sorted(str(p.relative_to(output)) for p in output.rglob("model*")) == ["model", "model/model.safetensors"]
+
+
+def test_each_task_has_a_long_run_that_differs_in_length_alone() -> None:
+    """So that the run above is a short round of it, too."""
+    assert [path.stem for path in FULL] == [f"{path.stem}-full" for path in CONFIGS]
+    for short, full in zip(map(load_run_config, CONFIGS), map(load_run_config, FULL), strict=True):
+        assert full.hash == short.hash
+        assert full.data == short.data
+        assert full.num_rounds > short.num_rounds
+        assert (full.baselines, short.baselines) == (True, False)
 
 
 def test_the_servers_default_trains_the_model_of_the_default_simulation() -> None:

@@ -19,14 +19,14 @@ from agfl_server.aggregator import Aggregator
 from agfl_server.attempts import Parties
 from agfl_server.connected_nodes import ConnectedNodes
 from agfl_server.exchange import exchange
-from agfl_server.observer import Observer
+from agfl_server.observer import Observer, Row
 from agfl_server.optimizers import build_optimizer
 from agfl_server.plain_sum import PlainSum
 from agfl_server.rounds import Federation, run_rounds
 from agfl_server.run_folder import RunFolder
 from agfl_server.secure_sum import SecureSum
 from agfl_server.state import ServerState, initial_state
-from agfl_server.tokenizer_training import train_tokenizer
+from agfl_server.tokenizer_training import train_tokenizer, with_public_tokenizer
 
 _FINISH_TIMEOUT_S = 10.0
 
@@ -57,6 +57,7 @@ def run_federation(
     config = config.with_pretrained(config.pretrained, "model.folder")
     # A run that ended before its tokenizer was learned begins anew.
     is_new = not resume or not config.tokenizer.is_trained
+    config = with_public_tokenizer(config, observer)
     if is_new:
         run_folder.begin(config)
     parties = Parties(
@@ -68,11 +69,13 @@ def run_federation(
         min_cohort=min_cohort,
         next_attempt=run_folder.next_attempt,
     )
+    exchange: Row = {}
     if not config.tokenizer.is_trained:
-        config = train_tokenizer(parties)
+        config, exchange = train_tokenizer(parties)
         run_folder.write_config(config)
         parties = replace(parties, config=config)
     layout, state = initial_state(config, optimizer)
+    state = replace(state, row={**state.row, **exchange})
     if is_new:
         run_folder.save(config, state, [])
     else:

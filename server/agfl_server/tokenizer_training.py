@@ -8,20 +8,42 @@ time, so counts over others could be subtracted, and the table would fit neither
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 
-from agfl_models.bpe import PairTable
-from agfl_models.errors import RoundError
+from agfl_models.bpe import PairTable, train_bpe
+from agfl_models.errors import ConfigError, DataError, RoundError
+from agfl_models.examples import TextRow, read_rows
 from agfl_models.tokenizer import BPETokenizerConfig, Pair
 from agfl_protocol.counting import CountCodec, CountRequest
 from agfl_protocol.run_config import RunConfig
+from agfl_server.aggregator import CohortSum
 from agfl_server.attempts import Parties, sum_in_attempts
+from agfl_server.observer import Observer, Row
 
 
-def train_tokenizer(parties: Parties) -> RunConfig:
-    """Return the run with the merges that its owners' text teaches.
+def with_public_tokenizer(config: RunConfig, observer: Observer) -> RunConfig:
+    """Return the run with the merges that the operator's own text teaches, if its tokenizer names such a text.
+
+    Raises:
+        ConfigError: the text cannot be read.
+    """
+    tokenizer = config.tokenizer
+    if not isinstance(tokenizer, BPETokenizerConfig) or tokenizer.text is None or tokenizer.is_trained:
+        return config
+    try:
+        rows = read_rows(tokenizer.text, TextRow)
+    except DataError as error:
+        raise ConfigError(f"tokenizer.text: {str(error).removeprefix('data: ')}") from None
+    merges = train_bpe((row.text for row in rows), tokenizer.vocab_size, tokenizer.merges_per_round)
+    observer.tokenizer_trained(len(merges), tokenizer.max_merges)
+    return config.with_merges(merges)
+
+
+def train_tokenizer(parties: Parties) -> tuple[RunConfig, Row]:
+    """Return the run with the merges that its owners' text teaches, and what that took, for the row of round 0.
 
     Raises:
         RoundError: a sum failed `aggregation.max_attempts` times.
@@ -29,24 +51,33 @@ def train_tokenizer(parties: Parties) -> RunConfig:
     config, observer = parties.config, parties.observer
     tokenizer = config.tokenizer
     assert isinstance(tokenizer, BPETokenizerConfig), tokenizer.type
+    started, sums = time.monotonic(), []
     table, num_new, run_id = PairTable(), 0, secrets.token_hex(8)
     for number in count(1):
-        counts, owners = _sum_counts(parties, run_id, number, table.merges, num_new)
+        counts, cohort_sum = _sum_counts(parties, run_id, number, table.merges, num_new)
+        sums.append(cohort_sum)
         if number == 1:
-            parties = _held_to(owners, parties)
+            parties = _held_to(cohort_sum.survivors, parties)
         table.add(counts)
         room = tokenizer.max_merges - len(table.merges)
         num_new = len(table.choose(min(tokenizer.merges_per_round, room)))
         if num_new in (0, room):
             break
     observer.tokenizer_trained(len(table.merges), tokenizer.max_merges)
-    return config.with_merges(table.merges)
+    exchange: Row = {
+        "clients": len(sums[0].survivors),
+        "refused": sum(len(one.refused) for one in sums),
+        "bytes_up": sum(one.bytes_up for one in sums),
+        "bytes_down": sum(one.bytes_down for one in sums),
+        "seconds": round(time.monotonic() - started, 4),
+    }
+    return config.with_merges(table.merges), exchange
 
 
 def _sum_counts(
     parties: Parties, run_id: str, number: int, merges: Sequence[Pair], num_new: int
-) -> tuple[dict[Pair, int], tuple[str, ...]]:
-    """Return the summed counts of the pairs that hold one of the `num_new` last merges, and over whom."""
+) -> tuple[dict[Pair, int], CohortSum]:
+    """Return the summed counts of the pairs that hold one of the `num_new` last merges, and the sum they came in."""
     config = parties.config
 
     def broadcast(cohort_size: int, attempt: int) -> tuple[CountRequest, CountCodec]:
@@ -60,7 +91,7 @@ def _sum_counts(
         codec, cohort_sum = sum_in_attempts(parties, run_id, number, broadcast)
     except RoundError as error:
         raise RoundError(f"tokenizer: {error}") from None
-    return codec.decode(cohort_sum.lanes), cohort_sum.survivors
+    return codec.decode(cohort_sum.lanes), cohort_sum
 
 
 def _held_to(owners: Sequence[str], parties: Parties) -> Parties:

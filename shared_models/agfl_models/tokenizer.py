@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Literal, Protocol, Self
 
 import numpy as np
@@ -152,13 +153,21 @@ class BPETokenizerConfig(Config):
 
     vocab_size: 259 and one for each merge; text may not have that many pairs to merge, then the last ids stay unused.
     merges: null lets the federation learn them before round 1, `merges_per_round` at a time. 1 is BPE as published;
-    more are as many rounds fewer, and nearly as good.
+    more are as many rounds fewer, and nearly as good. text: public text of the operator's own (.txt, a folder of them,
+    .jsonl or .tsv with `text`), from which the server learns the merges instead; it is not sent.
     """
 
     type: Literal["bpe"]
     vocab_size: Annotated[int, Field(gt=FIRST_MERGE, le=MAX_VOCAB_SIZE)]
     merges: tuple[Pair, ...] | None = None
+    text: Path | None = None
     merges_per_round: Annotated[int, Field(ge=1, le=MAX_MERGES_PER_ROUND)] = 16
+
+    @model_validator(mode="after")
+    def _refuse_two_sources(self) -> Self:
+        if self.merges is not None and self.text is not None:
+            raise ValueError(f"text: must not be given where merges are, got {str(self.text)!r}")
+        return self
 
     @model_validator(mode="after")
     def _refuse_bad_merges(self) -> Self:

@@ -22,7 +22,7 @@ from agfl_models.validation import Config, dump_yaml, read_yaml, validate
 
 PROTOCOL_VERSION = 1
 # Keys that neither a server nor a client looks at, and paths of one machine.
-_LOCAL: dict[str, Any] = {"data": True, "baselines": True, "model": {"folder"}}
+_LOCAL: dict[str, Any] = {"data": True, "baselines": True, "model": {"folder"}, "tokenizer": {"text"}}
 Beta = Annotated[float, Field(ge=0, lt=1)]  # decay of a moving average
 
 
@@ -240,7 +240,7 @@ class RunConfig(Config):
     def with_merges(self, merges: Sequence[Pair]) -> RunConfig:
         """Return the run with a tokenizer that has learned `merges`."""
         assert isinstance(self.tokenizer, BPETokenizerConfig), self.tokenizer.type
-        tokenizer = self.tokenizer.model_copy(update={"merges": tuple(merges)})
+        tokenizer = self.tokenizer.model_copy(update={"merges": tuple(merges), "text": None})
         return self.model_copy(update={"tokenizer": tokenizer})
 
     @property

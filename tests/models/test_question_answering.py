@@ -122,7 +122,9 @@ def test_small_model_learns_which_word_is_asked_for() -> None:
 
     task = question_answering(context_length=64)
     rnn = {"type": "rnn", "cell": "gru"}
-    model = AutoGenModel({**MODEL, "type_vocab_size": 3, "dim": 32, "layers": [rnn, {"type": "attention", "num_heads": 2}, rnn]}, seed=3)
+    model = AutoGenModel(
+        {**MODEL, "type_vocab_size": 3, "dim": 32, "layers": [rnn, {"type": "attention", "num_heads": 2}, rnn]}, seed=3
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     for _ in range(40):
         nll, count = task.loss(model, task.collate([task.example(asked()) for _ in range(16)]))

@@ -175,7 +175,7 @@ def train(run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid) 
 
     def run(fault: Fault, observer: Observer, *overrides: str) -> RunConfig:
         grid = open_grid(make_owners(3), {BAD: lambda app: Faulty(app, fault)})
-        return train_tokenizer(parties_of(run_config(*bpe(1), *overrides), grid, observer))
+        return train_tokenizer(parties_of(run_config(*bpe(1), *overrides), grid, observer))[0]
 
     return run
 
@@ -388,6 +388,52 @@ def test_merges_that_are_given_are_not_learned(
     assert learned(tmp_path / "run") == ((116, 104), (259, 101))
     assert not diary.rounds
     assert not diary.trained
+
+
+@pytest.mark.parametrize("merges_per_round", [1, 8])
+def test_the_operators_own_text_teaches_the_tokenizer_without_the_owners(
+    run_config: MakeConfig, make_owners: MakeOwners, tmp_path: Path, merges_per_round: int
+) -> None:
+    text = "Of the sea and the shore they sang, and of the ships.\n" * 3
+    (tmp_path / "public.txt").write_text(text)
+    tokenizer = (
+        f"tokenizer={{type: bpe, vocab_size: 270, merges_per_round: {merges_per_round}, text: {tmp_path}/public.txt}}"
+    )
+    config, diary = run_config("model.vocab_size=270", tokenizer, "num_rounds=1"), Diary()
+    owners = sorted(make_owners(3).iterdir())
+    run_inline(config, owners, tmp_path / "run", False, diary)
+    assert learned(tmp_path / "run") == train_bpe([text.strip()], 270, merges_per_round)
+    assert bpe_of(load_run_config(tmp_path / "run" / "config.yaml")).text is None, "nobody else has the file"
+    assert (diary.rounds, diary.trained) == ([], [(11, 11)])
+    again = run_config("model.vocab_size=270", tokenizer, "num_rounds=2")
+    run_inline(again, owners, tmp_path / "run", True, diary)
+    assert len(diary.trained) == 1, "a run that goes on has its merges"
+
+
+def test_public_text_that_cannot_be_read_is_said_before_anybody_waits(
+    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, tmp_path: Path
+) -> None:
+    tokenizer = f"tokenizer={{type: bpe, vocab_size: 290, text: {tmp_path}/missing.txt}}"
+    config = run_config("model.vocab_size=290", tokenizer)
+    with pytest.raises(ConfigError, match=r"^tokenizer\.text: .*missing\.txt: no such file"):
+        run_federation(open_grid(make_owners(3)), config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    both = "tokenizer={type: bpe, vocab_size: 290, merges: [], text: public.txt}"
+    with pytest.raises(ConfigError, match=r"text: must not be given where merges are, got 'public\.txt'"):
+        run_config("model.vocab_size=290", both)
+
+
+@pytest.mark.parametrize("aggregation", ["plain", "secure"])
+def test_what_learning_took_stands_in_the_row_of_round_0(
+    run_config: MakeConfig, make_owners: MakeOwners, tmp_path: Path, aggregation: str
+) -> None:
+    config, owners = run_config(*bpe(8), f"aggregation={{type: {aggregation}}}"), sorted(make_owners(4).iterdir())
+    run_inline(config, owners, tmp_path / "run", False, Diary())
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().split("\n")[0])
+    assert (row["round"], row["clients"], row["refused"]) == (0, 4, 0)
+    assert row["bytes_up"] > 4 * 256**2, "each of four owners counts all pairs of bytes, and more"
+    assert row["bytes_down"] > 0
+    assert row["seconds"] > 0
 
 
 def test_the_operator_is_told_each_tenth(caplog: pytest.LogCaptureFixture) -> None:
