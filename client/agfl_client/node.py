@@ -15,7 +15,7 @@ from agfl_client import pair_counts
 from agfl_client.device import AUTO, choose_device
 from agfl_client.policy import Policy, PolicyViolation
 from agfl_client.secure_member import SecureMember
-from agfl_client.training import LocalTrainer, evaluate
+from agfl_client.training import LocalTrainer, effective_steps, evaluate
 from agfl_models.errors import WireError
 from agfl_models.examples import Row, check_readable, read_rows
 from agfl_models.families import build_model
@@ -173,7 +173,8 @@ class Node:
         result = trainer.train(space.model, space.layout, task, space.dataset, rng)
         sums = (result.loss, float(result.num_predictions))
         metrics |= dict(zip(task.train_sums, sums, strict=True))
-        return Update(result.delta, result.num_predictions, metrics)
+        steps = effective_steps(config.training, result.num_steps)
+        return Update(result.delta, result.num_predictions, metrics, result.first_loss, steps)
 
     def _workspace_for(self, request: RoundRequest) -> _Workspace:
         """Return the warm workspace of the request's configuration, or make it."""

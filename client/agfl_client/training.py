@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from agfl_models.sequence_model import SequenceModel
+from agfl_client.delta_sgd import DeltaSGD
+from agfl_models.sequence_model import SequenceModel, trained_parameters
 from agfl_models.tasks import distribution
 from agfl_models.tasks.evaluation import evaluation_sums
 from agfl_models.tasks.task import AnyTask, BatchT, Dataset, Task
-from agfl_protocol.run_config import SGDConfig, TrainingConfig
+from agfl_protocol.run_config import DeltaSGDConfig, SGDConfig, TrainingConfig
 from agfl_protocol.update import Layout, Vector
 
 
@@ -23,12 +24,15 @@ from agfl_protocol.update import Layout, Vector
 class LocalResult:
     """What local training brought.
 
-    delta: float32 (d,); loss: summed over `num_predictions` targets, in the task's unit.
+    delta: float32 (d,); loss: summed over `num_predictions` targets, in the task's unit; num_steps: of the optimizer.
+    first_loss: of the model before training, on the first batch, a prediction.
     """
 
     delta: Vector
     loss: float
     num_predictions: int
+    num_steps: int
+    first_loss: float
 
 
 @dataclass(frozen=True)
@@ -51,30 +55,42 @@ class LocalTrainer:
         before = layout.flatten(model)
         optimizer = optimizer or self.optimizer(model)
         model.train()
-        loss, count = torch.zeros((), dtype=torch.float64), 0
+        anchor = [parameter.detach().clone() for parameter in trained_parameters(model).values()]
+        loss, count, steps, first_loss = torch.zeros((), dtype=torch.float64), 0, 0, 0.0
         for batch in self._batches(dataset, rng):
-            batch_loss, predictions = self._step(model, task, optimizer, batch.to(self.device))
-            loss, count = loss + batch_loss.double().cpu(), count + predictions
-        return LocalResult(layout.flatten(model) - before, float(loss), count)
+            batch_loss, predictions = self._step(model, task, optimizer, anchor, batch.to(self.device))
+            loss, count, steps = loss + batch_loss.double().cpu(), count + predictions, steps + 1
+            first_loss = first_loss if steps > 1 else float(loss) / max(count, 1)
+        return LocalResult(layout.flatten(model) - before, float(loss), count, steps, first_loss)
 
     def optimizer(self, model: nn.Module) -> Optimizer:
         """Return a new optimizer of the configured kind."""
         config = self.config.optimizer
         if isinstance(config, SGDConfig):
             return SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
+        if isinstance(config, DeltaSGDConfig):
+            return DeltaSGD(model.parameters(), config.lr, config.gamma, config.delta)
         return AdamW(model.parameters(), config.lr, config.betas, weight_decay=config.weight_decay)
 
     def _step(
-        self, model: SequenceModel, task: Task[BatchT], optimizer: Optimizer, batch: BatchT
-    ) -> tuple[torch.Tensor, int]:
+        self, model: SequenceModel, task: Task[BatchT], optimizer: Optimizer, anchor: list[Tensor], batch: BatchT
+    ) -> tuple[Tensor, int]:
         with self._autocast():
             loss, predictions = task.loss(model, batch)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss / max(predictions, 1))
+        if self.config.proximal_mu > 0:
+            self._pull(model, anchor)
         if self.config.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
         optimizer.step()
         return loss.detach(), predictions
+
+    def _pull(self, model: SequenceModel, anchor: list[Tensor]) -> None:
+        """Add the gradient of mu / 2 |x - x_0|^2."""
+        for parameter, start in zip(trained_parameters(model).values(), anchor, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - start, alpha=self.config.proximal_mu)
 
     def _batches(self, dataset: Dataset[BatchT], rng: np.random.Generator) -> Iterator[BatchT]:
         if self.config.local_steps is not None:
@@ -86,6 +102,21 @@ class LocalTrainer:
     def _autocast(self) -> torch.autocast:
         enabled = self.config.precision == "bfloat16"
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=enabled)
+
+
+def effective_steps(config: TrainingConfig, num_steps: int) -> float:
+    """Return how far `num_steps` steps along one constant gradient go, in units of lr times that gradient.
+
+    This is |a_i|_1 of FedNova (Wang et al. 2020, arXiv:2007.07481, section 4.1), which momentum makes longer and a
+    proximal term shorter; an adaptive optimizer's steps count one each.
+    """
+    if not isinstance(config.optimizer, SGDConfig):
+        return float(num_steps)
+    way = velocity = 0.0
+    for _ in range(num_steps):
+        velocity = config.optimizer.momentum * velocity + 1 - config.optimizer.lr * config.proximal_mu * way
+        way += velocity
+    return way
 
 
 def evaluate(

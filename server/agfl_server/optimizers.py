@@ -18,10 +18,13 @@ from agfl_protocol.run_config import (
     FedAdamConfig,
     FedAvgConfig,
     FedAvgMConfig,
+    FedExPConfig,
     FedYogiConfig,
     NesterovConfig,
     ServerOptimizerConfig,
 )
+from agfl_protocol.transforms.square_norm import SQUARE_NORM
+from agfl_protocol.update import Total
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 OptimizerState: TypeAlias = Mapping[str, Array]
@@ -34,8 +37,8 @@ class ServerOptimizer(Protocol):
         """Return the state before the first step; every entry has the model's shape (d,)."""
         ...
 
-    def step(self, model: Array, delta: Array, state: OptimizerState) -> tuple[Array, OptimizerState]:
-        """Return the next model and state; the inputs stay as they are."""
+    def step(self, model: Array, mean: Total, state: OptimizerState) -> tuple[Array, OptimizerState]:
+        """Return the next model and state, given the mean update; the inputs stay as they are."""
         ...
 
 
@@ -49,9 +52,9 @@ class FedAvg:
         """No state."""
         return {}
 
-    def step(self, model: Array, delta: Array, state: OptimizerState) -> tuple[Array, OptimizerState]:
+    def step(self, model: Array, mean: Total, state: OptimizerState) -> tuple[Array, OptimizerState]:
         """One step."""
-        return model + _scalar(self.config.lr, model) * delta, {}
+        return model + _scalar(self.config.lr, model) * mean.delta, {}
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,11 @@ class Momentum:
         """The momentum starts at zero."""
         return {"m": np.zeros_like(model)}
 
-    def step(self, model: Array, delta: Array, state: OptimizerState) -> tuple[Array, OptimizerState]:
+    def step(self, model: Array, mean: Total, state: OptimizerState) -> tuple[Array, OptimizerState]:
         """One step."""
         beta, lr = _scalar(self.config.momentum, model), _scalar(self.config.lr, model)
-        m = beta * state["m"] + delta
-        direction = delta + beta * m if isinstance(self.config, NesterovConfig) else m
+        m = beta * state["m"] + mean.delta
+        direction = mean.delta + beta * m if isinstance(self.config, NesterovConfig) else m
         return model + lr * direction, {"m": m}
 
 
@@ -86,11 +89,11 @@ class Adaptive:
         """Momentum zero, second moment tau^2."""
         return {"m": np.zeros_like(model), "v": np.full_like(model, self.config.tau**2)}
 
-    def step(self, model: Array, delta: Array, state: OptimizerState) -> tuple[Array, OptimizerState]:
+    def step(self, model: Array, mean: Total, state: OptimizerState) -> tuple[Array, OptimizerState]:
         """One step."""
         beta1, lr, tau = (_scalar(x, model) for x in (self.config.beta1, self.config.lr, self.config.tau))
-        m = beta1 * state["m"] + (1 - beta1) * delta
-        v = self._second_moment(state["v"], np.square(delta))
+        m = beta1 * state["m"] + (1 - beta1) * mean.delta
+        v = self._second_moment(state["v"], np.square(mean.delta))
         return model + lr * m / (np.sqrt(v) + tau), {"m": m, "v": v}
 
     def _second_moment(self, v: Array, square: Array) -> Array:
@@ -104,6 +107,26 @@ class Adaptive:
         return after
 
 
+@dataclass(frozen=True)
+class FedExP:
+    """x += lr * Delta with lr = max(1, sum(p_i |Delta_i|^2) / (2 (|Delta|^2 + epsilon))), at most `max_lr`.
+
+    Jhunjhunwala et al. 2023, arXiv:2301.09604, equation 5, there with p_i = 1/M.
+    """
+
+    config: FedExPConfig
+
+    def initial_state(self, model: Array) -> OptimizerState:
+        """No state."""
+        return {}
+
+    def step(self, model: Array, mean: Total, state: OptimizerState) -> tuple[Array, OptimizerState]:
+        """One step."""
+        square = float(np.square(mean.delta, dtype=np.float64).sum())
+        lr = max(1.0, mean.metrics[SQUARE_NORM] / (2 * (square + self.config.epsilon)))
+        return model + _scalar(min(lr, self.config.max_lr), model) * mean.delta, {}
+
+
 def build_optimizer(config: ServerOptimizerConfig) -> ServerOptimizer:
     """Return the optimizer that the run configuration names."""
     match config:
@@ -111,6 +134,8 @@ def build_optimizer(config: ServerOptimizerConfig) -> ServerOptimizer:
             return FedAvg(config)
         case FedAvgMConfig() | NesterovConfig():
             return Momentum(config)
+        case FedExPConfig():
+            return FedExP(config)
         case FedAdagradConfig() | FedAdamConfig() | FedYogiConfig():
             return Adaptive(config)
 

@@ -62,7 +62,7 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
     total = codec.decode_sum(cohort_sum.lanes)
     scales = quantization.learn_scales(state.scales, federation.layout, total)
     mean = codec.decode_mean(total)
-    model, optimizer_state = federation.optimizer.step(state.model, mean.delta, state.optimizer)
+    model, optimizer_state = federation.optimizer.step(state.model, mean, state.optimizer)
     row = {
         **empty_row(task),
         "round": state.round + 1,

@@ -44,10 +44,30 @@ class AdamWConfig(Config):
     weight_decay: NonNegativeFloat = 0.1
 
 
-class TrainingConfig(Config):
-    """What a client does in a round: `local_steps` batches, or `local_epochs` passes over its text."""
+class DeltaSGDConfig(Config):
+    """SGD that finds its own step size (Delta-SGD, Kim et al. 2024, arXiv:2306.11201); it starts anew each round.
 
-    optimizer: Annotated[SGDConfig | AdamWConfig, Field(discriminator="type")] = SGDConfig(type="sgd", lr=1.0)
+    lr: the first step of a round. gamma: how far to trust the measured smoothness. delta: how fast steps may grow.
+    """
+
+    type: Literal["delta_sgd"]
+    lr: PositiveFloat = 0.2
+    gamma: PositiveFloat = 2.0
+    delta: PositiveFloat = 0.1
+
+
+ClientOptimizerConfig = Annotated[SGDConfig | AdamWConfig | DeltaSGDConfig, Field(discriminator="type")]
+
+
+class TrainingConfig(Config):
+    """What a client does in a round: `local_steps` batches, or `local_epochs` passes over its text.
+
+    proximal_mu: pull toward the global model, mu / 2 |x - x_0|^2 beside the loss (FedProx, Li et al. 2020,
+    arXiv:1812.06127, Algorithm 2).
+    """
+
+    optimizer: ClientOptimizerConfig = SGDConfig(type="sgd", lr=1.0)
+    proximal_mu: NonNegativeFloat = 0.0
     batch_size: PositiveInt = 16
     local_steps: PositiveInt | None = None
     local_epochs: PositiveInt | None = None
@@ -110,8 +130,19 @@ class FedYogiConfig(_AdaptiveConfig):
     beta2: Beta = 0.99
 
 
+class FedExPConfig(Config):
+    """A step as long as the clients' updates differ (FedExP, Jhunjhunwala et al. 2023, arXiv:2301.09604).
+
+    max_lr: ours; without it the step has no bound where updates cancel out.
+    """
+
+    type: Literal["fedexp"]
+    epsilon: PositiveFloat = 1e-3
+    max_lr: Annotated[float, Field(ge=1)] = 5.0
+
+
 ServerOptimizerConfig = Annotated[
-    FedAvgConfig | FedAvgMConfig | NesterovConfig | FedAdagradConfig | FedAdamConfig | FedYogiConfig,
+    FedAvgConfig | FedAvgMConfig | NesterovConfig | FedAdagradConfig | FedAdamConfig | FedYogiConfig | FedExPConfig,
     Field(discriminator="type"),
 ]
 
@@ -124,8 +155,11 @@ class AggregationConfig(Config):
     min_cohort: a round with fewer updates is repeated, at most `max_attempts` times in all. None takes 2, or with
     "secure" max_colluders + 2. max_colluders: owners that may conspire with the server; None takes a third of the
     roster, at least 1. Every client applies its own owner's bounds, whatever stands here.
-    weighting: by predictions trained on (tokens; of question answering, questions), or alike. max_weight: cap of one
-    owner's weight, in predictions; None means one round's `local_steps` batches.
+    weighting: by predictions trained on (tokens; of question answering, questions), alike ("uniform"), or by the loss
+    to the power `fairness_q`, so that the owners whom the model serves worst count most; a loss counts as at most
+    `max_loss` (q-FFL, Li et al. 2020, arXiv:1905.10497, Algorithm 2). max_weight: cap of one owner's weight, in
+    predictions; None means one round's `local_steps` batches. averaging: of what clients moved in
+    all, or "normalized", of what they moved in a step, for clients that take unequal numbers of them.
     """
 
     type: Literal["secure", "plain"] = "secure"
@@ -136,8 +170,20 @@ class AggregationConfig(Config):
     max_attempts: PositiveInt = 3
     round_timeout_s: PositiveFloat = 3600.0
     clip_l2: PositiveFloat = 100.0
-    weighting: Literal["tokens", "uniform"] = "tokens"
+    weighting: Literal["tokens", "uniform", "loss"] = "tokens"
+    fairness_q: NonNegativeFloat = 1.0
+    max_loss: PositiveFloat = 10.0
     max_weight: PositiveFloat | None = None
+    averaging: Literal["mean", "normalized"] = "mean"
+
+    @model_validator(mode="after")
+    def _step_fits_averaging(self) -> AggregationConfig:
+        if isinstance(self.server_optimizer, FedExPConfig) and self.averaging != "mean":
+            raise ValueError(f"averaging must be mean with server_optimizer fedexp, got {self.averaging}")
+        if self.weighting == "loss" and (self.averaging != "mean" or isinstance(self.server_optimizer, FedExPConfig)):
+            got = f"{self.averaging} and {self.server_optimizer.type}"
+            raise ValueError(f"weighting loss needs averaging mean and another server_optimizer than fedexp, got {got}")
+        return self
 
     @model_validator(mode="after")
     def _cohort_large_enough(self) -> AggregationConfig:

@@ -81,12 +81,16 @@ class Update:
     delta: local model minus global model, float32 (d,); empty where the round only evaluates.
     weight: this client's weight in the mean, > 0.
     metrics: what else enters the sum, all >= 0 (loss sums, token counts, ...).
+    loss: of the broadcast model on this client's training data, in the task's unit a prediction.
+    steps: how many steps of training the delta is worth, > 0; see `agfl_client.training.effective_steps`.
     gain: the factor by which transforms scale the delta, applied when it is quantized, so that no copy is made.
     """
 
     delta: Vector
     weight: float
     metrics: Mapping[str, float]
+    loss: float = 0.0
+    steps: float = 1.0
     gain: float = 1.0
 
     @cached_property

@@ -113,7 +113,8 @@ class Bench:
         """
         torch.set_num_threads(1)  # as a node does, for the same bits
         model = self._load(self.initial)
-        trainer = LocalTrainer(self.config.training, self.device)
+        alone = self.config.training.model_copy(update={"proximal_mu": 0.0})  # there is no global model to stay near
+        trainer = LocalTrainer(alone, self.device)
         optimizer = trainer.optimizer(model)
         dataset = self.datasets[learner.name] if learner.model == LOCAL else self.pool
         points = {math.ceil(learner.rounds * i / NUM_POINTS) for i in range(1, NUM_POINTS + 1)}

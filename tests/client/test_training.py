@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from agfl_client.delta_sgd import DeltaSGD
 from agfl_client.device import choose_device
-from agfl_client.training import LocalResult, LocalTrainer, evaluate
+from agfl_client.training import LocalResult, LocalTrainer, effective_steps, evaluate
 from agfl_models.errors import ConfigError
 from agfl_models.examples import TextRow, read_rows
 from agfl_models.families import build_model
 from agfl_models.sequence_model import SequenceModel
 from agfl_models.tasks.language_modeling import LanguageModeling, TokenStream
-from agfl_protocol.run_config import RunConfig
+from agfl_protocol.run_config import RunConfig, TrainingConfig
 from agfl_protocol.update import Layout, Vector
 
 MakeConfig = Callable[..., RunConfig]
@@ -103,6 +104,7 @@ def test_one_step_is_minus_lr_times_gradient(bench: Callable[..., Bench]) -> Non
             "{type: adamw, lr: 0.01, betas: [0.8, 0.9], weight_decay: 0.2}",
             lambda m: torch.optim.AdamW(m.parameters(), 0.01, (0.8, 0.9), weight_decay=0.2),
         ),
+        ("{type: delta_sgd, lr: 0.1}", lambda m: DeltaSGD(m.parameters(), 0.1, 2.0, 0.1)),
     ],
 )
 def test_steps_are_those_of_pytorch(
@@ -116,6 +118,48 @@ def test_steps_are_those_of_pytorch(
     delta, loss = one.by_hand(by_hand, 5)
     assert np.linalg.norm(result.delta - delta) <= 1e-3 * np.linalg.norm(delta)
     assert result.loss == pytest.approx(loss, rel=1e-4)
+
+
+def test_a_proximal_term_is_part_of_the_loss(bench: Callable[..., Bench]) -> None:
+    """FedProx, Li et al. 2020, equation 2, by automatic differentiation."""
+    one = bench("training.local_steps=5", "training.max_grad_norm=null", "training.proximal_mu=0.7")
+    model, rng = one.model(), np.random.default_rng(0)
+    start, optimizer = Layout.of(model).flatten(model), sgd(model)
+    anchor = [parameter.detach().clone() for parameter in model.parameters()]
+    for _ in range(5):
+        batch = one.text.sample(4, rng)
+        loss = F.cross_entropy(model(batch.inputs).flatten(0, 1), batch.targets.flatten())
+        squares = [(p - p_0).square().sum() for p, p_0 in zip(model.parameters(), anchor, strict=True)]
+        optimizer.zero_grad()
+        torch.autograd.backward(loss + 0.7 / 2 * torch.stack(squares).sum())
+        optimizer.step()
+    delta = Layout.of(model).flatten(model) - start
+    result = one.train()
+    assert np.linalg.norm(result.delta - delta) <= 1e-4 * np.linalg.norm(delta)
+    free = bench("training.local_steps=5", "training.max_grad_norm=null").train()
+    assert np.linalg.norm(result.delta) < 0.99 * np.linalg.norm(free.delta), "it stays nearer"
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 17])
+def test_effective_steps_are_the_coefficients_of_the_paper(num_steps: int) -> None:
+    """FedNova, Wang et al. 2020, section 4.1: the vectors a_i of plain, momentum and proximal SGD, summed."""
+
+    def steps(**settings: object) -> float:
+        optimizer = {
+            "type": "sgd",
+            "lr": 0.2,
+            **({"momentum": settings.pop("momentum")} if "momentum" in settings else {}),
+        }
+        config = TrainingConfig.model_validate({"optimizer": optimizer, "local_epochs": 1, **settings})
+        return effective_steps(config, num_steps)
+
+    assert steps() == num_steps
+    momentum = [(1 - 0.9 ** (num_steps - k)) / (1 - 0.9) for k in range(num_steps)]
+    assert steps(momentum=0.9) == pytest.approx(sum(momentum), rel=1e-12)
+    proximal = [(1 - 0.2 * 0.5) ** (num_steps - 1 - k) for k in range(num_steps)]
+    assert steps(proximal_mu=0.5) == pytest.approx(sum(proximal), rel=1e-12)
+    adamw = TrainingConfig.model_validate({"optimizer": {"type": "adamw", "lr": 0.1}, "local_epochs": 1})
+    assert effective_steps(adamw, num_steps) == num_steps
 
 
 @pytest.mark.parametrize("max_norm", [1e-3, 0.1])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from agfl_protocol.run_config import ServerOptimizerConfig
+from agfl_protocol.transforms.square_norm import SQUARE_NORM
+from agfl_protocol.update import Total
 from agfl_server.optimizers import ServerOptimizer, build_optimizer
 
 SIZE, STEPS = 13, 20
@@ -66,6 +69,29 @@ def adaptive(second_moment: Callable[[float, float], float]) -> Oracle:
     return steps
 
 
+def fedexp(x: list[float], deltas: Deltas) -> Iterator[list[float]]:
+    """Jhunjhunwala et al. 2023, equation 5, over the three clients of `clients_of`, epsilon 0.1; never above 5."""
+    for delta in deltas:
+        clients = clients_of(np.array(delta))
+        mean = [sum(client[j] for client in clients) / 3 for j in range(SIZE)]
+        squares = sum(sum(value**2 for value in client) for client in clients) / 3
+        eta = min(5.0, max(1.0, squares / (2 * (sum(value**2 for value in mean) + 0.1))))
+        x = [xi + eta * di for xi, di in zip(x, mean, strict=True)]
+        yield x
+
+
+def clients_of(mean: NDArray[Any]) -> list[NDArray[Any]]:
+    """Three clients whose mean it is; how far they differ goes up and down with its second element."""
+    spread = 5 * np.sin(20 * mean[1]) * np.arange(SIZE) / SIZE
+    return [mean + spread, mean - spread, mean]
+
+
+def mean_of(delta: NDArray[Any]) -> Total:
+    """What the server learns of them."""
+    squares = sum(float(np.square(client, dtype=float).sum()) for client in clients_of(delta.astype(float))) / 3
+    return Total(delta, 3, 3.0, {SQUARE_NORM: squares})
+
+
 def yogi(v: float, d: float) -> float:
     return v - (1 - 0.95) * d**2 * float(np.sign(v - d**2))
 
@@ -78,6 +104,7 @@ METHODS: list[tuple[dict[str, object], Oracle]] = [
     ({"type": "fedadagrad", **ADAPTIVE}, adaptive(lambda v, d: v + d**2)),
     ({"type": "fedadam", **ADAPTIVE, "beta2": 0.95}, adaptive(lambda v, d: 0.95 * v + (1 - 0.95) * d**2)),
     ({"type": "fedyogi", **ADAPTIVE, "beta2": 0.95}, adaptive(yogi)),
+    ({"type": "fedexp", "epsilon": 0.1}, fedexp),
 ]
 all_methods = pytest.mark.parametrize(("config", "oracle"), METHODS, ids=[str(c["type"]) for c, _ in METHODS])
 
@@ -101,7 +128,7 @@ def test_steps_are_those_of_the_paper(
     model = start.astype(dtype)
     state = method.initial_state(model)
     for delta, expected in zip(deltas, oracle(start.tolist(), deltas.tolist()), strict=True):
-        model, state = method.step(model, delta.astype(dtype), state)
+        model, state = method.step(model, mean_of(delta.astype(dtype)), state)
         assert model.dtype == dtype
         assert all(value.dtype == dtype and value.shape == (SIZE,) for value in state.values())
         np.testing.assert_allclose(model, np.array(expected), rtol=tolerance, atol=tolerance)
@@ -111,11 +138,11 @@ def test_steps_are_those_of_the_paper(
 def test_step_leaves_its_inputs_alone(config: dict[str, object], oracle: Oracle) -> None:
     start, deltas = draws()
     method, model = optimizer(**config), start.astype(np.float32)
-    _, state = method.step(model, deltas[1].astype(np.float32), method.initial_state(model))
+    _, state = method.step(model, mean_of(deltas[1].astype(np.float32)), method.initial_state(model))
     inputs = [model, deltas[2].astype(np.float32), *state.values()]
     kept = [value.copy() for value in inputs]
-    first, _ = method.step(model, inputs[1], state)
-    again, _ = method.step(model, inputs[1], state)
+    first, _ = method.step(model, mean_of(inputs[1]), state)
+    again, _ = method.step(model, mean_of(inputs[1]), state)
     assert all(np.array_equal(a, b) for a, b in zip(inputs, kept, strict=True))
     assert first.tobytes() == again.tobytes()
 
@@ -123,14 +150,22 @@ def test_step_leaves_its_inputs_alone(config: dict[str, object], oracle: Oracle)
 @all_methods
 def test_model_stays_where_no_update_comes(config: dict[str, object], oracle: Oracle) -> None:
     method, model = optimizer(**config), np.ones(SIZE, np.float32)
-    after, _ = method.step(model, np.zeros(SIZE, np.float32), method.initial_state(model))
+    after, _ = method.step(model, mean_of(np.zeros(SIZE, np.float32)), method.initial_state(model))
     assert after.tobytes() == model.tobytes()
 
 
 @all_methods
 def test_state_starts_as_the_paper_says(config: dict[str, object], oracle: Oracle) -> None:
     state = optimizer(**config).initial_state(np.ones(SIZE))
-    expected = {"fedavg": {}, "fedavgm": {"m": 0.0}, "nesterov": {"m": 0.0}}.get(
+    expected = {"fedavg": {}, "fedexp": {}, "fedavgm": {"m": 0.0}, "nesterov": {"m": 0.0}}.get(
         str(config["type"]), {"m": 0.0, "v": 0.01**2}
     )
     assert {name: set(value.tolist()) for name, value in state.items()} == {n: {v} for n, v in expected.items()}
+
+
+def test_fedexp_takes_a_longer_step_the_more_updates_differ_and_never_a_shorter_one() -> None:
+    method, model, delta = optimizer(type="fedexp"), np.zeros(SIZE), np.full(SIZE, 0.5)
+    square = SIZE * 0.25
+    for squares, expected in ((square, 1.0), (6 * square, 3.0), (1000 * square, 5.0)):
+        after, _ = method.step(model, Total(delta, 3, 3.0, {SQUARE_NORM: squares}), {})
+        np.testing.assert_allclose(after, expected * delta, rtol=1e-3)

@@ -1,4 +1,4 @@
-"""The fixed chain clip > weight > quantize, built from the same run configuration and plan on both sides."""
+"""The chain clip > weight > what a method adds > quantize, built from the same configuration and plan on both sides."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import numpy as np
 from agfl_models.errors import WireError
 from agfl_models.tasks.task import AnyTask
 from agfl_protocol.header import Header
-from agfl_protocol.run_config import RunConfig
-from agfl_protocol.transforms import clipping, quantization
+from agfl_protocol.run_config import FedExPConfig, RunConfig
+from agfl_protocol.transforms import clipping, fair_weighting, normalization, quantization, square_norm
 from agfl_protocol.transforms.clipping import Clipping
+from agfl_protocol.transforms.fair_weighting import FairWeighting
+from agfl_protocol.transforms.normalization import NormalizedAveraging
 from agfl_protocol.transforms.quantization import Quantization, QuantizationPlan
+from agfl_protocol.transforms.square_norm import SquareNorm
 from agfl_protocol.transforms.transform import UpdateTransform
 from agfl_protocol.transforms.weighting import Weighting
 from agfl_protocol.update import Lanes, Layout, Total, Update
@@ -40,10 +43,19 @@ class UpdateCodec:
         if not train:
             empty = QuantizationPlan(1, plan.max_cohort, np.zeros(0))
             return UpdateCodec((), Quantization(empty, _NOTHING, Header(sums, plan.max_cohort)))
-        names = (*sums, clipping.CLIPPED, *quantization.metric_names(layout))
+        names = [*sums, clipping.CLIPPED]
         clip = Clipping(config.aggregation.clip_l2)
-        weighting = Weighting(config.max_weight, config.aggregation.weighting == "uniform")
-        return UpdateCodec((clip, weighting), Quantization(plan, layout, Header(names, plan.max_cohort)))
+        transforms: list[UpdateTransform] = [clip]
+        if config.aggregation.weighting == "loss":
+            transforms, names = [*transforms, FairWeighting.of(config)], [*names, fair_weighting.CURVATURE]
+        else:
+            transforms.append(Weighting(config.max_weight, config.aggregation.weighting == "uniform"))
+        if config.aggregation.averaging == "normalized":
+            transforms, names = [*transforms, NormalizedAveraging()], [*names, normalization.STEPS]
+        if isinstance(config.aggregation.server_optimizer, FedExPConfig):
+            transforms, names = [*transforms, SquareNorm()], [*names, square_norm.SQUARE_NORM]
+        header = Header((*names, *quantization.metric_names(layout)), plan.max_cohort)
+        return UpdateCodec(tuple(transforms), Quantization(plan, layout, header))
 
     @property
     def num_lanes(self) -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from agfl_protocol.header import RESOLUTION
 from agfl_protocol.update import Total, Update
 
@@ -30,4 +28,4 @@ class Weighting:
 
     def decode(self, total: Total) -> Total:
         """Turn the sum of weighted deltas into their mean."""
-        return replace(total, delta=total.delta / np.float32(total.weight))
+        return replace(total, delta=total.delta / total.delta.dtype.type(total.weight))

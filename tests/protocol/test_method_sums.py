@@ -1,0 +1,131 @@
+"""What methods add to the sum gives the server what their papers say: FedNova, FedExP and q-FFL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agfl_models.errors import ConfigError
+from agfl_protocol.run_config import RunConfig
+from agfl_protocol.transforms.fair_weighting import FairWeighting
+from agfl_protocol.transforms.normalization import NormalizedAveraging
+from agfl_protocol.transforms.square_norm import SQUARE_NORM, SquareNorm
+from agfl_protocol.transforms.transform import UpdateTransform
+from agfl_protocol.transforms.weighting import Weighting
+from agfl_protocol.update import Total, Update
+
+Drawn = list[tuple[float, float, int]]
+clients = st.lists(
+    st.tuples(st.floats(1.0, 100.0), st.floats(0.5, 200.0), st.integers(0, 2**32)), min_size=1, max_size=8
+)
+
+
+def mean_of(updates: list[Update], *transforms: UpdateTransform) -> Total:
+    """Encode, sum as the secure sum does, and decode, all in float64."""
+    encoded = [reduce(lambda update, transform: transform.encode(update), transforms, update) for update in updates]
+    metrics: dict[str, float] = {}
+    for update in encoded:
+        for name, value in update.metrics.items():
+            metrics[name] = metrics.get(name, 0.0) + value
+    delta = np.sum([update.gain * update.delta for update in encoded], axis=0)
+    total = Total(delta, len(encoded), sum(update.weight for update in encoded), metrics)
+    return reduce(lambda total, transform: transform.decode(total), reversed(transforms), total)
+
+
+def update_of(delta: np.ndarray, weight: float = 1.0, loss: float = 0.0, steps: float = 1.0) -> Update:
+    """An update in float64, for the sake of the oracles."""
+    return Update(delta, weight, {}, loss=loss, steps=steps)
+
+
+def updates_of(drawn: Drawn) -> tuple[list[Update], list[float]]:
+    """The clients' updates, and their shares p_i as weights travel."""
+    updates = [
+        update_of(np.random.default_rng(seed).standard_normal(5), weight, weight / 10, steps)
+        for weight, steps, seed in drawn
+    ]
+    weights = [Weighting(100.0).encode(update).weight for update in updates]
+    return updates, [weight / sum(weights) for weight in weights]
+
+
+@given(clients)
+def test_normalized_mean_is_that_of_fednova(drawn: Drawn) -> None:
+    updates, shares = updates_of(drawn)
+    tau = [update.steps for update in updates]
+    tau_eff = sum(p * t for p, t in zip(shares, tau, strict=True))
+    expected = tau_eff * sum(p * u.delta / t for p, t, u in zip(shares, tau, updates, strict=True))
+    found = mean_of(updates, Weighting(100.0), NormalizedAveraging()).delta
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@given(clients, st.floats(0.5, 200.0))
+def test_with_equal_steps_it_is_the_plain_mean(drawn: Drawn, steps: float) -> None:
+    updates, _ = updates_of([(weight, steps, seed) for weight, _, seed in drawn])
+    found = mean_of(updates, Weighting(100.0), NormalizedAveraging()).delta
+    np.testing.assert_allclose(found, mean_of(updates, Weighting(100.0)).delta, rtol=1e-10, atol=1e-12)
+
+
+@given(clients)
+def test_server_gets_the_weighted_mean_of_the_squares(drawn: Drawn) -> None:
+    updates, shares = updates_of(drawn)
+    expected = sum(p * float(np.square(u.delta).sum()) for p, u in zip(shares, updates, strict=True))
+    found = mean_of(updates, Weighting(100.0), SquareNorm())
+    assert found.metrics[SQUARE_NORM] == pytest.approx(expected, rel=1e-10)
+    np.testing.assert_array_equal(found.delta, mean_of(updates, Weighting(100.0)).delta)
+
+
+def q_ffl(updates: list[Update], losses: list[float], q: float, lipschitz: float) -> np.ndarray:
+    """The way from w to the next model: Li et al. 2020, Algorithm 2."""
+    numerator, denominator = np.zeros(5), 0.0
+    for update, loss in zip(updates, losses, strict=True):
+        way = -lipschitz * update.delta  # Delta w_k = L (w - w_k)
+        numerator += loss**q * way
+        denominator += q * loss ** (q - 1) * float(way @ way) + lipschitz * loss**q
+    return -numerator / denominator
+
+
+@given(clients, st.sampled_from([0.0, 0.5, 1.0, 3.0]), st.floats(0.1, 30.0))
+def test_step_by_losses_is_that_of_q_ffl(drawn: Drawn, q: float, lipschitz: float) -> None:
+    updates, _ = updates_of(drawn)
+    fair = FairWeighting(q, lipschitz, 10.0)
+    # Weights travel as multiples of 2^-20: the oracle gets the losses whose powers these are.
+    losses = [10 * fair.encode(u).weight ** (1 / q) if q else u.loss for u in updates]
+    exact = [update_of(u.delta, loss=loss) for u, loss in zip(updates, losses, strict=True)]
+    np.testing.assert_allclose(mean_of(exact, fair).delta, q_ffl(exact, losses, q, lipschitz), rtol=1e-10, atol=1e-10)
+
+
+def test_with_q_0_all_count_alike() -> None:
+    updates = [update_of(np.arange(5.0) - k, loss=loss) for k, loss in enumerate((1.0, 2.0, 4.0))]
+    mean = mean_of(updates, FairWeighting(0.0, 3.0, 8.0)).delta
+    np.testing.assert_allclose(mean, np.arange(5.0) - 1, rtol=1e-10, atol=1e-12)
+
+
+def test_a_loss_beyond_the_bound_counts_as_the_bound() -> None:
+    fair = FairWeighting(2.0, 1.0, 8.0)
+    for loss in (8.0, 1e9):
+        assert fair.encode(update_of(np.ones(5), loss=loss)).gain == 1.0
+    assert 0 < fair.encode(update_of(np.ones(5), loss=0.0)).gain < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("averaging=normalized", "server_optimizer={type: fedexp}"),
+            "averaging must be mean with server_optimizer fedexp, got normalized",
+        ),
+        (
+            ("weighting=loss", "averaging=normalized"),
+            "weighting loss needs averaging mean and another server_optimizer than fedexp, got normalized and nesterov",
+        ),
+    ],
+)
+def test_methods_that_do_not_go_together_are_refused(
+    run_config: Callable[..., RunConfig], overrides: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_config(*(f"aggregation.{override}" for override in overrides))

@@ -1,0 +1,43 @@
+"""Each method of aggregation as a whole federation: it learns, and secure sums change no bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agfl_protocol.run_config import RunConfig
+from agfl_server.observer import Observer
+from agfl_sim.run import run_inline
+
+METHODS = {
+    "q-ffl": ("aggregation.weighting=loss", "aggregation.fairness_q=2"),
+    "fedprox": ("training.proximal_mu=0.1",),
+    "delta_sgd": ("training.optimizer={type: delta_sgd}",),
+    "fedexp": ("aggregation.server_optimizer={type: fedexp}",),
+    # Owners of unequal text take unequal numbers of steps.
+    "fednova": (
+        "aggregation.averaging=normalized",
+        "aggregation.max_weight=1000",
+        "training.local_steps=null",
+        "training.local_epochs=1",
+    ),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_method_learns_and_secure_sums_change_no_bit(
+    method: str, run_config: Callable[..., RunConfig], make_owners: Callable[..., Path], tmp_path: Path
+) -> None:
+    owners, weights = sorted(make_owners(4).iterdir()), {}
+    for name, overrides in (("plain", METHODS[method]), ("secure", METHODS[method]), ("without", ())):
+        kind = "secure" if name == "secure" else "plain"
+        config = run_config(f"aggregation={{type: {kind}}}", *overrides)
+        run_inline(config, owners, tmp_path / name, False, Observer())
+        weights[name] = (tmp_path / name / "model" / "model.safetensors").read_bytes()
+    assert weights["plain"] == weights["secure"]
+    assert weights["plain"] != weights["without"]
+    first, *_, last = map(json.loads, (tmp_path / "secure" / "metrics.jsonl").read_text().splitlines())
+    assert last["eval/bits_per_byte"] < first["eval/bits_per_byte"]
