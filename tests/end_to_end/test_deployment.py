@@ -44,21 +44,21 @@ def test_killed_client_comes_back_and_the_result_stays_the_same(site: Site) -> N
 
 def test_a_tokenizer_is_learned_to_the_same_bits_whoever_is_killed_meanwhile(site: Site) -> None:
     """A server that comes back learns it anew; a node that comes back cuts its text up again."""
-    tokenizer = "tokenizer={type: bpe, vocab_size: 340, merges_per_round: 4}"
-    overrides = ("num_rounds=1", "model.vocab_size=340", tokenizer)
+    tokenizer = "tokenizer={type: bpe, vocab_size: 300, merges_per_round: 4}"
+    overrides = ("num_rounds=1", "model.vocab_size=300", tokenizer)
     options = [part for value in overrides for part in ("--set", value)]
     owners = ("--set", f"data.path={site.folder / 'owners'}")
     site.run_ok("agfl-simulate", site.config, "--output", site.folder / "learned", *options, *owners)
     server, port = site.start_server(*options)
     clients = [site.start_client(owner, port) for owner in site.owners]
-    server.wait_for(r"tokenizer: \d+ of 81 merges, counting at 3 nodes\n.*tokenizer: ")
+    server.wait_for(r"tokenizer: \d+ of 41 merges, counting at 3 nodes\n.*tokenizer: ")
     server.kill()
     server, _ = site.start_server("--resume", *options, port=port)
-    server.wait_for(r"tokenizer: \d+ of 81 merges, counting at 3 nodes\n.*tokenizer: ")
+    server.wait_for(r"tokenizer: \d+ of 41 merges, counting at 3 nodes\n.*tokenizer: ")
     clients[0].kill()
     clients[0] = site.start_client(site.owners[0], port)
     assert server.wait() == 0, server.output()
-    assert "tokenizer: 81 of 81 merges, learned" in server.output()
+    assert "tokenizer: 41 of 41 merges, learned" in server.output()
     learned = site.folder / "learned" / "model"
     for file in ("model.safetensors", "config.yaml"):
         assert (site.federation / "run" / "model" / file).read_bytes() == (learned / file).read_bytes()

@@ -9,9 +9,9 @@ from tests.end_to_end.conftest import CONFIG, run, run_ok
 
 def test_ray_ends_with_the_bits_of_the_inline_engine(tmp_path: Path) -> None:
     """Ray's nodes keep nothing between messages, not even how far their words are cut up."""
-    tokenizer = "tokenizer: {type: bpe, vocab_size: 300, merges_per_round: 8}\n"
+    tokenizer = "tokenizer: {type: bpe, vocab_size: 275, merges_per_round: 8}\n"
     config = tmp_path / "run.yaml"
-    config.write_text(CONFIG.replace("num_rounds: 5", "num_rounds: 2").replace("259", "300") + tokenizer)
+    config.write_text(CONFIG.replace("num_rounds: 5", "num_rounds: 2").replace("259", "275") + tokenizer)
     run_ok("agfl-simulate", config, "--output", tmp_path / "inline")
     plain = ("--set", "aggregation.type=plain")
     run_ok("agfl-simulate", config, "--output", tmp_path / "ray", "--engine", "ray", *plain)

@@ -130,9 +130,9 @@ def test_a_context_of_many_windows_is_read_in_parts(users: dict[str, User], monk
     context = " ".join(f"the {number} cats" for number in range(500))
     whole, forward, most = answerer.answer(context, "who?"), answerer.model.forward, [0]
 
-    def counting(ids_NT: torch.Tensor, mask_NT: torch.Tensor) -> torch.Tensor:
+    def counting(ids_NT: torch.Tensor, mask_NT: torch.Tensor, types_BT: torch.Tensor) -> torch.Tensor:
         most[0] = max(most[0], len(ids_NT))
-        return forward(ids_NT, mask_NT)
+        return forward(ids_NT, mask_NT, types_BT=types_BT)
 
     monkeypatch.setattr(question_answering, "WINDOWS_AT_ONCE", 5)
     monkeypatch.setattr(answerer.model, "forward", counting)
