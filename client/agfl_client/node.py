@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import RecordDict
+from numpy.typing import NDArray
 
 from agfl_client import pair_counts
 from agfl_client.device import AUTO, choose_device
 from agfl_client.policy import Policy, PolicyViolation
 from agfl_client.secure_member import SecureMember
-from agfl_client.training import LocalTrainer, effective_steps, evaluate
+from agfl_client.training import LocalTrainer, effective_steps, evaluate, validation_loss
 from agfl_models.errors import WireError
 from agfl_models.examples import Row, check_readable, read_rows
 from agfl_models.families import build_model
@@ -24,7 +25,8 @@ from agfl_models.sequence_model import SequenceModel
 from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_protocol.counting import CountCodec, CountRequest
 from agfl_protocol.randomness import generator
-from agfl_protocol.run_config import RunConfig, run_config_from_json
+from agfl_protocol.run_config import PortfolioConfig, RunConfig, run_config_from_json
+from agfl_protocol.transforms import candidates
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.update import Lanes, Layout, Update
 from agfl_protocol.wire import FinishRequest, IdentifyReply, RoundReply, RoundRequest, SumRequest
@@ -109,18 +111,24 @@ class Node:
         self.finished = False
         space = self._workspace_for(request)
         config, task, layout = space.config, space.task, space.layout
-        if request.model.shape != (layout.size,):
+        num_models, rest = divmod(request.model.size, layout.size)
+        if rest or num_models not in (1, config.max_models if request.train else 1):
             raise WireError(f"model: must have {layout.size} parameters as configured, got {request.model.size}")
         if request.plan.scales.shape != (len(layout.sizes),):
             raise WireError(
                 f"scales: must be one for each of {len(layout.sizes)} tensors, got {request.plan.scales.size}"
             )
         codec = UpdateCodec.for_round(
-            config, task, layout, request.plan, train=request.train, evaluate=request.evaluate
+            config,
+            task,
+            layout,
+            request.plan,
+            train=request.train,
+            evaluate=request.evaluate,
+            num_models=num_models,
         )
         self._check_attempt(config, request)
         self._words = None  # the tokenizer is there
-        layout.load(space.model, request.model)
         update = self._update(space, request)
         lanes = codec.encode(update, generator(config.seed, self.name, request.round, "rounding"))
         return self._answer(config, request, lanes)
@@ -163,6 +171,10 @@ class Node:
     def _update(self, space: _Workspace, request: RoundRequest) -> Update:
         config, task = space.config, space.task
         metrics: dict[str, float] = {}
+        models = request.model.reshape(-1, space.layout.size)
+        if len(models) > 1:
+            metrics |= self._candidate_losses(space, models)
+        space.layout.load(space.model, models[0])
         if request.evaluate:
             size, examples = config.training.batch_size, config.evaluation.max_examples
             metrics |= evaluate(space.model, task, space.dataset, size, examples, self._device)
@@ -175,6 +187,16 @@ class Node:
         metrics |= dict(zip(task.train_sums, sums, strict=True))
         steps = effective_steps(config.training, result.num_steps)
         return Update(result.delta, result.num_predictions, metrics, result.first_loss, steps)
+
+    def _candidate_losses(self, space: _Workspace, models: NDArray[np.float32]) -> dict[str, float]:
+        optimizer, losses, predictions = space.config.aggregation.server_optimizer, [], 0
+        assert isinstance(optimizer, PortfolioConfig), optimizer.type
+        size, examples = space.config.training.batch_size, optimizer.max_examples
+        for vector in models:
+            space.layout.load(space.model, vector)
+            loss, predictions = validation_loss(space.model, space.task, space.dataset, size, examples, self._device)
+            losses.append(loss)
+        return candidates.sums(losses, predictions)
 
     def _workspace_for(self, request: RoundRequest) -> _Workspace:
         """Return the warm workspace of the request's configuration, or make it."""

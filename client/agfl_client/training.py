@@ -119,6 +119,19 @@ def effective_steps(config: TrainingConfig, num_steps: int) -> float:
     return way
 
 
+def validation_loss(
+    model: SequenceModel, task: AnyTask, dataset: Dataset[Any], batch_size: int, max_examples: int, device: str
+) -> tuple[float, int]:
+    """Return (loss summed over the predictions of one owner's validation examples, their number), in float32."""
+    model.eval()
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for batch in dataset.validation(batch_size, max_examples):
+            loss, predictions = task.loss(model, batch.to(device))
+            total, count = total + float(loss), count + predictions
+    return total, count
+
+
 def evaluate(
     model: SequenceModel, task: AnyTask, dataset: Dataset[Any], batch_size: int, max_examples: int, device: str
 ) -> dict[str, float]:

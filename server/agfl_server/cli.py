@@ -157,6 +157,9 @@ class LogObserver(Observer):
     def round_finished(self, row: Row) -> None:
         log.info("round %s done: %s", row["round"], _numbers(row, "clients", "train/loss", "seconds"))
 
+    def optimizer_chosen(self, method: str) -> None:
+        log.info("the server now steps by %s", method)
+
     def evaluated(self, row: Row) -> None:
         numbers = _numbers(row, "eval/loss", self._main_metric) or "no owner has anything to evaluate on"
         log.info("model after round %s: %s", row["round"], numbers)

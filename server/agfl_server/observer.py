@@ -37,5 +37,8 @@ class Observer:
     def round_finished(self, row: Row) -> None:
         """A round is done; `row` is its line of metrics.jsonl, evaluation excepted."""
 
+    def optimizer_chosen(self, method: str) -> None:
+        """From the next round on the server steps by another method of its portfolio."""
+
     def evaluated(self, row: Row) -> None:
         """The evaluation of an earlier round's model has arrived."""

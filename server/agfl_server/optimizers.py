@@ -1,17 +1,14 @@
 """Server optimizers: how the mean delta of a round moves the global model.
 
 Notation of Reddi et al. 2021 (arXiv:2003.00295), Algorithm 2: x model, Delta mean delta, m first and v second moment.
-State in, state out: a step takes the state and returns the next one. Works in the dtype of its inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from agfl_protocol.run_config import (
     FedAdagradConfig,
@@ -21,29 +18,17 @@ from agfl_protocol.run_config import (
     FedExPConfig,
     FedYogiConfig,
     NesterovConfig,
+    PortfolioConfig,
     ServerOptimizerConfig,
 )
 from agfl_protocol.transforms.square_norm import SQUARE_NORM
 from agfl_protocol.update import Total
-
-Array: TypeAlias = NDArray[np.floating[Any]]
-OptimizerState: TypeAlias = Mapping[str, Array]
-
-
-class ServerOptimizer(Protocol):
-    """One method of the FedOpt family."""
-
-    def initial_state(self, model: Array) -> OptimizerState:
-        """Return the state before the first step; every entry has the model's shape (d,)."""
-        ...
-
-    def step(self, model: Array, mean: Total, state: OptimizerState) -> tuple[Array, OptimizerState]:
-        """Return the next model and state, given the mean update; the inputs stay as they are."""
-        ...
+from agfl_server.optimizer import Array, OptimizerState, ServerOptimizer
+from agfl_server.portfolio import Portfolio
 
 
 @dataclass(frozen=True)
-class FedAvg:
+class FedAvg(ServerOptimizer):
     """x += lr * Delta (McMahan et al. 2017, arXiv:1602.05629)."""
 
     config: FedAvgConfig
@@ -58,7 +43,7 @@ class FedAvg:
 
 
 @dataclass(frozen=True)
-class Momentum:
+class Momentum(ServerOptimizer):
     """FedAvgM and Nesterov: m = beta * m + Delta, then x += lr * m, or lr * (Delta + beta * m) looking ahead.
 
     FedAvgM: Hsu et al. 2019, arXiv:1909.06335. Nesterov: DiLoCo, Douillard et al. 2023, arXiv:2311.08105, as
@@ -80,7 +65,7 @@ class Momentum:
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class Adaptive(ServerOptimizer):
     """FedAdagrad, FedAdam and FedYogi: Algorithm 2 of Reddi et al. 2021, v_{-1} = tau^2, no bias correction."""
 
     config: FedAdagradConfig | FedAdamConfig | FedYogiConfig
@@ -108,7 +93,7 @@ class Adaptive:
 
 
 @dataclass(frozen=True)
-class FedExP:
+class FedExP(ServerOptimizer):
     """x += lr * Delta with lr = max(1, sum(p_i |Delta_i|^2) / (2 (|Delta|^2 + epsilon))), at most `max_lr`.
 
     Jhunjhunwala et al. 2023, arXiv:2301.09604, equation 5, there with p_i = 1/M.
@@ -134,6 +119,8 @@ def build_optimizer(config: ServerOptimizerConfig) -> ServerOptimizer:
             return FedAvg(config)
         case FedAvgMConfig() | NesterovConfig():
             return Momentum(config)
+        case PortfolioConfig():
+            return Portfolio(config, tuple(map(build_optimizer, config.arms)))
         case FedExPConfig():
             return FedExP(config)
         case FedAdagradConfig() | FedAdamConfig() | FedYogiConfig():

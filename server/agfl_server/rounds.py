@@ -16,7 +16,7 @@ from agfl_protocol.update import Layout, Total
 from agfl_server.aggregator import CohortSum
 from agfl_server.attempts import Parties, sum_in_attempts
 from agfl_server.observer import Row
-from agfl_server.optimizers import ServerOptimizer
+from agfl_server.optimizer import ServerOptimizer
 from agfl_server.state import ServerState, empty_row
 
 
@@ -72,6 +72,9 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
     }
     complete = _complete(federation, state.row, mean.metrics) if evaluate else state.row
     federation.parties.observer.round_finished(row)
+    chosen = federation.optimizer.chosen(optimizer_state)
+    if chosen is not None and chosen != federation.optimizer.chosen(state.optimizer):
+        federation.parties.observer.optimizer_chosen(chosen)
     number = state.round + 1
     return replace(state, round=number, model=model, optimizer=optimizer_state, scales=scales, row=row), complete
 
@@ -91,12 +94,16 @@ def sum_of_cohort(
         RoundError: after `max_attempts` attempts, with the reasons of the last one.
     """
     config, number = federation.parties.config, state.round + 1
+    models = federation.optimizer.broadcast(state.model, state.optimizer) if train else state.model
 
     def broadcast(cohort_size: int, attempt: int) -> tuple[wire.RoundRequest, UpdateCodec]:
-        plan = quantization.plan_round(state.scales, federation.layout, cohort_size)
-        codec = UpdateCodec.for_round(config, federation.task, federation.layout, plan, train=train, evaluate=evaluate)
+        layout, plan = federation.layout, quantization.plan_round(state.scales, federation.layout, cohort_size)
+        num_models = models.size // layout.size
+        codec = UpdateCodec.for_round(
+            config, federation.task, layout, plan, train=train, evaluate=evaluate, num_models=num_models
+        )
         request = wire.RoundRequest(
-            state.run_id, number, attempt, config.to_json(), config.hash, evaluate, train, state.model, plan
+            state.run_id, number, attempt, config.to_json(), config.hash, evaluate, train, models, plan
         )
         federation.parties.observer.round_started(number, config.num_rounds, cohort_size)
         return request, codec

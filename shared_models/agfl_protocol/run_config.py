@@ -141,8 +141,41 @@ class FedExPConfig(Config):
     max_lr: Annotated[float, Field(ge=1)] = 5.0
 
 
+ArmConfig = Annotated[
+    FedAvgConfig | FedAvgMConfig | NesterovConfig | FedAdagradConfig | FedAdamConfig | FedYogiConfig,
+    Field(discriminator="type"),
+]
+
+
+class PortfolioConfig(Config):
+    """Several optimizers on the same updates: the owners' validation loss says whose step the server takes.
+
+    every: rounds from one choice to the next; in such a round the models of all arms are broadcast. max_examples: on
+    which an owner evaluates each. rollback_ratio: where the loss exceeds the least so far by this factor, the server
+    goes back to that model and halves its steps. arms: the first one is the first choice.
+    """
+
+    type: Literal["auto"]
+    every: PositiveInt = 3
+    max_examples: PositiveInt = 64
+    rollback_ratio: Annotated[float, Field(gt=1)] = 1.5
+    arms: Annotated[tuple[ArmConfig, ...], Field(min_length=2, max_length=8)] = (
+        NesterovConfig(type="nesterov"),
+        NesterovConfig(type="nesterov", lr=0.3),
+        FedAvgConfig(type="fedavg"),
+        FedAdamConfig(type="fedadam"),
+    )
+
+
 ServerOptimizerConfig = Annotated[
-    FedAvgConfig | FedAvgMConfig | NesterovConfig | FedAdagradConfig | FedAdamConfig | FedYogiConfig | FedExPConfig,
+    FedAvgConfig
+    | FedAvgMConfig
+    | NesterovConfig
+    | FedAdagradConfig
+    | FedAdamConfig
+    | FedYogiConfig
+    | FedExPConfig
+    | PortfolioConfig,
     Field(discriminator="type"),
 ]
 
@@ -252,6 +285,12 @@ class RunConfig(Config):
                 "since it bounds what one owner can weigh"
             )
         return self
+
+    @property
+    def max_models(self) -> int:
+        """How many models a round may broadcast."""
+        optimizer = self.aggregation.server_optimizer
+        return len(optimizer.arms) if isinstance(optimizer, PortfolioConfig) else 1
 
     @property
     def max_weight(self) -> float:

@@ -56,6 +56,10 @@ class ProgressObserver(Observer):
         """One line for the whole tokenizer."""
         self._say(f"tokenizer: {merges} of {max_merges} merges")
 
+    def optimizer_chosen(self, method: str) -> None:
+        """Name the method."""
+        self._say(f"the server now steps by {escape(method)}")
+
     def round_started(self, round_number: int, num_rounds: int, cohort: int) -> None:
         """Start the bar over the cohort anew."""
         self._num_rounds = num_rounds

@@ -99,6 +99,33 @@ def test_evaluation_alone_and_beside_training_says_the_same(run_config: MakeConf
     assert alone[0] == both[0] == 1
 
 
+def test_candidates_are_judged_on_validation_text_and_only_the_first_is_trained(
+    run_config: MakeConfig, make_node: MakeNode
+) -> None:
+    config, node = run_config("aggregation.server_optimizer={type: auto}"), make_node()
+    request = request_of(config, evaluate=False)
+    others = [request.model * np.float32(factor) for factor in (1.0, 0.5, 3.0)]
+    both = lanes(node, replace(request, model=np.concatenate([request.model, *others])))
+    first = 4  # after count, weight and the two training sums
+    losses = both[first : first + 4].astype(float) / 2**20
+    assert losses[0] == losses[1]
+    assert len({*losses.tolist()}) == 3
+    predictions = int(both[first + 4]) / 2**20
+    judged = []
+    for model in (request.model, *others):
+        sums = lanes(node, replace(request_of(config, train=False), model=model))  # nll in the first lane after them
+        judged.append(int(sums[2]) / 2**20)
+        assert int(sums[3]) / 2**20 == predictions
+    np.testing.assert_allclose(losses, judged, rtol=1e-5)
+    alone = lanes(node, request)
+    assert np.array_equal(np.delete(both, range(first, first + 5)), alone), "the update is the same"
+    for wrong in ([request.model] * 2, [request.model] * 5, [request.model, others[0][:-1]]):
+        with pytest.raises(WireError, match="model: must have"):
+            node.handle_round(replace(request, model=np.concatenate(wrong)))
+    with pytest.raises(WireError, match="model: must have"):
+        node.handle_round(replace(request_of(config, train=False), model=np.concatenate([request.model, *others])))
+
+
 def test_workspace_stays_warm_and_goes_when_the_run_is_over(run_config: MakeConfig, make_node: MakeNode) -> None:
     node, request = make_node(), request_of(run_config())
     first = lanes(node, request)

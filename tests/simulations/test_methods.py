@@ -13,6 +13,7 @@ from agfl_server.observer import Observer
 from agfl_sim.run import run_inline
 
 METHODS = {
+    "auto": ("num_rounds=5", "aggregation.server_optimizer={type: auto, every: 1}"),
     "q-ffl": ("aggregation.weighting=loss", "aggregation.fairness_q=2"),
     "fedprox": ("training.proximal_mu=0.1",),
     "delta_sgd": ("training.optimizer={type: delta_sgd}",),
@@ -41,3 +42,34 @@ def test_method_learns_and_secure_sums_change_no_bit(
     assert weights["plain"] != weights["without"]
     first, *_, last = map(json.loads, (tmp_path / "secure" / "metrics.jsonl").read_text().splitlines())
     assert last["eval/bits_per_byte"] < first["eval/bits_per_byte"]
+
+
+def test_a_run_that_goes_on_ends_with_the_same_choices(
+    run_config: Callable[..., RunConfig], make_owners: Callable[..., Path], tmp_path: Path
+) -> None:
+    owners, auto = sorted(make_owners(3).iterdir()), "aggregation.server_optimizer={type: auto, every: 2}"
+    for name, lengths in (("whole", [6]), ("parts", [1, 2, 5, 6])):
+        for number, length in enumerate(lengths):
+            config = run_config(f"num_rounds={length}", "training.optimizer.lr=0.05", auto)
+            run_inline(config, owners, tmp_path / name, number > 0, Observer())
+    models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert models[0] == models[1]
+
+
+def test_a_person_is_told_when_the_method_changes(
+    run_config: Callable[..., RunConfig], make_owners: Callable[..., Path], tmp_path: Path
+) -> None:
+    """With a client learning rate this small every longer step is the better one."""
+
+    class Diary(Observer):
+        def __init__(self) -> None:
+            self.chosen: list[str] = []
+
+        def optimizer_chosen(self, method: str) -> None:
+            self.chosen.append(method)
+
+    arms = "[{type: fedavg, lr: 0.01}, {type: fedavg, lr: 1}, {type: fedavg, lr: 30}]"
+    auto, diary = f"aggregation.server_optimizer={{type: auto, every: 1, arms: {arms}}}", Diary()
+    config = run_config("num_rounds=4", "training.optimizer.lr=0.01", auto)
+    run_inline(config, sorted(make_owners(3).iterdir()), tmp_path / "run", False, diary)
+    assert diary.chosen == ["fedavg lr 30"]

@@ -11,7 +11,7 @@ from agfl_models.errors import WireError
 from agfl_models.tasks.task import AnyTask
 from agfl_protocol.header import Header
 from agfl_protocol.run_config import FedExPConfig, RunConfig
-from agfl_protocol.transforms import clipping, fair_weighting, normalization, quantization, square_norm
+from agfl_protocol.transforms import candidates, clipping, fair_weighting, normalization, quantization, square_norm
 from agfl_protocol.transforms.clipping import Clipping
 from agfl_protocol.transforms.fair_weighting import FairWeighting
 from agfl_protocol.transforms.normalization import NormalizedAveraging
@@ -36,14 +36,24 @@ class UpdateCodec:
 
     @staticmethod
     def for_round(
-        config: RunConfig, task: AnyTask, layout: Layout, plan: QuantizationPlan, *, train: bool, evaluate: bool
+        config: RunConfig,
+        task: AnyTask,
+        layout: Layout,
+        plan: QuantizationPlan,
+        *,
+        train: bool,
+        evaluate: bool,
+        num_models: int = 1,
     ) -> UpdateCodec:
-        """Return the codec of a round; without `train` the sum is the header alone."""
+        """Return the codec of a round that broadcasts `num_models` models.
+
+        Without `train` the sum is the header alone.
+        """
         sums = (task.train_sums if train else ()) + (task.eval_sums if evaluate else ())
         if not train:
             empty = QuantizationPlan(1, plan.max_cohort, np.zeros(0))
             return UpdateCodec((), Quantization(empty, _NOTHING, Header(sums, plan.max_cohort)))
-        names = [*sums, clipping.CLIPPED]
+        names = [*sums, *candidates.names(num_models), clipping.CLIPPED]
         clip = Clipping(config.aggregation.clip_l2)
         transforms: list[UpdateTransform] = [clip]
         if config.aggregation.weighting == "loss":

@@ -1,0 +1,38 @@
+"""What every server optimizer provides: how a run goes from one global model to the next.
+
+State in, state out: a step takes the state and returns the next one. Works in the dtype of its inputs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agfl_protocol.update import Total
+
+Array: TypeAlias = NDArray[np.floating[Any]]
+OptimizerState: TypeAlias = Mapping[str, NDArray[Any]]
+
+
+class ServerOptimizer(ABC):
+    """Makes a step of the global model from the mean update of a round."""
+
+    @abstractmethod
+    def initial_state(self, model: Array) -> OptimizerState:
+        """Return the state before the first step, given the model (d,)."""
+
+    @abstractmethod
+    def step(self, model: Array, mean: Total, state: OptimizerState) -> tuple[Array, OptimizerState]:
+        """Return the next model and state, given the mean update; the inputs stay as they are."""
+
+    def broadcast(self, model: Array, state: OptimizerState) -> Array:
+        """Return what a round of training broadcasts: the model (d,), and models that are only evaluated after it."""
+        return model
+
+    def chosen(self, state: OptimizerState) -> str | None:
+        """Say in words which of several methods is at work, where there are several."""
+        return None

@@ -1,0 +1,102 @@
+"""`auto`: several server optimizers on one history of updates; the owners' validation loss says whose step is taken.
+
+Every arm sees the mean update of every round, so its state is that of a run of its own from here on. Every few rounds
+the models to which the other arms would have stepped are broadcast beside the one that is trained, and the loss of each
+rides in the ordinary sum: the server learns sums over owners, as always.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from agfl_protocol.run_config import PortfolioConfig
+from agfl_protocol.transforms.candidates import candidate_losses
+from agfl_protocol.update import Total
+from agfl_server.optimizer import Array, OptimizerState, ServerOptimizer
+
+_CHOICE, _AGE, _SCALE, _BEST_LOSS, _BEST, _OTHERS = "choice", "age", "scale", "best_loss", "best", "others"
+
+
+@dataclass(frozen=True)
+class Portfolio(ServerOptimizer):
+    """Takes the step of one arm at a time.
+
+    State: each arm's own; `choice`: which arm steps; `age`: rounds since it was chosen; `others`: the models of the
+    other arms, those that are to be evaluated in the next round; `best`, `best_loss`: the best model so far, to which
+    an explosion leads back; `scale`: of all steps, halved by each explosion.
+    """
+
+    config: PortfolioConfig
+    arms: tuple[ServerOptimizer, ...]
+
+    def initial_state(self, model: Array) -> OptimizerState:
+        """The first arm is the first choice; the others are looked at after the first step."""
+        return {
+            **self._fresh(model),
+            _CHOICE: np.zeros(1, np.int64),
+            _AGE: np.full(1, self.config.every, np.int64),
+            _SCALE: np.ones(1),
+            _BEST_LOSS: np.full(1, math.inf),
+            _BEST: model.copy(),
+            _OTHERS: model[:0],
+        }
+
+    def broadcast(self, model: Array, state: OptimizerState) -> Array:
+        """The model, and where a choice is due after it those of the other arms."""
+        return np.concatenate([model, state[_OTHERS]]) if state[_OTHERS].size else model
+
+    def chosen(self, state: OptimizerState) -> str:
+        """The arm that steps, in words."""
+        config = self.config.arms[int(state[_CHOICE][0])]
+        scale = float(state[_SCALE][0])
+        return f"{config.type} lr {config.lr:g}" + (f" times {scale:g}" if scale != 1 else "")
+
+    def step(self, model: Array, mean: Total, state: OptimizerState) -> tuple[Array, OptimizerState]:
+        """Choose, if the losses are there, then step."""
+        choice, losses = int(state[_CHOICE][0]), candidate_losses(mean.metrics, len(self.arms))
+        best_loss, best = float(state[_BEST_LOSS][0]), state[_BEST]
+        if losses:
+            own, *others = losses
+            if not own <= self.config.rollback_ratio * best_loss:  # also true for NaN
+                return self._rolled_back(state)
+            if own < best_loss:
+                best_loss, best = own, model
+            choice = self._choose(choice, own, others)
+        scale = model.dtype.type(state[_SCALE][0])
+        steps = [arm.step(model, mean, _of_arm(i, state)) for i, arm in enumerate(self.arms)]
+        models = [model + scale * (stepped - model) for stepped, _ in steps]
+        age = 1 if losses else int(state[_AGE][0]) + 1
+        is_due = age >= self.config.every
+        after = {f"{i}.{name}": value for i, (_, own) in enumerate(steps) for name, value in own.items()}
+        return models[choice], {
+            **after,
+            _CHOICE: np.full(1, choice, np.int64),
+            _AGE: np.full(1, age, np.int64),
+            _SCALE: state[_SCALE],
+            _BEST_LOSS: np.full(1, best_loss),
+            _BEST: best,
+            _OTHERS: np.concatenate([*models[:choice], *models[choice + 1 :]]) if is_due else model[:0],
+        }
+
+    def _choose(self, choice: int, own: float, others: list[float]) -> int:
+        """Return the arm with the least loss; the present one stays where none is better."""
+        losses = [*others[:choice], own, *others[choice:]]
+        return min(range(len(losses)), key=lambda i: (losses[i] if losses[i] == losses[i] else math.inf, i != choice))
+
+    def _rolled_back(self, state: OptimizerState) -> tuple[Array, OptimizerState]:
+        best = state[_BEST]
+        halved = {_SCALE: state[_SCALE] / 2, _AGE: np.zeros(1, np.int64), _OTHERS: best[:0]}
+        return best, {**state, **self._fresh(best), **halved}
+
+    def _fresh(self, model: Array) -> OptimizerState:
+        states = ((i, arm.initial_state(model)) for i, arm in enumerate(self.arms))
+        return {f"{i}.{name}": value for i, own in states for name, value in own.items()}
+
+
+def _of_arm(number: int, state: OptimizerState) -> Mapping[str, Array]:
+    prefix = f"{number}."
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -1,0 +1,31 @@
+"""The losses of models that are broadcast beside the one that is trained, as sums over owners."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+PREDICTIONS = "candidates/predictions"
+MAX_LOSS = 1e3  # a prediction; a model that is worse, or says NaN, counts as this
+
+
+def names(num_models: int) -> tuple[str, ...]:
+    """Return the names of the sums that a round with `num_models` models has; none where there is one alone."""
+    return (*(_name(i) for i in range(num_models)), PREDICTIONS) if num_models > 1 else ()
+
+
+def sums(losses: Sequence[float], num_predictions: int) -> dict[str, float]:
+    """Return what one owner adds: the summed loss of each model over the same predictions."""
+    most = MAX_LOSS * num_predictions
+    bounded = (min(loss, most) if math.isfinite(loss) else most for loss in losses)
+    return {_name(i): loss for i, loss in enumerate(bounded)} | {PREDICTIONS: float(num_predictions)}
+
+
+def candidate_losses(metrics: Mapping[str, float], num_models: int) -> list[float]:
+    """Return the mean loss of each model a prediction; empty where none was evaluated."""
+    predictions = metrics.get(PREDICTIONS, 0.0)
+    return [metrics[_name(i)] / predictions for i in range(num_models)] if predictions else []
+
+
+def _name(number: int) -> str:
+    return f"candidates/loss_{number}"
