@@ -191,8 +191,8 @@ class AggregationConfig(Config):
     weighting: by predictions trained on (tokens; of question answering, questions), alike ("uniform"), or by the loss
     to the power `fairness_q`, so that the owners whom the model serves worst count most; a loss counts as at most
     `max_loss` (q-FFL, Li et al. 2020, arXiv:1905.10497, Algorithm 2). max_weight: cap of one owner's weight, in
-    predictions; None means one round's `local_steps` batches. averaging: of what clients moved in
-    all, or "normalized", of what they moved in a step, for clients that take unequal numbers of them.
+    predictions; None means one round's `local_steps` batches. averaging: of what clients moved in all, or
+    "normalized", of what they moved in a step, for clients that take unequal numbers of them.
     """
 
     type: Literal["secure", "plain"] = "secure"
