@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
 from agfl_models.errors import IdentityError
+from agfl_models.validation import load_yaml
 
 # The only application that our nodes answer. No code travels under this id: both sides run what is installed.
 MARKER_FAB_ID = "agfl/agfl-marker"
@@ -93,7 +94,7 @@ class PublicIdentity:
             IdentityError: names the source, the field, the rule and the value.
         """
         try:
-            content = yaml.safe_load(text)
+            content = load_yaml(text)
         except yaml.YAMLError as error:
             raise IdentityError(f"{source}: malformed YAML: {' '.join(str(error).split())}") from None
         if not isinstance(content, dict) or set(content) != set(_FIELDS):

@@ -18,7 +18,7 @@ from agfl_models.huggingface.config import HuggingFaceConfig
 from agfl_models.tasks import TaskConfig
 from agfl_models.tasks.task import AnyTask
 from agfl_models.tokenizer import BPETokenizerConfig, BytesTokenizerConfig, Pair, TokenizerConfig
-from agfl_models.validation import Config, dump_yaml, read_yaml, validate
+from agfl_models.validation import Config, dump_yaml, load_yaml, read_yaml, validate
 
 PROTOCOL_VERSION = 1
 # Keys that neither a server nor a client looks at, and paths of one machine.
@@ -366,7 +366,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise ConfigError(f"--set: must be KEY=VALUE (as in training.local_steps=5), got {override!r}")
     try:
-        value = yaml.safe_load(text)
+        value = load_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {key}: malformed YAML value {text!r}: {' '.join(str(error).split())}") from None
     *parents, last = key.split(".")

@@ -28,6 +28,7 @@ model:
     - {type: ff}
     - {type: rnn, cell: mingru}
 training: {batch_size: 4, local_steps: 2}
+aggregation: {server_optimizer: {type: auto, every: 2}} # which carries most from round to round
 evaluation: {every: 2, max_examples: 4}
 data: {partition: grouped, num_owners: 3}
 """

@@ -28,8 +28,9 @@ ABORTS = {"advertise": True, "share": True, "mask": True, "agree": False, "unmas
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five owners, one round, and its plain simulation."""
     config = CONFIG.replace("num_rounds: 5", "num_rounds: 1").replace("num_owners: 3", "num_owners: 5")
+    config = config.replace("aggregation: {", "aggregation: {min_cohort: 5, ")
     site = Site(tmp_path_factory.mktemp("five"))
-    site.prepare(config + "aggregation: {min_cohort: 5}\n", "aggregation.type=plain")
+    site.prepare(config, "aggregation.type=plain")
     return site.folder
 
 

@@ -46,6 +46,7 @@ BROKEN = [
     ('name: "alice"\n', "", "must hold exactly the fields version, name, transport_key, signing_key, got"),
     ("version: 1", "version: 1\nextra: 1", "must hold exactly the fields"),
     ("version: 1", "version: [1", "malformed YAML"),
+    ("version: 1", "version: 1\nversion: 1", "'version' stands twice in one mapping"),
     (ALICE.transport_key, ALICE.signing_key, "transport_key: must be an EC P-384 public key"),
     (ALICE.transport_key, _p256_line(), "transport_key: must be an EC P-384 public key"),
     (ALICE.transport_key, ALICE.transport_key + " me@home", "without comment, got 'ecdsa-sha2-nistp384"),

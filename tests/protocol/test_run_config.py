@@ -192,6 +192,7 @@ def test_betas_that_adamw_refuses_are_refused_here(run_config: MakeConfig, betas
     ("content", "message"),
     [
         (b"a: [1", "malformed YAML: .*line 1, column 6"),
+        (b"seed: 1\nmodel: {dim: 8, dim: 16}", "malformed YAML: 'dim' stands twice in one mapping .*line 2, column 17"),
         (b"a: b: c", "malformed YAML: mapping values are not allowed here"),
         (b"seed: !!python/object/apply:os.system [ls]", "malformed YAML: could not determine a constructor"),
         (b"- 1", "must hold a mapping of keys to values, not list"),
