@@ -16,7 +16,8 @@ from agfl_models.sequence_model import SequenceModel, trained_parameters
 from agfl_models.tasks import distribution
 from agfl_models.tasks.evaluation import evaluation_sums
 from agfl_models.tasks.task import AnyTask, BatchT, Dataset, Task
-from agfl_protocol.run_config import DeltaSGDConfig, SGDConfig, TrainingConfig
+from agfl_protocol.optimizer_config import DeltaSGDConfig, SGDConfig
+from agfl_protocol.run_config import TrainingConfig
 from agfl_protocol.update import Layout, Vector
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from agfl_protocol.run_config import (
+from agfl_protocol.optimizer_config import (
     FedAdagradConfig,
     FedAdamConfig,
     FedAvgConfig,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agfl_protocol.run_config import PortfolioConfig
+from agfl_protocol.optimizer_config import PortfolioConfig
 from agfl_protocol.transforms.candidates import candidate_losses
 from agfl_protocol.update import Total
 from agfl_server.optimizer import Array, OptimizerState, ServerOptimizer

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -19,44 +19,18 @@ from agfl_models.tasks import TaskConfig
 from agfl_models.tasks.task import AnyTask
 from agfl_models.tokenizer import BPETokenizerConfig, BytesTokenizerConfig, Pair, TokenizerConfig
 from agfl_models.validation import Config, dump_yaml, load_yaml, read_yaml, validate
+from agfl_protocol.optimizer_config import (
+    ClientOptimizerConfig,
+    FedExPConfig,
+    NesterovConfig,
+    PortfolioConfig,
+    ServerOptimizerConfig,
+    SGDConfig,
+)
 
 PROTOCOL_VERSION = 1
 # Keys that neither a server nor a client looks at, and paths of one machine.
 _LOCAL: dict[str, Any] = {"data": True, "baselines": True, "model": {"folder"}, "tokenizer": {"text"}}
-Beta = Annotated[float, Field(ge=0, lt=1)]  # decay of a moving average
-
-
-class SGDConfig(Config):
-    """Plain SGD on the client."""
-
-    type: Literal["sgd"]
-    lr: PositiveFloat
-    momentum: NonNegativeFloat = 0.0
-    weight_decay: NonNegativeFloat = 0.0
-
-
-class AdamWConfig(Config):
-    """AdamW on the client; its moments start anew each round."""
-
-    type: Literal["adamw"]
-    lr: PositiveFloat
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
-    weight_decay: NonNegativeFloat = 0.1
-
-
-class DeltaSGDConfig(Config):
-    """SGD that finds its own step size (Delta-SGD, Kim et al. 2024, arXiv:2306.11201); it starts anew each round.
-
-    lr: the first step of a round. gamma: how far to trust the measured smoothness. delta: how fast steps may grow.
-    """
-
-    type: Literal["delta_sgd"]
-    lr: PositiveFloat = 0.2
-    gamma: PositiveFloat = 2.0
-    delta: PositiveFloat = 0.1
-
-
-ClientOptimizerConfig = Annotated[SGDConfig | AdamWConfig | DeltaSGDConfig, Field(discriminator="type")]
 
 
 class TrainingConfig(Config):
@@ -79,105 +53,6 @@ class TrainingConfig(Config):
         if (self.local_steps is None) == (self.local_epochs is None):
             raise ValueError("exactly one of local_steps and local_epochs must be given")
         return self
-
-
-class FedAvgConfig(Config):
-    """x += lr * delta (McMahan et al. 2017)."""
-
-    type: Literal["fedavg"]
-    lr: PositiveFloat = 1.0
-
-
-class FedAvgMConfig(Config):
-    """Server momentum (Hsu et al. 2019, arXiv:1909.06335)."""
-
-    type: Literal["fedavgm"]
-    lr: PositiveFloat = 1.0
-    momentum: Beta = 0.9
-
-
-class NesterovConfig(Config):
-    """Nesterov momentum on the mean delta (DiLoCo, Douillard et al. 2023, arXiv:2311.08105)."""
-
-    type: Literal["nesterov"]
-    lr: PositiveFloat = 0.7
-    momentum: Beta = 0.9
-
-
-class _AdaptiveConfig(Config):
-    lr: PositiveFloat = 1e-2
-    beta1: Beta = 0.9
-    tau: PositiveFloat = 1e-3
-
-
-class FedAdagradConfig(_AdaptiveConfig):
-    """FedAdagrad (Reddi et al. 2021, arXiv:2003.00295, Algorithm 2)."""
-
-    type: Literal["fedadagrad"]
-
-
-class FedAdamConfig(_AdaptiveConfig):
-    """FedAdam (Reddi et al. 2021, Algorithm 2)."""
-
-    type: Literal["fedadam"]
-    beta2: Beta = 0.99
-
-
-class FedYogiConfig(_AdaptiveConfig):
-    """FedYogi (Reddi et al. 2021, Algorithm 2)."""
-
-    type: Literal["fedyogi"]
-    beta2: Beta = 0.99
-
-
-class FedExPConfig(Config):
-    """A step as long as the clients' updates differ (FedExP, Jhunjhunwala et al. 2023, arXiv:2301.09604).
-
-    max_lr: ours; without it the step has no bound where updates cancel out.
-    """
-
-    type: Literal["fedexp"]
-    epsilon: PositiveFloat = 1e-3
-    max_lr: Annotated[float, Field(ge=1)] = 5.0
-
-
-ArmConfig = Annotated[
-    FedAvgConfig | FedAvgMConfig | NesterovConfig | FedAdagradConfig | FedAdamConfig | FedYogiConfig,
-    Field(discriminator="type"),
-]
-
-
-class PortfolioConfig(Config):
-    """Several optimizers on the same updates: the owners' validation loss says whose step the server takes.
-
-    every: rounds from one choice to the next; in such a round the models of all arms are broadcast. max_examples: on
-    which an owner evaluates each. rollback_ratio: where the loss exceeds the least so far by this factor, the server
-    goes back to that model and halves its steps. arms: the first one is the first choice.
-    """
-
-    type: Literal["auto"]
-    every: PositiveInt = 3
-    max_examples: PositiveInt = 64
-    rollback_ratio: Annotated[float, Field(gt=1)] = 1.5
-    arms: Annotated[tuple[ArmConfig, ...], Field(min_length=2, max_length=8)] = (
-        NesterovConfig(type="nesterov"),
-        NesterovConfig(type="nesterov", lr=0.3),
-        FedAvgConfig(type="fedavg"),
-        FedAdamConfig(type="fedadam"),
-    )
-
-
-ServerOptimizerConfig = Annotated[
-    FedAvgConfig
-    | FedAvgMConfig
-    | NesterovConfig
-    | FedAdagradConfig
-    | FedAdamConfig
-    | FedYogiConfig
-    | FedExPConfig
-    | PortfolioConfig,
-    Field(discriminator="type"),
-]
 
 
 class AggregationConfig(Config):

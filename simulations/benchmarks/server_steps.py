@@ -15,7 +15,8 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from agfl_protocol.run_config import PortfolioConfig, RunConfig, load_run_config
+from agfl_protocol.optimizer_config import PortfolioConfig
+from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_server.observer import Observer
 from agfl_sim.cli import SHIPPED_CONFIGS
 from agfl_sim.partition import owner_files

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from agfl_protocol.run_config import ServerOptimizerConfig
+from agfl_protocol.optimizer_config import ServerOptimizerConfig
 from agfl_protocol.transforms.square_norm import SQUARE_NORM
 from agfl_protocol.update import Total
 from agfl_server.optimizer import ServerOptimizer

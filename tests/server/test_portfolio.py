@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from agfl_protocol.run_config import PortfolioConfig, ServerOptimizerConfig
+from agfl_protocol.optimizer_config import PortfolioConfig, ServerOptimizerConfig
 from agfl_protocol.transforms import candidates
 from agfl_protocol.update import Total
 from agfl_server.optimizer import OptimizerState, ServerOptimizer
