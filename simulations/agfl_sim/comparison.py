@@ -1,4 +1,4 @@
-"""How the global model compares with what each owner has alone: "should I join?", from the scores of three models."""
+"""How the global model compares with what each owner has alone: "should I join?", from the scores of four models."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from statistics import median
 from agfl_models.tasks.task import MainMetric
 from agfl_sim.charts import number_text
 
-GLOBAL, LOCAL, CENTRALIZED = "global", "local", "centralized"
-MODELS = (GLOBAL, LOCAL, CENTRALIZED)
-NAMES = {GLOBAL: "global model", LOCAL: "own model", CENTRALIZED: "all text in one place"}
+GLOBAL, TUNED, LOCAL, CENTRALIZED = "global", "tuned", "local", "centralized"
+MODELS = (GLOBAL, TUNED, LOCAL, CENTRALIZED)
+NAMES = {
+    GLOBAL: "global model",
+    TUNED: "global, then trained on at home",
+    LOCAL: "own model",
+    CENTRALIZED: "all text in one place",
+}
 
 
 @dataclass(frozen=True)
@@ -34,18 +39,20 @@ class Score:
 class Budget:
     """How long the baselines were trained.
 
-    local, centralized: in `unit`, which is batches or epochs. num_points: models along the way; the best one counts.
+    local, tuned, centralized: in `unit`, which is batches or epochs. num_points: models along the way, of which the
+    best one counts.
     """
 
     unit: str
     local: int
+    tuned: int
     centralized: int
     num_points: int
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The three models side by side, in the task's main metric.
+    """The models side by side, in the task's main metric.
 
     pooled: by model, over the validation text of all owners together. owners: NAME -> value by model, for those who
     hold text out.
@@ -85,6 +92,11 @@ class Comparison:
         return sum(gain > 0 for gain in self.gains.values())
 
     @property
+    def num_gaining_tuned(self) -> int:
+        """Owners for whom the global model, trained on at home, is better than their own."""
+        return sum(self.gain({**values, GLOBAL: values[TUNED]}) > 0 for values in self.owners.values())
+
+    @property
     def num_even(self) -> int:
         """Owners for whom both are as good."""
         return sum(gain == 0 for gain in self.gains.values())
@@ -101,7 +113,7 @@ class Comparison:
 
     @property
     def answer(self) -> str:
-        """Return the answer to "should I join?" in two sentences."""
+        """Return the answer to "should I join?" in a few sentences."""
         if not self.owners:
             return "Nothing can be said: no owner holds text out."
         total, typical = len(self.owners), self.median
@@ -111,12 +123,14 @@ class Comparison:
         return (
             f"{verdict}: for {self.num_gaining} of {total} owners ({100 * self.num_gaining / total:.0f} %) the global "
             f"model is better than what they train alone{even}. The median owner has {number_text(typical[GLOBAL])} "
-            f"{self.metric.title} with it and {number_text(typical[LOCAL])} alone."
+            f"{self.metric.title} with it and {number_text(typical[LOCAL])} alone. Trained on at home, the global "
+            f"model reaches {number_text(typical[TUNED])} and is better than the own one for "
+            f"{self.num_gaining_tuned} of {total}."
         )
 
     @property
     def side_by_side(self) -> str:
-        """Return the three numbers over all owners together, in one line."""
+        """Return the numbers over all owners together, in one line."""
         numbers = (f"{NAMES[model]} {number_text(value)}" for model, value in self.pooled.items())
         return f"{self.metric.title}: {', '.join(numbers) or 'no owner holds text out'}"
 

@@ -1,4 +1,4 @@
-"""The report's section "Should I join?": an answer, three models side by side, and every owner."""
+"""The report's section "Should I join?": an answer, the models side by side, and every owner."""
 
 from __future__ import annotations
 
@@ -48,8 +48,9 @@ def _summary(comparison: Comparison) -> str:
         _row("All owners together", comparison.pooled, comparison),
         _row("Median owner", comparison.median, comparison),
         _row("Worst tenth of owners", comparison.worst_tenth, comparison),
-        f'<tr><th scope="row">Owners for whom it is better than the other</th>'
-        f"<td>{_share(gaining, total)}</td><td>{_share(losing, total)}</td><td></td><td></td></tr>",
+        f'<tr><th scope="row">Owners for whom it is better than their own, or their own than the global one</th>'
+        f"<td>{_share(gaining, total)}</td><td>{_share(comparison.num_gaining_tuned, total)}</td>"
+        f"<td>{_share(losing, total)}</td><td></td><td></td></tr>",
     ]
     return _table(_caption(comparison), "Validation text of", "\n".join(rows))
 
@@ -89,11 +90,12 @@ def _note(comparison: Comparison) -> str:
     budget = comparison.budget
     return (
         f"Own model: each owner trains the same initial model alone on its own training text, as long as in the "
-        f"federation ({budget.local:,} {budget.unit}). All text in one place: one model trains on the training text "
-        f"of all owners, on as many examples as the federation saw ({budget.centralized:,} {budget.unit}). Both keep "
+        f"federation ({budget.local:,} {budget.unit}). Trained on at home: the global model goes on, on an owner's own "
+        f"training text ({budget.tuned:,} {budget.unit}). All text in one place: one model trains on the training text "
+        f"of all owners, on as many examples as the federation saw ({budget.centralized:,} {budget.unit}). All keep "
         f"their optimizer all along, and of {budget.num_points} models along the way the best one counts, chosen on "
         f"the very validation text it is judged by, while the global model is that of the last round: this favors "
-        f"the two. On the other hand, batch size and learning rate are those of the run, chosen for the federation. "
+        f"them. On the other hand, batch size and learning rate are those of the run, chosen for the federation. "
         f"The worst tenth is exact here; the curve below has it from a histogram, which is all that a server learns."
     )
 

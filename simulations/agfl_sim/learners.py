@@ -1,6 +1,7 @@
 """Training without a federation: an owner alone, or all text in one place, with the client's own trainer.
 
-A learner begins with the run's initial model and trains as long as the federation did. It keeps its optimizer where a
+A learner begins with the run's initial model and trains as long as the federation did; and each owner trains the
+global model on at home, a quarter as long. It keeps its optimizer where a
 client begins anew each round, and of the models along the way the best one counts, by the very text that it is then
 judged by: all of that favors it.
 """
@@ -27,7 +28,7 @@ from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_protocol.randomness import generator
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.update import Layout, Vector
-from agfl_sim.comparison import CENTRALIZED, GLOBAL, LOCAL, Budget, Score
+from agfl_sim.comparison import CENTRALIZED, GLOBAL, LOCAL, TUNED, Budget, Score
 
 log = logging.getLogger("agfl.sim")
 NUM_POINTS = 8  # models along the way of which the best one counts
@@ -42,8 +43,8 @@ class StoppedError(Exception):
 class Learner:
     """Who trains without a federation.
 
-    model: LOCAL or CENTRALIZED. name: its batches follow from it; an owner's are those of the federation. rounds: as
-    a client counts them. judges: on whose validation text it is judged.
+    model: LOCAL, TUNED or CENTRALIZED. name: its batches follow from it; an owner's are those of the federation.
+    rounds: as a client counts them. judges: on whose validation text it is judged.
     """
 
     model: str
@@ -90,7 +91,8 @@ class Bench:
         if config.training.local_epochs:
             rounds = max(1, round(rounds / len(names)))  # an epoch of the pool is one of every owner
         pool = Learner(CENTRALIZED, "+".join(names), rounds, names)
-        return [pool, *(Learner(LOCAL, name, config.num_rounds, [name]) for name in names)]
+        alone = [Learner(LOCAL, name, config.num_rounds, [name]) for name in names]
+        return [pool, *alone, *(Learner(TUNED, name, math.ceil(config.num_rounds / 4), [name]) for name in names)]
 
     @property
     def budget(self) -> Budget:
@@ -98,7 +100,8 @@ class Bench:
         training, pool = self.config.training, self.learners[0]
         unit, count = ("batches", training.local_steps) if training.local_steps else ("epochs", training.local_epochs)
         assert count is not None
-        return Budget(unit, count * self.config.num_rounds, count * pool.rounds, NUM_POINTS)
+        num_rounds = self.config.num_rounds
+        return Budget(unit, count * num_rounds, count * math.ceil(num_rounds / 4), count * pool.rounds, NUM_POINTS)
 
     def judge_global(self, name: str) -> list[Score]:
         """Return what the global model reaches at an owner."""
@@ -112,15 +115,17 @@ class Bench:
             StoppedError: `stop` was set.
         """
         torch.set_num_threads(1)  # as a node does, for the same bits
-        model = self._load(self.initial)
+        goes_on = learner.model == TUNED
+        start, past = (self.final, self.config.num_rounds) if goes_on else (self.initial, 0)
+        model = self._load(start)
         alone = self.config.training.model_copy(update={"proximal_mu": 0.0})  # there is no global model to stay near
         trainer = LocalTrainer(alone, self.device)
         optimizer = trainer.optimizer(model)
-        dataset = self.datasets[learner.name] if learner.model == LOCAL else self.pool
+        dataset = self.pool if learner.model == CENTRALIZED else self.datasets[learner.name]
         points = {math.ceil(learner.rounds * i / NUM_POINTS) for i in range(1, NUM_POINTS + 1)}
         best: tuple[int, Sums] | None = None
         for number in range(1, learner.rounds + 1):
-            rng = generator(self.config.seed, learner.name, number, "batches")
+            rng = generator(self.config.seed, learner.name, past + number, "batches")
             result = trainer.train(model, self.layout, self.task, dataset, rng, optimizer)
             self._pause()
             if not np.isfinite(result.delta).all():
@@ -130,7 +135,7 @@ class Bench:
                 sums = self._judge(model, learner.judges)
                 if best is None or self._quality(sums) > self._quality(best[1]):
                     best = number, sums
-        return self._scores(learner.model, *(best or (0, self._judge(self._load(self.initial), learner.judges))))
+        return self._scores(learner.model, *(best or (0, self._judge(self._load(start), learner.judges))))
 
     def together(self, scores: Sequence[Score]) -> list[Score]:
         """Return each model's score on the validation text of all owners together."""

@@ -25,7 +25,7 @@ from agfl_server.observer import Observer
 from agfl_server.optimizers import build_optimizer
 from agfl_server.state import initial_state
 from agfl_sim.baselines import FILE, run_baselines
-from agfl_sim.comparison import CENTRALIZED, GLOBAL, LOCAL, MODELS
+from agfl_sim.comparison import CENTRALIZED, GLOBAL, LOCAL, MODELS, TUNED
 from agfl_sim.learners import Bench
 from agfl_sim.partition import owner_files
 from agfl_sim.run import simulate
@@ -89,7 +89,7 @@ def test_all_text_of_one_owner_in_one_place_is_that_owner_alone(
     bench: Callable[..., Bench], training: Sequence[str]
 ) -> None:
     one = bench(1, *training, "num_rounds=9")
-    pool, alone = one.learners
+    pool, alone, _ = one.learners
     assert (pool.model, alone.model, pool.rounds) == (CENTRALIZED, LOCAL, alone.rounds)
     assert one.train(pool) == [replace(score, model=CENTRALIZED) for score in one.train(alone)]
 
@@ -98,7 +98,7 @@ def test_all_text_of_one_owner_in_one_place_is_that_owner_alone(
 def test_so_it_is_in_every_task(run_config: MakeConfig, tmp_path: Path, overrides: Sequence[str]) -> None:
     config = run_config(*overrides, "data={partition: natural, num_owners: 1}", "num_rounds=2")
     one = bench_of(config, owner_files(config, tmp_path))
-    pool, alone = one.learners
+    pool, alone, _ = one.learners
     scores = one.train(alone)
     assert one.task.main_metric.name in scores[0].metrics
     assert one.train(pool) == [replace(score, model=CENTRALIZED) for score in scores]
@@ -108,7 +108,7 @@ def test_owner_alone_trains_as_the_only_client_of_a_federation_does(bench: Calla
     """Round after round with SGD, which keeps nothing from one to the next: the same bits, of the best round."""
     two = bench(2, STEPS, "training.optimizer.lr=4", "num_rounds=5")
     best = set()
-    for learner in two.learners[1:]:
+    for learner in two.learners[1:3]:
         model = build_model(two.config.model, seed=0)
         two.layout.load(model, two.initial)
         dataset = two.datasets[learner.name]
@@ -123,6 +123,23 @@ def test_owner_alone_trains_as_the_only_client_of_a_federation_does(bench: Calla
         assert score.sums == expected[score.round - 1]
         best.add(score.round)
     assert best != {5}, "the rate is so high that the last model is not the best of all owners"
+
+
+def test_owner_trains_the_global_model_on_where_the_federation_ended(bench: Callable[..., Bench]) -> None:
+    """A quarter as long, rounded up, with the batches of the rounds that would have come; the best model counts."""
+    two = bench(2, STEPS, "training.optimizer.lr=4", "num_rounds=9")
+    trained = LocalTrainer(two.config.training, "cpu")
+    start = two.initial * np.float32(0.9)
+    for learner in replace(two, final=start).learners[3:]:
+        assert (learner.model, learner.rounds) == (TUNED, 3)
+        model, dataset, expected = build_model(two.config.model, seed=0), two.datasets[learner.name], []
+        two.layout.load(model, start)
+        for number in range(10, 13):
+            rng = generator(two.config.seed, learner.name, number, "batches")
+            trained.train(model, two.layout, two.task, dataset, rng)
+            expected.append(evaluate(model, two.task, dataset, 4, two.config.evaluation.max_examples, "cpu"))
+        (score,) = replace(two, final=start).train(learner)
+        assert score.sums == min(expected, key=lambda sums: two.task.eval_metrics(sums)["eval/bits_per_byte"])
 
 
 def test_optimizer_goes_on_from_round_to_round(bench: Callable[..., Bench]) -> None:
@@ -211,7 +228,7 @@ def test_interrupted_anywhere_and_resumed_leaves_the_bytes_of_an_uninterrupted_o
 ) -> None:
     folder, owners = finished
     comparison = run_baselines(folder, owners, False, no_progress)
-    whole, total = (folder / FILE).read_bytes(), 3 * 3 + 9
+    whole, total = (folder / FILE).read_bytes(), 3 * 3 + 9 + 3
     begun_with = []
     for moment in (1, 5, 10, 17):
         seen: list[int] = []
@@ -238,7 +255,7 @@ def test_finished_baselines_are_not_trained_again(finished: tuple[Path, list[Pat
     first = run_baselines(folder, owners, False, no_progress)
     whole, seen = (folder / FILE).read_bytes(), []
     assert run_baselines(folder, owners, True, lambda done, total: seen.append((done, total))) == first
-    assert seen == [(18, 18)]
+    assert seen == [(21, 21)]
     assert (folder / FILE).read_bytes() == whole
 
 
@@ -318,7 +335,7 @@ def test_command_makes_them_and_goes_on_after_ctrl_c(tmp_path: Path) -> None:
     process = start(tmp_path, "--output", "run", "--resume")
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert len(lines_of(tmp_path / "run")) == 27
+    assert len(lines_of(tmp_path / "run")) == 36
     assert "bits per byte: global model " in output
     assert " of 8 owners (" in output
     assert "Should I join?" in (tmp_path / "run" / "report.html").read_text()

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from agfl_models.tasks.task import MainMetric
 from agfl_sim.charts import number_text
-from agfl_sim.comparison import CENTRALIZED, GLOBAL, LOCAL, MODELS, Budget, Comparison, Score
+from agfl_sim.comparison import CENTRALIZED, GLOBAL, LOCAL, MODELS, TUNED, Budget, Comparison, Score
 from agfl_sim.join_section import join_section
 
 SVG = "{http://www.w3.org/2000/svg}"
-BUDGET = Budget("batches", 30, 120, 8)
+BUDGET = Budget("batches", 30, 8, 120, 8)
 HIGHER = MainMetric("eval/f1", "F1", 0.0, 100.0, higher_is_better=True)
 LOWER = replace(HIGHER, higher_is_better=False)
 VALUE = st.integers(0, 20).map(float)  # coarse, so that ties occur
@@ -66,14 +66,18 @@ def test_answer_is_yes_only_where_most_owners_and_the_median_one_gain(
 
 @pytest.mark.parametrize(("count", "worst"), [(1, 1), (10, 1), (11, 2), (20, 2), (21, 3)])
 def test_worst_tenth_is_rounded_up_and_each_models_own(count: int, worst: int) -> None:
-    owners = {str(i): {GLOBAL: float(i), LOCAL: float(-i), CENTRALIZED: 7.0} for i in range(count)}
+    owners = {str(i): {GLOBAL: float(i), TUNED: 3.0, LOCAL: float(-i), CENTRALIZED: 7.0} for i in range(count)}
     low, high = sum(range(worst)) / worst, sum(range(count - worst, count)) / worst
-    assert comparison(HIGHER, owners).worst_tenth == pytest.approx({GLOBAL: low, LOCAL: -high, CENTRALIZED: 7.0})
-    assert comparison(LOWER, owners).worst_tenth == pytest.approx({GLOBAL: high, LOCAL: -low, CENTRALIZED: 7.0})
+    assert comparison(HIGHER, owners).worst_tenth == pytest.approx(
+        {GLOBAL: low, TUNED: 3.0, LOCAL: -high, CENTRALIZED: 7.0}
+    )
+    assert comparison(LOWER, owners).worst_tenth == pytest.approx(
+        {GLOBAL: high, TUNED: 3.0, LOCAL: -low, CENTRALIZED: 7.0}
+    )
 
 
 def test_owner_without_validation_text_is_not_counted() -> None:
-    found = comparison(HIGHER, {"a": {GLOBAL: 2.0, LOCAL: 1.0, CENTRALIZED: 3.0}})
+    found = comparison(HIGHER, {"a": {GLOBAL: 2.0, TUNED: 2.5, LOCAL: 1.0, CENTRALIZED: 3.0}})
     scores = [Score(model, "b", 1, {}, {}) for model in MODELS]
     scores += [Score(model, None, None, {HIGHER.name: value}, {}) for model, value in found.pooled.items()]
     nobody = Comparison.of(HIGHER, scores, BUDGET)
@@ -89,15 +93,18 @@ def test_report_shows_the_numbers_that_were_compared(owners: dict[str, dict[str,
     rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)]
     summary, by_owner = rows[1:5], rows[6:]
     for row, values in zip(summary, (found.pooled, found.median, found.worst_tenth), strict=False):
-        assert row[1:4] == [number_text(values[model]) for model in MODELS]
+        assert row[1:5] == [number_text(values[model]) for model in MODELS]
         gain = found.gain(values)
-        assert row[4] == (f"{number_text(abs(gain))} {'better' if gain > 0 else 'worse'}" if gain else "nothing")
+        assert row[5] == (f"{number_text(abs(gain))} {'better' if gain > 0 else 'worse'}" if gain else "nothing")
     assert summary[3][1].startswith(f"{found.num_gaining} of {len(owners)} ")
-    assert summary[3][2].startswith(f"{len(owners) - found.num_gaining - found.num_even} of {len(owners)} ")
+    tuned = sum(found.gain({**values, GLOBAL: values[TUNED]}) > 0 for values in owners.values())
+    assert summary[3][2].startswith(f"{tuned} of {len(owners)} ")
+    assert f"better than the own one for {tuned} of {len(owners)}." in found.answer
+    assert summary[3][3].startswith(f"{len(owners) - found.num_gaining - found.num_even} of {len(owners)} ")
     shown = {unescape(name): cells for name, *cells in by_owner}
     assert list(shown) == list(found.gains)
     for name, values in owners.items():
-        assert shown[name][:3] == [number_text(values[model]) for model in MODELS]
+        assert shown[name][:4] == [number_text(values[model]) for model in MODELS]
     svg = ElementTree.fromstring(page[page.index("<svg") : page.index("</svg>") + 6])
     assert [group.attrib["data-row"] for group in svg.iter(f"{SVG}g")] == list(found.gains)
     for mark in (*svg.iter(f"{SVG}circle"), *svg.iter(f"{SVG}line")):
