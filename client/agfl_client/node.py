@@ -23,11 +23,11 @@ from agfl_models.families import build_model
 from agfl_models.huggingface.folder import PretrainedFolder
 from agfl_models.sequence_model import SequenceModel
 from agfl_models.tasks.task import AnyTask, Dataset
+from agfl_protocol import candidates
 from agfl_protocol.counting import CountCodec, CountRequest
 from agfl_protocol.optimizer_config import PortfolioConfig
 from agfl_protocol.randomness import generator
 from agfl_protocol.run_config import RunConfig, run_config_from_json
-from agfl_protocol.transforms import candidates
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.update import Lanes, Layout, Update
 from agfl_protocol.wire import FinishRequest, IdentifyReply, RoundReply, RoundRequest, SumRequest

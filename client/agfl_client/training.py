@@ -56,12 +56,13 @@ class LocalTrainer:
         before = layout.flatten(model)
         optimizer = optimizer or self.optimizer(model)
         model.train()
-        anchor = [parameter.detach().clone() for parameter in trained_parameters(model).values()]
+        anchor = [part.to(self.device) for part in layout.split(before)] if self.config.proximal_mu > 0 else []
         loss, count, steps, first_loss = torch.zeros((), dtype=torch.float64), 0, 0, 0.0
         for batch in self._batches(dataset, rng):
             batch_loss, predictions = self._step(model, task, optimizer, anchor, batch.to(self.device))
             loss, count, steps = loss + batch_loss.double().cpu(), count + predictions, steps + 1
-            first_loss = first_loss if steps > 1 else float(loss) / max(count, 1)
+            if steps == 1:
+                first_loss = float(loss) / max(count, 1)
         return LocalResult(layout.flatten(model) - before, float(loss), count, steps, first_loss)
 
     def optimizer(self, model: nn.Module) -> Optimizer:
@@ -80,7 +81,7 @@ class LocalTrainer:
             loss, predictions = task.loss(model, batch)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss / max(predictions, 1))
-        if self.config.proximal_mu > 0:
+        if anchor:
             self._pull(model, anchor)
         if self.config.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)

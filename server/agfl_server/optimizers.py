@@ -23,8 +23,8 @@ from agfl_protocol.optimizer_config import (
 )
 from agfl_protocol.transforms.square_norm import SQUARE_NORM
 from agfl_protocol.update import Total
-from agfl_server.optimizer import Array, OptimizerState, ServerOptimizer
 from agfl_server.portfolio import Portfolio
+from agfl_server.server_optimizer import Array, OptimizerState, ServerOptimizer
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from agfl_protocol.candidates import candidate_losses
 from agfl_protocol.optimizer_config import PortfolioConfig
-from agfl_protocol.transforms.candidates import candidate_losses
 from agfl_protocol.update import Total
-from agfl_server.optimizer import Array, OptimizerState, ServerOptimizer
+from agfl_server.server_optimizer import Array, OptimizerState, ServerOptimizer
 
 _CHOICE, _AGE, _SCALE, _BEST_LOSS, _BEST, _OTHERS = "choice", "age", "scale", "best_loss", "best", "others"
 

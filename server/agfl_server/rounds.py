@@ -16,7 +16,7 @@ from agfl_protocol.update import Layout, Total
 from agfl_server.aggregator import CohortSum
 from agfl_server.attempts import Parties, sum_in_attempts
 from agfl_server.observer import Row
-from agfl_server.optimizer import ServerOptimizer
+from agfl_server.server_optimizer import ServerOptimizer
 from agfl_server.state import ServerState, empty_row
 
 

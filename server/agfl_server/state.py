@@ -13,7 +13,7 @@ from agfl_protocol.transforms import clipping, quantization
 from agfl_protocol.transforms.quantization import Scales, initial_scales
 from agfl_protocol.update import Layout, Vector
 from agfl_server.observer import Row
-from agfl_server.optimizer import OptimizerState, ServerOptimizer
+from agfl_server.server_optimizer import OptimizerState, ServerOptimizer
 
 
 @dataclass(frozen=True)

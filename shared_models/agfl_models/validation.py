@@ -47,8 +47,8 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_yaml(text: str) -> Any:
-    """Return what a YAML document says; raises yaml.YAMLError, also where a mapping has a key twice."""
-    return yaml.load(text, _Loader)
+    """Return the plain data of a YAML document; raises yaml.YAMLError, also where a mapping has a key twice."""
+    return yaml.load(text, _Loader)  # a SafeLoader
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -104,10 +104,8 @@ class FedExPConfig(Config):
     max_lr: Annotated[float, Field(ge=1)] = 5.0
 
 
-ArmConfig = Annotated[
-    FedAvgConfig | FedAvgMConfig | NesterovConfig | FedAdagradConfig | FedAdamConfig | FedYogiConfig,
-    Field(discriminator="type"),
-]
+_Arm = FedAvgConfig | FedAvgMConfig | NesterovConfig | FedAdagradConfig | FedAdamConfig | FedYogiConfig
+ArmConfig = Annotated[_Arm, Field(discriminator="type")]
 
 
 class PortfolioConfig(Config):
@@ -130,14 +128,4 @@ class PortfolioConfig(Config):
     )
 
 
-ServerOptimizerConfig = Annotated[
-    FedAvgConfig
-    | FedAvgMConfig
-    | NesterovConfig
-    | FedAdagradConfig
-    | FedAdamConfig
-    | FedYogiConfig
-    | FedExPConfig
-    | PortfolioConfig,
-    Field(discriminator="type"),
-]
+ServerOptimizerConfig = Annotated[_Arm | FedExPConfig | PortfolioConfig, Field(discriminator="type")]

@@ -86,7 +86,7 @@ class RoundRequest:
     """Server to each client of a cohort: the global model and what to do with it.
 
     evaluate: add the evaluation sums of `model`; train: add the update trained from `model`. model: float32 (d,), or
-    (m d,) where m - 1 models follow of which only the loss is asked for (`transforms.candidates`).
+    (m d,) where m - 1 models follow of which only the loss is asked for (`candidates`).
     plan: the public quantizer of this round; where it only evaluates, just `max_cohort` counts.
     """
 

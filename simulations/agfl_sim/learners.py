@@ -92,7 +92,11 @@ class Bench:
             rounds = max(1, round(rounds / len(names)))  # an epoch of the pool is one of every owner
         pool = Learner(CENTRALIZED, "+".join(names), rounds, names)
         alone = [Learner(LOCAL, name, config.num_rounds, [name]) for name in names]
-        return [pool, *alone, *(Learner(TUNED, name, math.ceil(config.num_rounds / 4), [name]) for name in names)]
+        return [pool, *alone, *(Learner(TUNED, name, self._rounds_at_home, [name]) for name in names)]
+
+    @property
+    def _rounds_at_home(self) -> int:
+        return math.ceil(self.config.num_rounds / 4)
 
     @property
     def budget(self) -> Budget:
@@ -100,8 +104,8 @@ class Bench:
         training, pool = self.config.training, self.learners[0]
         unit, count = ("batches", training.local_steps) if training.local_steps else ("epochs", training.local_epochs)
         assert count is not None
-        num_rounds = self.config.num_rounds
-        return Budget(unit, count * num_rounds, count * math.ceil(num_rounds / 4), count * pool.rounds, NUM_POINTS)
+        alone, at_home = count * self.config.num_rounds, count * self._rounds_at_home
+        return Budget(unit, alone, at_home, count * pool.rounds, NUM_POINTS)
 
     def judge_global(self, name: str) -> list[Score]:
         """Return what the global model reaches at an owner."""

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from agfl_protocol import candidates
 from agfl_protocol.optimizer_config import PortfolioConfig, ServerOptimizerConfig
-from agfl_protocol.transforms import candidates
 from agfl_protocol.update import Total
-from agfl_server.optimizer import OptimizerState, ServerOptimizer
 from agfl_server.optimizers import build_optimizer
+from agfl_server.server_optimizer import OptimizerState, ServerOptimizer
 
 SIZE, ARMS = 5, 4
 Vector = NDArray[Any]

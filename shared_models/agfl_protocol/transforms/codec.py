@@ -9,10 +9,11 @@ import numpy as np
 
 from agfl_models.errors import WireError
 from agfl_models.tasks.task import AnyTask
+from agfl_protocol import candidates
 from agfl_protocol.header import Header
 from agfl_protocol.optimizer_config import FedExPConfig
 from agfl_protocol.run_config import RunConfig
-from agfl_protocol.transforms import candidates, clipping, fair_weighting, normalization, quantization, square_norm
+from agfl_protocol.transforms import clipping, fair_weighting, normalization, quantization, square_norm
 from agfl_protocol.transforms.clipping import Clipping
 from agfl_protocol.transforms.fair_weighting import FairWeighting
 from agfl_protocol.transforms.normalization import NormalizedAveraging
