@@ -88,6 +88,38 @@ def start(
             raise
 
 
+@app.command()
+def probe(
+    config: Annotated[Path, typer.Option(metavar="FILE", help="The run's configuration, from the operator.")],
+    data: Annotated[Path, typer.Option(metavar="PATH", help="Your data, as for start.")],
+    columns: Annotated[
+        str, typer.Option(metavar="NAME=COLUMN,...", help="What your file calls the task's columns.")
+    ] = "",
+    pretrained: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Your copy of the pretrained model, if the run has one.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps or cuda:N.")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads for training.")] = 1,
+    max_seconds: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="How long a round of training may take here.")
+    ] = 60.0,
+) -> None:
+    """Measure which width of a run's model this machine can train, and propose one; you decide."""
+    from agfl_client.device import choose_device
+    from agfl_client.probe import free_memory, measure, proposed
+    from agfl_client.probe_table import print_proposal, print_table
+    from agfl_models.examples import parse_columns
+    from agfl_protocol.run_config import load_run_config
+
+    run = load_run_config(config).with_pretrained(pretrained, "--pretrained")
+    where = choose_device(device)
+    found = measure(run, data, parse_columns(columns), where, threads)
+    steps, free = run.training.local_steps, free_memory(where)
+    print_table(found, steps, where, free)
+    if run.elastic is not None and steps is not None:
+        print_proposal(proposed(found, steps, max_seconds, free), found, max_seconds)
+
+
 def _rules(policy: Path | None) -> Policy:
     """Return the owner's policy, and say it loudly where that lets the server see an update."""
     from agfl_client.policy import Policy, load_policy

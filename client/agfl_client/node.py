@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 from agfl_client import pair_counts
 from agfl_client.device import AUTO, choose_device
+from agfl_client.part import Part, whole_layout
 from agfl_client.policy import Policy, PolicyViolation
 from agfl_client.secure_member import SecureMember
 from agfl_client.training import LocalTrainer, effective_steps, evaluate, validation_loss
 from agfl_models.errors import WireError
 from agfl_models.examples import Row, check_readable, read_rows
-from agfl_models.families import build_model
 from agfl_models.huggingface.folder import PretrainedFolder
-from agfl_models.sequence_model import SequenceModel
+from agfl_models.rings import Rings
 from agfl_models.tasks.task import AnyTask, Dataset
-from agfl_protocol import candidates
+from agfl_protocol import candidates, ring_losses
 from agfl_protocol.counting import CountCodec, CountRequest
 from agfl_protocol.optimizer_config import PortfolioConfig
 from agfl_protocol.randomness import generator
@@ -42,8 +42,10 @@ class _Workspace:
     config: RunConfig
     task: AnyTask
     dataset: Dataset[Any]
-    model: SequenceModel
     layout: Layout
+    rings: Rings | None
+    tier: int
+    part: Part
 
 
 class Node:
@@ -127,12 +129,13 @@ class Node:
             train=request.train,
             evaluate=request.evaluate,
             num_models=num_models,
+            rings=space.rings,
         )
         self._check_attempt(config, request)
         self._words = None  # the tokenizer is there
         update = self._update(space, request)
         lanes = codec.encode(update, generator(config.seed, self.name, request.round, "rounding"))
-        return self._answer(config, request, lanes)
+        return self._answer(config, request, lanes, space.part.num_rings)
 
     def handle_count(self, request: CountRequest) -> RecordDict:
         """Count pairs of tokens in the training text, for a tokenizer; reply as to a round.
@@ -142,7 +145,7 @@ class Node:
         """
         self.finished = False
         config = pair_counts.check_request(request)
-        self._policy.check(config, config.model.num_parameters())
+        self._policy.tier(config)
         self._check_attempt(config, request)
         self._words = pair_counts.cut(self._words, request, config, lambda: self._rows(config))
         counts = self._words.words.pairs(request.first_new)
@@ -163,47 +166,75 @@ class Node:
         if config.aggregation.type == "secure":
             self.member.check(request)
 
-    def _answer(self, config: RunConfig, request: SumRequest, lanes: Lanes) -> RecordDict:
+    def _answer(self, config: RunConfig, request: SumRequest, lanes: Lanes, num_rings: int = 1) -> RecordDict:
         """Return what enters the sum, or what goes before it where the lanes are to be masked."""
         if config.aggregation.type == "secure":
             return self.member.advertise(request, lanes)
         return RoundReply(request.config_hash, request.round, request.attempt, lanes).to_record()
 
     def _update(self, space: _Workspace, request: RoundRequest) -> Update:
-        config, task = space.config, space.task
+        config, task, part = space.config, space.task, space.part
         metrics: dict[str, float] = {}
         models = request.model.reshape(-1, space.layout.size)
         if len(models) > 1:
             metrics |= self._candidate_losses(space, models)
-        space.layout.load(space.model, models[0])
+        part.load(models[0])
         if request.evaluate:
             size, examples = config.training.batch_size, config.evaluation.max_examples
-            metrics |= evaluate(space.model, task, space.dataset, size, examples, self._device)
+            metrics |= evaluate(part.model, task, space.dataset, size, examples, self._device)
+            metrics |= self._ring_losses(space)
         if not request.train:
             return Update(np.zeros(0, np.float32), 1.0, metrics)
         rng = generator(config.seed, self.name, request.round, "batches")
         trainer = LocalTrainer(config.training, self._device)
-        result = trainer.train(space.model, space.layout, task, space.dataset, rng)
+        result = trainer.train(part.model, part.layout, task, space.dataset, rng, widths=part.widths)
         sums = (result.loss, float(result.num_predictions))
         metrics |= dict(zip(task.train_sums, sums, strict=True))
         steps = effective_steps(config.training, result.num_steps)
-        return Update(result.delta, result.num_predictions, metrics, result.first_loss, steps)
+        return Update(
+            part.spread(result.delta),
+            result.num_predictions,
+            metrics,
+            loss=result.first_loss,
+            steps=steps,
+            num_rings=part.num_rings,
+            tier=space.tier,
+        )
+
+    def _ring_losses(self, space: _Workspace) -> dict[str, float]:
+        """Return what each ring of this owner's part is worth to it; nothing where the model is not elastic."""
+        part, widths, config = space.part, space.part.widths, space.config
+        if widths is None:
+            return {}
+        losses, predictions = [], 0
+        for k in range(1, part.num_rings + 1):
+            with widths.at(k):
+                loss, predictions = self._loss(space, config.evaluation.max_examples)
+            losses.append(loss)
+        return ring_losses.sums(losses, predictions, config.max_rings)
 
     def _candidate_losses(self, space: _Workspace, models: NDArray[np.float32]) -> dict[str, float]:
         optimizer, losses, predictions = space.config.aggregation.server_optimizer, [], 0
         assert isinstance(optimizer, PortfolioConfig), optimizer.type
-        size, examples = space.config.training.batch_size, optimizer.max_examples
         for vector in models:
-            space.layout.load(space.model, vector)
-            loss, predictions = validation_loss(space.model, space.task, space.dataset, size, examples, self._device)
+            space.part.load(vector)
+            loss, predictions = self._loss(space, optimizer.max_examples)
             losses.append(loss)
         return candidates.sums(losses, predictions)
+
+    def _loss(self, space: _Workspace, max_examples: int) -> tuple[float, int]:
+        size = space.config.training.batch_size
+        return validation_loss(space.part.model, space.task, space.dataset, size, max_examples, self._device)
 
     def _workspace_for(self, request: RoundRequest) -> _Workspace:
         """Return the warm workspace of the request's configuration, or make it."""
         if self._workspace is None or self._workspace.config_json != request.config_json:
             self._workspace = self._make_workspace(request.config_json)
         space = self._workspace
+        num_rings = _num_rings(space, request)
+        if num_rings != space.part.num_rings:
+            part = Part.of(space.config, space.rings, num_rings, self._device)
+            self._workspace = space = replace(space, part=part)
         if request.config_hash != space.config_hash:
             got = request.config_hash[:12]
             raise WireError(f"config_hash: must be {space.config_hash[:12]} as of the configuration, got {got}")
@@ -211,9 +242,18 @@ class Node:
 
     def _make_workspace(self, config_json: str) -> _Workspace:
         config = run_config_from_json(config_json).with_pretrained(self._pretrained, "--pretrained")
-        # Before the model is built and the text is touched.
-        self._policy.check(config, config.model.num_parameters())
+        tier = self._policy.tier(config)  # before the model is built and the text is touched
         task = config.build_task()
         dataset = task.prepare(self._rows(config))
-        model = build_model(config.model, seed=0).to(self._device)  # the server's weights replace what is trained
-        return _Workspace(config_json, config.hash, config, task, dataset, model, Layout.of(model))
+        rings = config.build_rings()
+        part = Part.of(config, rings, 1, self._device)  # the server's weights replace what is trained
+        layout = part.layout if rings is None else whole_layout(config)
+        return _Workspace(config_json, config.hash, config, task, dataset, layout, rings, tier, part)
+
+
+def _num_rings(space: _Workspace, request: RoundRequest) -> int:
+    """Return how many rings the request lets this owner's tier train."""
+    expected, got = space.config.max_rings, len(request.rings_by_tier)
+    if got != expected:
+        raise WireError(f"rings_by_tier: must have {expected} numbers, one for each width, got {got}")
+    return request.rings_by_tier[space.tier - 1]

@@ -5,6 +5,7 @@ max_colluders: 3         # owners that may conspire with the server; default a t
 allow_plain: false       # true: the server may see this owner's update itself
 uploads_per_round: 3     # attempts at one round that are answered
 max_parameters: 100000000
+max_width: 0.5           # of a model that is trained in several widths, the widest that this device may hold; default 1
 tasks: [language_modeling, translation]   # default: every task, summarization and question_answering too
 """
 
@@ -17,6 +18,7 @@ from pydantic import PositiveInt
 from agfl_models.errors import AgflError
 from agfl_models.tasks import TaskName
 from agfl_models.validation import Config, read_yaml, validate
+from agfl_protocol.elastic_config import Width
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.secagg.parameters import Parameters
 
@@ -33,6 +35,7 @@ class Policy(Config):
     allow_plain: bool = False
     uploads_per_round: PositiveInt = 3
     max_parameters: PositiveInt = 100_000_000
+    max_width: Width = 1.0
     tasks: tuple[TaskName, ...] | None = None
 
     def parameters(self, roster_size: int) -> Parameters:
@@ -43,21 +46,35 @@ class Policy(Config):
         """
         return Parameters.of(roster_size, self.max_colluders, self.min_cohort)
 
-    def check(self, config: RunConfig, num_parameters: int) -> None:
-        """Check a run before any text is touched.
+    def tier(self, config: RunConfig) -> int:
+        """Check a run before any text is touched; return how many rings of its model this owner may train.
+
+        That is 1 where the model is not elastic, and else as many as both `max_width` and `max_parameters` permit.
 
         Raises:
             PolicyViolation: names the key, what it permits and what the run asks for.
         """
+        self._check_kind(config)
+        widths = (1.0,) if config.elastic is None else config.elastic.widths
+        permitted = [k for k, width in enumerate(widths, start=1) if width <= self.max_width]
+        if not permitted:
+            raise PolicyViolation(
+                f"max_width: must be at least {widths[0]:g}, the run's least width, for this owner to take part, "
+                f"is {self.max_width:g}"
+            )
+        sizes = {k: config.narrowed_model(k).num_parameters() for k in permitted}
+        fitting = [k for k, size in sizes.items() if size <= self.max_parameters]
+        if not fitting:
+            least = min(sizes.values())
+            raise PolicyViolation(f"max_parameters: must be at most {self.max_parameters} for this owner, got {least}")
+        return fitting[-1]
+
+    def _check_kind(self, config: RunConfig) -> None:
         if config.aggregation.type == "plain" and not self.allow_plain:
             raise PolicyViolation("allow_plain: must be true in this owner's policy for aggregation 'plain'")
         if self.tasks is not None and config.task.type not in self.tasks:
             raise PolicyViolation(
                 f"tasks: must be among {', '.join(self.tasks)} for this owner, got {config.task.type}"
-            )
-        if num_parameters > self.max_parameters:
-            raise PolicyViolation(
-                f"max_parameters: must be at most {self.max_parameters} for this owner, got {num_parameters}"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from agfl_client.delta_sgd import DeltaSGD
+from agfl_client.nested_widths import NestedWidths
 from agfl_models.sequence_model import SequenceModel, trained_parameters
 from agfl_models.tasks import distribution
 from agfl_models.tasks.evaluation import evaluation_sums
@@ -51,15 +53,21 @@ class LocalTrainer:
         dataset: Dataset[BatchT],
         rng: np.random.Generator,
         optimizer: Optimizer | None = None,
+        widths: NestedWidths | None = None,
     ) -> LocalResult:
-        """Train `model` in place; all randomness comes from `rng`. Without an optimizer to go on with, begin anew."""
+        """Train `model` in place; all randomness comes from `rng`. Without an optimizer to go on with, begin anew.
+
+        widths: of an elastic model, which are trained in turn.
+        """
         before = layout.flatten(model)
         optimizer = optimizer or self.optimizer(model)
         model.train()
         anchor = [part.to(self.device) for part in layout.split(before)] if self.config.proximal_mu > 0 else []
         loss, count, steps, first_loss = torch.zeros((), dtype=torch.float64), 0, 0, 0.0
         for batch in self._batches(dataset, rng):
-            batch_loss, predictions = self._step(model, task, optimizer, anchor, batch.to(self.device))
+            with nullcontext() if widths is None else widths.of_step(steps, rng):
+                batch_loss, predictions = self._differentiate(model, task, optimizer, batch.to(self.device))
+            self._step(model, optimizer, anchor)
             loss, count, steps = loss + batch_loss.double().cpu(), count + predictions, steps + 1
             if steps == 1:
                 first_loss = float(loss) / max(count, 1)
@@ -74,19 +82,21 @@ class LocalTrainer:
             return DeltaSGD(model.parameters(), config.lr, config.gamma, config.delta)
         return AdamW(model.parameters(), config.lr, config.betas, weight_decay=config.weight_decay)
 
-    def _step(
-        self, model: SequenceModel, task: Task[BatchT], optimizer: Optimizer, anchor: list[Tensor], batch: BatchT
+    def _differentiate(
+        self, model: SequenceModel, task: Task[BatchT], optimizer: Optimizer, batch: BatchT
     ) -> tuple[Tensor, int]:
         with self._autocast():
             loss, predictions = task.loss(model, batch)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss / max(predictions, 1))
+        return loss.detach(), predictions
+
+    def _step(self, model: SequenceModel, optimizer: Optimizer, anchor: list[Tensor]) -> None:
         if anchor:
             self._pull(model, anchor)
         if self.config.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
         optimizer.step()
-        return loss.detach(), predictions
 
     def _pull(self, model: SequenceModel, anchor: list[Tensor]) -> None:
         """Add the gradient of mu / 2 |x - x_0|^2."""

@@ -21,6 +21,7 @@ from agfl_server.connected_nodes import ConnectedNodes
 from agfl_server.exchange import exchange
 from agfl_server.observer import Observer, Row
 from agfl_server.optimizers import build_optimizer
+from agfl_server.per_ring import PerRing
 from agfl_server.plain_sum import PlainSum
 from agfl_server.rounds import Federation, run_rounds
 from agfl_server.run_folder import RunFolder
@@ -52,7 +53,6 @@ def run_federation(
     observer = observer or Observer()
     run_folder = RunFolder(folder)
     aggregator, min_cohort = build_aggregator(config.aggregation, roster, observer)
-    optimizer = build_optimizer(config.aggregation.server_optimizer)
     config = run_folder.resolved(config) if resume else config
     config = config.with_pretrained(config.pretrained, "model.folder")
     # A run that ended before its tokenizer was learned begins anew.
@@ -74,13 +74,18 @@ def run_federation(
         config, exchange = train_tokenizer(parties)
         run_folder.write_config(config)
         parties = replace(parties, config=config)
+    rings = config.build_rings()
+    optimizer = build_optimizer(
+        config.aggregation.server_optimizer,
+        lambda inner: inner if rings is None else PerRing(inner, rings, min_cohort),
+    )
     layout, state = initial_state(config, optimizer)
     state = replace(state, row={**state.row, **exchange})
     if is_new:
         run_folder.save(config, state, [])
     else:
         state = run_folder.resume(config)
-    federation = Federation(parties, config.build_task(), layout, optimizer)
+    federation = Federation(parties, config.build_task(), layout, optimizer, rings)
     state = run_rounds(federation, state, partial(run_folder.save, config))
     run_folder.save_model(config, layout, state)
     _finish(grid, state)

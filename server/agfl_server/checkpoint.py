@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.numpy import save
 from agfl_models.errors import CheckpointError
 from agfl_models.store import write_atomically
 from agfl_protocol.transforms.quantization import Scales
+from agfl_server.rings import RingState
 from agfl_server.state import ServerState
 
 _KEPT = 2  # the newest one may be lost with the disk sector it stood on
@@ -32,6 +34,7 @@ def save_checkpoint(folder: Path, state: ServerState, config_hash: str) -> Path:
         "row": state.row,
         "norm": state.scales.norm,
         "config_hash": config_hash,
+        "rings": asdict(state.rings) if state.rings is not None else None,
     }
     tensors: dict[str, NDArray[Any]] = {_MODEL: state.model, _SCALES: state.scales.values}
     tensors |= {_OPTIMIZER + name: np.asarray(value) for name, value in state.optimizer.items()}
@@ -70,6 +73,7 @@ def load_checkpoint(folder: Path, config_hash: str) -> ServerState:
             optimizer={n.removeprefix(_OPTIMIZER): t for n, t in tensors.items() if n.startswith(_OPTIMIZER)},
             scales=Scales(tensors[_SCALES], facts["norm"]),
             row=facts["row"],
+            rings=_rings(facts["rings"]),
         )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint: {path}: is damaged: {error}") from None
@@ -79,6 +83,10 @@ def load_checkpoint(folder: Path, config_hash: str) -> ServerState:
             f"this configuration has {config_hash[:12]} (what may change is num_rounds, evaluation and data)"
         )
     return state
+
+
+def _rings(facts: dict[str, Any] | None) -> RingState | None:
+    return None if facts is None else RingState(**{**facts, "by_tier": tuple(facts["by_tier"])})
 
 
 def _checkpoints(folder: Path) -> list[Path]:

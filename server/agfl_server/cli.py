@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib.resources import files
 from pathlib import Path
@@ -159,6 +160,9 @@ class LogObserver(Observer):
 
     def optimizer_chosen(self, method: str) -> None:
         log.info("the server now steps by %s", method)
+
+    def rings_planned(self, num_open: int, width_by_tier: Sequence[float]) -> None:
+        log.info("owners now train the model in widths, by tier: %s", ", ".join(f"{w:g}" for w in width_by_tier))
 
     def evaluated(self, row: Row) -> None:
         numbers = _numbers(row, "eval/loss", self._main_metric) or "no owner has anything to evaluate on"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 Row = Mapping[str, int | float | None]
 
@@ -39,6 +39,9 @@ class Observer:
 
     def optimizer_chosen(self, method: str) -> None:
         """From the next round on the server steps by another method of its portfolio."""
+
+    def rings_planned(self, num_open: int, width_by_tier: Sequence[float]) -> None:
+        """From the next round on, owners of each tier train the model in this width; `num_open` rings are open."""
 
     def evaluated(self, row: Row) -> None:
         """The evaluation of an earlier round's model has arrived."""

@@ -5,6 +5,7 @@ Notation of Reddi et al. 2021 (arXiv:2003.00295), Algorithm 2: x model, Delta me
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,19 +113,21 @@ class FedExP(ServerOptimizer):
         return model + _scalar(min(lr, self.config.max_lr), model) * mean.delta, {}
 
 
-def build_optimizer(config: ServerOptimizerConfig) -> ServerOptimizer:
-    """Return the optimizer that the run configuration names."""
+def build_optimizer(
+    config: ServerOptimizerConfig, wrap: Callable[[ServerOptimizer], ServerOptimizer] = lambda optimizer: optimizer
+) -> ServerOptimizer:
+    """Return the optimizer that the run configuration names; `wrap` is put around each that makes a step of its own."""
     match config:
         case FedAvgConfig():
-            return FedAvg(config)
+            return wrap(FedAvg(config))
         case FedAvgMConfig() | NesterovConfig():
-            return Momentum(config)
+            return wrap(Momentum(config))
         case PortfolioConfig():
-            return Portfolio(config, tuple(map(build_optimizer, config.arms)))
+            return Portfolio(config, tuple(build_optimizer(arm, wrap) for arm in config.arms))
         case FedExPConfig():
-            return FedExP(config)
+            return wrap(FedExP(config))
         case FedAdagradConfig() | FedAdamConfig() | FedYogiConfig():
-            return Adaptive(config)
+            return wrap(Adaptive(config))
 
 
 def _scalar(value: float, like: Array) -> Any:

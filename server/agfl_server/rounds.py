@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from agfl_models.rings import Rings
 from agfl_models.tasks.task import AnyTask
 from agfl_protocol import wire
-from agfl_protocol.transforms import clipping, quantization
+from agfl_protocol.ring_losses import ring_losses
+from agfl_protocol.transforms import clipping, coverage, quantization
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.update import Layout, Total
 from agfl_server.aggregator import CohortSum
 from agfl_server.attempts import Parties, sum_in_attempts
 from agfl_server.observer import Row
+from agfl_server.per_ring import without_ring
+from agfl_server.rings import after_round
 from agfl_server.server_optimizer import ServerOptimizer
 from agfl_server.state import ServerState, empty_row
 
 
 @dataclass(frozen=True)
 class Federation:
-    """The fixed parts of a run; what changes from round to round is `ServerState`."""
+    """The fixed parts of a run; what changes from round to round is `ServerState`. rings: of an elastic model."""
 
     parties: Parties
     task: AnyTask
     layout: Layout
     optimizer: ServerOptimizer
+    rings: Rings | None = None
 
 
 def run_rounds(
@@ -64,10 +69,11 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
     mean = codec.decode_mean(total)
     model, optimizer_state = federation.optimizer.step(state.model, mean, state.optimizer)
     row = {
-        **empty_row(task),
+        **empty_row(task, federation.parties.config.max_rings),
         "round": state.round + 1,
         **task.train_metrics(mean.metrics),
         **_round_metrics(mean, cohort_sum),
+        **_coverage(federation, mean),
         "seconds": round(time.monotonic() - started, 4),
     }
     complete = _complete(federation, state.row, mean.metrics) if evaluate else state.row
@@ -75,8 +81,24 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
     chosen = federation.optimizer.chosen(optimizer_state)
     if chosen is not None and chosen != federation.optimizer.chosen(state.optimizer):
         federation.parties.observer.optimizer_chosen(chosen)
-    number = state.round + 1
-    return replace(state, round=number, model=model, optimizer=optimizer_state, scales=scales, row=row), complete
+    stepped = replace(state, round=state.round + 1, model=model, optimizer=optimizer_state, scales=scales, row=row)
+    loss = complete["eval/loss"] if evaluate else None
+    return _with_next_rings(federation, stepped, mean, loss), complete
+
+
+def _with_next_rings(federation: Federation, state: ServerState, mean: Total, loss: float | None) -> ServerState:
+    """Plan which rings the next round trains; take back a ring that is closed."""
+    parties, elastic = federation.parties, federation.parties.config.elastic
+    if federation.rings is None or elastic is None or state.rings is None:
+        return state
+    rings = after_round(state.rings, elastic, mean.metrics, loss, parties.min_cohort)
+    if (rings.open, rings.by_tier) != (state.rings.open, state.rings.by_tier):
+        parties.observer.rings_planned(rings.open, [elastic.widths[k - 1] for k in rings.by_tier])
+    if rings.open >= state.rings.open:
+        return replace(state, rings=rings)
+    optimizer = federation.optimizer
+    model, after = without_ring(state.rings.open, federation.rings, optimizer, state.model, state.optimizer)
+    return replace(state, rings=rings, model=model, optimizer=after)
 
 
 def evaluate_round(federation: Federation, state: ServerState) -> Row:
@@ -96,14 +118,23 @@ def sum_of_cohort(
     config, number = federation.parties.config, state.round + 1
     models = federation.optimizer.broadcast(state.model, state.optimizer) if train else state.model
 
-    def broadcast(cohort_size: int, attempt: int) -> tuple[wire.RoundRequest, UpdateCodec]:
+    def broadcast(cohort_size: int, attempt: int, failed: int) -> tuple[wire.RoundRequest, UpdateCodec]:
         layout, plan = federation.layout, quantization.plan_round(state.scales, federation.layout, cohort_size)
         num_models = models.size // layout.size
         codec = UpdateCodec.for_round(
-            config, federation.task, layout, plan, train=train, evaluate=evaluate, num_models=num_models
+            config,
+            federation.task,
+            layout,
+            plan,
+            train=train,
+            evaluate=evaluate,
+            num_models=num_models,
+            rings=federation.rings,
         )
+        # An attempt may have failed because too few who hold a ring were left: then nobody trains more than the first.
+        by_tier = state.rings.by_tier if state.rings is not None and not failed else (1,) * config.max_rings
         request = wire.RoundRequest(
-            state.run_id, number, attempt, config.to_json(), config.hash, evaluate, train, models, plan
+            state.run_id, number, attempt, config.to_json(), config.hash, evaluate, train, models, plan, by_tier
         )
         federation.parties.observer.round_started(number, config.num_rounds, cohort_size)
         return request, codec
@@ -123,10 +154,19 @@ def _round_metrics(mean: Total, cohort_sum: CohortSum) -> dict[str, int | float 
     }
 
 
-def _complete(federation: Federation, row: Row, sums: Row) -> Row:
-    complete = {
-        **row,
-        **federation.task.eval_metrics({name: float(value or 0.0) for name, value in sums.items()}),
-    }
+def _coverage(federation: Federation, mean: Total) -> dict[str, int]:
+    if federation.rings is None:
+        return {}
+    owners = coverage.holders(mean.metrics, len(federation.rings.widths))
+    return {f"rings/owners_{k}": count for k, count in enumerate(owners, start=2)}
+
+
+def _gains(federation: Federation, sums: Mapping[str, float]) -> dict[str, float | None]:
+    found = ring_losses(sums, federation.parties.config.max_rings)
+    return {f"rings/gain_{k}": None if loss is None else loss.gain for k, loss in enumerate(found, start=2)}
+
+
+def _complete(federation: Federation, row: Row, sums: Mapping[str, float]) -> Row:
+    complete = {**row, **federation.task.eval_metrics(sums), **_gains(federation, sums)}
     federation.parties.observer.evaluated(complete)
     return complete

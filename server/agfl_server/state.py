@@ -13,6 +13,7 @@ from agfl_protocol.transforms import clipping, quantization
 from agfl_protocol.transforms.quantization import Scales, initial_scales
 from agfl_protocol.update import Layout, Vector
 from agfl_server.observer import Row
+from agfl_server.rings import RingState
 from agfl_server.server_optimizer import OptimizerState, ServerOptimizer
 
 
@@ -20,7 +21,8 @@ from agfl_server.server_optimizer import OptimizerState, ServerOptimizer
 class ServerState:
     """After `round` rounds of the run `run_id`.
 
-    model: float32 (d,); row: the metrics of this round, to which its evaluation is still to come.
+    model: float32 (d,); row: the metrics of this round, to which its evaluation is still to come; rings: of an elastic
+    model.
     """
 
     run_id: str
@@ -29,6 +31,7 @@ class ServerState:
     optimizer: OptimizerState
     scales: Scales
     row: Row
+    rings: RingState | None = None
 
 
 def initial_state(config: RunConfig, optimizer: ServerOptimizer) -> tuple[Layout, ServerState]:
@@ -36,18 +39,27 @@ def initial_state(config: RunConfig, optimizer: ServerOptimizer) -> tuple[Layout
     model = build_model(config.model, seed=derive_seed(config.seed, SERVER, 0, "model"))
     layout = Layout.of(model)
     vector = layout.flatten(model)
+    rings = config.build_rings()
+    if rings is not None:
+        vector[rings.reads] = 0.0  # every width computes what the narrowest does until its ring is trained
     return layout, ServerState(
         run_id=secrets.token_hex(8),
         round=0,
         model=vector,
         optimizer=optimizer.initial_state(vector),
         scales=initial_scales(layout, config.aggregation.clip_l2),
-        row=empty_row(config.build_task()),
+        row=empty_row(config.build_task(), config.max_rings),
+        rings=RingState.of(config.elastic) if config.elastic is not None else None,
     )
 
 
-def empty_row(task: AnyTask) -> Row:
+def empty_row(task: AnyTask, num_rings: int = 1) -> Row:
     """Return the row of a round of which nothing is known: every row of metrics.jsonl has these keys."""
     exchange = {"clients": 0, "refused": 0, "bytes_up": 0, "bytes_down": 0, "seconds": 0.0}
     update = dict.fromkeys(("update/l2", clipping.FRACTION, quantization.RELATIVE_ERROR))
-    return {"round": 0, **dict.fromkeys(task.metrics), **exchange, **update}
+    return {"round": 0, **dict.fromkeys(task.metrics), **exchange, **update, **dict.fromkeys(ring_metrics(num_rings))}
+
+
+def ring_metrics(num_rings: int) -> tuple[str, ...]:
+    """Return the names of the metrics of a model's rings from the second on: owners that trained it, and its gain."""
+    return tuple(f"rings/{what}_{k}" for k in range(2, num_rings + 1) for what in ("owners", "gain"))

@@ -80,7 +80,7 @@ def _sum_counts(
     """Return the summed counts of the pairs that hold one of the `num_new` last merges, and the sum they came in."""
     config = parties.config
 
-    def broadcast(cohort_size: int, attempt: int) -> tuple[CountRequest, CountCodec]:
+    def broadcast(cohort_size: int, attempt: int, failed: int) -> tuple[CountRequest, CountCodec]:
         request = CountRequest(
             run_id, number, attempt, config.to_json(), config.hash, tuple(merges), num_new, cohort_size
         )

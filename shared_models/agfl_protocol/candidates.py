@@ -16,9 +16,14 @@ def names(num_models: int) -> tuple[str, ...]:
 
 def sums(losses: Sequence[float], num_predictions: int) -> dict[str, float]:
     """Return what one owner adds: the summed loss of each model over the same predictions."""
+    known = {_name(i): bounded(loss, num_predictions) for i, loss in enumerate(losses)}
+    return known | {PREDICTIONS: float(num_predictions)}
+
+
+def bounded(loss: float, num_predictions: int) -> float:
+    """Return a summed loss within what the sum has room for."""
     most = MAX_LOSS * num_predictions
-    bounded = (min(loss, most) if math.isfinite(loss) else most for loss in losses)
-    return {_name(i): loss for i, loss in enumerate(bounded)} | {PREDICTIONS: float(num_predictions)}
+    return min(loss, most) if math.isfinite(loss) else most
 
 
 def candidate_losses(metrics: Mapping[str, float], num_models: int) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +16,12 @@ from agfl_models.corpora import corpus_of
 from agfl_models.errors import ConfigError
 from agfl_models.families import AnyModelConfig, build_tokenizer, refuse_misfit
 from agfl_models.huggingface.config import HuggingFaceConfig
+from agfl_models.rings import Rings
 from agfl_models.tasks import TaskConfig
 from agfl_models.tasks.task import AnyTask
 from agfl_models.tokenizer import BPETokenizerConfig, BytesTokenizerConfig, Pair, TokenizerConfig
 from agfl_models.validation import Config, dump_yaml, load_yaml, read_yaml, validate
+from agfl_protocol.elastic_config import ElasticConfig, Width
 from agfl_protocol.optimizer_config import (
     ClientOptimizerConfig,
     FedExPConfig,
@@ -115,6 +118,7 @@ class DataConfig(Config):
 
     path: folder of NAME.jsonl, .tsv, .json or .txt files, one an owner; None takes a shipped corpus, divided by
     `partition`. columns: what the task's columns are called in the files of `path`. corpus: None takes the task's own.
+    max_widths: of an elastic model, how many owners have a device that holds which width; None lets all hold all.
     """
 
     path: Path | None = None
@@ -122,6 +126,7 @@ class DataConfig(Config):
     corpus: str | None = None
     partition: Literal["natural", "grouped", "iid"] = "grouped"
     num_owners: PositiveInt | None = 24
+    max_widths: dict[Width, PositiveInt] | None = None
 
 
 class RunConfig(Config):
@@ -138,6 +143,7 @@ class RunConfig(Config):
     model: AnyModelConfig
     training: TrainingConfig
     aggregation: AggregationConfig = AggregationConfig()
+    elastic: ElasticConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     data: DataConfig = DataConfig()
     baselines: bool = False
@@ -153,6 +159,7 @@ class RunConfig(Config):
             corpus_of(self.task.type, self.data.corpus)
         except ConfigError as error:
             raise ValueError(str(error)) from None
+        self._refuse_rigid_model()
         unbounded = self.training.local_steps is None and self.aggregation.max_weight is None
         if self.aggregation.weighting == "tokens" and unbounded:
             raise ValueError(
@@ -160,6 +167,32 @@ class RunConfig(Config):
                 "since it bounds what one owner can weigh"
             )
         return self
+
+    def _refuse_rigid_model(self) -> None:
+        if self.elastic is None:
+            return
+        if isinstance(self.model, HuggingFaceConfig):
+            raise ValueError("elastic: needs a model made of layers, got model.family huggingface")
+        sizes = [self.narrowed_model(k).num_parameters() for k in range(1, self.max_rings + 1)]
+        if any(a >= b for a, b in pairwise(sizes)):
+            raise ValueError(f"elastic.widths: must make models of different size, got {sizes} parameters")
+
+    @property
+    def max_rings(self) -> int:
+        """How many rings the model has; 1 for a model that is not elastic."""
+        return len(self.elastic.widths) if self.elastic is not None else 1
+
+    def narrowed_model(self, num_rings: int) -> AnyModelConfig:
+        """Return the configuration of the model's first rings."""
+        if self.elastic is None or isinstance(self.model, HuggingFaceConfig):
+            return self.model
+        return self.model.narrowed(self.elastic.widths[num_rings - 1])
+
+    def build_rings(self) -> Rings | None:
+        """Return which parameter is of which ring; None for a model that is not elastic."""
+        if self.elastic is None or isinstance(self.model, HuggingFaceConfig):
+            return None
+        return Rings.of(self.model, self.elastic.widths)
 
     @property
     def max_models(self) -> int:

@@ -83,6 +83,7 @@ class Update:
     metrics: what else enters the sum, all >= 0 (loss sums, token counts, ...).
     loss: of the broadcast model on this client's training data, in the task's unit a prediction.
     steps: how many steps of training the delta is worth, > 0; see `agfl_client.training.effective_steps`.
+    num_rings: of an elastic model, those that were trained; tier: those that this owner could train.
     gain: the factor by which transforms scale the delta, applied when it is quantized, so that no copy is made.
     """
 
@@ -91,6 +92,8 @@ class Update:
     metrics: Mapping[str, float]
     loss: float = 0.0
     steps: float = 1.0
+    num_rings: int = 1
+    tier: int = 1
     gain: float = 1.0
 
     @cached_property

@@ -18,6 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 from agfl_models.errors import WireError
 from agfl_protocol.run_config import PROTOCOL_VERSION
 from agfl_protocol.secagg.context import Broadcast
+from agfl_protocol.secagg.rings import MAX_RINGS
 from agfl_protocol.transforms.quantization import MAX_SCALE, MIN_SCALE, QuantizationPlan
 from agfl_protocol.update import Lanes, Vector
 
@@ -87,6 +88,8 @@ class RoundRequest:
 
     evaluate: add the evaluation sums of `model`; train: add the update trained from `model`. model: float32 (d,), or
     (m d,) where m - 1 models follow of which only the loss is asked for (`candidates`).
+    rings_by_tier: how many rings an owner of each tier trains and evaluates, never more than it holds; (1,) for a
+    model that is not elastic.
     plan: the public quantizer of this round; where it only evaluates, just `max_cohort` counts.
     """
 
@@ -99,6 +102,7 @@ class RoundRequest:
     train: bool
     model: Vector
     plan: QuantizationPlan
+    rings_by_tier: tuple[int, ...] = (1,)
 
     @property
     def kind(self) -> str:
@@ -122,6 +126,7 @@ class RoundRequest:
             plan.max_cohort,
             plan.scales,
             self.model,
+            self.rings_by_tier,
         ).hash
 
     def to_record(self) -> RecordDict:
@@ -137,7 +142,8 @@ class RoundRequest:
             "fields_per_lane": self.plan.fields_per_lane,
             "max_cohort": self.plan.max_cohort,
         }
-        return new_record(scalars, {"model": self.model, "scales": self.plan.scales})
+        rings = np.array(self.rings_by_tier, np.uint8)
+        return new_record(scalars, {"model": self.model, "scales": self.plan.scales, "rings_by_tier": rings})
 
     @staticmethod
     def from_record(record: RecordDict) -> RoundRequest:
@@ -151,6 +157,9 @@ class RoundRequest:
             raise WireError(f"scales: must be finite and positive, in [{MIN_SCALE:g}, {MAX_SCALE:g}]")
         if plan.levels < 2:
             raise WireError(f"max_cohort: must leave levels in {plan.fields_per_lane} fields, got {plan.max_cohort}")
+        rings = read_vector(record, "rings_by_tier", np.uint8).tolist()
+        if not 1 <= len(rings) <= MAX_RINGS or any(not 1 <= rings[i] <= i + 1 for i in range(len(rings))):
+            raise WireError(f"rings_by_tier: must be 1 to {MAX_RINGS} numbers, the i-th in [1, i], got {rings[:80]}")
         return RoundRequest(
             run_id=read_scalar(record, "run_id", str),
             round=read_bounded(record, "round", 1, 2**31),
@@ -161,6 +170,7 @@ class RoundRequest:
             train=read_scalar(record, "train", bool),
             model=read_vector(record, "model", np.float32),
             plan=plan,
+            rings_by_tier=tuple(rings),
         )
 
 

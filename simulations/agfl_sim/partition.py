@@ -62,6 +62,22 @@ def partition(config: DataConfig, sources: Mapping[str, Sequence[RowT]], seed: i
     return {f"owner-{i:0{width}d}": [row for j in order[i::count] for row in items[j]] for i in range(count)}
 
 
+def device_widths(config: RunConfig, num_owners: int) -> list[float]:
+    """Return the widest model that each owner's device holds, dealt out as `data.max_widths` says.
+
+    Raises:
+        ConfigError: it names more or fewer devices than there are owners.
+    """
+    counts = config.data.max_widths
+    if counts is None:
+        return [1.0] * num_owners
+    devices = [width for width in sorted(counts) for _ in range(counts[width])]
+    if len(devices) != num_owners:
+        raise ConfigError(f"data.max_widths: must name one device an owner, {num_owners} in all, got {len(devices)}")
+    order = generator(config.seed, "simulation", 0, "devices").permutation(num_owners).tolist()
+    return [devices[i] for i in order]
+
+
 def _checked(num_owners: int, available: int) -> int:
     if num_owners > available:
         raise ConfigError(f"data.num_owners: must be at most {available} for this partition, got {num_owners}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -59,6 +60,11 @@ class ProgressObserver(Observer):
     def optimizer_chosen(self, method: str) -> None:
         """Name the method."""
         self._say(f"the server now steps by {escape(method)}")
+
+    def rings_planned(self, num_open: int, width_by_tier: Sequence[float]) -> None:
+        """Say in which widths the owners train."""
+        widths = ", ".join(f"{width:g}" for width in width_by_tier)
+        self._say(f"owners now train the model in widths, by tier: {widths}")
 
     def round_started(self, round_number: int, num_rounds: int, cohort: int) -> None:
         """Start the bar over the cohort anew."""

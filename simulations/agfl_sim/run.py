@@ -21,7 +21,7 @@ from agfl_server.app import run_federation
 from agfl_server.observer import Observer
 from agfl_server.run_folder import RunFolder
 from agfl_sim.grid import InProcessGrid
-from agfl_sim.partition import owner_files
+from agfl_sim.partition import device_widths, owner_files
 
 Engine = Callable[[RunConfig, Sequence[Path], Path, bool, Observer], None]
 OWNERS_FOLDER, NODES_FOLDER = "owners", "nodes"
@@ -31,20 +31,24 @@ def run_inline(config: RunConfig, owners: Sequence[Path], folder: Path, resume: 
     """Run in this process: one node an owner, as many at a time as there are processors."""
     keys = {path.stem: Ed25519PrivateKey.generate() for path in owners}
     roster = SigningRoster({name: key.public_key() for name, key in keys.items()})
+    widths = device_widths(config, len(owners))
     nodes = {
-        i: create_client_app(_node(path, config, keys[path.stem], roster, folder / NODES_FOLDER))
-        for i, path in enumerate(owners, start=1000)
+        i: create_client_app(_node(path, config, width, keys[path.stem], roster, folder / NODES_FOLDER))
+        for i, (path, width) in enumerate(zip(owners, widths, strict=True), start=1000)
     }
     with InProcessGrid(nodes, num_workers=os.cpu_count() or 1) as grid:
         run_federation(grid, config, folder, resume=resume, observer=observer, roster=roster)
 
 
-def _node(path: Path, config: RunConfig, key: Ed25519PrivateKey, roster: SigningRoster, folder: Path) -> Node:
+def _node(
+    path: Path, config: RunConfig, max_width: float, key: Ed25519PrivateKey, roster: SigningRoster, folder: Path
+) -> Node:
     """Return an owner's node. The researcher owns all of the text, so a plain run is permitted if that is chosen."""
     name, aggregation = path.stem, config.aggregation
     if aggregation.type == "plain":
-        return Node(name, path, pretrained=config.pretrained, policy=Policy(allow_plain=True))
-    policy = Policy(min_cohort=aggregation.min_cohort, max_colluders=aggregation.max_colluders)
+        policy = Policy(allow_plain=True, max_width=max_width)
+        return Node(name, path, pretrained=config.pretrained, policy=policy)
+    policy = Policy(min_cohort=aggregation.min_cohort, max_colluders=aggregation.max_colluders, max_width=max_width)
     own_folder = folder / name
     own_folder.mkdir(parents=True, exist_ok=True)
     member = SecureMember(name, key, roster, policy, own_folder)
@@ -62,6 +66,8 @@ def run_ray(config: RunConfig, owners: Sequence[Path], folder: Path, resume: boo
             "--engine ray: runs aggregation.type plain only, since Ray keeps no node's keys between messages, "
             "got secure; add --set aggregation.type=plain"
         )
+    if config.data.max_widths is not None:
+        raise ConfigError("--engine ray: every node there holds the whole model, got data.max_widths")
     from flwr.app import ConfigRecordValues, Context
     from flwr.serverapp import Grid, ServerApp
     from flwr.simulation import run_simulation

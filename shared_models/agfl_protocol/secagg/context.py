@@ -82,6 +82,7 @@ class Broadcast:
     max_cohort: int
     scales: NDArray[np.float64]
     model: NDArray[np.float32]
+    rings_by_tier: tuple[int, ...] = (1,)
 
     @property
     def hash(self) -> bytes:
@@ -95,6 +96,7 @@ class Broadcast:
             self.max_cohort,
             _hash_array(self.scales, "<f8"),
             _hash_array(self.model, "<f4"),
+            bytes(self.rings_by_tier),
         )
 
 

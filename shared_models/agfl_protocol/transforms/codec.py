@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from agfl_models.errors import WireError
+from agfl_models.rings import Rings
 from agfl_models.tasks.task import AnyTask
-from agfl_protocol import candidates
+from agfl_protocol import candidates, ring_losses
 from agfl_protocol.header import Header
 from agfl_protocol.optimizer_config import FedExPConfig
 from agfl_protocol.run_config import RunConfig
-from agfl_protocol.transforms import clipping, fair_weighting, normalization, quantization, square_norm
+from agfl_protocol.transforms import clipping, coverage, fair_weighting, normalization, quantization, square_norm
 from agfl_protocol.transforms.clipping import Clipping
+from agfl_protocol.transforms.coverage import Coverage
 from agfl_protocol.transforms.fair_weighting import FairWeighting
 from agfl_protocol.transforms.normalization import NormalizedAveraging
 from agfl_protocol.transforms.quantization import Quantization, QuantizationPlan
@@ -46,12 +48,14 @@ class UpdateCodec:
         train: bool,
         evaluate: bool,
         num_models: int = 1,
+        rings: Rings | None = None,
     ) -> UpdateCodec:
-        """Return the codec of a round that broadcasts `num_models` models.
+        """Return the codec of a round that broadcasts `num_models` models; rings: of an elastic model.
 
         Without `train` the sum is the header alone.
         """
         sums = (task.train_sums if train else ()) + (task.eval_sums if evaluate else ())
+        sums += ring_losses.names(config.max_rings) if evaluate else ()
         if not train:
             empty = QuantizationPlan(1, plan.max_cohort, np.zeros(0))
             return UpdateCodec((), Quantization(empty, _NOTHING, Header(sums, plan.max_cohort)))
@@ -66,6 +70,10 @@ class UpdateCodec:
             transforms, names = [*transforms, NormalizedAveraging()], [*names, normalization.STEPS]
         if isinstance(config.aggregation.server_optimizer, FedExPConfig):
             transforms, names = [*transforms, SquareNorm()], [*names, square_norm.SQUARE_NORM]
+        if rings is not None:
+            assert config.elastic is not None
+            transforms.append(Coverage(rings.ring, config.max_rings, config.elastic.shrinkage))
+            names += coverage.names(config.max_rings)
         header = Header((*names, *quantization.metric_names(layout)), plan.max_cohort)
         return UpdateCodec(tuple(transforms), Quantization(plan, layout, header))
 

@@ -1,0 +1,65 @@
+"""`agfl-client probe` measures each width on this machine and proposes one; the owner decides."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agfl_client.probe import Measured, measure, proposed
+from agfl_protocol.run_config import RunConfig
+
+WIDTHS = "elastic={widths: [0.25, 0.5, 1.0]}"
+
+
+def probe(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from agfl_client.cli import main; main()", "probe", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_each_width_is_measured(run_config: Callable[..., RunConfig], make_owners: Callable[..., Path]) -> None:
+    config, data = run_config(WIDTHS), next(make_owners(1).iterdir())
+    found = measure(config, data, {}, "cpu", 1)
+    assert [one.width for one in found] == [0.25, 0.5, 1.0]
+    assert [one.num_parameters for one in found] == [config.narrowed_model(k).num_parameters() for k in (1, 2, 3)]
+    memory = [one.memory_bytes for one in found]
+    assert memory == sorted(set(memory))
+    assert all(one.step_s > 0 and one.memory_bytes > 4 * one.num_parameters for one in found)
+
+
+def test_a_tokenizer_that_is_not_learned_yet_is_no_obstacle(
+    run_config: Callable[..., RunConfig], make_owners: Callable[..., Path]
+) -> None:
+    config = run_config("tokenizer={type: bpe, vocab_size: 300}", "model.vocab_size=300")
+    (found,) = measure(config, next(make_owners(1).iterdir()), {}, "cpu", 1)
+    assert (found.width, found.num_parameters) == (1.0, config.model.num_parameters())
+
+
+@pytest.mark.parametrize(
+    ("max_seconds", "free_bytes", "width"),
+    [(100.0, 1000, 1.0), (3.0, 1000, 0.5), (100.0, 20, 0.5), (1.0, 20, 0.25), (0.5, 1000, None), (100.0, 5, None)],
+)
+def test_the_widest_that_fits_is_proposed(max_seconds: float, free_bytes: int, width: float | None) -> None:
+    found = [Measured(w, k, 1, 0.1 * k, 10 * k) for k, w in enumerate((0.25, 0.5, 1.0), start=1)]
+    proposal = proposed(found, 10, max_seconds, free_bytes)
+    assert (proposal.width if proposal else None) == width
+
+
+def test_a_person_reads_a_table_and_the_line_for_the_policy(
+    config_file: Path, make_owners: Callable[..., Path]
+) -> None:
+    config_file.write_text(config_file.read_text() + WIDTHS.replace("=", ": ", 1) + "\n")
+    data = next(make_owners(1).iterdir())
+    result = probe("--config", str(config_file), "--data", str(data))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.search(r"0\.25 .* \d", result.stdout)
+    assert result.stdout.endswith("max_width: 1\n")
+    refused = probe("--config", str(config_file), "--data", str(data), "--max-seconds", "0")
+    assert "not even width 0.25 fits" in refused.stdout
+    missing = probe("--config", str(config_file), "--data", str(data.with_suffix(".txt")))
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("error: data: ")
