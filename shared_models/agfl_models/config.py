@@ -103,7 +103,7 @@ class ModelConfig(Config):
         """Return the floating-point operations of one forward pass, per token.
 
         2 for each weight of a matrix product (one multiplication, one addition), the head's included, and
-        4 * context_length * embed_dim for each attention layer, as if every token saw `context_length`
+        4 * context_length * num_heads * head_dim for each attention layer, as if every token saw `context_length`
         positions, or its window. An encoder reads a source as long as what the decoder writes. Embedding look-up,
         normalization and other element-wise work do not count. Training costs 3 times as much (Chowdhery et al.
         2022, PaLM, arXiv:2204.02311, appendix B).

@@ -28,7 +28,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def attention(num_heads: int, num_kv_heads: int, *, window: int | None = None, **flags: bool) -> AttentionLayer:
+def attention(num_heads: int, num_kv_heads: int, *, window: int | None = None, **flags: Any) -> AttentionLayer:
     config = AttentionConfig(embed_dim=16, num_heads=num_heads, num_kv_heads=num_kv_heads, window=window, **flags)
     return AttentionLayer(config).double()
 
@@ -57,6 +57,19 @@ def test_attention_is_torch_multihead_attention(causal: bool, num_kv_heads: int,
     got_BTD = layer(x_BTD, mask_BT if is_masked else None)
     real_BT = mask_BT if is_masked else torch.ones_like(mask_BT)
     torch.testing.assert_close(got_BTD[real_BT], want_BTD[real_BT])
+
+
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(3, 3, 10), (6, 2, 4), (1, 1, 6)])
+def test_heads_that_do_not_divide_the_width_are_their_formula(num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+    layer = attention(num_heads, num_kv_heads, head_dim=head_dim, causal=False, rope=False)
+    x_TD, group = torch.randn(7, 16, dtype=torch.float64), num_heads // num_kv_heads
+    heads_T_A = (x_TD @ layer.qkv.weight.T).view(7, -1, head_dim)
+    q_TNA, k_TKA, v_TKA = torch.split(heads_T_A, [num_heads, num_kv_heads, num_kv_heads], dim=1)
+    found = []
+    for n in range(num_heads):
+        scores_TT = q_TNA[:, n] @ k_TKA[:, n // group].T / math.sqrt(head_dim)
+        found.append(scores_TT.softmax(dim=-1) @ v_TKA[:, n // group])
+    torch.testing.assert_close(layer(x_TD[None])[0], torch.cat(found, dim=-1) @ layer.output.weight.T)
 
 
 @pytest.mark.parametrize("causal", [True, False])

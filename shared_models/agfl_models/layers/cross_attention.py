@@ -38,11 +38,11 @@ class CrossAttentionConfig(DotProductConfig):
         return self.memory_dim
 
     def num_parameters(self) -> int:
-        return 2 * self.width_in * self.width_in + 2 * self.width_memory * self.width_kv
+        return 2 * self.width_in * self.width_inner + 2 * self.width_memory * self.width_kv
 
     def flops_per_token(self, context_length: int) -> int:
         """As for self-attention, with a memory of `context_length` positions and as many that look at it."""
-        return 2 * self.num_parameters() + 4 * context_length * self.width_in
+        return 2 * self.num_parameters() + 4 * context_length * self.width_inner
 
     def build(self) -> CrossAttentionLayer:
         return CrossAttentionLayer(self)
@@ -61,12 +61,12 @@ class CrossAttentionLayer(Layer):
     def __init__(self, config: CrossAttentionConfig) -> None:
         super().__init__()
         config = config.standalone()
-        assert config.num_heads is not None
+        assert config.head_dim is not None
         self.input_dim = self.output_dim = config.width_in
-        self.head_dim = config.width_in // config.num_heads
-        self.query = nn.Linear(self.input_dim, self.input_dim, bias=False)
+        self.head_dim = config.head_dim
+        self.query = nn.Linear(self.input_dim, config.width_inner, bias=False)
         self.key_value = nn.Linear(config.width_memory, 2 * config.width_kv, bias=False)
-        self.output = nn.Linear(self.input_dim, self.output_dim, bias=False)
+        self.output = nn.Linear(config.width_inner, self.output_dim, bias=False)
         self.reset_parameters(1.0)
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None, memory: Memory | None = None) -> Tensor:
