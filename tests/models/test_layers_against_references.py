@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agfl_models.layers.attention import AttentionConfig, AttentionLayer, allowed_pairs, rotate
+from agfl_models.layers.cells import MinGRUCell
 from agfl_models.layers.cross_attention import CrossAttentionConfig, CrossAttentionLayer
 from agfl_models.layers.feed_forward import FFConfig, FFLayer
 from agfl_models.layers.layer import Memory
-from agfl_models.layers.recurrent import MinGRUCell, RNNConfig, RNNLayer
+from agfl_models.layers.recurrent import RNNConfig, RNNLayer
 from agfl_models.layers.scan import linear_scan
 
 LENGTHS = [1, 2, 3, 4, 5, 16, 17, 128, 131]
@@ -175,7 +176,7 @@ def test_recurrent_layer_both_ways_is_torch_module(cell: Any, module: type[nn.GR
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_mingru_is_the_sequential_recurrence_in_float64(length: int) -> None:
-    cell = MinGRUCell(RNNConfig(input_dim=6, hidden_dim=5, cell="mingru"))
+    cell = MinGRUCell(6, 5)
     nn.init.normal_(cell.gate.bias)
     nn.init.normal_(cell.value.bias)
     x_BTD = torch.randn(2, length, 6)
@@ -191,7 +192,7 @@ def test_mingru_is_the_sequential_recurrence_in_float64(length: int) -> None:
 
 
 def test_slow_mingru_gates_stay_exact_in_bfloat16() -> None:
-    cell = MinGRUCell(RNNConfig(input_dim=6, hidden_dim=5, cell="mingru")).bfloat16()
+    cell = MinGRUCell(6, 5).bfloat16()
     nn.init.constant_(cell.gate.bias, -6.0)  # z is about 0.002, which 1 - z would lose in bfloat16
     x_BTD = torch.randn(2, 500, 6).bfloat16()
     got_BTH = cell(x_BTD, None)
