@@ -95,6 +95,31 @@ class ModelConfig(Config):
             layers=stack.layers,
         )
 
+    def narrowed(self, width: float) -> ResolvedModelConfig:
+        """Return the model of each layer's first inner units, which a prefix of this model's weights is.
+
+        Inner units are hidden units of a feed-forward layer, channels or heads of a recurrent state that is projected,
+        and key-value heads with their queries. Of n units max(1, round(width * n)) are left, as in MatFormer (Devvrit
+        et al. 2023, arXiv:2310.07707); the residual stream and the last layer's output stay as wide.
+
+        Args:
+            width: in (0, 1]; 1 is the whole model.
+
+        Raises:
+            ConfigError: the width is another one, or the first units are no layer of their type.
+        """
+        if not 0 < width <= 1:
+            raise ConfigError(f"width: must be in (0, 1], got {width}")
+        resolved = self.resolve()
+        if width == 1:
+            return resolved
+        encoder = None if resolved.encoder_stack is None else resolved.encoder_stack.narrowed(width)
+        narrow = {
+            "encoder": None if encoder is None else ResolvedEncoderConfig(layers=encoder.layers),
+            "layers": resolved.stack.narrowed(width).layers,
+        }
+        return resolved.model_copy(update=narrow)
+
     def num_parameters(self) -> int:
         """Return the number of trainable parameters of the model, without building it."""
         return sum(part.parameters for part in self.resolve().parts(context_length=1))

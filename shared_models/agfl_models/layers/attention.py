@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from agfl_models.errors import ConfigError
 from agfl_models.layers.dot_product import DotProductConfig, attend
-from agfl_models.layers.layer import Layer, Memory, State, at_least_float32, init_linear
+from agfl_models.layers.layer import Blocks, Layer, Memory, State, at_least_float32, init_linear
 
 ROPE_BASE = 10_000.0
 
@@ -101,6 +101,10 @@ class AttentionLayer(Layer):
     def reset_parameters(self, branch_scale: float) -> None:
         init_linear(self.qkv)
         init_linear(self.output, branch_scale)
+
+    def inner_blocks(self) -> dict[str, Blocks]:
+        inner, key_value = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return {"qkv.weight": ((inner, key_value, key_value), ()), "output.weight": ((), (inner,))}
 
     def _project(self, x_BTD: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         heads = self.qkv(x_BTD).view(*x_BTD.shape[:2], -1, self.head_dim)

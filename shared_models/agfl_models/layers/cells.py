@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from agfl_models.layers.layer import State, at_least_float32, init_linear
+from agfl_models.layers.layer import Blocks, State, at_least_float32, init_linear
 from agfl_models.layers.scan import linear_scan
 
 
@@ -57,6 +57,17 @@ class TorchCell(nn.Module):
         if self.is_lstm:
             nn.init.ones_(bias_ih.chunk(4)[1])
 
+    def inner_blocks(self) -> dict[str, Blocks]:
+        """See `Layer.inner_blocks`: a block for each gate."""
+        hidden = (self.rnn.hidden_size,)
+        gates = hidden * (4 if self.is_lstm else 3)
+        return {
+            "rnn.weight_ih_l0": (gates, ()),
+            "rnn.weight_hh_l0": (gates, hidden),
+            "rnn.bias_ih_l0": (gates,),
+            "rnn.bias_hh_l0": (gates,),
+        }
+
 
 class MinGRUCell(nn.Module):
     """z = sigmoid(x A + a), g = x B + b, h_t = (1 - z) * h_{t-1} + z * g.
@@ -90,3 +101,11 @@ class MinGRUCell(nn.Module):
     def reset_parameters(self) -> None:
         init_linear(self.gate)
         init_linear(self.value)
+
+    def inner_blocks(self) -> dict[str, Blocks]:
+        """See `Layer.inner_blocks`."""
+        hidden = (self.gate.out_features,)
+        both: dict[str, Blocks] = {}
+        for name in ("gate", "value"):
+            both |= {f"{name}.weight": (hidden, ()), f"{name}.bias": (hidden,)}
+        return both

@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from agfl_models.layers.dot_product import DotProductConfig, attend
-from agfl_models.layers.layer import Layer, Memory, State, init_linear
+from agfl_models.layers.layer import Blocks, Layer, Memory, State, init_linear
 
 
 class CrossAttentionConfig(DotProductConfig):
@@ -88,6 +88,14 @@ class CrossAttentionLayer(Layer):
         init_linear(self.query)
         init_linear(self.key_value)
         init_linear(self.output, branch_scale)
+
+    def inner_blocks(self) -> dict[str, Blocks]:
+        inner, key_value = (self.query.out_features,), self.key_value.out_features // 2
+        return {
+            "query.weight": (inner, ()),
+            "key_value.weight": ((key_value, key_value), ()),
+            "output.weight": ((), inner),
+        }
 
     def _look(self, x_BTD: Tensor, state: State) -> Tensor:
         k_BSKA, v_BSKA, mask_BS = state

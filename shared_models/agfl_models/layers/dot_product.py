@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import PositiveInt, ValidationInfo, field_validator
 from torch import Tensor
 
-from agfl_models.layers.layer import LayerConfigBase
+from agfl_models.layers.layer import LayerConfigBase, kept_units
 
 DEFAULT_HEAD_DIM = 32
 
@@ -93,6 +93,14 @@ class DotProductConfig(LayerConfigBase, ABC):
         # Whether the heads divide the width is checked before a quotient hides that they do not.
         checked = self.filled(name, embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=kv_heads)
         return checked.model_copy(update={"head_dim": self.head_dim or embed_dim // num_heads})
+
+    def narrowed(self, width: float, name: str) -> Self:
+        """Keep the first key-value heads, each with its group of query heads."""
+        assert self.num_heads is not None
+        assert self.num_kv_heads is not None
+        kv_heads = kept_units(width, self.num_kv_heads)
+        num_heads = self.num_heads // self.num_kv_heads * kv_heads
+        return self.model_copy(update={"num_heads": num_heads, "num_kv_heads": kv_heads})
 
 
 def _default_heads(embed_dim: int, head_dim: int | None) -> int:

@@ -15,7 +15,7 @@ from agfl_models.errors import ConfigError
 from agfl_models.layers import gated_delta
 from agfl_models.layers.cells import MinGRUCell, TorchCell
 from agfl_models.layers.gated_delta import GatedDeltaCell
-from agfl_models.layers.layer import Layer, LayerConfigBase, Memory, State, init_linear
+from agfl_models.layers.layer import Blocks, Layer, LayerConfigBase, Memory, State, init_linear, kept_units
 
 
 class RNNConfig(LayerConfigBase):
@@ -68,6 +68,16 @@ class RNNConfig(LayerConfigBase):
             hidden_dim=self.hidden_dim or input_dim,
             output_dim=self.output_dim or (width if residual else None),
         )
+
+    def narrowed(self, width: float, name: str) -> Self:
+        """Keep the first channels of the state, or heads; without a projection they are the output, and all stay."""
+        if self.output_dim is None:
+            return self
+        if self.cell == "gated_delta":
+            hidden = gated_delta.narrowed_hidden(width, self.width_hidden, name)
+        else:
+            hidden = kept_units(width, self.width_hidden)
+        return self.model_copy(update={"hidden_dim": hidden})
 
     def num_parameters(self) -> int:
         hidden = self.width_hidden
@@ -141,6 +151,16 @@ class RNNLayer(Layer):
             self.backward_cell.reset_parameters()
         if self.output is not None:
             init_linear(self.output, branch_scale)
+
+    def inner_blocks(self) -> dict[str, Blocks]:
+        blocks: dict[str, Blocks] = {}
+        for name, cell in (("cell", self.cell), ("backward_cell", self.backward_cell)):
+            if cell is not None:
+                blocks |= {f"{name}.{parameter}": where for parameter, where in cell.inner_blocks().items()}
+        if self.output is not None:
+            directions = 1 if self.backward_cell is None else 2
+            blocks["output.weight"] = ((), (self.output.in_features // directions,) * directions)
+        return blocks
 
     def _project(self, h: Tensor) -> Tensor:
         if self.output is None:
