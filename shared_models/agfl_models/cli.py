@@ -123,6 +123,19 @@ def merge(
     typer.echo(f"wrote {folder}; load it with {auto_class(model.config)}.from_pretrained({str(folder)!r})")
 
 
+@app.command()
+def extract(
+    path: ModelPath,
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    width: Annotated[float, typer.Option(help="Share of each layer's inner units that is kept, in (0, 1].")],
+) -> None:
+    """Write the narrower model that a model holds as a model of its own."""
+    from agfl_models import extraction
+
+    whole, narrow = extraction.extract(path, folder, width)
+    typer.echo(f"wrote {folder}: {narrow.num_parameters():,} of {whole.num_parameters():,} parameters")
+
+
 def main() -> None:
     """Run the command line."""
     run_app(app)

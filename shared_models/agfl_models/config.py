@@ -95,6 +95,31 @@ class ModelConfig(Config):
             layers=stack.layers,
         )
 
+    def narrowed(self, width: float) -> ResolvedModelConfig:
+        """Return the model of each layer's first inner units, which a prefix of this model's weights is.
+
+        Inner units are hidden units of a feed-forward layer, channels or heads of a recurrent state that is projected,
+        and key-value heads with their queries. Of n units max(1, round(width * n)) are left, as in MatFormer (Devvrit
+        et al. 2023, arXiv:2310.07707); the residual stream and the last layer's output stay as wide.
+
+        Args:
+            width: in (0, 1]; 1 is the whole model.
+
+        Raises:
+            ConfigError: the width is another one, or the first units are no layer of their type.
+        """
+        if not 0 < width <= 1:
+            raise ConfigError(f"width: must be in (0, 1], got {width}")
+        resolved = self.resolve()
+        if width == 1:
+            return resolved
+        encoder = None if resolved.encoder_stack is None else resolved.encoder_stack.narrowed(width)
+        narrow = {
+            "encoder": None if encoder is None else ResolvedEncoderConfig(layers=encoder.layers),
+            "layers": resolved.stack.narrowed(width).layers,
+        }
+        return resolved.model_copy(update=narrow)
+
     def num_parameters(self) -> int:
         """Return the number of trainable parameters of the model, without building it."""
         return sum(part.parameters for part in self.resolve().parts(context_length=1))
@@ -103,7 +128,7 @@ class ModelConfig(Config):
         """Return the floating-point operations of one forward pass, per token.
 
         2 for each weight of a matrix product (one multiplication, one addition), the head's included, and
-        4 * context_length * embed_dim for each attention layer, as if every token saw `context_length`
+        4 * context_length * num_heads * head_dim for each attention layer, as if every token saw `context_length`
         positions, or its window. An encoder reads a source as long as what the decoder writes. Embedding look-up,
         normalization and other element-wise work do not count. Training costs 3 times as much (Chowdhery et al.
         2022, PaLM, arXiv:2204.02311, appendix B).

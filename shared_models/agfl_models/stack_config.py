@@ -101,6 +101,11 @@ class StackConfig:
         """Width of the last hidden state."""
         return self.layers[-1].width_out if self.residual == "none" else self.dim
 
+    def narrowed(self, width: float) -> Self:
+        """Return the stack of each layer's first inner units, with as wide a flow past them; raises ConfigError."""
+        layers = (layer.narrowed(width, f"{self.prefix}layers.{index}") for index, layer in enumerate(self.layers))
+        return replace(self, layers=tuple(layers))
+
     @property
     def looks_at_memory(self) -> bool:
         """Whether a layer looks at the encoder's output."""

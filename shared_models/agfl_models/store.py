@@ -89,6 +89,12 @@ def save_model(
         raise CheckpointError(f"{folder}: cannot be written: {error.strerror}") from None
 
 
+def refuse_content(folder: Path) -> None:
+    """Raise CheckpointError unless a model that is written to `folder` would be all that is in it."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: must be a new or empty folder, got one with content")
+
+
 def load_model(path: Path) -> tuple[SequenceModel, SavedConfig]:
     """Return the model and its description.
 

@@ -35,11 +35,13 @@ CAUSAL_LAYERS: dict[str, dict[str, Any]] = {
     "attention": {"type": "attention", "num_heads": 2},
     "attention grouped": {"type": "attention", "num_heads": 4, "num_kv_heads": 2},
     "attention multi-query": {"type": "attention", "num_heads": 4, "num_kv_heads": 1},
+    "attention wider than its input": {"type": "attention", "num_heads": 6, "num_kv_heads": 2, "head_dim": 4},
     "attention unrotated": {"type": "attention", "num_heads": 2, "rope": False},
     "attention in a window": {"type": "attention", "num_heads": 2, "window": 3},
     "attention to itself": {"type": "attention", "num_heads": 4, "num_kv_heads": 2, "window": 1},
     "cross-attention": {"type": "attention", "cross": True, "num_heads": 4},
     "cross-attention grouped": {"type": "attention", "cross": True, "num_heads": 4, "num_kv_heads": 2},
+    "cross-attention narrower than its input": {"type": "attention", "cross": True, "num_heads": 3, "head_dim": 3},
 }
 BOTH_WAYS: dict[str, dict[str, Any]] = {
     "attention both ways": {"type": "attention", "num_heads": 4, "causal": False},

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agfl_models.layers.attention import AttentionConfig, AttentionLayer, allowed_pairs, rotate
+from agfl_models.layers.cells import MinGRUCell
 from agfl_models.layers.cross_attention import CrossAttentionConfig, CrossAttentionLayer
 from agfl_models.layers.feed_forward import FFConfig, FFLayer
 from agfl_models.layers.layer import Memory
-from agfl_models.layers.recurrent import MinGRUCell, RNNConfig, RNNLayer
+from agfl_models.layers.recurrent import RNNConfig, RNNLayer
 from agfl_models.layers.scan import linear_scan
 
 LENGTHS = [1, 2, 3, 4, 5, 16, 17, 128, 131]
@@ -28,7 +29,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def attention(num_heads: int, num_kv_heads: int, *, window: int | None = None, **flags: bool) -> AttentionLayer:
+def attention(num_heads: int, num_kv_heads: int, *, window: int | None = None, **flags: Any) -> AttentionLayer:
     config = AttentionConfig(embed_dim=16, num_heads=num_heads, num_kv_heads=num_kv_heads, window=window, **flags)
     return AttentionLayer(config).double()
 
@@ -57,6 +58,19 @@ def test_attention_is_torch_multihead_attention(causal: bool, num_kv_heads: int,
     got_BTD = layer(x_BTD, mask_BT if is_masked else None)
     real_BT = mask_BT if is_masked else torch.ones_like(mask_BT)
     torch.testing.assert_close(got_BTD[real_BT], want_BTD[real_BT])
+
+
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(3, 3, 10), (6, 2, 4), (1, 1, 6)])
+def test_heads_that_do_not_divide_the_width_are_their_formula(num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+    layer = attention(num_heads, num_kv_heads, head_dim=head_dim, causal=False, rope=False)
+    x_TD, group = torch.randn(7, 16, dtype=torch.float64), num_heads // num_kv_heads
+    heads_T_A = (x_TD @ layer.qkv.weight.T).view(7, -1, head_dim)
+    q_TNA, k_TKA, v_TKA = torch.split(heads_T_A, [num_heads, num_kv_heads, num_kv_heads], dim=1)
+    found = []
+    for n in range(num_heads):
+        scores_TT = q_TNA[:, n] @ k_TKA[:, n // group].T / math.sqrt(head_dim)
+        found.append(scores_TT.softmax(dim=-1) @ v_TKA[:, n // group])
+    torch.testing.assert_close(layer(x_TD[None])[0], torch.cat(found, dim=-1) @ layer.output.weight.T)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -162,7 +176,7 @@ def test_recurrent_layer_both_ways_is_torch_module(cell: Any, module: type[nn.GR
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_mingru_is_the_sequential_recurrence_in_float64(length: int) -> None:
-    cell = MinGRUCell(RNNConfig(input_dim=6, hidden_dim=5, cell="mingru"))
+    cell = MinGRUCell(6, 5)
     nn.init.normal_(cell.gate.bias)
     nn.init.normal_(cell.value.bias)
     x_BTD = torch.randn(2, length, 6)
@@ -178,7 +192,7 @@ def test_mingru_is_the_sequential_recurrence_in_float64(length: int) -> None:
 
 
 def test_slow_mingru_gates_stay_exact_in_bfloat16() -> None:
-    cell = MinGRUCell(RNNConfig(input_dim=6, hidden_dim=5, cell="mingru")).bfloat16()
+    cell = MinGRUCell(6, 5).bfloat16()
     nn.init.constant_(cell.gate.bias, -6.0)  # z is about 0.002, which 1 - z would lose in bfloat16
     x_BTD = torch.randn(2, 500, 6).bfloat16()
     got_BTH = cell(x_BTD, None)

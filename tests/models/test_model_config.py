@@ -61,6 +61,7 @@ def test_the_full_form_fills_in_its_defaults() -> None:
                 "num_heads": 3,
                 "num_kv_heads": 3,
                 "rope": True,
+                "head_dim": 32,
                 "causal": True,
                 "window": None,
             },
@@ -93,7 +94,7 @@ def test_defaults_follow_from_the_stack() -> None:
     decoder = [layer.model_dump() for layer in resolved.layers]
     assert (encoder[0]["causal"], encoder[1]["bidirectional"]) == (False, True)
     assert (decoder[0]["causal"], decoder[1]["bidirectional"]) == (True, False)
-    sizes = {"embed_dim": 96, "num_heads": 3, "num_kv_heads": 3}
+    sizes = {"embed_dim": 96, "head_dim": 32, "num_heads": 3, "num_kv_heads": 3}
     assert decoder[2] == {"type": "attention", "cross": True, "memory_dim": 96, **sizes}
     alone = ModelConfig.model_validate({"family": "encoder", "dim": 96, "layers": [{"type": "rnn"}]}).resolve()
     assert alone.layers[0].model_dump()["bidirectional"]
@@ -103,6 +104,15 @@ def test_defaults_follow_from_the_stack() -> None:
 def test_cross_false_is_self_attention() -> None:
     config = ModelConfig.model_validate({"dim": 8, "layers": [{"type": "attention", "cross": False}]})
     assert config.resolve() == ModelConfig.model_validate({"dim": 8, "layers": [{"type": "attention"}]}).resolve()
+
+
+def test_the_heads_of_a_stated_width_are_as_many_as_the_layer_holds() -> None:
+    found = {}
+    for head_dim in (None, 8, 40, 100):
+        layers = [{"type": "attention", "head_dim": head_dim}]
+        (layer,) = ModelConfig.model_validate({"dim": 96, "layers": layers}).resolve().layers
+        found[head_dim] = (layer.model_dump()["num_heads"], layer.model_dump()["head_dim"])
+    assert found == {None: (3, 32), 8: (12, 8), 40: (2, 40), 100: (1, 100)}
 
 
 def test_repeats_are_written_out_and_may_be_nested() -> None:

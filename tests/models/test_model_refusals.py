@@ -47,6 +47,10 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
         "model: layers.0.num_heads: embed_dim (12) / num_heads must be even with rope, got 4",
     ),
     (
+        {"layers": [{"type": "attention", "embed_dim": 12, "head_dim": 5}]},
+        "model: layers.0.head_dim: must be even with rope, got 5",
+    ),
+    (
         {"layers": [{"type": "attention", "embed_dim": 16, "num_heads": 4, "num_kv_heads": 3}]},
         "model: layers.0.num_kv_heads: must divide num_heads (4), got 3",
     ),
@@ -95,7 +99,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     (
         {"dim": 8, "layers": [{**CROSS, "window": 4}]},
         "model: layers.0: unknown key 'window' "
-        "(known: cross, embed_dim, memory_dim, num_heads, num_kv_heads, rope, type)",
+        "(known: cross, embed_dim, head_dim, memory_dim, num_heads, num_kv_heads, rope, type)",
     ),
     (
         {"dim": 8, "layers": [{**CROSS, "rope": True}]},

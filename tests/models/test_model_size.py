@@ -27,11 +27,15 @@ rnn_configs = st.fixed_dictionaries(
 )
 attention_configs = st.fixed_dictionaries(
     {"type": st.just("attention"), "num_heads": st.just(2), "num_kv_heads": st.sampled_from([1, 2])},
-    optional={"embed_dim": st.sampled_from([4, 8])},
+    optional={"embed_dim": st.sampled_from([4, 8]), "head_dim": st.sampled_from([2, 6])},
 )
 cross_configs = st.fixed_dictionaries(
     {"type": st.just("attention"), "cross": st.just(True), "num_heads": st.just(2)},
-    optional={"embed_dim": st.sampled_from([4, 8]), "num_kv_heads": st.sampled_from([1, 2])},
+    optional={
+        "embed_dim": st.sampled_from([4, 8]),
+        "num_kv_heads": st.sampled_from([1, 2]),
+        "head_dim": st.sampled_from([3, 6]),
+    },
 )
 layer_lists = st.lists(st.one_of(ff_configs, rnn_configs, attention_configs), min_size=1, max_size=3)
 model_configs = st.fixed_dictionaries(
@@ -87,6 +91,7 @@ def count_flops(run: Callable[[], object]) -> int:
 
 MIXED_LAYERS = [
     {"type": "attention", "num_heads": 2, "num_kv_heads": 1},
+    {"type": "attention", "num_heads": 3, "head_dim": 10},
     {"type": "ff"},
     {"type": "ff", "activation": "gelu"},
     {"type": "rnn", "cell": "mingru"},
@@ -109,7 +114,7 @@ def test_flops_are_what_torch_counts(config: dict[str, Any]) -> None:
 
 
 def test_flops_of_an_encoder_decoder_are_of_a_source_as_long_as_the_target() -> None:
-    cross = {"type": "attention", "cross": True, "num_heads": 2, "num_kv_heads": 1}
+    cross = {"type": "attention", "cross": True, "num_heads": 6, "num_kv_heads": 2, "head_dim": 3}
     model = AutoGenModel(
         {
             "family": "encoder_decoder",

@@ -22,6 +22,7 @@ from agfl_models.huggingface.loading import load
 from agfl_models.huggingface.lora import merge_lora
 from agfl_models.layers.layer import Memory, State
 from agfl_models.sequence_model import SequenceModel
+from agfl_models.store import refuse_content
 
 
 class HuggingFaceModel(SequenceModel):
@@ -120,8 +121,7 @@ class HuggingFaceModel(SequenceModel):
         Raises:
             CheckpointError: the folder is not empty, or cannot be written.
         """
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise CheckpointError(f"{folder}: must be a new or empty folder, got one with content")
+        refuse_content(folder)
         assert self.config.folder is not None
         merge_lora(self.inner)
         try:

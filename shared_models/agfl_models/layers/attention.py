@@ -1,6 +1,7 @@
 """Self-attention with grouped queries and rotary positions, on torch's scaled_dot_product_attention.
 
-B batch, T time, D model width, N query heads, K key-value heads, A width of one head, S positions looked at.
+B batch, T time, D model width, N query heads, K key-value heads, A width of one head, I width of
+all queries (N * A), S positions looked at.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from agfl_models.errors import ConfigError
 from agfl_models.layers.dot_product import DotProductConfig, attend
-from agfl_models.layers.layer import Layer, Memory, State, at_least_float32, init_linear
+from agfl_models.layers.layer import Blocks, Layer, Memory, State, at_least_float32, init_linear
 
 ROPE_BASE = 10_000.0
 
@@ -35,14 +36,14 @@ class AttentionConfig(DotProductConfig):
         return self if self.causal is not None else self.model_copy(update={"causal": causal})
 
     def num_parameters(self) -> int:
-        return self.width_in * (2 * self.width_in + 2 * self.width_kv)
+        return self.width_in * (2 * self.width_inner + 2 * self.width_kv)
 
     def flops_per_token(self, context_length: int) -> int:
-        """2 for each weight, and 4 * embed_dim for each position seen: a score and a term of the weighted sum."""
+        """2 for each weight, and 4 * num_heads * head_dim for each position seen: a score and a term of the sum."""
         seen = context_length
         if self.window is not None:
             seen = min(seen, self.window if self.causal else 2 * self.window - 1)
-        return 2 * self.num_parameters() + 4 * seen * self.width_in
+        return 2 * self.num_parameters() + 4 * seen * self.width_inner
 
     def build(self) -> AttentionLayer:
         return AttentionLayer(self)
@@ -64,12 +65,12 @@ class AttentionLayer(Layer):
         config = config.standalone()
         assert config.num_heads is not None
         assert config.num_kv_heads is not None
+        assert config.head_dim is not None
         self.input_dim = self.output_dim = config.width_in
-        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
-        self.head_dim = config.width_in // config.num_heads
+        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         self.causal, self.rope, self.window = config.causal is not False, config.rope, config.window
-        self.qkv = nn.Linear(self.input_dim, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim, bias=False)
-        self.output = nn.Linear(self.input_dim, self.output_dim, bias=False)
+        self.qkv = nn.Linear(self.input_dim, config.width_inner + 2 * config.width_kv, bias=False)
+        self.output = nn.Linear(config.width_inner, self.output_dim, bias=False)
         self.reset_parameters(1.0)
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None, memory: Memory | None = None) -> Tensor:
@@ -78,8 +79,8 @@ class AttentionLayer(Layer):
             mask_BT = torch.ones(1, length, dtype=torch.bool, device=x_BTD.device)
         q_BTNA, k_BTKA, v_BTKA = self._project(x_BTD, _positions(x_BTD, mask_BT))
         allowed_B1TS = None if mask_BT is None else allowed_pairs(mask_BT, self.causal, self.window)
-        y_BTD = attend(q_BTNA, k_BTKA, v_BTKA, allowed_B1TS, is_causal=self.causal and allowed_B1TS is None)
-        return self._write(y_BTD)
+        y_BTI = attend(q_BTNA, k_BTKA, v_BTKA, allowed_B1TS, is_causal=self.causal and allowed_B1TS is None)
+        return self._write(y_BTI)
 
     def initial_state(self, batch_size: int, memory: Memory | None = None) -> State:
         empty = self.qkv.weight.new_zeros(batch_size, 0, self.num_kv_heads, self.head_dim)
@@ -101,6 +102,10 @@ class AttentionLayer(Layer):
         init_linear(self.qkv)
         init_linear(self.output, branch_scale)
 
+    def inner_blocks(self) -> dict[str, Blocks]:
+        inner, key_value = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return {"qkv.weight": ((inner, key_value, key_value), ()), "output.weight": ((), (inner,))}
+
     def _project(self, x_BTD: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         heads = self.qkv(x_BTD).view(*x_BTD.shape[:2], -1, self.head_dim)
         qk, v_BTKA = heads.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=2)
@@ -109,8 +114,8 @@ class AttentionLayer(Layer):
         q_BTNA, k_BTKA = qk.split((self.num_heads, self.num_kv_heads), dim=2)
         return q_BTNA, k_BTKA, v_BTKA
 
-    def _write(self, heads_BTD: Tensor) -> Tensor:
-        y_BTD: Tensor = self.output(heads_BTD)
+    def _write(self, heads_BTI: Tensor) -> Tensor:
+        y_BTD: Tensor = self.output(heads_BTI)
         return y_BTD
 
 

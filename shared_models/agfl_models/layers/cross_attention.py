@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from agfl_models.layers.dot_product import DotProductConfig, attend
-from agfl_models.layers.layer import Layer, Memory, State, init_linear
+from agfl_models.layers.layer import Blocks, Layer, Memory, State, init_linear
 
 
 class CrossAttentionConfig(DotProductConfig):
@@ -38,11 +38,11 @@ class CrossAttentionConfig(DotProductConfig):
         return self.memory_dim
 
     def num_parameters(self) -> int:
-        return 2 * self.width_in * self.width_in + 2 * self.width_memory * self.width_kv
+        return 2 * self.width_in * self.width_inner + 2 * self.width_memory * self.width_kv
 
     def flops_per_token(self, context_length: int) -> int:
         """As for self-attention, with a memory of `context_length` positions and as many that look at it."""
-        return 2 * self.num_parameters() + 4 * context_length * self.width_in
+        return 2 * self.num_parameters() + 4 * context_length * self.width_inner
 
     def build(self) -> CrossAttentionLayer:
         return CrossAttentionLayer(self)
@@ -61,12 +61,12 @@ class CrossAttentionLayer(Layer):
     def __init__(self, config: CrossAttentionConfig) -> None:
         super().__init__()
         config = config.standalone()
-        assert config.num_heads is not None
+        assert config.head_dim is not None
         self.input_dim = self.output_dim = config.width_in
-        self.head_dim = config.width_in // config.num_heads
-        self.query = nn.Linear(self.input_dim, self.input_dim, bias=False)
+        self.head_dim = config.head_dim
+        self.query = nn.Linear(self.input_dim, config.width_inner, bias=False)
         self.key_value = nn.Linear(config.width_memory, 2 * config.width_kv, bias=False)
-        self.output = nn.Linear(self.input_dim, self.output_dim, bias=False)
+        self.output = nn.Linear(config.width_inner, self.output_dim, bias=False)
         self.reset_parameters(1.0)
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None, memory: Memory | None = None) -> Tensor:
@@ -88,6 +88,14 @@ class CrossAttentionLayer(Layer):
         init_linear(self.query)
         init_linear(self.key_value)
         init_linear(self.output, branch_scale)
+
+    def inner_blocks(self) -> dict[str, Blocks]:
+        inner, key_value = (self.query.out_features,), self.key_value.out_features // 2
+        return {
+            "query.weight": (inner, ()),
+            "key_value.weight": ((key_value, key_value), ()),
+            "output.weight": ((), inner),
+        }
 
     def _look(self, x_BTD: Tensor, state: State) -> Tensor:
         k_BSKA, v_BSKA, mask_BS = state

@@ -1,4 +1,4 @@
-"""What self-attention and cross-attention share: heads that divide the width, and the weighted sum.
+"""What self-attention and cross-attention share: heads, their widths, and the weighted sum.
 
 B batch, T positions that look, S positions looked at, N query heads, K key-value heads, A width of one head.
 """
@@ -12,29 +12,38 @@ import torch.nn.functional as F
 from pydantic import PositiveInt, ValidationInfo, field_validator
 from torch import Tensor
 
-from agfl_models.layers.layer import LayerConfigBase
+from agfl_models.layers.layer import LayerConfigBase, kept_units
 
 DEFAULT_HEAD_DIM = 32
 
 
 class DotProductConfig(LayerConfigBase, ABC):
-    """Width and heads of an attention layer.
+    """Widths and heads of an attention layer.
 
-    `num_heads` defaults to the most heads that are at least 32 wide, `num_kv_heads` to `num_heads`.
+    `head_dim` is the width of one head; without it the heads divide `embed_dim`. `num_heads` defaults to the most
+    heads that `embed_dim` holds, at least 32 wide without `head_dim`; `num_kv_heads` to `num_heads`.
     """
 
     # Order matters: a field is checked against those above it.
     type: str = "attention"
     embed_dim: PositiveInt | None = None
     rope: bool = True
+    head_dim: PositiveInt | None = None
     num_heads: PositiveInt | None = None
     num_kv_heads: PositiveInt | None = None
+
+    @field_validator("head_dim")
+    @classmethod
+    def _rope_turns_pairs(cls, head_dim: int | None, info: ValidationInfo) -> int | None:
+        if head_dim is not None and info.data.get("rope") and head_dim % 2:
+            raise ValueError("must be even with rope")
+        return head_dim
 
     @field_validator("num_heads")
     @classmethod
     def _heads_divide_width(cls, num_heads: int | None, info: ValidationInfo) -> int | None:
         embed_dim = info.data.get("embed_dim")
-        if num_heads is None or embed_dim is None:
+        if num_heads is None or embed_dim is None or info.data.get("head_dim") is not None:
             return num_heads
         if embed_dim % num_heads:
             raise ValueError(f"must divide embed_dim ({embed_dim})")
@@ -64,19 +73,39 @@ class DotProductConfig(LayerConfigBase, ABC):
         return self.width_in
 
     @property
+    def width_inner(self) -> int:
+        """Width of all queries of one position, and of what they find."""
+        assert self.num_heads is not None
+        assert self.head_dim is not None
+        return self.num_heads * self.head_dim
+
+    @property
     def width_kv(self) -> int:
         """Width of all keys, or all values, of one position."""
-        assert self.num_heads is not None
         assert self.num_kv_heads is not None
-        return self.width_in // self.num_heads * self.num_kv_heads
+        assert self.head_dim is not None
+        return self.num_kv_heads * self.head_dim
 
     def resolved(self, width: int, residual: bool, name: str) -> Self:
         embed_dim = self.embed_dim or width
-        num_heads = self.num_heads or _default_heads(embed_dim)
-        return self.filled(name, embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=self.num_kv_heads or num_heads)
+        num_heads = self.num_heads or _default_heads(embed_dim, self.head_dim)
+        kv_heads = self.num_kv_heads or num_heads
+        # Whether the heads divide the width is checked before a quotient hides that they do not.
+        checked = self.filled(name, embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=kv_heads)
+        return checked.model_copy(update={"head_dim": self.head_dim or embed_dim // num_heads})
+
+    def narrowed(self, width: float, name: str) -> Self:
+        """Keep the first key-value heads, each with its group of query heads."""
+        assert self.num_heads is not None
+        assert self.num_kv_heads is not None
+        kv_heads = kept_units(width, self.num_kv_heads)
+        num_heads = self.num_heads // self.num_kv_heads * kv_heads
+        return self.model_copy(update={"num_heads": num_heads, "num_kv_heads": kv_heads})
 
 
-def _default_heads(embed_dim: int) -> int:
+def _default_heads(embed_dim: int, head_dim: int | None) -> int:
+    if head_dim is not None:
+        return max(1, embed_dim // head_dim)
     most = max(1, embed_dim // DEFAULT_HEAD_DIM)
     return max((n for n in range(1, most + 1) if embed_dim % (2 * n) == 0), default=1)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from agfl_models.layers.layer import Layer, LayerConfigBase, Memory, State, init_linear
+from agfl_models.layers.layer import Blocks, Layer, LayerConfigBase, Memory, State, init_linear, kept_units
 
 
 class FFConfig(LayerConfigBase):
@@ -50,6 +50,10 @@ class FFConfig(LayerConfigBase):
             hidden_dim=self.hidden_dim or default_hidden,
             output_dim=self.output_dim or (width if residual else input_dim),
         )
+
+    def narrowed(self, width: float, name: str) -> Self:
+        assert self.hidden_dim is not None
+        return self.model_copy(update={"hidden_dim": kept_units(width, self.hidden_dim)})
 
     def num_parameters(self) -> int:
         assert self.hidden_dim is not None
@@ -98,6 +102,11 @@ class FFLayer(Layer):
         if self.value is not None:
             init_linear(self.value)
         init_linear(self.output, branch_scale)
+
+    def inner_blocks(self) -> dict[str, Blocks]:
+        hidden = (self.expand.out_features,)
+        value: dict[str, Blocks] = {} if self.value is None else {"value.weight": (hidden, ())}
+        return {"expand.weight": (hidden, ()), **value, "output.weight": ((), hidden)}
 
     def _apply_everywhere(self, x: Tensor) -> Tensor:
         h: Tensor = self.expand(x)

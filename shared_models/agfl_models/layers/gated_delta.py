@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agfl_models.errors import ConfigError
 from agfl_models.layers.connection import RMSNorm
-from agfl_models.layers.layer import State, at_least_float32, init_linear
+from agfl_models.layers.layer import Blocks, State, at_least_float32, init_linear, kept_units
 
 LEAST_HEAD_DIM = 32
 CHUNK = 32  # the fastest of 16, 32, 64 and 128 on a CPU with heads of 32
@@ -71,6 +72,16 @@ class GatedDeltaCell(nn.Module):
         with torch.no_grad():
             self.rates.bias[: self.num_heads] = log_memory_N  # 1 - sigmoid(log n) is about 1 / n
 
+    def inner_blocks(self) -> dict[str, Blocks]:
+        """See `Layer.inner_blocks`; the norm is one for all heads."""
+        hidden, heads = self.output_gate.out_features, self.num_heads
+        return {
+            "qkv.weight": ((hidden, hidden, hidden), ()),
+            "output_gate.weight": ((hidden,), ()),
+            "rates.weight": ((heads, heads), ()),
+            "rates.bias": ((heads, heads),),
+        }
+
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         q, k, v = F.silu(self.qkv(x)).view(*x.shape[:-1], 3, self.num_heads, self.head_dim).unbind(-3)
         a, b = at_least_float32(self.rates(x)).chunk(2, dim=-1)
@@ -116,6 +127,17 @@ def count_heads(width_hidden: int) -> int:
     """Return the most heads of equal width that are at least `LEAST_HEAD_DIM` wide; 1 if none are."""
     most = max(1, width_hidden // LEAST_HEAD_DIM)
     return next(n for n in range(most, 0, -1) if width_hidden % n == 0)
+
+
+def narrowed_hidden(width: float, width_hidden: int, name: str) -> int:
+    """Return the hidden width of the first heads; raises ConfigError where that is not as many heads on its own."""
+    heads = count_heads(width_hidden)
+    kept = kept_units(width, heads)
+    narrow = width_hidden // heads * kept
+    if count_heads(narrow) != kept:
+        rule = f"narrowed to {narrow}, must be {kept} heads of {width_hidden // heads}"
+        raise ConfigError(f"{name}.hidden_dim: {rule}, got {count_heads(narrow)} heads")
+    return narrow
 
 
 def count_weights(width_in: int, width_hidden: int) -> int:

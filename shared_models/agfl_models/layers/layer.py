@@ -16,6 +16,8 @@ from agfl_models.validation import Config, validate
 
 State = tuple[Tensor, ...]
 """What a layer remembers while decoding; batch is the first dimension of each tensor, to reorder beams by."""
+Blocks = tuple[tuple[int, ...], ...]
+"""For each dimension of a parameter the lengths of the blocks in it that are inner units; () where none are."""
 
 
 class Memory(NamedTuple):
@@ -69,6 +71,18 @@ class LayerConfigBase(Config, ABC):
             memory_dim: width of the encoder's output that the stack looks at; None without an encoder.
         """
         return self
+
+    @abstractmethod
+    def narrowed(self, width: float, name: str) -> Self:
+        """Return a copy with the first `kept_units(width, units)` of the inner units; it needs a resolved layer.
+
+        Args:
+            width: in (0, 1].
+            name: path of this layer for error messages, such as "layers.2".
+
+        Raises:
+            ConfigError: the first units are no layer of this type.
+        """
 
     @abstractmethod
     def num_parameters(self) -> int:
@@ -130,6 +144,15 @@ class Layer(nn.Module, ABC):
         Args:
             branch_scale: factor on the weights that write the output (see `AutoGenModel`).
         """
+
+    @abstractmethod
+    def inner_blocks(self) -> dict[str, Blocks]:
+        """Return for each parameter with inner units where they are: a narrower layer has a prefix of each block."""
+
+
+def kept_units(width: float, units: int) -> int:
+    """Return how many of a layer's inner units a model of `width` has: always the first, and at least one."""
+    return max(1, round(width * units))
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -1,0 +1,52 @@
+"""From a trained model the narrower one that it holds, as a model of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from agfl_models.config import ResolvedModelConfig
+from agfl_models.errors import ConfigError
+from agfl_models.model import AutoGenModel
+from agfl_models.rings import Rings, outline
+from agfl_models.sequence_model import trained_parameters
+from agfl_models.store import load_model, refuse_content, save_model
+
+
+def extract(path: Path, folder: Path, width: float) -> tuple[ResolvedModelConfig, ResolvedModelConfig]:
+    """Write the model of `width` that a saved one holds, for the same task and with its tokenizer.
+
+    Args:
+        path: a model folder, or a run folder that contains one.
+        folder: new or empty.
+        width: in (0, 1]; see `ModelConfig.narrowed`.
+
+    Returns:
+        The configurations of the whole model and of the one written.
+
+    Raises:
+        ConfigError: the width is another one, or the model a pretrained one.
+        CheckpointError: the model cannot be read, or the folder has content or cannot be written.
+    """
+    refuse_content(folder)
+    model, saved = load_model(path)
+    if not isinstance(model, AutoGenModel):
+        rule = "must be decoder, encoder or encoder_decoder to be narrowed"
+        raise ConfigError(f"{path}: model.family: {rule}, got {saved.model.family}")
+    narrow = model.config.narrowed(width)
+    save_model(folder, narrow, prefix_weights(model, width), saved.task, saved.tokenizer)
+    return model.config, narrow
+
+
+def prefix_weights(model: AutoGenModel, width: float) -> dict[str, Tensor]:
+    """Return by name copies of the weights of `model` that its model of `width` has."""
+    held = Rings.of(model.config, sorted({width, 1.0})).held(1)
+    whole = torch.cat([parameter.detach().flatten() for parameter in trained_parameters(model).values()])
+    narrow = trained_parameters(outline(model.config.narrowed(width)))
+    parts = torch.split(whole[torch.from_numpy(held)], [parameter.numel() for parameter in narrow.values()])
+    return {
+        name: part.view(parameter.shape).clone()  # a file of weights takes no two that share memory
+        for (name, parameter), part in zip(narrow.items(), parts, strict=True)
+    }
