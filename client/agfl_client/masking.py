@@ -128,7 +128,7 @@ def unmask(state: Agreed, request: UnmaskRequest) -> tuple[Finished, UnmaskReply
     require(len(request.signers) >= quorum, f"signers: must be at least {quorum}, got {len(request.signers)}")  # C5.3
     for signer, signature in zip(request.signers, request.signatures, strict=True):
         terms.roster.verify(signer, signature, SIGN_AGREEMENT, state.ctx3, signer)  # C5.4
-    # Not before a quorum signed this U3, for the same reason; until here no secret has left.
+    # Only once a quorum signed this U3, for the same reason: until then each client can be shown another one.
     check_fillers(_rings(state.survivors, masked.held, terms), "U3", terms.parameters.min_cohort)  # C5.5
     survivors = set(state.survivors)
     shares = [held.of_self if dealer in survivors else held.of_mask for dealer, held in masked.held.items()]
