@@ -72,10 +72,10 @@ class Half:
         """What the member keeps."""
         return self.member._state
 
-    def begin(self, request: wire.SumRequest, lanes: Lanes) -> messages.AdvertiseReply:
+    def begin(self, request: wire.SumRequest, lanes: Lanes, rings: int = 1) -> messages.AdvertiseReply:
         """Trip 1."""
         self.member.check(request)
-        return sw.read_advertise_reply(self.member.advertise(request, lanes), sw.attempt_of(request))
+        return sw.read_advertise_reply(self.member.advertise(request, lanes, rings), sw.attempt_of(request))
 
     def share(self, request: messages.ShareRequest) -> messages.ShareReply:
         """Trip 2."""
@@ -102,13 +102,14 @@ class Half:
 
 @dataclass
 class Owner:
-    """One client: its real half of the protocol, its vector, and the lines that it logged."""
+    """One client: its real half of the protocol, its vector, the lines that it logged, and how many rings it fills."""
 
     name: str
     key: Ed25519PrivateKey
     half: Half
     vector: Lanes
     log: list[str] = field(default_factory=list)
+    rings: int = 1
 
     def answer(self, kind: str, content: RecordDict) -> RecordDict:
         """Do what a node does with a message."""
@@ -116,7 +117,7 @@ class Owner:
         if kind in READERS:
             request = READERS[kind](content)
             member.check(request)
-            return member.advertise(request, self.vector.copy())
+            return member.advertise(request, self.vector.copy(), self.rings)
         trips = {sw.SHARE: member.share, sw.MASK: member.mask, sw.AGREE: member.agree, sw.UNMASK: member.unmask}
         return trips[kind](content)
 
@@ -192,7 +193,9 @@ class Attempt:
         self._owners = world.owners
         told = requests or {}
         self.records = {
-            name: owner.half.begin(told.get(name, round_request(attempt=attempt)), owner.vector.copy()).record
+            name: owner.half.begin(
+                told.get(name, round_request(attempt=attempt)), owner.vector.copy(), owner.rings
+            ).record
             for name, owner in sorted(world.owners.items())
         }
         self.dealt: dict[str, dict[str, SealedShares]] = {}

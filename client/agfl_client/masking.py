@@ -7,7 +7,7 @@ its consistency check; what differs stands in SPEC.md.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -34,6 +34,7 @@ from agfl_protocol.secagg.messages import (
     UnmaskReply,
     UnmaskRequest,
 )
+from agfl_protocol.secagg.rings import MAX_RINGS, RINGS_BYTES, check_fillers
 
 
 def advertise(terms: Terms, lanes: Lanes) -> tuple[Advertised, AdvertiseReply]:
@@ -72,7 +73,7 @@ def share(state: Advertised, request: ShareRequest) -> tuple[Shared, ShareReply]
         secret = keys.agree(state.channel_key, members.records[other].channel_key, other)  # C2.9
         sealing_key = keys.channel_key(secret, members.ctx1, terms.name, other)
         opening_keys[other] = keys.channel_key(secret, members.ctx1, other, terms.name)
-        dealt.append(_seal(terms.name, other, members.ctx1, sealing_key, HeldShares(of_self, of_mask)))
+        dealt.append(_seal(terms.name, other, members.ctx1, sealing_key, HeldShares(of_self, of_mask, terms.rings)))
     shared = Shared(terms, members, opening_keys, state.mask_secret, state.self_secret, state.lanes)
     return shared, ShareReply(terms.attempt, tuple(dealt))
 
@@ -92,6 +93,9 @@ def mask(state: Shared, request: MaskRequest) -> tuple[Masked, MaskReply]:
         dealer: _open(dealer, terms.name, members.ctx1, state.opening_keys[dealer], sealed)
         for dealer, sealed in zip(others, request.dealt, strict=True)
     }
+    if request.dealers == members.names:
+        # No other U2: the server could ask each client of another one, and who refuses would tell who fills what.
+        check_fillers(_rings(request.dealers, held, terms), "U1", terms.parameters.min_cohort)  # C3.10
     ctx2 = dealers_context(members.ctx1, request.dealers)
     apply_masks(state.lanes, _masks(state, others, ctx2))
     state.lanes.flags.writeable = False
@@ -124,6 +128,8 @@ def unmask(state: Agreed, request: UnmaskRequest) -> tuple[Finished, UnmaskReply
     require(len(request.signers) >= quorum, f"signers: must be at least {quorum}, got {len(request.signers)}")  # C5.3
     for signer, signature in zip(request.signers, request.signatures, strict=True):
         terms.roster.verify(signer, signature, SIGN_AGREEMENT, state.ctx3, signer)  # C5.4
+    # Only once a quorum signed this U3, for the same reason: until then each client can be shown another one.
+    check_fillers(_rings(state.survivors, masked.held, terms), "U3", terms.parameters.min_cohort)  # C5.5
     survivors = set(state.survivors)
     shares = [held.of_self if dealer in survivors else held.of_mask for dealer, held in masked.held.items()]
     return Finished(terms.attempt), UnmaskReply(terms.attempt, masked.self_secret, tuple(shares))
@@ -163,17 +169,19 @@ def _check_sorted(what: str, names: Sequence[str], known: Collection[str], whole
 
 
 def _seal(dealer: str, holder: str, ctx1: bytes, key: bytes, shares: HeldShares) -> SealedShares:
+    rings = shares.rings.to_bytes(RINGS_BYTES, "big")
     return SealedShares(
-        keys.seal(key, shares.of_self + shares.of_mask, ctx1, dealer, holder),
+        keys.seal(key, shares.of_self + shares.of_mask + rings, ctx1, dealer, holder),
         share_hash(SELF_SHARE, shares.of_self, ctx1, dealer, holder),
         share_hash(MASK_SHARE, shares.of_mask, ctx1, dealer, holder),
     )
 
 
 def _open(dealer: str, holder: str, ctx1: bytes, key: bytes, dealt: SealedShares) -> HeldShares:
-    """Open one dealer's shares (C3.5); they must be what the dealer committed to (C3.6) and in the field (C3.7)."""
+    """Open one dealer's shares (C3.5), which it committed to (C3.6), in the field (C3.7), and its rings (C3.9)."""
     opened = keys.open_sealed(key, dealt.sealed, ctx1, dealer, holder)
-    of_self, of_mask = opened[: shamir.SHARE_BYTES], opened[shamir.SHARE_BYTES :]
+    shares, rings = opened[:-RINGS_BYTES], int.from_bytes(opened[-RINGS_BYTES:], "big")
+    of_self, of_mask = shares[: shamir.SHARE_BYTES], shares[shamir.SHARE_BYTES :]
     committed = (
         share_hash(SELF_SHARE, of_self, ctx1, dealer, holder) == dealt.self_hash
         and share_hash(MASK_SHARE, of_mask, ctx1, dealer, holder) == dealt.mask_hash
@@ -181,7 +189,13 @@ def _open(dealer: str, holder: str, ctx1: bytes, key: bytes, dealt: SealedShares
     require(committed, f"shares of {dealer!r}: must have the hashes that it sent; they do not")
     in_field = shamir.is_canonical(of_self) and shamir.is_canonical(of_mask)
     require(in_field, f"shares of {dealer!r}: must be below 2^256 - 189; they are not")
-    return HeldShares(of_self, of_mask)
+    require(1 <= rings <= MAX_RINGS, f"rings of {dealer!r}: must be in [1, {MAX_RINGS}]; they are not")
+    return HeldShares(of_self, of_mask, rings)
+
+
+def _rings(names: Sequence[str], held: Mapping[str, HeldShares], terms: Terms) -> list[int]:
+    """Return how many rings each of `names` fills, this client included, whether it fills any that is in question."""
+    return [terms.rings if name == terms.name else held[name].rings for name in names]
 
 
 def _masks(state: Shared, others: Sequence[str], ctx2: bytes) -> list[Mask]:

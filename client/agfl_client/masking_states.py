@@ -17,11 +17,15 @@ from agfl_protocol.secagg.masks import Lanes
 from agfl_protocol.secagg.members import Members
 from agfl_protocol.secagg.messages import KeyRecord
 from agfl_protocol.secagg.parameters import Parameters
+from agfl_protocol.secagg.rings import MAX_RINGS
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What this client goes by in an attempt. max_cohort: clients for which the fields of a lane have room."""
+    """What this client goes by in an attempt.
+
+    max_cohort: clients for which the fields of a lane have room; rings: how many of an elastic model its lanes fill.
+    """
 
     name: str
     signing_key: Ed25519PrivateKey = field(repr=False)
@@ -30,6 +34,10 @@ class Terms:
     attempt: AttemptId
     max_cohort: int
     ctx0: bytes
+    rings: int = field(default=1, repr=False)
+
+    def __post_init__(self) -> None:
+        assert 1 <= self.rings <= MAX_RINGS
 
 
 @dataclass(frozen=True)
@@ -58,10 +66,11 @@ class Shared:
 
 @dataclass(frozen=True)
 class HeldShares:
-    """One dealer's shares of its two secrets, 32 bytes each."""
+    """One dealer's shares of its two secrets, 32 bytes each, and how many rings it says that it fills."""
 
     of_self: bytes = field(repr=False)
     of_mask: bytes = field(repr=False)
+    rings: int = field(repr=False)
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,10 @@ class SecureMember:
         """Drop the secrets of the attempt under way, if there is one."""
         self._state = None
 
-    def advertise(self, request: SumRequest, lanes: Lanes) -> RecordDict:
+    def advertise(self, request: SumRequest, lanes: Lanes, rings: int = 1) -> RecordDict:
         """Trip 1, with the lanes that will be masked. The attempt is remembered on disk before this returns.
+
+        rings: how many rings of an elastic model the lanes fill, in [1, MAX_RINGS]; the other members are told.
 
         Raises:
             ProtocolViolation: the attempt was answered before.
@@ -81,7 +83,8 @@ class SecureMember:
         attempt = secure_wire.attempt_of(request)
         self._replay.record(attempt)
         ctx0 = secure_wire.context_of(request, self._roster)
-        terms = Terms(self._name, self._signing_key, self._roster, self._parameters, attempt, request.max_cohort, ctx0)
+        room = request.max_cohort
+        terms = Terms(self._name, self._signing_key, self._roster, self._parameters, attempt, room, ctx0, rings)
         self._state, reply = masking.advertise(terms, lanes)
         return secure_wire.write_advertise_reply(reply)
 

@@ -155,6 +155,7 @@ class SecureSum:
         for name, reply in talk.ask_all(secure_wire.UNMASK, content, list(signatures), self.trip_timeout_s):
             with talk.refusing(name):
                 replies[name] = secure_wire.read_unmask_reply(reply, talk.attempt, len(dealt) - 1)
+        talk.require(len(replies), self.parameters.threshold, "openings, clients that gave shares")  # S5.0
         return dict(sorted(replies.items()))
 
     def _open(self, talk: _Talk, recovery: Recovery) -> list[Mask]:

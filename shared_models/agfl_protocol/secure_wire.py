@@ -16,13 +16,14 @@ from agfl_protocol.secagg.identity import SIGNATURE_BYTES, SigningRoster
 from agfl_protocol.secagg.keys import HASH_BYTES, PUBLIC_KEY_BYTES, SEAL_BYTES, SHARE_HASH_BYTES
 from agfl_protocol.secagg.messages import KeyRecord, SealedShares
 from agfl_protocol.secagg.parameters import MAX_MEMBERS
+from agfl_protocol.secagg.rings import RINGS_BYTES
 from agfl_protocol.secagg.shamir import SHARE_BYTES
 from agfl_protocol.wire import Scalar, SumRequest, new_record, read_bounded, read_scalar, read_vector
 
 SHARE, MASK, AGREE, UNMASK = "query.share", "query.mask", "query.agree", "query.unmask"
 _MAX_NAME = 64
 _RECORD_CUTS = (PUBLIC_KEY_BYTES, PUBLIC_KEY_BYTES, HASH_BYTES, 4, SIGNATURE_BYTES)
-_DEALT_CUTS = (2 * SHARE_BYTES + SEAL_BYTES, SHARE_HASH_BYTES, SHARE_HASH_BYTES)
+_DEALT_CUTS = (2 * SHARE_BYTES + RINGS_BYTES + SEAL_BYTES, SHARE_HASH_BYTES, SHARE_HASH_BYTES)
 
 
 def attempt_of(request: SumRequest) -> AttemptId:

@@ -107,7 +107,7 @@ def test_attack_two_clients_announce_the_same_key(tmp_path: Path) -> None:
 
 def garbage(content: RecordDict) -> RecordDict:
     dealt = sw.read_share_reply(content, ID, 4).dealt
-    return sw.write_share_reply(messages.ShareReply(ID, tuple(replace(s, sealed=bytes(80)) for s in dealt)))
+    return sw.write_share_reply(messages.ShareReply(ID, tuple(replace(s, sealed=bytes(81)) for s in dealt)))
 
 
 def test_attack_shares_that_nobody_can_open_are_dealt(world: World) -> None:
@@ -173,7 +173,7 @@ def test_attack_too_few_shares_are_dealt(world: World) -> None:
         return sw.write_share_reply(messages.ShareReply(ID, sw.read_share_reply(content, ID, 4).dealt[:3]))
 
     result = world.secure_sum(on_reply=reply_of(sw.SHARE, three))
-    without(world, result, "dealt: must be 448 bytes, got 336")
+    without(world, result, "dealt: must be 452 bytes, got 339")
 
 
 # --- trip 3

@@ -14,7 +14,7 @@ from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.errors import ProtocolViolation
 
 VICTIM = "owner-000"
-NOTHING = messages.SealedShares(bytes(80), bytes(16), bytes(16))
+NOTHING = messages.SealedShares(bytes(81), bytes(16), bytes(16))
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ HEAD = {"version", "run_id", "round", "attempt"}
 # Every field of every reply, and its bytes; besides the head, which repeats the request.
 SENT = {
     wire.TRAIN: {"name": 9, "record": 164},
-    sw.SHARE: {"dealt": 4 * 112},
+    sw.SHARE: {"dealt": 4 * 113},
     sw.MASK: {"lanes": 7 * 8},
     sw.AGREE: {"signature": 64},
     sw.UNMASK: {"self_secret": 32, "shares": 4 * 32},

@@ -44,7 +44,7 @@ def states_of(owner: Owner) -> object:
 @pytest.mark.parametrize(("trip", "stage"), [("mask", "Shared"), ("agree", "Masked"), ("unmask", "Agreed")])
 def test_no_other_trip_can_come_first(world: World, trip: str, stage: str) -> None:
     attempt, owner = Attempt(world), first(world)
-    shares = (messages.SealedShares(bytes(80), bytes(16), bytes(16)),) * 2
+    shares = (messages.SealedShares(bytes(81), bytes(16), bytes(16)),) * 2
     requests = {
         "mask": messages.MaskRequest(ATTEMPT, attempt.names, shares),
         "agree": messages.AgreeRequest(ATTEMPT, attempt.names),
@@ -232,6 +232,7 @@ def test_no_state_prints_a_secret(world: World) -> None:
     attempt.agree()
     note()
     for text in printed:
+        assert "rings" not in text
         for secret in secrets:
             assert repr(secret)[2:-1] not in text
             assert secret.hex() not in text

@@ -35,6 +35,7 @@ CHECKED = (
     "shared_models/agfl_protocol/secagg/keys.py",
     "shared_models/agfl_protocol/secagg/members.py",
     "shared_models/agfl_protocol/secagg/parameters.py",
+    "shared_models/agfl_protocol/secagg/rings.py",
     "shared_models/agfl_protocol/secagg/shamir.py",
     "shared_models/agfl_protocol/secure_wire.py",
     "shared_models/agfl_protocol/counting.py",

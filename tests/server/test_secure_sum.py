@@ -128,7 +128,7 @@ def test_a_failed_attempt_says_how_many_were_needed_and_who_was_lost_why(world: 
         (sw.SHARE, 2, "U2, clients that dealt shares: must be at least 4, got 3; "),
         (sw.MASK, 2, "U3, clients that sent a vector: must be at least 4, got 3; "),
         (sw.AGREE, 2, "signatures over U3: must be at least 4, got 3; "),
-        (sw.UNMASK, 4, "shares of 'owner-000': must be at least 2, got 1"),
+        (sw.UNMASK, 4, "openings, clients that gave shares: must be at least 2, got 1; "),
     ],
 )
 def test_an_attempt_ends_in_the_trip_that_loses_too_many(world: World, trip: str, lost: int, line: str) -> None:
@@ -170,5 +170,5 @@ def test_an_owner_outside_the_servers_roster_is_refused_by_name(tmp_path: Path, 
 
 def test_every_byte_is_counted(world: World) -> None:
     result = world.secure_sum()
-    assert result.bytes_up > 5 * (164 + 4 * 112 + 56 + 64 + 5 * 32)
-    assert result.bytes_down > 5 * (12 + 5 * 164 + 4 * 112 + 4 * 64)
+    assert result.bytes_up > 5 * (164 + 4 * 113 + 56 + 64 + 5 * 32)
+    assert result.bytes_down > 5 * (12 + 5 * 164 + 4 * 113 + 4 * 64)

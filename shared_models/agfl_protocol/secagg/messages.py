@@ -35,7 +35,7 @@ class KeyRecord:
 
 @dataclass(frozen=True)
 class SealedShares:
-    """A dealer's shares for one holder: 80 bytes encrypted, and 16 bytes of hash for each of the two."""
+    """A dealer's two shares for one holder and its number of rings: 81 bytes encrypted, then 16 of hash a share."""
 
     sealed: bytes
     self_hash: bytes

@@ -98,6 +98,7 @@ def fixed_bytes(label: str, name: str) -> bytes:
 
 NAMES = ["alice", "bob", "carol", "dave"]
 C, T = 1, 2
+RINGS = 3  # of an elastic model, filled by each
 NUM_LANES = 5
 RUN_ID, ROUND, ATTEMPT, VERSION, MAX_COHORT, FIELDS = "run-7", 3, 1, 1, 10, 2
 CONFIG_JSON, CONFIG_HASH = '{"num_rounds": 3}', "c0" * 32
@@ -146,7 +147,7 @@ def transcript() -> dict[str, Any]:
             of_mask = polynomial(masking[n], [fixed("mask-coefficient", n)], point)
             shares[n, peer] = of_self, of_mask
             key = hkdf(x25519(channel[n], said[peer][1]), ctx1, frame("key/channel", n, peer), 32)
-            sealed = AESGCM(key).encrypt(bytes(12), of_self + of_mask, frame("seal", ctx1, n, peer))
+            sealed = AESGCM(key).encrypt(bytes(12), of_self + of_mask + bytes([RINGS]), frame("seal", ctx1, n, peer))
             hashes = (sha(k, ctx1, n, peer, s)[:16] for k, s in (("share/self", of_self), ("share/mask", of_mask)))
             dealt[n][peer] = (sealed + b"".join(hashes)).hex()
     out["dealt"] = dealt

@@ -93,7 +93,7 @@ def test_the_product_reproduces_a_whole_attempt(monkeypatch: pytest.MonkeyPatch)
     for n in ref.NAMES:
         monkeypatch.setattr(shamir, "secrets", fixed[n])
         monkeypatch.setattr(masking, "X25519PrivateKey", fixed[n])
-        terms = Terms(n, SIGNING[n], ROSTER, PARAMETERS, ATTEMPT, ref.MAX_COHORT, CTX0)
+        terms = Terms(n, SIGNING[n], ROSTER, PARAMETERS, ATTEMPT, ref.MAX_COHORT, CTX0, ref.RINGS)
         advertised[n], replies[n] = masking.advertise(terms, lanes_of(n))
         record = sw.write_advertise_reply(replies[n]).config_records["config"]["record"]
         assert record == bytes.fromhex(VECTORS["records"][n])
