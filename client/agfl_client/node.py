@@ -169,7 +169,7 @@ class Node:
     def _answer(self, config: RunConfig, request: SumRequest, lanes: Lanes, num_rings: int = 1) -> RecordDict:
         """Return what enters the sum, or what goes before it where the lanes are to be masked."""
         if config.aggregation.type == "secure":
-            return self.member.advertise(request, lanes)
+            return self.member.advertise(request, lanes, num_rings)
         return RoundReply(request.config_hash, request.round, request.attempt, lanes).to_record()
 
     def _update(self, space: _Workspace, request: RoundRequest) -> Update:

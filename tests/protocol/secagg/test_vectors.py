@@ -38,6 +38,7 @@ BROADCAST = Broadcast(
     ref.MAX_COHORT,
     np.array(ref.SCALES),
     np.array(ref.MODEL, np.float32),
+    tuple(ref.RINGS_BY_TIER),
 )
 CTX0 = attempt_context(ref.VERSION, ATTEMPT, ROSTER.hash, ref.CONFIG_HASH, BROADCAST.hash)
 
