@@ -83,7 +83,7 @@ def read(config: RunConfig, lanes: Lanes) -> dict[str, float]:
 
 def vectors(heard: Heard, kind: str, owner: int) -> list[Lanes]:
     """Return what an owner sent for the sums of training."""
-    return [np.asarray(reply.content["arrays"]["lanes"].numpy()) for reply in heard[kind, owner]][:2]  # type: ignore[index, union-attr]
+    return [np.asarray(reply.content["arrays"]["lanes"].numpy()) for reply in heard[kind, owner]][:2]  # type: ignore[union-attr]
 
 
 def test_the_reader_finds_tiers_and_losses_in_plain_sums(listen: Callable[[str], Any]) -> None:
