@@ -1,4 +1,4 @@
-"""The server's side of a run: build the parts, search, learn the tokenizer, run the rounds, tell the nodes it is over."""
+"""The server's side of a run: build the parts, search, learn the tokenizer, run the rounds, tell the nodes to stop."""
 
 from __future__ import annotations
 

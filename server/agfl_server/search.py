@@ -1,8 +1,8 @@
 """Architecture search before a run: each candidate of the slate is an ordinary run, trained a few rounds at a time.
 
-OUTPUT/search/NAME is the folder of such a run; its measured.json holds what it reached at the end of each rung, so that an
-interrupted race, which is run again from its start, trains nothing twice. OUTPUT/search/search.json tells of the race, and
-chosen.yaml is the run that it ended with, as a person would write it.
+OUTPUT/search/NAME is the folder of such a run; its measured.json holds what it reached at the end of each rung, so that
+an interrupted race, which is run again from its start, trains nothing twice. OUTPUT/search/search.json tells of the
+race, and chosen.yaml is the run that it ended with, as a person would write it.
 """
 
 from __future__ import annotations

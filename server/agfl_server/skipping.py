@@ -1,7 +1,7 @@
 """What skipping each block of the chosen model costs, as the loss on the owners' validation text.
 
-Where a block adds to the residual stream, x + f(norm(x)), it is skipped exactly if the weights that write its output are
-zero. So the model without it is a model like any other, and an evaluation like any other says its loss.
+Where a block adds to the residual stream, x + f(norm(x)), it is skipped exactly if the weights that write its output
+are zero. So the model without it is a model like any other, and an evaluation like any other says its loss.
 """
 
 from __future__ import annotations

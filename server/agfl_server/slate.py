@@ -1,7 +1,7 @@
 """The slate: the whole architectures that race, all made from the user's own model by replacing its mixers.
 
-A mixer moves information between positions: self-attention, or a recurrent layer. Feed-forward layers stay but for their
-hidden width, which is scaled so that every variant has the parameters of the user's own model; cross-attention stays.
+A mixer moves information between positions: self-attention, or a recurrent layer. Cross-attention stays, and so do
+feed-forward layers but for their hidden width, which is scaled so that every variant has the parameters of that model.
 """
 
 from __future__ import annotations

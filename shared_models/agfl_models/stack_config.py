@@ -176,7 +176,7 @@ def settings_of(config: Config, keys: set[str] | None = None) -> str:
 
 
 def written_out(items: Iterable[AnyItem], picks: Mapping[str, int] | None = None) -> Iterator[LayerConfig]:
-    """Yield the layers with repeat groups written out; `picks` numbers each choice's alternative, by default the first."""
+    """Yield the layers, repeat groups written out, and of each choice the alternative in `picks`, or the first."""
     for item in items:
         if isinstance(item, RepeatConfig):
             for _ in range(item.repeat):

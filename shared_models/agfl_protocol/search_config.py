@@ -15,8 +15,8 @@ class SearchConfig(Config):
     slate: names of the candidates; "auto" takes the model as it is configured, every variant of it that has other
     mixers, and what the model's own choices make. rungs: rounds that each rung adds to the training of every candidate
     that is left. keep: the share of candidates that goes on to the next rung, at least one.
-    cost_weight: what twice the FLOPs a token of the configured model are worth, in the unit of the loss. tie: candidates
-    whose score is within this share of the best one's rank by their FLOPs, the cheapest first.
+    cost_weight: what a doubling of the FLOPs a token counts beside the loss, in its unit. tie: candidates whose score
+    is within this share of the best one's rank by their FLOPs, the cheapest first.
     """
 
     slate: Literal["auto"] | Annotated[tuple[str, ...], Field(min_length=2)] = "auto"
