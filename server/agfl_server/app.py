@@ -1,4 +1,4 @@
-"""The server's side of a run: build the parts, learn the tokenizer, run the rounds, tell the nodes it is over."""
+"""The server's side of a run: build the parts, search, learn the tokenizer, run the rounds, tell the nodes to stop."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from agfl_server.attempts import Parties
 from agfl_server.connected_nodes import ConnectedNodes
 from agfl_server.exchange import exchange
 from agfl_server.observer import Observer, Row
-from agfl_server.optimizers import build_optimizer
-from agfl_server.per_ring import PerRing
+from agfl_server.opened_run import open_run
 from agfl_server.plain_sum import PlainSum
 from agfl_server.rounds import Federation, run_rounds
 from agfl_server.run_folder import RunFolder
+from agfl_server.search import run_search
 from agfl_server.secure_sum import SecureSum
-from agfl_server.state import ServerState, initial_state
+from agfl_server.skipping import write_skip_costs
+from agfl_server.state import ServerState
 from agfl_server.tokenizer_training import train_tokenizer, with_public_tokenizer
 
 _FINISH_TIMEOUT_S = 10.0
@@ -53,13 +54,6 @@ def run_federation(
     observer = observer or Observer()
     run_folder = RunFolder(folder)
     aggregator, min_cohort = build_aggregator(config.aggregation, roster, observer)
-    config = run_folder.resolved(config) if resume else config
-    config = config.with_pretrained(config.pretrained, "model.folder")
-    # A run that ended before its tokenizer was learned begins anew.
-    is_new = not resume or not config.tokenizer.is_trained
-    config = with_public_tokenizer(config, observer)
-    if is_new:
-        run_folder.begin(config)
     parties = Parties(
         config=config,
         grid=grid,
@@ -69,27 +63,34 @@ def run_federation(
         min_cohort=min_cohort,
         next_attempt=run_folder.next_attempt,
     )
-    exchange: Row = {}
-    if not config.tokenizer.is_trained:
-        config, exchange = train_tokenizer(parties)
-        run_folder.write_config(config)
-        parties = replace(parties, config=config)
-    rings = config.build_rings()
-    optimizer = build_optimizer(
-        config.aggregation.server_optimizer,
-        lambda inner: inner if rings is None else PerRing(inner, rings, min_cohort),
-    )
-    layout, state = initial_state(config, optimizer)
-    state = replace(state, row={**state.row, **exchange})
-    if is_new:
-        run_folder.save(config, state, [])
-    else:
-        state = run_folder.resume(config)
-    federation = Federation(parties, config.build_task(), layout, optimizer, rings)
-    state = run_rounds(federation, state, partial(run_folder.save, config))
-    run_folder.save_model(config, layout, state)
+    if config.search is not None:
+        parties = replace(parties, config=run_search(parties, run_folder, resume=resume))
+        resume = run_folder.has_checkpoint
+    federation, state = _train(parties, run_folder, resume)
+    if config.search is not None:
+        write_skip_costs(federation, state, run_folder)
     _finish(grid, state)
     return state
+
+
+def _train(parties: Parties, run_folder: RunFolder, resume: bool) -> tuple[Federation, ServerState]:
+    """Learn the tokenizer where there is none, run all rounds, and leave the trained model in the folder."""
+    config, observer = parties.config, parties.observer
+    config = run_folder.resolved(config) if resume else config
+    config = config.with_pretrained(config.pretrained, "model.folder")
+    # A run that ended before its tokenizer was learned begins anew.
+    is_new = not resume or not config.tokenizer.is_trained
+    config = with_public_tokenizer(config, observer)
+    if is_new:
+        run_folder.begin(config)
+    exchange: Row = {}
+    if not config.tokenizer.is_trained:
+        config, exchange = train_tokenizer(replace(parties, config=config))
+        run_folder.write_config(config)
+    federation, state = open_run(replace(parties, config=config), run_folder, is_new=is_new, exchange=exchange)
+    state = run_rounds(federation, state, partial(run_folder.save, config))
+    run_folder.save_model(config, federation.layout, state)
+    return federation, state
 
 
 def build_aggregator(

@@ -51,6 +51,11 @@ def save_checkpoint(folder: Path, state: ServerState, config_hash: str) -> Path:
     return path
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether the folder holds a checkpoint."""
+    return bool(_checkpoints(folder))
+
+
 def load_checkpoint(folder: Path, config_hash: str) -> ServerState:
     """Read the newest checkpoint.
 

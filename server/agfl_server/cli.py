@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from importlib.resources import files
 from pathlib import Path
@@ -144,6 +144,28 @@ class LogObserver(Observer):
 
     def tokenizer_trained(self, merges: int, max_merges: int) -> None:
         log.info("tokenizer: %d of %d merges, learned", merges, max_merges)
+
+    def search_started(self, candidates: Sequence[str], skipped: Mapping[str, str]) -> None:
+        log.info("search among %d candidates: %s", len(candidates), ", ".join(candidates))
+        for name, reason in skipped.items():
+            log.info("candidate %s takes no part: %s", name, reason)
+
+    def candidate_started(self, name: str, rounds: int) -> None:
+        log.info("candidate %s: to round %d", name, rounds)
+
+    def candidate_measured(self, name: str, rounds: int, loss: float | None) -> None:
+        log.info("candidate %s after round %d: eval/loss %s", name, rounds, "none" if loss is None else f"{loss:.4g}")
+
+    def candidate_left(self, name: str, fate: str) -> None:
+        log.info("candidate %s %s", name, fate)
+
+    def search_finished(self, chosen: str, candidate_rounds: int, exhaustive_rounds: int) -> None:
+        log.info(
+            "the search chose %s in %d rounds of candidates; all to the end are %d",
+            chosen,
+            candidate_rounds,
+            exhaustive_rounds,
+        )
 
     def round_started(self, round_number: int, num_rounds: int, cohort: int) -> None:
         name = f"round {round_number}/{num_rounds}" if round_number <= num_rounds else "last evaluation"

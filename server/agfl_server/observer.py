@@ -45,3 +45,18 @@ class Observer:
 
     def evaluated(self, row: Row) -> None:
         """The evaluation of an earlier round's model has arrived."""
+
+    def search_started(self, candidates: Sequence[str], skipped: Mapping[str, str]) -> None:
+        """A race of architectures begins, or goes on; skipped: name -> why this one does not take part."""
+
+    def candidate_started(self, name: str, rounds: int) -> None:
+        """It is a candidate's turn to train, to `rounds` rounds in all; rounds are told as those of any run."""
+
+    def candidate_measured(self, name: str, rounds: int, loss: float | None) -> None:
+        """A candidate reached a loss; None: it died."""
+
+    def candidate_left(self, name: str, fate: str) -> None:
+        """A candidate is out of the race."""
+
+    def search_finished(self, chosen: str, candidate_rounds: int, exhaustive_rounds: int) -> None:
+        """The race is over; the run trains the chosen architecture."""

@@ -13,14 +13,14 @@ from agfl_models.store import CONFIG_FILE, METRICS_FILE, save_model, write_atomi
 from agfl_models.tokenizer import BPETokenizerConfig
 from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_protocol.update import Layout
-from agfl_server.checkpoint import load_checkpoint, save_checkpoint
+from agfl_server.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from agfl_server.observer import Row
 from agfl_server.state import ServerState
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Layout: config.yaml, metrics.jsonl, checkpoints/, model/."""
+    """Layout: config.yaml, metrics.jsonl, checkpoints/, model/, and search/ where the run began with one."""
 
     path: Path
 
@@ -34,18 +34,32 @@ class RunFolder:
         """One JSON object a round, from `round: 0`, the untrained model."""
         return self.path / METRICS_FILE
 
+    @property
+    def search(self) -> Path:
+        """Where the candidates of a search have their folders."""
+        return self.path / "search"
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a state from which a run can go on."""
+        return has_checkpoint(self.checkpoints)
+
     def refuse_existing_run(self) -> None:
-        """Raise ConfigError if the folder holds a run already: nothing is overwritten."""
+        """Raise ConfigError if the folder holds a run already, or its search: nothing is overwritten."""
+        self._refuse_rounds(self.search.exists())
+
+    def _refuse_rounds(self, has_search: bool) -> None:
         has_rows = self.metrics.exists() and self.metrics.stat().st_size > 0
-        if has_rows or (self.checkpoints.exists() and any(self.checkpoints.iterdir())):
+        has_state = self.checkpoints.exists() and any(self.checkpoints.iterdir())
+        if has_rows or has_state or has_search:
             raise ConfigError(
                 f"{self.path}: must be a folder without a run; continue the run in it with --resume, "
                 f"or name another folder"
             )
 
     def begin(self, config: RunConfig) -> None:
-        """Start a new run; raises ConfigError if the folder holds one or cannot be written."""
-        self.refuse_existing_run()
+        """Start a new run, if need be after its search; raises ConfigError if there is one or it cannot be written."""
+        self._refuse_rounds(has_search=False)
         self.write_config(config)
         self.metrics.touch()
 

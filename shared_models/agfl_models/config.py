@@ -15,7 +15,15 @@ from agfl_models.errors import ConfigError
 from agfl_models.heads import Family, HeadConfig, LanguageModelHeadConfig
 from agfl_models.layers import LayerConfig
 from agfl_models.layers.connection import Norm, Residual, norm_parameters
-from agfl_models.stack_config import EncoderConfig, LayerItem, Part, StackConfig, settings_of, written_out
+from agfl_models.stack_config import (
+    EncoderConfig,
+    LayerItem,
+    Part,
+    StackConfig,
+    choices_of,
+    settings_of,
+    written_out,
+)
 from agfl_models.validation import Config
 
 
@@ -34,6 +42,7 @@ class ModelConfig(Config):
         head: by default a tied language-model head if `vocab_size` is given; an encoder has none by default.
         encoder: the encoder of an encoder-decoder.
         layers: layers and `{repeat: n, layers: [...]}` groups, which may be nested; the decoder's, if there are two.
+            For a search also `{type: choice, name: NAME, of: [[...], [...]]}`: alternatives, the first one the default.
     """
 
     family: Family = "decoder"
@@ -60,12 +69,30 @@ class ModelConfig(Config):
     def _refuse_what_cannot_be_built(self) -> Self:
         try:
             self.resolve()
+            self.choices  # noqa: B018
         except ConfigError as error:
             raise ValueError(str(error)) from None  # pydantic adds where in the file it stands
         return self
 
+    @property
+    def choices(self) -> dict[str, int]:
+        """How many alternatives each choice has, by name.
+
+        Raises:
+            ConfigError: two of one name have unequal numbers.
+        """
+        found: dict[str, int] = {}
+        stacks = (() if self.encoder is None else self.encoder.layers, self.layers)
+        for choice in (choice for layers in stacks for choice in choices_of(layers)):
+            count = found.setdefault(choice.name, len(choice.of))
+            if count != len(choice.of):
+                raise ConfigError(
+                    f"choice {choice.name}: must have {count} alternatives everywhere, got {len(choice.of)}"
+                )
+        return found
+
     def resolve(self) -> ResolvedModelConfig:
-        """Return the configuration with repeats written out and every default filled in.
+        """Return the configuration with repeats written out and every default filled in, of choices the first.
 
         Raises:
             ConfigError: a width is missing or breaks a rule; the layer is named as counted in `model.layers`.

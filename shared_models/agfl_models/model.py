@@ -43,7 +43,7 @@ class AutoGenModel(Stack, SequenceModel):
             they come from the global generator.
 
     Raises:
-        ConfigError: the mapping breaks a rule of `ModelConfig`.
+        ConfigError: the mapping breaks a rule of `ModelConfig`, or the layers hold a choice.
 
     Warns:
         UserWarning: layers of unequal width are joined by a linear bridge.
@@ -53,6 +53,8 @@ class AutoGenModel(Stack, SequenceModel):
         super().__init__()
         if not isinstance(config, ModelConfig):
             config = validate(ModelConfig, dict(config), "model")
+        if config.choices:
+            raise ConfigError(f"layers: a model has no choices left, got {', '.join(config.choices)}")
         self.config = config.resolve()
         for bridge in self.config.bridges():
             warnings.warn(bridge, stacklevel=2)

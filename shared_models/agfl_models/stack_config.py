@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Self
 
@@ -37,7 +37,18 @@ class RepeatConfig(Config):
     layers: tuple[LayerItem, ...] = Field(min_length=1)
 
 
-LayerItem = Annotated[Annotated[LayerConfig | RepeatConfig, Field(discriminator="type")], BeforeValidator(_tag_repeat)]
+class ChoiceConfig(Config):
+    """Alternatives for one place, of which a search settles one; choices of one name switch together."""
+
+    type: Literal["choice"]
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    of: tuple[Annotated[tuple[LayerItem, ...], Field(min_length=1)], ...] = Field(min_length=2)
+
+
+LayerItem = Annotated[
+    Annotated[LayerConfig | RepeatConfig | ChoiceConfig, Field(discriminator="type")], BeforeValidator(_tag_repeat)
+]
+AnyItem = LayerConfig | RepeatConfig | ChoiceConfig
 
 
 class EncoderConfig(Config):
@@ -86,7 +97,7 @@ class StackConfig:
     norm: Norm
     layers: tuple[LayerConfig, ...] = ()
 
-    def with_layers(self, items: Iterable[LayerConfig | RepeatConfig]) -> Self:
+    def with_layers(self, items: Iterable[AnyItem]) -> Self:
         """Return the stack with `items`, repeats written out and every default filled in; raises ConfigError."""
         layers: list[LayerConfig] = []
         width = self.dim
@@ -169,11 +180,23 @@ def settings_of(config: Config, keys: set[str] | None = None) -> str:
     return " ".join(kind + [f"{key}={value}" for key, value in stated.items()])
 
 
-def written_out(items: Iterable[LayerConfig | RepeatConfig]) -> Iterator[LayerConfig]:
-    """Yield the layers with repeat groups written out."""
+def written_out(items: Iterable[AnyItem], picks: Mapping[str, int] | None = None) -> Iterator[LayerConfig]:
+    """Yield the layers, repeat groups written out, and of each choice the alternative in `picks`, or the first."""
     for item in items:
         if isinstance(item, RepeatConfig):
             for _ in range(item.repeat):
-                yield from written_out(item.layers)
+                yield from written_out(item.layers, picks)
+        elif isinstance(item, ChoiceConfig):
+            yield from written_out(item.of[(picks or {}).get(item.name, 0)], picks)
         else:
             yield item
+
+
+def choices_of(items: Iterable[AnyItem]) -> Iterator[ChoiceConfig]:
+    """Yield all choices, those within others too."""
+    for item in items:
+        if isinstance(item, ChoiceConfig):
+            yield item
+        groups = item.of if isinstance(item, ChoiceConfig) else (item.layers,) if isinstance(item, RepeatConfig) else ()
+        for group in groups:
+            yield from choices_of(group)

@@ -77,9 +77,10 @@ class _Dumper(yaml.SafeDumper):
         return super().represent_sequence(tag, sequence, all(isinstance(item, list) for item in sequence) or flow_style)
 
 
-def dump_yaml(content: dict[str, Any]) -> str:
-    """Return a mapping as `read_yaml` reads it."""
-    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=120)
+def dump_yaml(content: dict[str, Any], *, is_compact: bool = False) -> str:
+    """Return a mapping as `read_yaml` reads it; compact, what holds no mapping stands on one line."""
+    flow = None if is_compact else False
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=120, default_flow_style=flow)
 
 
 def validate(schema: type[ConfigT], data: object, source: str) -> ConfigT:

@@ -30,10 +30,11 @@ from agfl_protocol.optimizer_config import (
     ServerOptimizerConfig,
     SGDConfig,
 )
+from agfl_protocol.search_config import SearchConfig
 
 PROTOCOL_VERSION = 1
-# Keys that neither a server nor a client looks at, and paths of one machine.
-_LOCAL: dict[str, Any] = {"data": True, "baselines": True, "model": {"folder"}, "tokenizer": {"text"}}
+# Keys on which no round depends, and paths of one machine.
+_LOCAL: dict[str, Any] = {"data": True, "baselines": True, "search": True, "model": {"folder"}, "tokenizer": {"text"}}
 
 
 class TrainingConfig(Config):
@@ -134,6 +135,7 @@ class RunConfig(Config):
 
     baselines: a simulation also trains each owner's own model, and one with all text in one place, to compare the
     global model with. A deployment ignores it, as it ignores `data`: nobody has all text there.
+    search: architectures race before the run, which then trains the one that won.
     """
 
     seed: NonNegativeInt = 0
@@ -147,6 +149,16 @@ class RunConfig(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     data: DataConfig = DataConfig()
     baselines: bool = False
+    search: SearchConfig | None = None
+
+    @model_validator(mode="after")
+    def _search_fits_model(self) -> RunConfig:
+        if isinstance(self.model, HuggingFaceConfig):
+            if self.search is not None:
+                raise ValueError(f"search: needs a model made of layers, got family {self.model.family}")
+        elif self.search is None and self.model.choices:
+            raise ValueError(f"search: required where model.layers hold a choice, got {', '.join(self.model.choices)}")
+        return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> RunConfig:
@@ -238,7 +250,7 @@ class RunConfig(Config):
 
     @property
     def hash(self) -> str:
-        """SHA-256 of what defines the run; `num_rounds`, `evaluation`, `data` and `baselines` may change."""
+        """SHA-256 of what defines the run; `num_rounds`, `evaluation`, `data`, `baselines` and `search` may change."""
         defining = self.model_dump(mode="json", exclude={"num_rounds": True, "evaluation": True, **_LOCAL})
         text = json.dumps({"protocol": PROTOCOL_VERSION, **defining}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -25,7 +25,7 @@ svg polyline.curve0, svg polyline.curve1 { fill: none; }
 
 
 class Point(NamedTuple):
-    """One value of a curve, at the end of a round."""
+    """One value of a curve, at the end of a round, or at another whole number that the chart counts by."""
 
     round: int
     value: float
@@ -33,10 +33,11 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Curve:
-    """A named line; rounds without a value are left out."""
+    """A named line, or dots that no line joins; rounds without a value are left out."""
 
     name: str
     points: list[Point]
+    is_joined: bool = True
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Chart:
     from_zero: bool = False
     limit: float | None = None
     smallest_step: float = 0.0
+    x_label: str = "round"
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,11 @@ def line_chart(chart: Chart) -> str:
     ]
     if curves:
         x, y = _axes(chart, curves)
-        parts += [*_grid(x, y), *_legend(chart)]
+        parts += [*_grid(x, y, chart.x_label), *_legend(chart)]
         parts += _limit(chart.limit, chart.unit, y) if chart.limit is not None else []
-        parts += [_curve(curve, f"curve{i}", x, y) for i, curve in enumerate(chart.curves) if curve.points]
+        parts += [
+            _curve(curve, f"curve{i}", x, y, chart.x_label) for i, curve in enumerate(chart.curves) if curve.points
+        ]
     else:
         parts.append('<text x="8" y="46">not recorded</text>')
     return "\n".join([*parts, "</svg>"])
@@ -111,8 +115,8 @@ def _in_words(chart: Chart) -> str:
             continue
         first, last = curve.points[0], curve.points[-1]
         sentences.append(
-            f"{curve.name}: {number_text(first.value)} {chart.unit} at round {first.round}, "
-            f"{number_text(last.value)} {chart.unit} at round {last.round}."
+            f"{curve.name}: {number_text(first.value)} {chart.unit} at {chart.x_label} {first.round}, "
+            f"{number_text(last.value)} {chart.unit} at {chart.x_label} {last.round}."
         )
     return " ".join(sentences)
 
@@ -127,7 +131,7 @@ def _axes(chart: Chart, curves: list[Curve]) -> tuple[Axis, Axis]:
     return x, y
 
 
-def _grid(x: Axis, y: Axis) -> list[str]:
+def _grid(x: Axis, y: Axis, x_label: str) -> list[str]:
     parts = []
     for tick in y.ticks:
         height = y.place(tick)
@@ -136,7 +140,7 @@ def _grid(x: Axis, y: Axis) -> list[str]:
     for tick in x.ticks:
         left = x.place(tick)
         parts.append(f'<text x="{left:.1f}" y="{BOTTOM + 18}" text-anchor="middle">{tick_text(tick, x)}</text>')
-    parts.append(f'<text x="{(LEFT + RIGHT) / 2}" y="{BOTTOM + 36}" text-anchor="middle">round</text>')
+    parts.append(f'<text x="{(LEFT + RIGHT) / 2}" y="{BOTTOM + 36}" text-anchor="middle">{escape(x_label)}</text>')
     return parts
 
 
@@ -165,13 +169,14 @@ def _limit(limit: float, unit: str, y: Axis) -> list[str]:
     ]
 
 
-def _curve(curve: Curve, css_class: str, x: Axis, y: Axis) -> str:
+def _curve(curve: Curve, css_class: str, x: Axis, y: Axis, x_label: str) -> str:
     radius = 3 if len(curve.points) <= 60 else 1.5
     places = [(f"{x.place(point.round):.1f}", f"{y.place(point.value):.1f}") for point in curve.points]
     dots = [
         f'<circle class="{css_class}" cx="{left}" cy="{top}" r="{radius}"><title>'
-        f"{escape(curve.name)}, round {point.round}: {number_text(point.value)}</title></circle>"
+        f"{escape(curve.name)}, {escape(x_label)} {point.round}: {number_text(point.value)}</title></circle>"
         for point, (left, top) in zip(curve.points, places, strict=True)
     ]
     line = f'<polyline class="{css_class}" points="{" ".join(",".join(place) for place in places)}"/>'
+    line = line if curve.is_joined else ""
     return "\n".join([f'<g data-curve="{escape(curve.name)}">', line, *dots, "</g>"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -65,6 +65,29 @@ class ProgressObserver(Observer):
         """Say in which widths the owners train."""
         widths = ", ".join(f"{width:g}" for width in width_by_tier)
         self._say(f"owners now train the model in widths, by tier: {widths}")
+
+    def search_started(self, candidates: Sequence[str], skipped: Mapping[str, str]) -> None:
+        """Name who races, and who does not."""
+        self._say(f"[bold]search among {len(candidates)} candidates[/]: {escape(', '.join(candidates))}")
+        for name, reason in skipped.items():
+            self._say(f"{escape(name)} takes no part: {escape(reason)}")
+
+    def candidate_started(self, name: str, rounds: int) -> None:
+        """Say whose rounds follow."""
+        self._say(f"candidate {escape(name)}, to round {rounds}")
+
+    def candidate_measured(self, name: str, rounds: int, loss: float | None) -> None:
+        """Give the loss that ranks it."""
+        self._say(f"[bold]candidate {escape(name)} after round {rounds}: eval loss {_number(loss, 4)}[/]")
+
+    def candidate_left(self, name: str, fate: str) -> None:
+        """Say who went, and why."""
+        self._say(f"[yellow]candidate {escape(name)} {escape(fate)}[/]")
+
+    def search_finished(self, chosen: str, candidate_rounds: int, exhaustive_rounds: int) -> None:
+        """Name the winner, and what the race took."""
+        took = f"{candidate_rounds} rounds of candidates, {exhaustive_rounds} for all to the end"
+        self._say(f"[bold]the search chose {escape(chosen)}[/] ({took})")
 
     def round_started(self, round_number: int, num_rounds: int, cohort: int) -> None:
         """Start the bar over the cohort anew."""

@@ -10,9 +10,11 @@ from pathlib import Path
 from agfl_models.errors import DataError
 from agfl_models.tasks import distribution
 from agfl_models.tasks.task import MainMetric
+from agfl_server.run_folder import RunFolder
 from agfl_sim.charts import CHART_CSS, Chart, Curve, Point, line_chart, number_text
 from agfl_sim.comparison import Comparison
 from agfl_sim.join_section import JOIN_CSS, join_section
+from agfl_sim.search_section import search_section
 
 Row = dict[str, float | None]
 
@@ -55,18 +57,19 @@ pre { margin: 0; padding: .9rem; font: .85rem/1.5 ui-monospace, monospace; }
 
 
 def write_report(run_folder: Path, main_metric: MainMetric, comparison: Comparison | None = None) -> Path:
-    """Read `metrics.jsonl` and `config.yaml` of a run and write `report.html` beside them.
+    """Read `metrics.jsonl` and `config.yaml` of a run, and what its search left, and write `report.html` beside them.
 
     main_metric: of the run's task. comparison: with the baselines, where the run has any.
 
     Raises:
-        DataError: one of the two files is missing, unreadable or malformed.
+        DataError: one of the two files is missing, or a file is unreadable or malformed.
     """
     rows = _read_rows(run_folder / "metrics.jsonl")
     configuration = _read_text(run_folder / "config.yaml")
     report = run_folder / "report.html"
     join = "" if comparison is None else join_section(comparison)
-    report.write_text(_page(run_folder.resolve().name, rows, configuration, main_metric, join), encoding="utf-8")
+    sections = join + search_section(RunFolder(run_folder).search)
+    report.write_text(_page(run_folder.resolve().name, rows, configuration, main_metric, sections), encoding="utf-8")
     return report
 
 
@@ -173,7 +176,7 @@ def _cell(key: str, value: float | None) -> str:
     return f'<th scope="row">{text}</th>' if key == "round" else f"<td>{text}</td>"
 
 
-def _page(name: str, rows: list[Row], configuration: str, main_metric: MainMetric, join: str) -> str:
+def _page(name: str, rows: list[Row], configuration: str, main_metric: MainMetric, sections: str) -> str:
     title = escape(name)
     numbers = "\n".join(
         f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in _headlines(rows, main_metric)
@@ -194,7 +197,7 @@ def _page(name: str, rows: list[Row], configuration: str, main_metric: MainMetri
 <dl>
 {numbers}
 </dl>
-{join}
+{sections}
 <h2 id="curves">Curves</h2>
 <section class="charts" aria-labelledby="curves">
 {figures}

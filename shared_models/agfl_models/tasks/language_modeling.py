@@ -48,6 +48,11 @@ class LanguageModelingConfig(SplitConfig):
         """Most predictions of one example."""
         return self.sequence_length
 
+    @property
+    def context_length(self) -> int:
+        """Most tokens that attention looks at."""
+        return self.sequence_length
+
     def check_model(self, model: AnyModelConfig) -> None:
         """Raise ValueError unless `model` predicts the next token."""
         check_kind(model, self.type, "decoder", "language_model")

@@ -41,6 +41,11 @@ class SequenceToSequenceConfig(SplitConfig):
         """Most predictions of one example."""
         return self.target_length
 
+    @property
+    def context_length(self) -> int:
+        """Most tokens that attention looks at."""
+        return max(self.source_length, self.target_length)
+
     def check_model(self, model: AnyModelConfig) -> None:
         """Raise ValueError unless `model` reads one text and writes another."""
         check_kind(model, self.type, "encoder_decoder", "language_model")

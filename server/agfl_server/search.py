@@ -1,0 +1,180 @@
+"""Architecture search before a run: each candidate of the slate is an ordinary run, trained a few rounds at a time.
+
+OUTPUT/search/NAME is the folder of such a run; its measured.json holds what it reached at the end of each rung, so that
+an interrupted race, which is run again from its start, trains nothing twice. OUTPUT/search/search.json tells of the
+race, and chosen.yaml is the run that it ended with, as a person would write it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from agfl_models.errors import CheckpointError, ConfigError, RoundError
+from agfl_models.store import CONFIG_FILE, write_atomically
+from agfl_models.tokenizer import BPETokenizerConfig
+from agfl_models.validation import dump_yaml
+from agfl_protocol.run_config import RunConfig
+from agfl_server.attempts import Parties
+from agfl_server.observer import Row
+from agfl_server.opened_run import open_run
+from agfl_server.race import Measured, Race, run_race
+from agfl_server.rounds import run_rounds
+from agfl_server.run_folder import RunFolder
+from agfl_server.slate import Candidate, make_slate
+from agfl_server.state import ServerState
+from agfl_server.tokenizer_training import train_tokenizer, with_public_tokenizer
+
+CHOSEN_FILE, RACE_FILE, _MEASURED_FILE = "chosen.yaml", "search.json", "measured.json"
+# How a node says that its numbers are not finite: `UpdateCodec.encode` of an update, `Header.encode` of a loss.
+_DIVERGED = ("delta: must be finite", "got nan", "got inf")
+
+
+def run_search(parties: Parties, folder: RunFolder, *, resume: bool) -> RunConfig:
+    """Race the slate of `parties.config` and return the run that trains the chosen architecture, tokenizer and all.
+
+    Raises:
+        AgflError: one line for a person; what was measured stays, and the race can be resumed.
+    """
+    search, observer = parties.config.search, parties.observer
+    assert search is not None
+    slate = make_slate(parties.config)
+    if not resume:
+        folder.refuse_existing_run()
+    elif not folder.search.exists():
+        raise CheckpointError(f"--resume: {folder.search}: must hold a search, found none")
+    learned = _with_tokenizer(replace(parties, config=slate.candidates[0].config), RunFolder(folder.search), resume)
+    observer.search_started([candidate.name for candidate in slate.candidates], slate.skipped)
+
+    def measure(candidate: Candidate, rounds: int) -> Measured:
+        config = _with_merges_of(learned, candidate.config)
+        return _measure(replace(parties, config=config), RunFolder(folder.search / candidate.name), rounds)
+
+    told: set[str] = set()
+
+    def follow(race: Race) -> None:
+        for runner in race.runners:
+            if runner.fate and runner.name not in told:
+                told.add(runner.name)
+                observer.candidate_left(runner.name, runner.fate)
+        _write(folder.search / RACE_FILE, json.dumps(_told(race), indent=1))
+
+    race = run_race(search, slate, measure, follow)
+    chosen = race.alive[0].candidate
+    observer.search_finished(chosen.name, race.candidate_rounds, race.exhaustive_rounds)
+    _write(folder.search / CHOSEN_FILE, _as_written(chosen, race))
+    return _with_merges_of(learned, chosen.config)
+
+
+def _with_tokenizer(parties: Parties, home: RunFolder, resume: bool) -> RunConfig:
+    """Return the run with its tokenizer, learned once for all candidates and kept in the search's own config.yaml."""
+    is_begun = resume and (home.path / CONFIG_FILE).exists()
+    config = home.resolved(parties.config) if is_begun else parties.config
+    config = with_public_tokenizer(config, parties.observer)
+    home.write_config(config)
+    if not config.tokenizer.is_trained:
+        config, _ = train_tokenizer(replace(parties, config=config, next_attempt=home.next_attempt))
+        home.write_config(config)
+    return config
+
+
+def _with_merges_of(learned: RunConfig, config: RunConfig) -> RunConfig:
+    merges = learned.tokenizer.merges if isinstance(learned.tokenizer, BPETokenizerConfig) else None
+    return config if merges is None else config.with_merges(merges)
+
+
+def _measure(parties: Parties, folder: RunFolder, rounds: int) -> Measured:
+    """Train a candidate to `rounds` rounds in all, from where it is, and evaluate it; nothing is measured twice."""
+    config = parties.config.model_copy(update={"num_rounds": rounds})
+    known = _read_measured(folder, config)
+    found = next((measured for measured in known if measured.rounds == rounds), None)
+    if found is not None:
+        return found
+    parties.observer.candidate_started(folder.path.name, rounds)
+    parties = replace(parties, config=config, next_attempt=folder.next_attempt)
+    try:
+        loss = _trained_loss(parties, folder, rounds)
+        measured = Measured(rounds, loss) if math.isfinite(loss) else Measured(rounds, None, f"its loss is {loss}")
+    except RoundError as error:
+        if not any(sign in str(error) for sign in _DIVERGED):
+            raise
+        measured = Measured(rounds, None, "its training diverged: updates or losses are not finite")
+    content = {"config_hash": config.hash, "measured": [asdict(one) for one in (*known, measured)]}
+    _write(folder.path / _MEASURED_FILE, json.dumps(content))
+    parties.observer.candidate_measured(folder.path.name, rounds, measured.loss)
+    return measured
+
+
+def _trained_loss(parties: Parties, folder: RunFolder, rounds: int) -> float:
+    config, rows = parties.config, list[Row]()
+    is_new = not folder.has_checkpoint
+    if is_new:
+        folder.begin(config)
+    federation, state = open_run(parties, folder, is_new=is_new)
+    if state.round > rounds:
+        rule = f"must be at most at round {rounds}, the end of a rung of this search"
+        raise CheckpointError(f"--resume: {folder.path}: {rule}, got {state.round} (were search.rungs changed?)")
+
+    def save(state: ServerState, complete: list[Row]) -> None:
+        folder.save(config, state, complete)
+        rows.extend(complete)
+
+    run_rounds(federation, state, save)
+    loss = rows[-1].get("eval/loss")
+    if loss is None:
+        raise ConfigError("search: needs validation text to compare candidates on, no owner holds any out")
+    return float(loss)
+
+
+def _read_measured(folder: RunFolder, config: RunConfig) -> tuple[Measured, ...]:
+    path = folder.path / _MEASURED_FILE
+    if not path.exists():
+        return ()
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        found_hash, measured = content["config_hash"], tuple(Measured(**one) for one in content["measured"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"search: {path}: is damaged: {error}") from None
+    if found_hash != config.hash:
+        raise CheckpointError(
+            f"--resume: {folder.path}: belongs to a run with configuration hash {found_hash[:12]}, "
+            f"this candidate has {config.hash[:12]}"
+        )
+    return measured
+
+
+def _told(race: Race) -> dict[str, Any]:
+    """Return the race so far, as the report reads it."""
+    return {
+        "rungs": race.config.rungs,
+        "candidate_rounds": race.candidate_rounds,
+        "exhaustive_rounds": race.exhaustive_rounds,
+        "reference_flops": race.slate.reference_flops,
+        "skipped": dict(race.slate.skipped),
+        "candidates": [
+            {
+                "name": runner.name,
+                "num_parameters": runner.candidate.num_parameters,
+                "flops_per_token": runner.candidate.flops_per_token,
+                "losses": [measured.loss for measured in runner.measured],
+                "fate": runner.fate,
+            }
+            for runner in race.runners
+        ],
+    }
+
+
+def _as_written(chosen: Candidate, race: Race) -> str:
+    """Return a run configuration that says what the user's file said, but for the layers that were chosen."""
+    head = f"# A search among {len(race.runners)} candidates chose {chosen.name}.\n"
+    return head + dump_yaml(chosen.config.model_dump(mode="json", exclude_unset=True), is_compact=True)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise CheckpointError(f"search: {path}: cannot be written: {error.strerror}") from None

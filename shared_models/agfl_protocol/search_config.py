@@ -1,0 +1,26 @@
+"""How a run looks for its architecture before it trains: candidates race, and the better ones go on."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from agfl_models.validation import Config
+
+
+class SearchConfig(Config):
+    """Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943, Figure 1) over whole architectures.
+
+    slate: names of the candidates; "auto" takes the model as it is configured, every variant of it that has other
+    mixers, and what the model's own choices make. rungs: rounds that each rung adds to the training of every candidate
+    that is left. keep: the share of candidates that goes on to the next rung, at least one.
+    cost_weight: what a doubling of the FLOPs a token counts beside the loss, in its unit. tie: candidates whose score
+    is within this share of the best one's rank by their FLOPs, the cheapest first.
+    """
+
+    slate: Literal["auto"] | Annotated[tuple[str, ...], Field(min_length=2)] = "auto"
+    rungs: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (4, 4, 8)
+    keep: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    cost_weight: NonNegativeFloat = 0.0
+    tie: NonNegativeFloat = 0.01
