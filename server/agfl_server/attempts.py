@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -37,9 +37,12 @@ class Parties:
 
 
 def sum_in_attempts(
-    parties: Parties, run_id: str, number: int, broadcast: Callable[[int, int], tuple[wire.SumRequest, CodecT]]
+    parties: Parties,
+    run_id: str,
+    number: int,
+    broadcast: Callable[[Collection[str], int], tuple[wire.SumRequest, CodecT]],
 ) -> tuple[CodecT, CohortSum]:
-    """Return the sum of round `number`; `broadcast` makes the request and its codec, given cohort size and attempt.
+    """Return the sum of round `number`; `broadcast` makes the request and its codec, given cohort and attempt.
 
     Raises:
         RoundError: after `max_attempts` attempts, or where a member broke the protocol, with the reasons of the last.
@@ -52,7 +55,7 @@ def sum_in_attempts(
         nodes = parties.nodes.wait_for(parties.min_cohort, excluded, parties.members)
         cohort = sample_cohort(nodes, aggregation.cohort_size, parties.config.seed, number)
         attempt = parties.next_attempt(run_id, number)
-        request, codec = broadcast(len(cohort), attempt)
+        request, codec = broadcast(cohort, attempt)
         try:
             return codec, parties.aggregator.sum(parties.grid, cohort, request, codec, aggregation.round_timeout_s)
         except AttemptFailed as error:

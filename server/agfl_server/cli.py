@@ -160,6 +160,9 @@ class LogObserver(Observer):
     def optimizer_chosen(self, method: str) -> None:
         log.info("the server now steps by %s", method)
 
+    def states_lost(self, owners: int) -> None:
+        log.warning("%d owners have lost their state: all begin anew with none", owners)
+
     def evaluated(self, row: Row) -> None:
         numbers = _numbers(row, "eval/loss", self._main_metric) or "no owner has anything to evaluate on"
         log.info("model after round %s: %s", row["round"], numbers)

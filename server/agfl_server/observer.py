@@ -40,5 +40,8 @@ class Observer:
     def optimizer_chosen(self, method: str) -> None:
         """From the next round on the server steps by another method of its portfolio."""
 
+    def states_lost(self, owners: int) -> None:
+        """So many owners no longer have the state that their method keeps; all owners begin anew with none."""
+
     def evaluated(self, row: Row) -> None:
         """The evaluation of an earlier round's model has arrived."""

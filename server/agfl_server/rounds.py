@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from agfl_models.tasks.task import AnyTask
-from agfl_protocol import wire
+from agfl_protocol import drift, wire
 from agfl_protocol.transforms import clipping, quantization
 from agfl_protocol.transforms.codec import UpdateCodec
-from agfl_protocol.update import Layout, Total
+from agfl_protocol.update import Layout, Total, Vector
 from agfl_server.aggregator import CohortSum
 from agfl_server.attempts import Parties, sum_in_attempts
 from agfl_server.observer import Row
@@ -61,7 +61,8 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
     codec, cohort_sum = sum_of_cohort(federation, state, train=True, evaluate=evaluate)
     total = codec.decode_sum(cohort_sum.lanes)
     scales = quantization.learn_scales(state.scales, federation.layout, total)
-    mean = codec.decode_mean(total)
+    counted = _counted(federation, state, cohort_sum, total)
+    mean = replace(codec.decode_mean(total), owners=len(federation.parties.nodes.names | counted.keys()))
     model, optimizer_state = federation.optimizer.step(state.model, mean, state.optimizer)
     row = {
         **empty_row(task),
@@ -75,8 +76,9 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
     chosen = federation.optimizer.chosen(optimizer_state)
     if chosen is not None and chosen != federation.optimizer.chosen(state.optimizer):
         federation.parties.observer.optimizer_chosen(chosen)
-    number = state.round + 1
-    return replace(state, round=number, model=model, optimizer=optimizer_state, scales=scales, row=row), complete
+    after = replace(state, round=state.round + 1, model=model, optimizer=optimizer_state, scales=scales, row=row)
+    is_aligned = federation.parties.config.aggregation.weighting == "alignment"
+    return replace(after, counted=counted, previous=state.model if is_aligned else state.previous), complete
 
 
 def evaluate_round(federation: Federation, state: ServerState) -> Row:
@@ -95,20 +97,53 @@ def sum_of_cohort(
     """
     config, number = federation.parties.config, state.round + 1
     models = federation.optimizer.broadcast(state.model, state.optimizer) if train else state.model
+    control = _control(federation, state) if train else state.model[:0]
 
-    def broadcast(cohort_size: int, attempt: int) -> tuple[wire.RoundRequest, UpdateCodec]:
-        layout, plan = federation.layout, quantization.plan_round(state.scales, federation.layout, cohort_size)
+    def broadcast(cohort: Collection[str], attempt: int) -> tuple[wire.RoundRequest, UpdateCodec]:
+        layout, plan = federation.layout, quantization.plan_round(state.scales, federation.layout, len(cohort))
         num_models = models.size // layout.size
         codec = UpdateCodec.for_round(
             config, federation.task, layout, plan, train=train, evaluate=evaluate, num_models=num_models
         )
+        counted = {name: state.counted[name] for name in cohort if train and name in state.counted}
         request = wire.RoundRequest(
-            state.run_id, number, attempt, config.to_json(), config.hash, evaluate, train, models, plan
+            state.run_id,
+            number,
+            attempt,
+            config.to_json(),
+            config.hash,
+            evaluate,
+            train,
+            models,
+            plan,
+            control,
+            counted,
         )
-        federation.parties.observer.round_started(number, config.num_rounds, cohort_size)
+        federation.parties.observer.round_started(number, config.num_rounds, len(cohort))
         return request, codec
 
     return sum_in_attempts(federation.parties, state.run_id, number, broadcast)
+
+
+def _control(federation: Federation, state: ServerState) -> Vector:
+    """Return what is broadcast beside the model: what the optimizer has clients know, or the model before this one."""
+    if federation.parties.config.aggregation.weighting == "alignment":
+        return state.previous
+    control: Vector = federation.optimizer.control(state.optimizer)
+    return control
+
+
+def _counted(
+    federation: Federation, state: ServerState, cohort_sum: CohortSum, total: Total
+) -> Mapping[str, wire.Counted]:
+    """Return when each owner was counted last, where owners keep state; nobody was, once one has lost its own."""
+    if drift.drift_of(federation.parties.config) is None:
+        return {}
+    lost = round(total.metrics[drift.LOST])
+    if lost:
+        federation.parties.observer.states_lost(lost)
+        return {}
+    return {**state.counted, **dict.fromkeys(cohort_sum.survivors, (state.round + 1, cohort_sum.attempt))}
 
 
 def _round_metrics(mean: Total, cohort_sum: CohortSum) -> dict[str, int | float | None]:

@@ -60,6 +60,10 @@ class ProgressObserver(Observer):
         """Name the method."""
         self._say(f"the server now steps by {escape(method)}")
 
+    def states_lost(self, owners: int) -> None:
+        """Say how many."""
+        self._say(f"[yellow]{owners} owners have lost their state: all begin anew with none[/]")
+
     def round_started(self, round_number: int, num_rounds: int, cohort: int) -> None:
         """Start the bar over the cohort anew."""
         self._num_rounds = num_rounds

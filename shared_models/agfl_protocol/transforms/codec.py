@@ -9,11 +9,12 @@ import numpy as np
 
 from agfl_models.errors import WireError
 from agfl_models.tasks.task import AnyTask
-from agfl_protocol import candidates
+from agfl_protocol import candidates, drift
 from agfl_protocol.header import Header
 from agfl_protocol.optimizer_config import FedExPConfig
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.transforms import clipping, fair_weighting, normalization, quantization, square_norm
+from agfl_protocol.transforms.alignment import AlignmentWeighting
 from agfl_protocol.transforms.clipping import Clipping
 from agfl_protocol.transforms.fair_weighting import FairWeighting
 from agfl_protocol.transforms.normalization import NormalizedAveraging
@@ -61,11 +62,16 @@ class UpdateCodec:
         if config.aggregation.weighting == "loss":
             transforms, names = [*transforms, FairWeighting.of(config)], [*names, fair_weighting.CURVATURE]
         else:
-            transforms.append(Weighting(config.max_weight, config.aggregation.weighting == "uniform"))
+            weighting = Weighting(config.max_weight, config.aggregation.weighting == "uniform")
+            is_aligned = config.aggregation.weighting == "alignment"
+            kappa = config.aggregation.alignment_kappa
+            transforms.append(AlignmentWeighting(weighting, kappa) if is_aligned else weighting)
         if config.aggregation.averaging == "normalized":
             transforms, names = [*transforms, NormalizedAveraging()], [*names, normalization.STEPS]
         if isinstance(config.aggregation.server_optimizer, FedExPConfig):
             transforms, names = [*transforms, SquareNorm()], [*names, square_norm.SQUARE_NORM]
+        if drift.drift_of(config) is not None:
+            names.append(drift.LOST)
         header = Header((*names, *quantization.metric_names(layout)), plan.max_cohort)
         return UpdateCodec(tuple(transforms), Quantization(plan, layout, header))
 

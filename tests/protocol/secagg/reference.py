@@ -102,6 +102,7 @@ NUM_LANES = 5
 RUN_ID, ROUND, ATTEMPT, VERSION, MAX_COHORT, FIELDS = "run-7", 3, 1, 1, 10, 2
 CONFIG_JSON, CONFIG_HASH = '{"num_rounds": 3}', "c0" * 32
 MODEL, SCALES = [0.5, -1.25, 3.0], [0.125, 2.0]
+CONTROL, COUNTED = [0.25, 0.0, -8.0], "alice 2 0\ncarol 1 3"
 MERGES, NUM_NEW = [97, 98, 259, 32], 1  # "ab", then "ab "
 U2 = NAMES
 U3 = ["alice", "bob", "dave"]  # carol's vector never came
@@ -116,7 +117,8 @@ def transcript() -> dict[str, Any]:
     roster = sha("roster", *(part for n in NAMES for part in (n, public[n])))
     model = hashlib.sha256(struct.pack("<3f", *MODEL)).digest()
     scales = hashlib.sha256(struct.pack("<2d", *SCALES)).digest()
-    broadcast = sha("broadcast", CONFIG_JSON, 1, 0, FIELDS, MAX_COHORT, scales, model)
+    control = hashlib.sha256(struct.pack("<3f", *CONTROL)).digest()
+    broadcast = sha("broadcast", CONFIG_JSON, 1, 0, FIELDS, MAX_COHORT, scales, model, control, COUNTED)
     ctx0 = sha("ctx0", VERSION, RUN_ID, ROUND, ATTEMPT, roster, CONFIG_HASH, broadcast)
     out |= {"roster": roster.hex(), "broadcast": broadcast.hex(), "ctx0": ctx0.hex()}
     merges = hashlib.sha256(struct.pack("<4I", *MERGES)).digest()
