@@ -75,7 +75,15 @@ def start(
         from agfl_client.node import Node
 
         node = Node(
-            own_keys.name, data, device, threads, columns=named, pretrained=pretrained, policy=rules, member=member
+            own_keys.name,
+            data,
+            device,
+            threads,
+            columns=named,
+            pretrained=pretrained,
+            policy=rules,
+            member=member,
+            folder=folder,
         )
         log.info("%s serves %s with %s; stop with Ctrl-C", node.name, server, data)
         try:

@@ -13,6 +13,7 @@ from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from agfl_client import pair_counts
+from agfl_client.client_state import ClientStates, Recollection
 from agfl_client.device import AUTO, choose_device
 from agfl_client.part import Part, whole_layout
 from agfl_client.policy import Policy, PolicyViolation
@@ -23,13 +24,15 @@ from agfl_models.examples import Row, check_readable, read_rows
 from agfl_models.huggingface.folder import PretrainedFolder
 from agfl_models.rings import Rings
 from agfl_models.tasks.task import AnyTask, Dataset
-from agfl_protocol import candidates, ring_losses
+from agfl_protocol import candidates, drift, ring_losses, secure_wire
+from agfl_protocol.control import check_control
 from agfl_protocol.counting import CountCodec, CountRequest
 from agfl_protocol.optimizer_config import PortfolioConfig
 from agfl_protocol.randomness import generator
 from agfl_protocol.run_config import RunConfig, run_config_from_json
+from agfl_protocol.transforms.alignment import cosine
 from agfl_protocol.transforms.codec import UpdateCodec
-from agfl_protocol.update import Lanes, Layout, Update
+from agfl_protocol.update import Lanes, Layout, Update, Vector
 from agfl_protocol.wire import FinishRequest, IdentifyReply, RoundReply, RoundRequest, SumRequest
 
 
@@ -54,11 +57,13 @@ class Node:
     name: the owner's NAME; data: the owner's file or folder, read when the first round says for which task; columns:
     what that task's columns are called there; device: "auto" or a PyTorch device; num_threads: PyTorch threads of
     this node; pretrained: the owner's copy of a pretrained model, for runs that start from one; policy: what the owner
-    accepts; member: the node's part in secure sums, None where it has none.
+    accepts; member: the node's part in secure sums, None where it has none; folder: this node's own, where it keeps
+    state from round to round for methods that need it.
 
     Raises:
         DataError, PretrainedError, ConfigError: the data is not there or cannot be opened, or the pretrained model or
             the device is not there.
+        IdentityError: a file of state in `folder` is open to group or others.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class Node:
         pretrained: Path | None = None,
         policy: Policy | None = None,
         member: SecureMember | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.name = name
         self.finished = False
@@ -85,6 +91,7 @@ class Node:
         self._pretrained = pretrained
         self._device = choose_device(device)
         self._num_threads = num_threads
+        self._states = ClientStates(folder) if folder is not None else None
         self._workspace: _Workspace | None = None
         self._words: pair_counts.CutWords | None = None
 
@@ -101,6 +108,16 @@ class Node:
                 "keys between messages, which Flower's Ray runtime does not; this node has none"
             )
         return self._member
+
+    @property
+    def states(self) -> ClientStates:
+        """What this node keeps from round to round; raises PolicyViolation where it has no folder for that."""
+        if self._states is None:
+            raise PolicyViolation(
+                "aggregation.server_optimizer: scaffold and feddyn need a node that was started with a folder of its "
+                "own, where it keeps state from round to round; this node has none"
+            )
+        return self._states
 
     def handle_round(self, request: RoundRequest) -> RecordDict:
         """Evaluate and train as asked; reply with the vector that enters the sum, or with fresh keys to mask it.
@@ -131,10 +148,15 @@ class Node:
             num_models=num_models,
             rings=space.rings,
         )
+        check_control(config, request, layout.size)
         self._check_attempt(config, request)
         self._words = None  # the tokenizer is there
-        update = self._update(space, request)
+        memory = self._recall(space, request)
+        update = self._update(space, request, memory)
         lanes = codec.encode(update, generator(config.seed, self.name, request.round, "rounding"))
+        if memory is not None:
+            sent = codec.decode_mean(codec.decode_sum(lanes)).delta
+            self.states.keep(secure_wire.attempt_of(request), memory, sent)
         return self._answer(config, request, lanes, space.part.num_rings)
 
     def handle_count(self, request: CountRequest) -> RecordDict:
@@ -157,6 +179,8 @@ class Node:
         self._workspace = self._words = None
         if self._member is not None:
             self._member.forget()
+        if self._states is not None:
+            self._states.finish(request.run_id)
 
     def _rows(self, config: RunConfig) -> list[Row]:
         return read_rows(self._data, config.task.row, self._columns)
@@ -172,7 +196,16 @@ class Node:
             return self.member.advertise(request, lanes, num_rings)
         return RoundReply(request.config_hash, request.round, request.attempt, lanes).to_record()
 
-    def _update(self, space: _Workspace, request: RoundRequest) -> Update:
+    def _recall(self, space: _Workspace, request: RoundRequest) -> Recollection | None:
+        """Return the state with which this round begins, where the method has owners keep one."""
+        method = drift.drift_of(space.config) if request.train else None
+        if method is None:
+            return None
+        last = request.counted.get(self.name)
+        own, is_lost = self.states.recall(secure_wire.attempt_of(request).run_id, last, space.layout.size)
+        return Recollection(method, request.control, own, last, is_lost)
+
+    def _update(self, space: _Workspace, request: RoundRequest, memory: Recollection | None) -> Update:
         config, task, part = space.config, space.task, space.part
         metrics: dict[str, float] = {}
         models = request.model.reshape(-1, space.layout.size)
@@ -186,17 +219,24 @@ class Node:
         if not request.train:
             return Update(np.zeros(0, np.float32), 1.0, metrics)
         rng = generator(config.seed, self.name, request.round, "batches")
-        trainer = LocalTrainer(config.training, self._device)
-        result = trainer.train(part.model, part.layout, task, space.dataset, rng, widths=part.widths)
+        training, correction = config.training, None
+        if memory is not None:
+            training, correction = memory.training(training), memory.correction
+            metrics[drift.LOST] = float(memory.is_lost)
+        trainer = LocalTrainer(training, self._device)
+        result = trainer.train(
+            part.model, part.layout, task, space.dataset, rng, widths=part.widths, correction=correction
+        )
         sums = (result.loss, float(result.num_predictions))
         metrics |= dict(zip(task.train_sums, sums, strict=True))
-        steps = effective_steps(config.training, result.num_steps)
+        delta = part.spread(result.delta)
         return Update(
-            part.spread(result.delta),
+            delta,
             result.num_predictions,
             metrics,
             loss=result.first_loss,
-            steps=steps,
+            steps=effective_steps(config.training, result.num_steps),
+            alignment=_alignment(config, request, delta),
             num_rings=part.num_rings,
             tier=space.tier,
         )
@@ -257,3 +297,10 @@ def _num_rings(space: _Workspace, request: RoundRequest) -> int:
     if got != expected:
         raise WireError(f"rings_by_tier: must have {expected} numbers, one for each width, got {got}")
     return request.rings_by_tier[space.tier - 1]
+
+
+def _alignment(config: RunConfig, request: RoundRequest, delta: Vector) -> float:
+    """Return the cosine of the update and the model's last step, where weights follow from it and there was one."""
+    if config.aggregation.weighting != "alignment" or not request.control.size:
+        return 0.0
+    return cosine(delta, request.model[: delta.size] - request.control)

@@ -54,20 +54,23 @@ class LocalTrainer:
         rng: np.random.Generator,
         optimizer: Optimizer | None = None,
         widths: NestedWidths | None = None,
+        correction: Vector | None = None,
     ) -> LocalResult:
         """Train `model` in place; all randomness comes from `rng`. Without an optimizer to go on with, begin anew.
 
         widths: of an elastic model, which are trained in turn.
+        correction: added to each gradient before that is clipped, so that the bound is one of the whole step, (d,).
         """
         before = layout.flatten(model)
         optimizer = optimizer or self.optimizer(model)
         model.train()
         anchor = [part.to(self.device) for part in layout.split(before)] if self.config.proximal_mu > 0 else []
+        extra = [] if correction is None else [part.to(self.device) for part in layout.split(correction)]
         loss, count, steps, first_loss = torch.zeros((), dtype=torch.float64), 0, 0, 0.0
         for batch in self._batches(dataset, rng):
             with nullcontext() if widths is None else widths.of_step(steps, rng):
                 batch_loss, predictions = self._differentiate(model, task, optimizer, batch.to(self.device))
-            self._step(model, optimizer, anchor)
+            self._step(model, optimizer, anchor, extra)
             loss, count, steps = loss + batch_loss.double().cpu(), count + predictions, steps + 1
             if steps == 1:
                 first_loss = float(loss) / max(count, 1)
@@ -91,9 +94,11 @@ class LocalTrainer:
         torch.autograd.backward(loss / max(predictions, 1))
         return loss.detach(), predictions
 
-    def _step(self, model: SequenceModel, optimizer: Optimizer, anchor: list[Tensor]) -> None:
+    def _step(self, model: SequenceModel, optimizer: Optimizer, anchor: list[Tensor], extra: list[Tensor]) -> None:
         if anchor:
             self._pull(model, anchor)
+        if extra:
+            _add(model, extra)
         if self.config.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
         optimizer.step()
@@ -114,6 +119,13 @@ class LocalTrainer:
     def _autocast(self) -> torch.autocast:
         enabled = self.config.precision == "bfloat16"
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=enabled)
+
+
+def _add(model: SequenceModel, extra: list[Tensor]) -> None:
+    """Add to the gradient of each parameter that has one."""
+    for parameter, part in zip(trained_parameters(model).values(), extra, strict=True):
+        if parameter.grad is not None:
+            parameter.grad.add_(part)
 
 
 def effective_steps(config: TrainingConfig, num_steps: int) -> float:

@@ -35,9 +35,11 @@ class AttemptFailed(RoundError):
 class CohortSum:
     """What one attempt at a round brought.
 
-    lanes: the sum, uint64 (num_lanes,), over `survivors`; refused: NAME -> reason of replies left out.
+    attempt: its number. lanes: the sum, uint64 (num_lanes,), over `survivors`; refused: NAME -> reason of replies left
+    out.
     """
 
+    attempt: int
     lanes: Lanes
     survivors: tuple[str, ...]
     refused: Mapping[str, str]

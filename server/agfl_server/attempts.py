@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -37,11 +37,14 @@ class Parties:
 
 
 def sum_in_attempts(
-    parties: Parties, run_id: str, number: int, broadcast: Callable[[int, int, int], tuple[wire.SumRequest, CodecT]]
+    parties: Parties,
+    run_id: str,
+    number: int,
+    broadcast: Callable[[Collection[str], int, int], tuple[wire.SumRequest, CodecT]],
 ) -> tuple[CodecT, CohortSum]:
     """Return the sum of round `number`; `broadcast` makes the request and its codec.
 
-    It is given the size of the cohort, the number of the attempt, and how many have failed.
+    It is given the cohort, the number of the attempt, and how many have failed.
 
     Raises:
         RoundError: after `max_attempts` attempts, or where a member broke the protocol, with the reasons of the last.
@@ -54,7 +57,7 @@ def sum_in_attempts(
         nodes = parties.nodes.wait_for(parties.min_cohort, excluded, parties.members)
         cohort = sample_cohort(nodes, aggregation.cohort_size, parties.config.seed, number)
         attempt = parties.next_attempt(run_id, number)
-        request, codec = broadcast(len(cohort), attempt, tried - 1)
+        request, codec = broadcast(cohort, attempt, tried - 1)
         try:
             return codec, parties.aggregator.sum(parties.grid, cohort, request, codec, aggregation.round_timeout_s)
         except AttemptFailed as error:

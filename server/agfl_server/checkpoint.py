@@ -19,7 +19,7 @@ from agfl_server.rings import RingState
 from agfl_server.state import ServerState
 
 _KEPT = 2  # the newest one may be lost with the disk sector it stood on
-_MODEL, _SCALES, _OPTIMIZER = "model", "scales", "optimizer."
+_MODEL, _PREVIOUS, _SCALES, _OPTIMIZER = "model", "previous", "scales", "optimizer."
 
 
 def save_checkpoint(folder: Path, state: ServerState, config_hash: str) -> Path:
@@ -33,10 +33,11 @@ def save_checkpoint(folder: Path, state: ServerState, config_hash: str) -> Path:
         "round": state.round,
         "row": state.row,
         "norm": state.scales.norm,
+        "counted": dict(state.counted),
         "config_hash": config_hash,
         "rings": asdict(state.rings) if state.rings is not None else None,
     }
-    tensors: dict[str, NDArray[Any]] = {_MODEL: state.model, _SCALES: state.scales.values}
+    tensors: dict[str, NDArray[Any]] = {_MODEL: state.model, _PREVIOUS: state.previous, _SCALES: state.scales.values}
     tensors |= {_OPTIMIZER + name: np.asarray(value) for name, value in state.optimizer.items()}
     path = folder / f"round-{state.round:06d}.safetensors"
     try:
@@ -79,6 +80,8 @@ def load_checkpoint(folder: Path, config_hash: str) -> ServerState:
             scales=Scales(tensors[_SCALES], facts["norm"]),
             row=facts["row"],
             rings=_rings(facts["rings"]),
+            counted={name: (number, attempt) for name, (number, attempt) in facts["counted"].items()},
+            previous=tensors[_PREVIOUS],
         )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint: {path}: is damaged: {error}") from None

@@ -186,6 +186,9 @@ class LogObserver(Observer):
     def rings_planned(self, num_open: int, width_by_tier: Sequence[float]) -> None:
         log.info("owners now train the model in widths, by tier: %s", ", ".join(f"{w:g}" for w in width_by_tier))
 
+    def states_lost(self, owners: int) -> None:
+        log.warning("%d owners have lost their state: all begin anew with none", owners)
+
     def evaluated(self, row: Row) -> None:
         numbers = _numbers(row, "eval/loss", self._main_metric) or "no owner has anything to evaluate on"
         log.info("model after round %s: %s", row["round"], numbers)

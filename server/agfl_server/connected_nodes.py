@@ -32,6 +32,11 @@ class ConnectedNodes:
     _names: dict[int, str | None] = field(default_factory=dict)
     _ask_at: dict[int, float] = field(default_factory=dict)
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The NAMES of all nodes that were ever connected; asks nobody."""
+        return frozenset(name for name in self._names.values() if name is not None)
+
     def connected(self) -> dict[str, int]:
         """Return {NAME: node id} of the nodes that are there now, sorted by name."""
         online = list(self.grid.get_node_ids())

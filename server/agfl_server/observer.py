@@ -43,6 +43,9 @@ class Observer:
     def rings_planned(self, num_open: int, width_by_tier: Sequence[float]) -> None:
         """From the next round on, owners of each tier train the model in this width; `num_open` rings are open."""
 
+    def states_lost(self, owners: int) -> None:
+        """So many owners no longer have the state that their method keeps; all owners begin anew with none."""
+
     def evaluated(self, row: Row) -> None:
         """The evaluation of an earlier round's model has arrived."""
 

@@ -16,14 +16,17 @@ from agfl_protocol.optimizer_config import (
     FedAdamConfig,
     FedAvgConfig,
     FedAvgMConfig,
+    FedDynConfig,
     FedExPConfig,
     FedYogiConfig,
     NesterovConfig,
     PortfolioConfig,
+    ScaffoldConfig,
     ServerOptimizerConfig,
 )
 from agfl_protocol.transforms.square_norm import SQUARE_NORM
 from agfl_protocol.update import Total
+from agfl_server.drift_optimizers import FedDyn, Scaffold
 from agfl_server.portfolio import Portfolio
 from agfl_server.server_optimizer import Array, OptimizerState, ServerOptimizer
 
@@ -126,6 +129,10 @@ def build_optimizer(
             return Portfolio(config, tuple(build_optimizer(arm, wrap) for arm in config.arms))
         case FedExPConfig():
             return wrap(FedExP(config))
+        case ScaffoldConfig():
+            return Scaffold(config)
+        case FedDynConfig():
+            return FedDyn(config)
         case FedAdagradConfig() | FedAdamConfig() | FedYogiConfig():
             return wrap(Adaptive(config))
 

@@ -65,7 +65,7 @@ class PlainSum:
             line = f"updates: must be at least min_cohort = {self.min_cohort}, got {len(survivors)}{reasons(refused)}"
             raise AttemptFailed(line, refused)
         bytes_down = wire.content_bytes(requests[0]) * len(requests)
-        return CohortSum(lanes, tuple(sorted(survivors)), refused, bytes_up, bytes_down)
+        return CohortSum(request.attempt, lanes, tuple(sorted(survivors)), refused, bytes_up, bytes_down)
 
 
 def _read(reply: Message, request: wire.SumRequest, codec: LaneCodec) -> Lanes:

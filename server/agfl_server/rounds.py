@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from agfl_models.rings import Rings
 from agfl_models.tasks.task import AnyTask
-from agfl_protocol import wire
+from agfl_protocol import drift, wire
 from agfl_protocol.ring_losses import ring_losses
 from agfl_protocol.transforms import clipping, coverage, quantization
 from agfl_protocol.transforms.codec import UpdateCodec
-from agfl_protocol.update import Layout, Total
+from agfl_protocol.update import Layout, Total, Vector
 from agfl_server.aggregator import CohortSum
 from agfl_server.attempts import Parties, sum_in_attempts
 from agfl_server.observer import Row
@@ -66,7 +66,8 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
     codec, cohort_sum = sum_of_cohort(federation, state, train=True, evaluate=evaluate)
     total = codec.decode_sum(cohort_sum.lanes)
     scales = quantization.learn_scales(state.scales, federation.layout, total)
-    mean = codec.decode_mean(total)
+    counted = _counted(federation, state, cohort_sum, total)
+    mean = replace(codec.decode_mean(total), owners=len(federation.parties.nodes.names | counted.keys()))
     model, optimizer_state = federation.optimizer.step(state.model, mean, state.optimizer)
     row = {
         **empty_row(task, federation.parties.config.max_rings),
@@ -81,7 +82,17 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
     chosen = federation.optimizer.chosen(optimizer_state)
     if chosen is not None and chosen != federation.optimizer.chosen(state.optimizer):
         federation.parties.observer.optimizer_chosen(chosen)
-    stepped = replace(state, round=state.round + 1, model=model, optimizer=optimizer_state, scales=scales, row=row)
+    is_aligned = federation.parties.config.aggregation.weighting == "alignment"
+    stepped = replace(
+        state,
+        round=state.round + 1,
+        model=model,
+        optimizer=optimizer_state,
+        scales=scales,
+        row=row,
+        counted=counted,
+        previous=state.model if is_aligned else state.previous,
+    )
     loss = complete["eval/loss"] if evaluate else None
     return _with_next_rings(federation, stepped, mean, loss), complete
 
@@ -117,9 +128,10 @@ def sum_of_cohort(
     """
     config, number = federation.parties.config, state.round + 1
     models = federation.optimizer.broadcast(state.model, state.optimizer) if train else state.model
+    control = _control(federation, state) if train else state.model[:0]
 
-    def broadcast(cohort_size: int, attempt: int, failed: int) -> tuple[wire.RoundRequest, UpdateCodec]:
-        layout, plan = federation.layout, quantization.plan_round(state.scales, federation.layout, cohort_size)
+    def broadcast(cohort: Collection[str], attempt: int, failed: int) -> tuple[wire.RoundRequest, UpdateCodec]:
+        layout, plan = federation.layout, quantization.plan_round(state.scales, federation.layout, len(cohort))
         num_models = models.size // layout.size
         codec = UpdateCodec.for_round(
             config,
@@ -133,13 +145,46 @@ def sum_of_cohort(
         )
         # An attempt may have failed because too few who hold a ring were left: then nobody trains more than the first.
         by_tier = state.rings.by_tier if state.rings is not None and not failed else (1,) * config.max_rings
+        counted = {name: state.counted[name] for name in cohort if train and name in state.counted}
         request = wire.RoundRequest(
-            state.run_id, number, attempt, config.to_json(), config.hash, evaluate, train, models, plan, by_tier
+            state.run_id,
+            number,
+            attempt,
+            config.to_json(),
+            config.hash,
+            evaluate,
+            train,
+            models,
+            plan,
+            control,
+            counted,
+            by_tier,
         )
-        federation.parties.observer.round_started(number, config.num_rounds, cohort_size)
+        federation.parties.observer.round_started(number, config.num_rounds, len(cohort))
         return request, codec
 
     return sum_in_attempts(federation.parties, state.run_id, number, broadcast)
+
+
+def _control(federation: Federation, state: ServerState) -> Vector:
+    """Return what is broadcast beside the model: what the optimizer has clients know, or the model before this one."""
+    if federation.parties.config.aggregation.weighting == "alignment":
+        return state.previous
+    control: Vector = federation.optimizer.control(state.optimizer)
+    return control
+
+
+def _counted(
+    federation: Federation, state: ServerState, cohort_sum: CohortSum, total: Total
+) -> Mapping[str, wire.Counted]:
+    """Return when each owner was counted last, where owners keep state; nobody was, once one has lost its own."""
+    if drift.drift_of(federation.parties.config) is None:
+        return {}
+    lost = round(total.metrics[drift.LOST])
+    if lost:
+        federation.parties.observer.states_lost(lost)
+        return {}
+    return {**state.counted, **dict.fromkeys(cohort_sum.survivors, (state.round + 1, cohort_sum.attempt))}
 
 
 def _round_metrics(mean: Total, cohort_sum: CohortSum) -> dict[str, int | float | None]:

@@ -79,7 +79,7 @@ class SecureSum:
         apply_masks(lanes, self._open(talk, recovery), self.num_threads)
         if lanes[0] != len(survivors):  # S5.6, the canary: every client counts 1
             raise AttemptFailed(f"count: must be {len(survivors)} after unmasking, got {lanes[0]}", talk.refused)
-        return CohortSum(lanes, survivors, talk.refused, talk.bytes_up, talk.bytes_down)
+        return CohortSum(attempt.attempt, lanes, survivors, talk.refused, talk.bytes_up, talk.bytes_down)
 
     def _collect_keys(self, talk: _Talk, request: wire.SumRequest, ctx0: bytes, timeout_s: float) -> Members:
         """Trip 1."""

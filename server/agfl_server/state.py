@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from agfl_models.families import build_model
 from agfl_models.tasks.task import AnyTask
@@ -12,6 +15,7 @@ from agfl_protocol.run_config import RunConfig
 from agfl_protocol.transforms import clipping, quantization
 from agfl_protocol.transforms.quantization import Scales, initial_scales
 from agfl_protocol.update import Layout, Vector
+from agfl_protocol.wire import Counted
 from agfl_server.observer import Row
 from agfl_server.rings import RingState
 from agfl_server.server_optimizer import OptimizerState, ServerOptimizer
@@ -21,8 +25,9 @@ from agfl_server.server_optimizer import OptimizerState, ServerOptimizer
 class ServerState:
     """After `round` rounds of the run `run_id`.
 
-    model: float32 (d,); row: the metrics of this round, to which its evaluation is still to come; rings: of an elastic
-    model.
+    model: float32 (d,); row: the metrics of this round, to which its evaluation is still to come. counted: where owners
+    keep state, when each was counted last; previous: the model before this one, where it is broadcast, else empty.
+    rings: of an elastic model.
     """
 
     run_id: str
@@ -31,6 +36,8 @@ class ServerState:
     optimizer: OptimizerState
     scales: Scales
     row: Row
+    counted: Mapping[str, Counted] = field(default_factory=dict)
+    previous: Vector = field(default_factory=lambda: np.zeros(0, np.float32))
     rings: RingState | None = None
 
 

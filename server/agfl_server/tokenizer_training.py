@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import count
 
@@ -80,11 +80,11 @@ def _sum_counts(
     """Return the summed counts of the pairs that hold one of the `num_new` last merges, and the sum they came in."""
     config = parties.config
 
-    def broadcast(cohort_size: int, attempt: int, failed: int) -> tuple[CountRequest, CountCodec]:
+    def broadcast(cohort: Collection[str], attempt: int, failed: int) -> tuple[CountRequest, CountCodec]:
         request = CountRequest(
-            run_id, number, attempt, config.to_json(), config.hash, tuple(merges), num_new, cohort_size
+            run_id, number, attempt, config.to_json(), config.hash, tuple(merges), num_new, len(cohort)
         )
-        parties.observer.tokenizer_round(len(merges), config.tokenizer.max_merges, cohort_size)
+        parties.observer.tokenizer_round(len(merges), config.tokenizer.max_merges, len(cohort))
         return request, CountCodec.of(request)
 
     try:

@@ -104,6 +104,26 @@ class FedExPConfig(Config):
     max_lr: Annotated[float, Field(ge=1)] = 5.0
 
 
+class ScaffoldConfig(Config):
+    """Control variates at each owner (SCAFFOLD, Karimireddy et al. 2020, arXiv:1910.06378); see `drift`.
+
+    lr: of the server's step.
+    """
+
+    type: Literal["scaffold"]
+    lr: PositiveFloat = 1.0
+
+
+class FedDynConfig(Config):
+    """A regularizer that each owner learns (FedDyn, Acar et al. 2021, arXiv:2111.04263); see `drift`.
+
+    alpha: of the pull toward the global model, alpha / 2 |x - x_0|^2, and of what an owner remembers of past rounds.
+    """
+
+    type: Literal["feddyn"]
+    alpha: PositiveFloat = 0.1
+
+
 _Arm = FedAvgConfig | FedAvgMConfig | NesterovConfig | FedAdagradConfig | FedAdamConfig | FedYogiConfig
 ArmConfig = Annotated[_Arm, Field(discriminator="type")]
 
@@ -128,4 +148,5 @@ class PortfolioConfig(Config):
     )
 
 
-ServerOptimizerConfig = Annotated[_Arm | FedExPConfig | PortfolioConfig, Field(discriminator="type")]
+_Server = _Arm | FedExPConfig | ScaffoldConfig | FedDynConfig | PortfolioConfig
+ServerOptimizerConfig = Annotated[_Server, Field(discriminator="type")]

@@ -24,9 +24,11 @@ from agfl_models.validation import Config, dump_yaml, load_yaml, read_yaml, vali
 from agfl_protocol.elastic_config import ElasticConfig, Width
 from agfl_protocol.optimizer_config import (
     ClientOptimizerConfig,
+    FedDynConfig,
     FedExPConfig,
     NesterovConfig,
     PortfolioConfig,
+    ScaffoldConfig,
     ServerOptimizerConfig,
     SGDConfig,
 )
@@ -69,9 +71,12 @@ class AggregationConfig(Config):
     roster, at least 1. Every client applies its own owner's bounds, whatever stands here.
     weighting: by predictions trained on (tokens; of question answering, questions), alike ("uniform"), or by the loss
     to the power `fairness_q`, so that the owners whom the model serves worst count most; a loss counts as at most
-    `max_loss` (q-FFL, Li et al. 2020, arXiv:1905.10497, Algorithm 2). max_weight: cap of one owner's weight, in
-    predictions; None means one round's `local_steps` batches. averaging: of what clients moved in all, or
-    "normalized", of what they moved in a step, for clients that take unequal numbers of them.
+    `max_loss` (q-FFL, Li et al. 2020, arXiv:1905.10497, Algorithm 2); or by predictions times exp(`alignment_kappa`
+    cos), a factor in [1/3, 3], where cos is between the owner's update and the global model's last step ("alignment").
+    max_weight: cap of one owner's weight, in predictions; None means one round's `local_steps` batches, of "alignment"
+    three times that. averaging: of what clients moved in all, or "normalized", of what they moved in a step, for
+    clients that take unequal numbers of them.
+    With server_optimizer scaffold or feddyn owners keep state from round to round, and all must weigh alike.
     """
 
     type: Literal["secure", "plain"] = "secure"
@@ -82,9 +87,10 @@ class AggregationConfig(Config):
     max_attempts: PositiveInt = 3
     round_timeout_s: PositiveFloat = 3600.0
     clip_l2: PositiveFloat = 100.0
-    weighting: Literal["tokens", "uniform", "loss"] = "tokens"
+    weighting: Literal["tokens", "uniform", "loss", "alignment"] = "tokens"
     fairness_q: NonNegativeFloat = 1.0
     max_loss: PositiveFloat = 10.0
+    alignment_kappa: NonNegativeFloat = 1.0
     max_weight: PositiveFloat | None = None
     averaging: Literal["mean", "normalized"] = "mean"
 
@@ -95,6 +101,14 @@ class AggregationConfig(Config):
         if self.weighting == "loss" and (self.averaging != "mean" or isinstance(self.server_optimizer, FedExPConfig)):
             got = f"{self.averaging} and {self.server_optimizer.type}"
             raise ValueError(f"weighting loss needs averaging mean and another server_optimizer than fedexp, got {got}")
+        return self
+
+    @model_validator(mode="after")
+    def _states_weigh_alike(self) -> AggregationConfig:
+        if isinstance(self.server_optimizer, ScaffoldConfig | FedDynConfig):
+            name, got = self.server_optimizer.type, f"{self.weighting} and {self.averaging}"
+            if (self.weighting, self.averaging) != ("uniform", "mean"):
+                raise ValueError(f"server_optimizer {name} needs weighting uniform and averaging mean, got {got}")
         return self
 
     @model_validator(mode="after")
@@ -173,11 +187,25 @@ class RunConfig(Config):
             raise ValueError(str(error)) from None
         self._refuse_rigid_model()
         unbounded = self.training.local_steps is None and self.aggregation.max_weight is None
-        if self.aggregation.weighting == "tokens" and unbounded:
+        if self.aggregation.weighting in ("tokens", "alignment") and unbounded:
             raise ValueError(
-                "aggregation.max_weight (in tokens) is required with training.local_epochs and weighting 'tokens', "
-                "since it bounds what one owner can weigh"
+                "aggregation.max_weight (in tokens) is required with training.local_epochs and weighting "
+                f"{self.aggregation.weighting!r}, since it bounds what one owner can weigh"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _training_fits_states(self) -> RunConfig:
+        optimizer, training = self.aggregation.server_optimizer, self.training
+        needs = f"with server_optimizer {optimizer.type}"
+        if isinstance(optimizer, ScaffoldConfig | FedDynConfig) and training.proximal_mu > 0:
+            raise ValueError(f"training.proximal_mu must be 0 {needs}, got {training.proximal_mu}")
+        if isinstance(optimizer, ScaffoldConfig):
+            if not isinstance(training.optimizer, SGDConfig) or training.optimizer.momentum > 0:
+                got = training.optimizer.model_dump_json()
+                raise ValueError(f"training.optimizer must be sgd without momentum {needs}, got {got}")
+            if training.local_steps is None:
+                raise ValueError(f"training.local_steps is required {needs}, since all must take as many")
         return self
 
     def _refuse_rigid_model(self) -> None:
@@ -185,6 +213,11 @@ class RunConfig(Config):
             return
         if isinstance(self.model, HuggingFaceConfig):
             raise ValueError("elastic: needs a model made of layers, got model.family huggingface")
+        optimizer = self.aggregation.server_optimizer
+        if isinstance(optimizer, ScaffoldConfig | FedDynConfig):
+            raise ValueError(
+                f"elastic: needs owners that keep no state, got aggregation.server_optimizer {optimizer.type}"
+            )
         sizes = [self.narrowed_model(k).num_parameters() for k in range(1, self.max_rings + 1)]
         if any(a >= b for a, b in pairwise(sizes)):
             raise ValueError(f"elastic.widths: must make models of different size, got {sizes} parameters")
@@ -217,7 +250,8 @@ class RunConfig(Config):
         """The public cap of one client's weight, in predictions trained on in a round."""
         if self.aggregation.max_weight is not None:
             return self.aggregation.max_weight
-        return float((self.training.local_steps or 1) * self.training.batch_size * self.task.max_predictions)
+        factor = 3 if self.aggregation.weighting == "alignment" else 1  # so much more an aligned update may weigh
+        return float(factor * (self.training.local_steps or 1) * self.training.batch_size * self.task.max_predictions)
 
     def to_json(self) -> str:
         """Return the configuration as clients receive it: without data and folders, which are each owner's own."""

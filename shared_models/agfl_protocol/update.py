@@ -85,6 +85,7 @@ class Update:
     steps: how many steps of training the delta is worth, > 0; see `agfl_client.training.effective_steps`.
     num_rings: of an elastic model, those that were trained; tier: those that this owner could train.
     gain: the factor by which transforms scale the delta, applied when it is quantized, so that no copy is made.
+    alignment: cosine of the delta and the global model's last step; 0 where there was none.
     """
 
     delta: Vector
@@ -95,6 +96,7 @@ class Update:
     num_rings: int = 1
     tier: int = 1
     gain: float = 1.0
+    alignment: float = 0.0
 
     @cached_property
     def norm(self) -> float:
@@ -107,12 +109,20 @@ class Total:
     """The sum over a cohort, all that the server needs.
 
     delta: sum of (weighted) deltas, later the mean, float32 (d,).
+    owners: how many the federation has, of whom `count` are in the sum; known to the server alone.
     """
 
     delta: Vector
     count: int
     weight: float
     metrics: Mapping[str, float] = field(default_factory=dict)
+    owners: int = 0
+
+
+def inner_product(left: NDArray[np.floating[Any]], right: NDArray[np.floating[Any]]) -> float:
+    """Return the sum of products of two vectors (d,) to six digits."""
+    chunks = (slice(start, start + _CHUNK) for start in range(0, left.size, _CHUNK))
+    return sum(float(np.dot(left[chunk], right[chunk])) for chunk in chunks)
 
 
 def square_sum(vector: NDArray[np.floating[Any]]) -> float:

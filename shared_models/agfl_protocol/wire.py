@@ -8,7 +8,8 @@ Legend: d parameters, K parameter tensors.
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -26,6 +27,7 @@ IDENTIFY, FINISH = "query.identify", "query.finish"
 TRAIN, EVALUATE = "train", "evaluate"
 _CONFIG, _ARRAYS = "config", "arrays"
 
+Counted: TypeAlias = tuple[int, int]  # (round, attempt) whose sum an owner's update was in
 Scalar: TypeAlias = bool | int | str | bytes
 ScalarT = TypeVar("ScalarT", bool, int, str, bytes)
 
@@ -91,6 +93,9 @@ class RoundRequest:
     rings_by_tier: how many rings an owner of each tier trains and evaluates, never more than it holds; (1,) for a
     model that is not elastic.
     plan: the public quantizer of this round; where it only evaluates, just `max_cohort` counts.
+    control: float32 (d,), SCAFFOLD's control variate or, for weights by alignment, the model before; else empty.
+    counted: where owners keep state (`drift`), for each of this cohort that was ever counted, when it last was: only so
+    an owner knows whether what it sent last was in the sum. To the others this tells when that owner took part.
     """
 
     run_id: str
@@ -102,6 +107,8 @@ class RoundRequest:
     train: bool
     model: Vector
     plan: QuantizationPlan
+    control: Vector = field(default_factory=lambda: np.zeros(0, np.float32))
+    counted: Mapping[str, Counted] = field(default_factory=dict)
     rings_by_tier: tuple[int, ...] = (1,)
 
     @property
@@ -126,6 +133,8 @@ class RoundRequest:
             plan.max_cohort,
             plan.scales,
             self.model,
+            self.control,
+            _counted_text(self.counted),
             self.rings_by_tier,
         ).hash
 
@@ -141,9 +150,15 @@ class RoundRequest:
             "train": self.train,
             "fields_per_lane": self.plan.fields_per_lane,
             "max_cohort": self.plan.max_cohort,
+            "counted": _counted_text(self.counted),
         }
-        rings = np.array(self.rings_by_tier, np.uint8)
-        return new_record(scalars, {"model": self.model, "scales": self.plan.scales, "rings_by_tier": rings})
+        vectors: dict[str, NDArray[Any]] = {
+            "model": self.model,
+            "scales": self.plan.scales,
+            "control": self.control,
+            "rings_by_tier": np.array(self.rings_by_tier, np.uint8),
+        }
+        return new_record(scalars, vectors)
 
     @staticmethod
     def from_record(record: RecordDict) -> RoundRequest:
@@ -170,6 +185,8 @@ class RoundRequest:
             train=read_scalar(record, "train", bool),
             model=read_vector(record, "model", np.float32),
             plan=plan,
+            control=read_vector(record, "control", np.float32),
+            counted=_read_counted(record),
             rings_by_tier=tuple(rings),
         )
 
@@ -287,6 +304,20 @@ def read_vector(record: RecordDict, key: str, dtype: DTypeLike, size: int | None
     if len(array.data) != len(header) + array.shape[0] * kind.itemsize or not array.data.startswith(header):
         raise WireError(f"{key}: must hold exactly the declared {array.shape[0]} numbers, got {len(array.data)} bytes")
     return np.frombuffer(array.data, kind, offset=len(header))
+
+
+def _counted_text(counted: Mapping[str, Counted]) -> str:
+    """Return the canonical text: lines of NAME, round and attempt, sorted; no NAME has a space in it."""
+    return "\n".join(f"{name} {number} {attempt}" for name, (number, attempt) in sorted(counted.items()))
+
+
+def _read_counted(record: RecordDict) -> dict[str, Counted]:
+    text = read_scalar(record, "counted", str)
+    try:
+        fields = [line.split(" ") for line in text.split("\n")] if text else []
+        return {name: (int(number), int(attempt)) for name, number, attempt in fields}
+    except ValueError:
+        raise WireError(f"counted: must be lines of NAME, round and attempt, got {text[:80]!r}") from None
 
 
 def _npy_header(dtype: np.dtype[Any], size: int) -> bytes:

@@ -61,6 +61,10 @@ class ProgressObserver(Observer):
         """Name the method."""
         self._say(f"the server now steps by {escape(method)}")
 
+    def states_lost(self, owners: int) -> None:
+        """Say how many."""
+        self._say(f"[yellow]{owners} owners have lost their state: all begin anew with none[/]")
+
     def rings_planned(self, num_open: int, width_by_tier: Sequence[float]) -> None:
         """Say in which widths the owners train."""
         widths = ", ".join(f"{width:g}" for width in width_by_tier)

@@ -14,6 +14,7 @@ from agfl_client.node import Node
 from agfl_client.policy import Policy
 from agfl_client.secure_member import SecureMember
 from agfl_models.errors import AgflError, ConfigError
+from agfl_protocol.drift import drift_of
 from agfl_protocol.flower_settings import prepare_flower
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.secagg.identity import SigningRoster
@@ -44,22 +45,21 @@ def _node(
     path: Path, config: RunConfig, max_width: float, key: Ed25519PrivateKey, roster: SigningRoster, folder: Path
 ) -> Node:
     """Return an owner's node. The researcher owns all of the text, so a plain run is permitted if that is chosen."""
-    name, aggregation = path.stem, config.aggregation
+    name, aggregation, own_folder = path.stem, config.aggregation, folder / path.stem
+    own_folder.mkdir(parents=True, exist_ok=True)
     if aggregation.type == "plain":
         policy = Policy(allow_plain=True, max_width=max_width)
-        return Node(name, path, pretrained=config.pretrained, policy=policy)
+        return Node(name, path, pretrained=config.pretrained, policy=policy, folder=own_folder)
     policy = Policy(min_cohort=aggregation.min_cohort, max_colluders=aggregation.max_colluders, max_width=max_width)
-    own_folder = folder / name
-    own_folder.mkdir(parents=True, exist_ok=True)
     member = SecureMember(name, key, roster, policy, own_folder)
-    return Node(name, path, pretrained=config.pretrained, policy=policy, member=member)
+    return Node(name, path, pretrained=config.pretrained, policy=policy, member=member, folder=own_folder)
 
 
 def run_ray(config: RunConfig, owners: Sequence[Path], folder: Path, resume: bool, observer: Observer) -> None:
     """Run the same apps on Flower's Ray runtime, the way past one machine.
 
     Raises:
-        ConfigError: the run is secure, or the extra `ray` is not installed.
+        ConfigError: the run is secure or has owners keep state, or the extra `ray` is not installed.
     """
     if config.aggregation.type == "secure":
         raise ConfigError(
@@ -68,6 +68,11 @@ def run_ray(config: RunConfig, owners: Sequence[Path], folder: Path, resume: boo
         )
     if config.data.max_widths is not None:
         raise ConfigError("--engine ray: every node there holds the whole model, got data.max_widths")
+    if drift_of(config) is not None:
+        raise ConfigError(
+            "--engine ray: runs no aggregation.server_optimizer for which owners keep state, since Ray keeps none "
+            f"between messages, got {config.aggregation.server_optimizer.type}"
+        )
     from flwr.app import ConfigRecordValues, Context
     from flwr.serverapp import Grid, ServerApp
     from flwr.simulation import run_simulation

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from agfl_client.app import OWNERS_VARIABLE, REFUSED, create_client_app
 from agfl_client.app import app as stock_app
 from agfl_client.node import Node
-from agfl_client.policy import Policy
+from agfl_client.policy import Policy, PolicyViolation
 from agfl_models.errors import ConfigError, DataError, WireError
 from agfl_models.examples import TextRow, read_rows
 from agfl_protocol import wire
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.transforms.quantization import initial_scales, plan_round
+from agfl_protocol.update import Vector
 from agfl_protocol.wire import read_vector
 from agfl_server.optimizers import build_optimizer
 from agfl_server.state import initial_state
@@ -169,6 +170,52 @@ def test_request_that_does_not_fit_is_refused_by_name_and_leaves_no_trace(
     with pytest.raises(error, match=rule):
         node.handle_round(change(request))
     assert np.array_equal(lanes(node, request), lanes(make_node(), request))
+
+
+SCAFFOLD = ("aggregation.server_optimizer={type: scaffold}", "aggregation.weighting=uniform")
+CONTROLS: dict[str, tuple[tuple[str, ...], Callable[[wire.RoundRequest], Vector], str]] = {
+    "for none": ((), lambda r: r.model, r"control: must have 0 elements as configured, got \d+"),
+    "missing": (SCAFFOLD, lambda r: r.model[:0], r"control: must have \d+ elements as configured, got 0"),
+    "short": (("aggregation.weighting=alignment",), lambda r: r.model[1:], r"control: must have 0 or \d+ elements"),
+    "NaN": (SCAFFOLD, lambda r: r.model * np.float32(np.nan), "control: must be finite, got NaN or infinity"),
+}
+
+
+@pytest.mark.parametrize("kind", CONTROLS)
+def test_vector_beside_the_model_that_the_method_does_not_have_is_refused(
+    run_config: MakeConfig, make_node: MakeNode, kind: str
+) -> None:
+    overrides, control_of, rule = CONTROLS[kind]
+    request = request_of(run_config(*overrides))
+    with pytest.raises(WireError, match=rule):
+        make_node().handle_round(replace(request, control=control_of(request)))
+    evaluation = replace(request, train=False, control=request.model)
+    with pytest.raises(WireError, match="control: must have 0 elements"):
+        make_node().handle_round(evaluation)
+
+
+def test_a_node_without_a_folder_keeps_no_state_and_refuses_before_it_trains(
+    run_config: MakeConfig, make_node: MakeNode
+) -> None:
+    request = request_of(run_config(*SCAFFOLD))
+    rule = "^aggregation.server_optimizer: scaffold and feddyn need a node that was started with a folder of its own"
+    node = make_node()
+    with pytest.raises(PolicyViolation, match=rule):
+        node.handle_round(replace(request, control=request.model))
+    lanes(node, request_of(run_config(*SCAFFOLD), train=False))  # to evaluate needs none
+
+
+def test_who_moves_as_the_model_did_weighs_more(run_config: MakeConfig, make_node: MakeNode) -> None:
+    request = request_of(run_config("aggregation.weighting=alignment"))
+    way = np.random.default_rng(0).standard_normal(request.model.size).astype(np.float32)
+    weights = [
+        int(lanes(make_node(), replace(request, control=(request.model - scale * way).astype(np.float32)))[1])
+        for scale in (-1, 0, 1)
+    ]
+    first = int(lanes(make_node(), request)[1])
+    assert weights[1] == first
+    assert min(weights[0], weights[2]) < first < max(weights[0], weights[2])
+    assert weights[0] * weights[2] == pytest.approx(first**2, rel=1e-4), "exp(cos) exp(-cos) = 1"
 
 
 def test_wrong_hash_is_refused_by_a_warm_node(run_config: MakeConfig, make_node: MakeNode) -> None:

@@ -140,6 +140,30 @@ def test_a_proximal_term_is_part_of_the_loss(bench: Callable[..., Bench]) -> Non
     assert np.linalg.norm(result.delta) < 0.99 * np.linalg.norm(free.delta), "it stays nearer"
 
 
+@pytest.mark.parametrize("max_grad_norm", ["null", "0.1"])
+def test_a_correction_is_a_linear_part_of_the_loss(bench: Callable[..., Bench], max_grad_norm: str) -> None:
+    """By automatic differentiation of the loss plus <correction, x>; the bound is one of the whole gradient."""
+    one = bench("training.local_steps=3", f"training.max_grad_norm={max_grad_norm}")
+    model, rng = one.model(), np.random.default_rng(0)
+    layout = Layout.of(model)
+    start, optimizer = layout.flatten(model), sgd(model)
+    correction = 0.01 * np.random.default_rng(1).standard_normal(layout.size, np.float32)
+    for _ in range(3):
+        batch = one.text.sample(4, rng)
+        loss = F.cross_entropy(model(batch.inputs).flatten(0, 1), batch.targets.flatten())
+        parts = [(p * part).sum() for p, part in zip(model.parameters(), layout.split(correction), strict=True)]
+        optimizer.zero_grad()
+        torch.autograd.backward(loss + torch.stack(parts).sum())
+        if one.config.training.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), one.config.training.max_grad_norm)
+        optimizer.step()
+    delta = layout.flatten(model) - start
+    model = one.model()
+    trainer, seeded = LocalTrainer(one.config.training, "cpu"), np.random.default_rng(0)
+    result = trainer.train(model, layout, one.task, one.text, seeded, correction=correction)
+    assert np.linalg.norm(result.delta - delta) <= 1e-4 * np.linalg.norm(delta)
+
+
 @pytest.mark.parametrize("num_steps", [1, 2, 17])
 def test_effective_steps_are_the_coefficients_of_the_paper(num_steps: int) -> None:
     """FedNova, Wang et al. 2020, section 4.1: the vectors a_i of plain, momentum and proximal SGD, summed."""

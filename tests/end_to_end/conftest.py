@@ -28,10 +28,11 @@ model:
     - {type: ff}
     - {type: rnn, cell: mingru}
 training: {batch_size: 4, local_steps: 2}
-aggregation: {server_optimizer: {type: auto, every: 2}} # which carries most from round to round
+aggregation: {server_optimizer: {type: auto, every: 2}} # the server carries most from round to round
 evaluation: {every: 2, max_examples: 4}
 data: {partition: grouped, num_owners: 3}
 """
+WITH_STATES = CONFIG.replace("{type: auto, every: 2}", "{type: scaffold}, weighting: uniform")  # nodes carry some, too
 
 
 def run(*arguments: str | Path, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
@@ -171,7 +172,7 @@ class Site:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three owners of Shakespeare roles with their keys, a federation that admits them, and its simulation."""
     site = Site(tmp_path_factory.mktemp("prepared"))
-    site.prepare(CONFIG)
+    site.prepare(WITH_STATES)
     return site.folder
 
 

@@ -1,8 +1,9 @@
-"""What methods add to the sum gives the server what their papers say: FedNova, FedExP and q-FFL."""
+"""What methods add to the sum gives the server what their papers say: FedNova, FedExP, q-FFL; weights by alignment."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import reduce
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from agfl_models.errors import ConfigError
 from agfl_protocol.run_config import RunConfig
+from agfl_protocol.transforms.alignment import AlignmentWeighting, cosine
 from agfl_protocol.transforms.fair_weighting import FairWeighting
 from agfl_protocol.transforms.normalization import NormalizedAveraging
 from agfl_protocol.transforms.square_norm import SQUARE_NORM, SquareNorm
@@ -98,6 +100,33 @@ def test_step_by_losses_is_that_of_q_ffl(drawn: Drawn, q: float, lipschitz: floa
     np.testing.assert_allclose(mean_of(exact, fair).delta, q_ffl(exact, losses, q, lipschitz), rtol=1e-10, atol=1e-10)
 
 
+@given(clients, st.sampled_from([0.0, 0.5, 1.0, 30.0]), st.integers(0, 2**32))
+def test_weights_by_alignment_are_predictions_times_a_bounded_power(drawn: Drawn, kappa: float, seed: int) -> None:
+    updates, way = updates_of(drawn)[0], np.random.default_rng(seed).standard_normal(5)
+    cosines = [float(u.delta @ way / np.linalg.norm(u.delta) / np.linalg.norm(way)) for u in updates]
+    factors = [min(3.0, max(1 / 3, float(np.exp(kappa * cos)))) for cos in cosines]
+    # Weights travel as multiples of 2^-20 of the cap.
+    weights = [round(min(u.weight * f / 150, 1.0) * 2**20) for u, f in zip(updates, factors, strict=True)]
+    expected = sum(w * u.delta for w, u in zip(weights, updates, strict=True)) / sum(weights)
+    own = [replace(u, alignment=cosine(u.delta, way)) for u in updates]
+    found = mean_of(own, AlignmentWeighting(Weighting(150.0), kappa)).delta
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_before_the_first_step_weights_are_the_predictions() -> None:
+    updates = updates_of([(10.0, 1.0, 1), (70.0, 1.0, 2)])[0]
+    aligned = mean_of(updates, AlignmentWeighting(Weighting(100.0), 1.0)).delta
+    np.testing.assert_array_equal(aligned, mean_of(updates, Weighting(100.0)).delta)
+
+
+def test_a_cosine_is_that_of_numpy_and_zero_where_nothing_moved() -> None:
+    left, right = np.random.default_rng(0).standard_normal((2, 30_000)).astype(np.float32)
+    expected = left.astype(float) @ right / np.linalg.norm(left.astype(float)) / np.linalg.norm(right.astype(float))
+    assert cosine(left, right) == pytest.approx(expected, abs=1e-6)
+    assert cosine(left, left) == pytest.approx(1)
+    assert cosine(left, np.zeros_like(left)) == cosine(np.zeros_like(left), left) == 0
+
+
 def test_with_q_0_all_count_alike() -> None:
     updates = [update_of(np.arange(5.0) - k, loss=loss) for k, loss in enumerate((1.0, 2.0, 4.0))]
     mean = mean_of(updates, FairWeighting(0.0, 3.0, 8.0)).delta
@@ -122,6 +151,15 @@ def test_a_loss_beyond_the_bound_counts_as_the_bound() -> None:
             ("weighting=loss", "averaging=normalized"),
             "weighting loss needs averaging mean and another server_optimizer than fedexp, got normalized and nesterov",
         ),
+        *(
+            (
+                (f"server_optimizer={{type: {name}}}", f"weighting={weighting}", f"averaging={averaging}"),
+                f"server_optimizer {name} needs weighting uniform and averaging mean, got {weighting} and {averaging}",
+            )
+            for name in ("scaffold", "feddyn")
+            for weighting, averaging in (("tokens", "mean"), ("alignment", "mean"), ("uniform", "normalized"))
+        ),
+        (("server_optimizer={type: auto, arms: [{type: fedavg}, {type: scaffold}]}",), "arms"),
     ],
 )
 def test_methods_that_do_not_go_together_are_refused(
@@ -129,3 +167,35 @@ def test_methods_that_do_not_go_together_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         run_config(*(f"aggregation.{override}" for override in overrides))
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("scaffold", "proximal_mu=0.1", "training.proximal_mu must be 0 with server_optimizer scaffold, got 0.1"),
+        ("feddyn", "proximal_mu=0.1", "training.proximal_mu must be 0 with server_optimizer feddyn, got 0.1"),
+        (
+            "scaffold",
+            "optimizer={type: adamw, lr: 0.01}",
+            "training.optimizer must be sgd without momentum with .* got",
+        ),
+        ("scaffold", "optimizer.momentum=0.9", "training.optimizer must be sgd without momentum .*momentum.:0.9"),
+        ("scaffold", "local_steps=null", "training.local_steps is required with server_optimizer scaffold"),
+    ],
+)
+def test_training_that_does_not_go_with_states_is_refused(
+    run_config: Callable[..., RunConfig], name: str, override: str, message: str
+) -> None:
+    epochs = ("training.local_epochs=1",) if "local_steps" in override else ()
+    optimizer = (f"aggregation.server_optimizer={{type: {name}}}", "aggregation.weighting=uniform")
+    with pytest.raises(ConfigError, match=message):
+        run_config(*optimizer, f"training.{override}", *epochs)
+    run_config(*optimizer)
+
+
+def test_an_aligned_update_has_room_for_its_weight(run_config: Callable[..., RunConfig]) -> None:
+    plain, aligned = run_config(), run_config("aggregation.weighting=alignment")
+    assert aligned.max_weight == 3 * plain.max_weight
+    epochs = ("training.local_steps=null", "training.local_epochs=1")
+    with pytest.raises(ConfigError, match=r"aggregation\.max_weight .* weighting 'alignment'"):
+        run_config("aggregation.weighting=alignment", *epochs)

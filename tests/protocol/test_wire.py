@@ -30,6 +30,8 @@ REQUEST = wire.RoundRequest(
     train=False,
     model=np.array([0.5, -1.25, 3e-8], np.float32),
     plan=QuantizationPlan(3, 24, np.array([1e-3, 100.0])),
+    control=np.array([-0.0, 2.5, 1e-30], np.float32),
+    counted={"alice": (2, 0), "bob-1.x": (1, 2**31 - 1)},
 )
 REPLY = wire.RoundReply("f" * 64, 3, 1, np.array([1, 2**64 - 1, 7], np.uint64))
 FINISH = wire.FinishRequest("0123abcd", 24)
@@ -83,6 +85,7 @@ def assert_equal(left: object, right: object) -> None:
         (REQUEST, read_request),
         (replace(REQUEST, evaluate=False, train=True, attempt=0), read_request),
         (replace(REQUEST, model=np.zeros(0, np.float32)), read_request),
+        (replace(REQUEST, control=np.zeros(0, np.float32), counted={}), read_request),
         (REPLY, read_reply),
         (FINISH, wire.FinishRequest.from_record),
         (IDENTITY, wire.IdentifyReply.from_record),
@@ -118,7 +121,7 @@ WRONG_TYPES: dict[str, tuple[object, ...]] = {
     "bool": (MISSING, 1, 0, "true", 1.5, [True]),
 }
 REQUEST_FIELDS = {
-    "str": ("run_id", "config_json", "config_hash"),
+    "str": ("run_id", "config_json", "config_hash", "counted"),
     "int": ("version", "round", "attempt", "fields_per_lane", "max_cohort"),
     "bool": ("evaluate", "train"),
 }
@@ -190,6 +193,12 @@ def test_reply_to_another_request_is_refused(key: str, value: object, rule: str)
         read_reply(with_scalar(REPLY.to_record(), key, value))
 
 
+@pytest.mark.parametrize("text", ["alice", "alice 1", "alice 1 2 3", "alice one 2", "alice 1 2\n", " ", "alice  1 2"])
+def test_who_was_counted_is_a_line_each_or_refused(text: str) -> None:
+    with pytest.raises(WireError, match=r"^counted: must be lines of NAME, round and attempt, got '"):
+        read_request(with_scalar(REQUEST.to_record(), "counted", text))
+
+
 def test_other_version_is_named() -> None:
     for record, read in ((REQUEST.to_record(), read_request), (REPLY.to_record(), read_reply)):
         with pytest.raises(WireError, match=r"^version: this side speaks protocol 1, the other side 2"):
@@ -241,6 +250,7 @@ def lying_arrays(kind: str, bomb: Path) -> dict[str, Array | None]:
     [
         (REQUEST.to_record(), read_request, "model", "float32"),
         (REQUEST.to_record(), read_request, "scales", "float64"),
+        (REQUEST.to_record(), read_request, "control", "float32"),
         (REPLY.to_record(), read_reply, "lanes", "uint64"),
     ],
 )

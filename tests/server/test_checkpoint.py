@@ -35,16 +35,19 @@ def state_of(round_number: int, size: int = 50) -> ServerState:
         optimizer={"m": rng.standard_normal(size).astype(np.float32), "v": np.full(size, 1e-6, np.float32)},
         scales=Scales(rng.uniform(1e-12, 1, 4), 0.1 + 0.2 if round_number else None),
         row={"round": round_number, "train/loss": 2 / 3, "eval/loss": None, "clients": 3, "seconds": 1e-9},
+        counted={"alice": (round_number, 2), "bob": (1, 0)},
+        previous=model[::-1].copy(),
     )
 
 
 def arrays_of(state: ServerState) -> dict[str, NDArray[Any]]:
-    return {"model": state.model, "scales": state.scales.values, **state.optimizer}
+    return {"model": state.model, "previous": state.previous, "scales": state.scales.values, **state.optimizer}
 
 
 def assert_same(left: ServerState, right: ServerState) -> None:
     assert (left.run_id, left.round, left.scales.norm) == (right.run_id, right.round, right.scales.norm)
     assert json.dumps(left.row) == json.dumps(right.row)
+    assert left.counted == right.counted
     assert arrays_of(left).keys() == arrays_of(right).keys()
     for name, array in arrays_of(left).items():
         other = arrays_of(right)[name]

@@ -17,6 +17,9 @@ METHODS = {
     "q-ffl": ("aggregation.weighting=loss", "aggregation.fairness_q=2"),
     "fedprox": ("training.proximal_mu=0.1",),
     "delta_sgd": ("training.optimizer={type: delta_sgd}",),
+    "scaffold": ("aggregation.server_optimizer={type: scaffold}", "aggregation.weighting=uniform"),
+    "feddyn": ("aggregation.server_optimizer={type: feddyn}", "aggregation.weighting=uniform"),
+    "alignment": ("aggregation.weighting=alignment",),
     "fedexp": ("aggregation.server_optimizer={type: fedexp}",),
     # Owners of unequal text take unequal numbers of steps.
     "fednova": (

@@ -72,7 +72,7 @@ class AttemptId:
 class Broadcast:
     """All that the first request says and that every client of an attempt must have received alike.
 
-    scales: float64 (K,), model: float32 (d,).
+    scales: float64 (K,), model and control: float32 (d,), counted: one line a name.
     """
 
     config_json: str
@@ -82,6 +82,8 @@ class Broadcast:
     max_cohort: int
     scales: NDArray[np.float64]
     model: NDArray[np.float32]
+    control: NDArray[np.float32]
+    counted: str
     rings_by_tier: tuple[int, ...] = (1,)
 
     @property
@@ -96,6 +98,8 @@ class Broadcast:
             self.max_cohort,
             _hash_array(self.scales, "<f8"),
             _hash_array(self.model, "<f4"),
+            _hash_array(self.control, "<f4"),
+            self.counted,
             bytes(self.rings_by_tier),
         )
 

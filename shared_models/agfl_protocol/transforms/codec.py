@@ -10,11 +10,12 @@ import numpy as np
 from agfl_models.errors import WireError
 from agfl_models.rings import Rings
 from agfl_models.tasks.task import AnyTask
-from agfl_protocol import candidates, ring_losses
+from agfl_protocol import candidates, drift, ring_losses
 from agfl_protocol.header import Header
 from agfl_protocol.optimizer_config import FedExPConfig
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.transforms import clipping, coverage, fair_weighting, normalization, quantization, square_norm
+from agfl_protocol.transforms.alignment import AlignmentWeighting
 from agfl_protocol.transforms.clipping import Clipping
 from agfl_protocol.transforms.coverage import Coverage
 from agfl_protocol.transforms.fair_weighting import FairWeighting
@@ -65,7 +66,10 @@ class UpdateCodec:
         if config.aggregation.weighting == "loss":
             transforms, names = [*transforms, FairWeighting.of(config)], [*names, fair_weighting.CURVATURE]
         else:
-            transforms.append(Weighting(config.max_weight, config.aggregation.weighting == "uniform"))
+            weighting = Weighting(config.max_weight, config.aggregation.weighting == "uniform")
+            is_aligned = config.aggregation.weighting == "alignment"
+            kappa = config.aggregation.alignment_kappa
+            transforms.append(AlignmentWeighting(weighting, kappa) if is_aligned else weighting)
         if config.aggregation.averaging == "normalized":
             transforms, names = [*transforms, NormalizedAveraging()], [*names, normalization.STEPS]
         if isinstance(config.aggregation.server_optimizer, FedExPConfig):
@@ -74,6 +78,8 @@ class UpdateCodec:
             assert config.elastic is not None
             transforms.append(Coverage(rings.ring, config.max_rings, config.elastic.shrinkage))
             names += coverage.names(config.max_rings)
+        if drift.drift_of(config) is not None:
+            names.append(drift.LOST)
         header = Header((*names, *quantization.metric_names(layout)), plan.max_cohort)
         return UpdateCodec(tuple(transforms), Quantization(plan, layout, header))
 

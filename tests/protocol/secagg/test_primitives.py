@@ -119,6 +119,9 @@ def test_an_attempt_out_of_range_is_refused(round_number: int, attempt: int, lin
         {"max_cohort": 11},
         {"scales": np.array([1.0, 2.0000001])},
         {"model": np.array([1.0, -0.0], np.float32)},
+        {"control": np.array([1.0], np.float32)},
+        {"counted": "alice 1 0"},
+        {"model": np.zeros(0, np.float32), "control": np.array([1.0, 0.0], np.float32)},  # the same numbers elsewhere
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -131,6 +134,8 @@ def test_everything_that_is_broadcast_is_in_the_context(change: dict[str, object
         "max_cohort": 10,
         "scales": np.array([1.0, 2.0]),
         "model": np.array([1.0, 0.0], np.float32),
+        "control": np.zeros(0, np.float32),
+        "counted": "",
     }
     assert Broadcast(**content).hash != Broadcast(**{**content, **change}).hash  # type: ignore[arg-type]
 

@@ -38,6 +38,8 @@ BROADCAST = Broadcast(
     ref.MAX_COHORT,
     np.array(ref.SCALES),
     np.array(ref.MODEL, np.float32),
+    np.array(ref.CONTROL, np.float32),
+    ref.COUNTED,
     tuple(ref.RINGS_BY_TIER),
 )
 CTX0 = attempt_context(ref.VERSION, ATTEMPT, ROSTER.hash, ref.CONFIG_HASH, BROADCAST.hash)

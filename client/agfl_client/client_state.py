@@ -1,0 +1,132 @@
+"""What an owner keeps from round to round, where a method asks for it (`agfl_protocol.drift`): no message has it.
+
+A state counts only if the server counted the update that it follows from, and an owner cannot know that by itself: its
+reply may have come too late, or its node may have crashed. So the file holds two states, each under the round and the
+attempt that it follows from: the one that was known to count, and the one that may. The next request says which attempt
+of this owner was counted last, and so which of them holds:
+
+    state-RUN_ID.safetensors    float32 (d,) each: "12.0", "13.1"
+
+An owner of which nothing was counted has the state zero. One whose counted state is not here (a new machine, an old
+backup, a server that went back) has lost it: the server's sum of states then holds a part that nobody has, for good.
+The owner says so in the sum, and the server lets all begin anew with zero.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from agfl_models.errors import ConfigError
+from agfl_models.store import write_atomically
+from agfl_protocol.drift import Drift
+from agfl_protocol.private_files import check_private
+from agfl_protocol.run_config import TrainingConfig
+from agfl_protocol.secagg.context import AttemptId
+from agfl_protocol.update import Vector
+from agfl_protocol.wire import Counted
+
+log = logging.getLogger("agfl.client")
+
+
+@dataclass(frozen=True)
+class Recollection:
+    """An owner's state `own` (d,) at the beginning of an attempt, and what a method does with it.
+
+    counted: the attempt that it follows from, None where it is zero; is_lost: it is zero in place of that.
+    """
+
+    drift: Drift
+    control: Vector
+    own: Vector = field(repr=False)
+    counted: Counted | None
+    is_lost: bool
+
+    def training(self, config: TrainingConfig) -> TrainingConfig:
+        """Return how this owner trains: with the method's own pull toward the global model."""
+        return config.model_copy(update={"proximal_mu": self.drift.proximal_mu})
+
+    @property
+    def correction(self) -> Vector:
+        """What is added to each gradient, (d,)."""
+        return self.drift.correction(self.own, self.control)
+
+    def after(self, sent: Vector) -> Vector:
+        """Return the state that follows if the update `sent` (d,) is counted."""
+        return (self.own + self.drift.change(self.control, sent)).astype(np.float32, copy=False)
+
+
+class ClientStates:
+    """The states of one owner, a file a run in the node's folder, with mode 0600.
+
+    Raises:
+        IdentityError: a file is open to group or others.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        for path in self._paths():
+            check_private(path)
+
+    def recall(self, run_id: str, last: Counted | None, size: int) -> tuple[Vector, bool]:
+        """Return the state (size,) that follows from the attempt `last`, and whether it is lost."""
+        if last is None:
+            return np.zeros(size, np.float32), False
+        found = self._read(run_id).get(_key(last))
+        if found is not None and found.dtype == np.float32 and found.shape == (size,):
+            return found, False
+        round_number, attempt = last
+        log.warning(
+            "run %s: the state after round %d attempt %d, which the server counted, is not here; all owners begin anew",
+            run_id,
+            round_number,
+            attempt,
+        )
+        return np.zeros(size, np.float32), True
+
+    def keep(self, attempt: AttemptId, before: Recollection, sent: Vector) -> None:
+        """Write the state that was known to count and the one that may, durably, before the reply leaves.
+
+        Raises:
+            ConfigError: the file cannot be written, so the attempt must not be answered.
+        """
+        states = {_key((attempt.round, attempt.attempt)): before.after(sent)}
+        if before.counted is not None and not before.is_lost:
+            states[_key(before.counted)] = before.own
+        try:
+            write_atomically(self._path(attempt.run_id), save(states), mode=0o600)
+        except OSError as error:
+            # The path stays out of the line, which also goes to the server.
+            raise ConfigError(f"state: cannot be written on this node: {error.strerror}") from None
+
+    def finish(self, run_id: str) -> None:
+        """Drop what other runs have left; the run that is over may yet be made longer."""
+        for path in self._paths():
+            if path != self._path(run_id):
+                path.unlink(missing_ok=True)
+
+    def _read(self, run_id: str) -> Mapping[str, Vector]:
+        try:
+            return load(self._path(run_id).read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, SafetensorError) as error:
+            log.error("run %s: the state of this owner cannot be read: %s", run_id, error)
+            return {}
+
+    def _path(self, run_id: str) -> Path:
+        return self._folder / f"state-{run_id}.safetensors"
+
+    def _paths(self) -> list[Path]:
+        return sorted(self._folder.glob("state-*.safetensors"))
+
+
+def _key(counted: Counted) -> str:
+    round_number, attempt = counted
+    return f"{round_number}.{attempt}"

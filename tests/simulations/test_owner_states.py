@@ -1,0 +1,202 @@
+"""Owners that keep state: none is lost or counted twice, whoever is late, killed or started anew, and to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from agfl_client.app import create_client_app
+from agfl_client.node import Node
+from agfl_client.policy import Policy
+from agfl_models.errors import ConfigError
+from agfl_protocol import wire
+from agfl_protocol.private_files import write_private
+from agfl_protocol.run_config import RunConfig
+from agfl_server.app import run_federation
+from agfl_server.checkpoint import load_checkpoint
+from agfl_server.observer import Observer, Row
+from agfl_server.state import ServerState
+from agfl_sim.grid import InProcessGrid
+from agfl_sim.run import run_inline, run_ray
+
+METHODS = {
+    "scaffold": ("aggregation.server_optimizer={type: scaffold}", "aggregation.weighting=uniform"),
+    "feddyn": ("aggregation.server_optimizer={type: feddyn, alpha: 0.3}", "aggregation.weighting=uniform"),
+    "alignment": ("aggregation.weighting=alignment",),
+}
+with_state = pytest.mark.parametrize("method", ["scaffold", "feddyn"])
+MakeConfig = Callable[..., RunConfig]
+
+
+class PulledPlugError(BaseException):
+    """Nothing in the product catches it."""
+
+
+@dataclass
+class Diary(Observer):
+    """Notes what went wrong, and pulls the plug when round `ends_at` has its sum but is not saved yet."""
+
+    ends_at: int = 0
+    lost: list[int] = field(default_factory=list)
+    failed: list[tuple[int, int]] = field(default_factory=list)
+
+    def states_lost(self, owners: int) -> None:
+        self.lost.append(owners)
+
+    def repeated(self, round_number: int, attempt: int, reason: str) -> None:
+        self.failed.append((round_number, attempt))
+
+    def round_finished(self, row: Row) -> None:
+        if row["round"] == self.ends_at:
+            raise PulledPlugError
+
+
+class DiesAfterWork(ClientApp):
+    """A node that has trained and written its state, and then sends nothing, in the first attempt at a round."""
+
+    def __init__(self, app: ClientApp, number: int) -> None:
+        super().__init__()
+        self.app, self.number = app, number
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        reply = self.app(message, context)
+        if message.metadata.message_type != wire.TRAIN:
+            return reply
+        request = wire.RoundRequest.from_record(message.content)
+        is_dead = (request.round, request.attempt) == (self.number, 0)
+        return Message(Error(100, "killed"), reply_to=message) if is_dead else reply
+
+
+@dataclass
+class Federation:
+    """Four owners, whose nodes are started anew before each message."""
+
+    root: Path
+    owners: Path
+
+    def run(self, name: str, config: RunConfig, diary: Diary | None = None, resume: bool = False) -> ServerState:
+        apps = {}
+        for i, path in enumerate(sorted(self.owners.iterdir()), start=1000):
+            apps[i] = self.app(path, self.root / name / "nodes" / path.stem)
+            if i == 1001:
+                apps[i] = DiesAfterWork(apps[i], number=3)
+        with InProcessGrid(apps, 1) as grid:
+            return run_federation(grid, config, self.root / name, resume=resume, observer=diary or Diary())
+
+    def app(self, path: Path, folder: Path) -> ClientApp:
+        folder.mkdir(parents=True, exist_ok=True)
+        return create_client_app(lambda _: Node(path.stem, path, "cpu", policy=Policy(allow_plain=True), folder=folder))
+
+    def model(self, name: str) -> bytes:
+        return (self.root / name / "model" / "model.safetensors").read_bytes()
+
+    def sum_of_states(self, name: str, state: ServerState) -> NDArray[np.float64]:
+        """What all owners hold, by what the server says that it counted."""
+        files = {f.parent.name: load_file(f) for f in (self.root / name / "nodes").glob("*/state-*.safetensors")}
+        counted = {owner: f"{number}.{attempt}" for owner, (number, attempt) in state.counted.items()}
+        held = [files[owner][key] for owner, key in counted.items()]
+        return np.asarray(np.sum(held, axis=0, dtype=np.float64))
+
+
+@pytest.fixture
+def federation(make_owners: Callable[..., Path], tmp_path: Path) -> Federation:
+    return Federation(tmp_path, make_owners(4))
+
+
+@with_state
+@pytest.mark.parametrize("cohort", ["aggregation.cohort_size=null", "aggregation.cohort_size=3"])
+def test_the_server_has_the_sum_of_the_states_also_after_an_attempt_that_failed(
+    method: str, cohort: str, federation: Federation, run_config: MakeConfig
+) -> None:
+    config = run_config("num_rounds=6", "aggregation.min_cohort=3", cohort, *METHODS[method])
+    diary = Diary()
+    state = federation.run("run", config, diary)
+    assert not diary.lost
+    found = federation.sum_of_states("run", state)
+    scale = np.abs(state.optimizer["sum"]).max()
+    assert scale > 0
+    np.testing.assert_allclose(found, state.optimizer["sum"], atol=1e-5 * scale)
+    assert len(state.counted) == 4, "each was drawn at some time"
+
+
+@with_state
+def test_an_attempt_that_failed_after_a_state_was_written_changes_no_bit(
+    method: str, federation: Federation, run_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = run_config("num_rounds=5", "aggregation.min_cohort=4", *METHODS[method])
+    diary = Diary()
+    federation.run("failed", config, diary)
+    assert diary.failed == [(3, 0)]
+    run_inline(config, sorted(federation.owners.iterdir()), tmp_path / "whole", False, Observer())
+    assert federation.model("failed") == federation.model("whole")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_goes_on_ends_with_the_same_bits(
+    method: str, federation: Federation, run_config: MakeConfig
+) -> None:
+    overrides = ("aggregation.min_cohort=3", "aggregation.cohort_size=3", *METHODS[method])
+    federation.run("whole", run_config("num_rounds=6", *overrides))
+    for number, length in enumerate((1, 3, 6)):
+        federation.run("parts", run_config(f"num_rounds={length}", *overrides), resume=number > 0)
+    for number, ends_at in enumerate((2, 3, 5)):
+        with pytest.raises(PulledPlugError):
+            federation.run("torn", run_config("num_rounds=6", *overrides), Diary(ends_at), resume=number > 0)
+    diary = Diary()
+    federation.run("torn", run_config("num_rounds=6", *overrides), diary, resume=True)
+    assert not diary.lost
+    assert federation.model("parts") == federation.model("torn") == federation.model("whole")
+
+
+@with_state
+def test_an_owner_that_lost_its_state_is_noticed_and_all_begin_anew(
+    method: str, federation: Federation, run_config: MakeConfig
+) -> None:
+    overrides = ("aggregation.min_cohort=4", *METHODS[method])
+    diary = Diary()
+    federation.run("run", run_config("num_rounds=2", *overrides), diary)
+    (lost,) = (federation.root / "run" / "nodes" / "owner-02").iterdir()
+    lost.unlink()
+    state = federation.run("run", run_config("num_rounds=3", *overrides), diary, resume=True)
+    assert diary.lost == [1]
+    assert not state.counted
+    assert not state.optimizer["sum"].any()
+    state = federation.run("run", run_config("num_rounds=5", *overrides), diary, resume=True)
+    assert diary.lost == [1]
+    found = federation.sum_of_states("run", state)
+    np.testing.assert_allclose(found, state.optimizer["sum"], atol=1e-5 * np.abs(found).max())
+
+
+def test_secure_owners_keep_the_states_of_plain_ones(
+    run_config: MakeConfig, federation: Federation, tmp_path: Path
+) -> None:
+    held = {}
+    for kind in ("plain", "secure"):
+        config = run_config("aggregation.min_cohort=3", f"aggregation.type={kind}", *METHODS["scaffold"])
+        old = tmp_path / kind / "nodes" / "owner-00" / "state-old.safetensors"
+        old.parent.mkdir(parents=True)
+        write_private(old, b"what another run has left")
+        run_inline(config, sorted(federation.owners.iterdir()), tmp_path / kind, False, Observer())
+        assert not old.exists(), "it goes when a run ends"
+        files = sorted((tmp_path / kind / "nodes").glob("*/state-*.safetensors"))
+        assert all(path.stat().st_mode & 0o777 == 0o600 for path in files)
+        held[kind] = [{name: state.tobytes() for name, state in load_file(path).items()} for path in files]
+        state = load_checkpoint(tmp_path / kind / "checkpoints", config.hash)
+        assert set(state.counted.values()) == {(3, 0)}
+    assert held["plain"] == held["secure"]
+    assert len(held["plain"]) == 4
+
+
+@with_state
+def test_ray_keeps_no_state_and_refuses_by_name(method: str, run_config: MakeConfig, tmp_path: Path) -> None:
+    rule = rf"^--engine ray: runs no aggregation\.server_optimizer for which owners keep state.* got {method}$"
+    with pytest.raises(ConfigError, match=rule):
+        run_ray(run_config(*METHODS[method]), [], tmp_path, False, Observer())
