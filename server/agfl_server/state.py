@@ -43,12 +43,16 @@ class ServerState:
 
 def initial_state(config: RunConfig, optimizer: ServerOptimizer) -> tuple[Layout, ServerState]:
     """Return the layout of the model and the state before round 1; the model's weights follow from `config.seed`."""
-    model = build_model(config.model, seed=derive_seed(config.seed, SERVER, 0, "model"))
+    seed = derive_seed(config.seed, SERVER, 0, "model")
+    model = build_model(config.model, seed)
     layout = Layout.of(model)
     vector = layout.flatten(model)
     rings = config.build_rings()
     if rings is not None:
-        vector[rings.reads] = 0.0  # every width computes what the narrowest does until its ring is trained
+        # Every width computes what the narrowest does, until its ring is trained; and that one begins as if alone.
+        vector[rings.reads] = 0.0
+        narrowest = build_model(config.narrowed_model(1), seed)
+        vector[rings.held(1)] = Layout.of(narrowest).flatten(narrowest)
     return layout, ServerState(
         run_id=secrets.token_hex(8),
         round=0,
