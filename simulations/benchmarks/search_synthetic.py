@@ -8,7 +8,7 @@ change no bit.
     parity   bits, and here and there a letter that says the parity of all bits so far. Right: what holds a GRU or the
              gated delta rule, which can flip a state; minGRU cannot (Grazzi et al. 2024, arXiv:2411.12537).
     recall   keys with their values; a key that comes again has its value again. Right: attention behind a recurrent
-             layer, which tells a value's key; trained alone, no other candidate was seen to learn it in these rounds.
+             layer, which tells a value whose key it follows.
     local    each letter follows from the byte before it, so every candidate solves it. Right: the least FLOPs, within
              the two percent to which parameters are matched.
 
