@@ -69,7 +69,7 @@ class ModelConfig(Config):
     def _refuse_what_cannot_be_built(self) -> Self:
         try:
             self.resolve()
-            self.choices  # noqa: B018
+            _ = self.choices
         except ConfigError as error:
             raise ValueError(str(error)) from None  # pydantic adds where in the file it stands
         return self

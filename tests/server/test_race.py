@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agfl_models.errors import RoundError
-from agfl_protocol.run_config import RunConfig
+from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_protocol.search_config import SearchConfig
 from agfl_server.race import Measured, Race, run_race
 from agfl_server.slate import Candidate, Slate
+from agfl_sim.cli import DEFAULT_CONFIG, SHIPPED_CONFIGS
 
 Losses = Mapping[str, Sequence[float | None]]
 RunRace = Callable[..., tuple[Race, list[tuple[str, int]]]]
 
 
 @pytest.fixture
-def any_config(run_config: Callable[..., RunConfig]) -> RunConfig:
-    return run_config()
-
-
-@pytest.fixture
-def run(any_config: RunConfig) -> RunRace:
+def run() -> RunRace:
     """Run a race over `losses` (name -> after each rung); return it, and who trained in which order."""
-    return lambda losses, flops=None, **settings: race_over(any_config, losses, flops or {}, **settings)
+    return lambda losses, flops=None, **settings: race_over(losses, flops or {}, **settings)
 
 
-def race_over(
-    config: RunConfig, losses: Losses, flops: Mapping[str, int], **settings: object
-) -> tuple[Race, list[tuple[str, int]]]:
+@cache
+def any_run() -> RunConfig:
+    return load_run_config(SHIPPED_CONFIGS / f"{DEFAULT_CONFIG}.yaml")
+
+
+def race_over(losses: Losses, flops: Mapping[str, int], **settings: object) -> tuple[Race, list[tuple[str, int]]]:
     search = SearchConfig.model_validate(settings)
-    slate = Slate(tuple(Candidate(name, config, 1000, flops.get(name, 100)) for name in losses), {}, 100)
+    slate = Slate(tuple(Candidate(name, any_run(), 1000, flops.get(name, 100)) for name in losses), {}, 100)
     ends = [sum(search.rungs[: i + 1]) for i in range(len(search.rungs))]
     order: list[tuple[str, int]] = []
 
@@ -110,9 +110,8 @@ def test_a_race_that_nobody_survives_is_refused(run: RunRace) -> None:
 )
 def test_any_race_ends_with_one_that_lives_or_none_does(losses: list[list[float | None]], keep: float) -> None:
     names = {f"c{i}": row for i, row in enumerate(losses)}
-    config = RunConfig.model_construct()
     try:
-        race, order = race_over(config, names, {}, rungs=(1, 2, 3), keep=keep)
+        race, order = race_over(names, {}, rungs=(1, 2, 3), keep=keep)
     except RoundError:
         return
     assert len(race.alive) == 1
