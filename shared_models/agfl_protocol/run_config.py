@@ -19,14 +19,8 @@ from agfl_models.tasks import TaskConfig
 from agfl_models.tasks.task import AnyTask
 from agfl_models.tokenizer import BPETokenizerConfig, BytesTokenizerConfig, Pair, TokenizerConfig
 from agfl_models.validation import Config, dump_yaml, load_yaml, read_yaml, validate
-from agfl_protocol.optimizer_config import (
-    ClientOptimizerConfig,
-    FedExPConfig,
-    NesterovConfig,
-    PortfolioConfig,
-    ServerOptimizerConfig,
-    SGDConfig,
-)
+from agfl_protocol.defaults import TakenDefault, with_defaults
+from agfl_protocol.optimizer_config import ClientOptimizerConfig, FedExPConfig, PortfolioConfig, ServerOptimizerConfig
 
 PROTOCOL_VERSION = 1
 # Keys that neither a server nor a client looks at, and paths of one machine.
@@ -40,7 +34,7 @@ class TrainingConfig(Config):
     arXiv:1812.06127, Algorithm 2).
     """
 
-    optimizer: ClientOptimizerConfig = SGDConfig(type="sgd", lr=1.0)
+    optimizer: ClientOptimizerConfig
     proximal_mu: NonNegativeFloat = 0.0
     batch_size: PositiveInt = 16
     local_steps: PositiveInt | None = None
@@ -71,7 +65,7 @@ class AggregationConfig(Config):
     """
 
     type: Literal["secure", "plain"] = "secure"
-    server_optimizer: ServerOptimizerConfig = NesterovConfig(type="nesterov")
+    server_optimizer: ServerOptimizerConfig
     cohort_size: PositiveInt | None = None
     min_cohort: PositiveInt | None = None
     max_colluders: PositiveInt | None = None
@@ -125,7 +119,7 @@ class DataConfig(Config):
 
 
 class RunConfig(Config):
-    """Everything that defines a federated run.
+    """Everything that defines a federated run; a file may leave open what `agfl_protocol.defaults` fills in.
 
     baselines: a simulation also trains each owner's own model, and one with all text in one place, to compare the
     global model with. A deployment ignores it, as it ignores `data`: nobody has all text there.
@@ -137,7 +131,7 @@ class RunConfig(Config):
     tokenizer: TokenizerConfig = BytesTokenizerConfig()
     model: AnyModelConfig
     training: TrainingConfig
-    aggregation: AggregationConfig = AggregationConfig()
+    aggregation: AggregationConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     data: DataConfig = DataConfig()
     baselines: bool = False
@@ -217,10 +211,16 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: names the file, the field, the rule and the value.
     """
+    return load_with_defaults(path, overrides)[0]
+
+
+def load_with_defaults(path: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, tuple[TakenDefault, ...]]:
+    """Read a run configuration, and say what it left open and took; raises as `load_run_config`."""
     content = read_yaml(path)
     for override in overrides:
         _apply(content, override)
-    return validate(RunConfig, content, str(path))
+    filled, taken = with_defaults(content)
+    return validate(RunConfig, filled, str(path)), taken
 
 
 def run_config_from_json(text: str) -> RunConfig:
