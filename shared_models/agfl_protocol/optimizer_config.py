@@ -125,9 +125,9 @@ ArmConfig = Annotated[_Arm, Field(discriminator="type")]
 class PortfolioConfig(Config):
     """Several optimizers on the same updates: the owners' validation loss says whose step the server takes.
 
-    every: rounds from one choice to the next; in such a round the models of all arms are broadcast. max_examples: on
-    which an owner evaluates each. rollback_ratio: where the loss exceeds the least so far by this factor, the server
-    goes back to that model and halves its steps. arms: the first one is the first choice.
+    every: rounds from one choice to the next; in such a round the models of all arms are broadcast, and the best one so
+    far. max_examples: on which an owner evaluates each. rollback_ratio: where the loss exceeds that of the best model
+    by this factor, the server goes back to it and halves its steps. arms: the first one is the first choice.
     """
 
     type: Literal["auto"]
@@ -140,6 +140,11 @@ class PortfolioConfig(Config):
         FedAvgConfig(type="fedavg"),
         FedAdamConfig(type="fedadam"),
     )
+
+    @property
+    def num_models(self) -> int:
+        """How many models are broadcast where a choice is due: one of each arm, and the best so far."""
+        return len(self.arms) + 1
 
 
 ServerOptimizerConfig = Annotated[_Arm | FedExPConfig | PortfolioConfig, Field(discriminator="type")]

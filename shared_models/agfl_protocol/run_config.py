@@ -159,7 +159,7 @@ class RunConfig(Config):
     def max_models(self) -> int:
         """How many models a round may broadcast."""
         optimizer = self.aggregation.server_optimizer
-        return len(optimizer.arms) if isinstance(optimizer, PortfolioConfig) else 1
+        return optimizer.num_models if isinstance(optimizer, PortfolioConfig) else 1
 
     @property
     def max_weight(self) -> float:
