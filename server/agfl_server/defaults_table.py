@@ -20,11 +20,11 @@ def print_defaults(console: Console, taken: Sequence[TakenDefault]) -> None:
     table.add_column("taken")
     table.add_column("because")
     for default in taken:
-        table.add_row(default.setting, _shown(default.value), default.reason)
+        table.add_row(default.setting, shown(default.value), default.reason)
     console.print(table, highlight=False)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Write plain data as it could stand in the file."""
     if not isinstance(value, Mapping):
         return str(value)

@@ -71,7 +71,9 @@ def _if_no_epochs(run: Content) -> Any:
 def _if_epochs(run: Content) -> Any:
     """FedExP and weights by loss need plain means; see `AggregationConfig`."""
     is_uneven = _section(run, "training").get("local_epochs") is not None
-    needs_mean = _server_optimizer(run).get("type") == "fedexp" or _section(run, "aggregation").get("weighting") == "loss"
+    needs_mean = (
+        _server_optimizer(run).get("type") == "fedexp" or _section(run, "aggregation").get("weighting") == "loss"
+    )
     return "normalized" if is_uneven and not needs_mean else None
 
 
@@ -91,14 +93,18 @@ def _server_optimizer(run: Content) -> Content:
 # The first row that applies fills in a setting; later ones find it stated.
 _TABLE = (
     _Row("training.max_grad_norm", _if_untuned, "bounds a step, since nobody has tuned the rate for this model"),
-    _Row("training.optimizer", _of_preset, "tuned together with the server's rate (Reddi et al. 2021, arXiv:2003.00295)"),
+    _Row(
+        "training.optimizer", _of_preset, "tuned together with the server's rate (Reddi et al. 2021, arXiv:2003.00295)"
+    ),
     _Row("training.optimizer", _if_pretrained, "a pretrained model wants small steps, of like size in all its layers"),
     _Row(
         "training.optimizer",
         _always({"type": "sgd", "lr": 0.5}),
         "AdamW's moments start anew each round, and learn little in a few steps",
     ),
-    _Row("training.local_steps", _if_no_epochs, "few, so that owners' models stay together; enough to be worth a round"),
+    _Row(
+        "training.local_steps", _if_no_epochs, "few, so that owners' models stay together; enough to be worth a round"
+    ),
     _Row(
         "aggregation.server_optimizer",
         _always({"type": "auto"}),

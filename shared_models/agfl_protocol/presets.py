@@ -6,9 +6,10 @@ The numbers are the best of their grids of powers of sqrt(10), as TensorFlow Fed
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeGuard, get_args
 
 Preset = Literal["cifar100", "emnist_cr", "emnist_ae", "shakespeare", "stackoverflow_nwp", "stackoverflow_lr"]
+METHODS = ("fedadagrad", "fedadam", "fedyogi", "fedavgm", "fedavg")
 
 
 class _Tuned(NamedTuple):
@@ -74,10 +75,10 @@ def server_settings(method: str, preset: Preset) -> dict[str, float]:
 def client_lr(server_optimizer: Mapping[str, Any]) -> float | None:
     """Return the rate of plain SGD on the clients that was tuned together with the preset, if there is one."""
     preset, method = server_optimizer.get("preset"), server_optimizer.get("type")
-    return _power(_TUNED[preset][method].client_lr) if is_preset(preset) and method in _TUNED[preset] else None
+    return _power(_TUNED[preset][method].client_lr) if is_preset(preset) and method in METHODS else None
 
 
-def is_preset(name: object) -> bool:
+def is_preset(name: object) -> TypeGuard[Preset]:
     """Whether there is a preset of this name."""
     return name in get_args(Preset)
 

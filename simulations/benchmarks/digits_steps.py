@@ -4,8 +4,8 @@
 of which each holds 7 out; 397 more are the test. Ten owners a round take ten steps with batches of 16. Sums are means
 in floating point, weighted as in a run; `auto` sees the loss on what the round's owners hold out, as in a run. Printed
 is the accuracy, the mean of the last ten models, over the seeds, and the spread between them; then how far `auto` is
-from the best arm alone and from FedAvg. All of it takes ten minutes on one core. Needs scikit-learn for the digits
-(UCI's test set of optdigits, Alpaydin and Kaynak 1998), or the file of that name from its wheel.
+from the best arm alone and from FedAvg. All of it takes about fifteen minutes on a core of its own. Needs scikit-learn
+for the digits (the test set of UCI's optdigits, Alpaydin and Kaynak 1998), or the file from its wheel.
 
     python simulations/benchmarks/digits_steps.py [--rounds 80] [--seeds 3] [--digits digits.csv.gz]
 
@@ -203,7 +203,7 @@ def total(
         layout.load(module, models[0])
         deltas.append(trainer.train(module, layout, task, dataset, rng).delta)
     squares = math.fsum(square_sum(delta) for delta in deltas) / len(deltas)
-    mean_delta = np.mean(deltas, axis=0, dtype=np.float32)  # all weigh alike: as many steps and digits
+    mean_delta: Vector = np.stack(deltas).mean(axis=0)  # all weigh alike: as many steps and digits
     return Total(mean_delta, len(deltas), float(len(deltas)), {**sums, SQUARE_NORM: squares})
 
 
