@@ -43,7 +43,7 @@ num_rounds: 3
 task: {type: language_modeling, sequence_length: 16}
 model: {vocab_size: 259, dim: 16, layers: [{type: attention, num_heads: 2}, {type: ff, hidden_dim: 24}]}
 training: {optimizer: {type: sgd, lr: 0.5}, batch_size: 4, local_steps: 2}
-aggregation: {type: plain, min_cohort: 2, round_timeout_s: 60}
+aggregation: {type: plain, min_cohort: 2, round_timeout_s: 60, server_optimizer: {type: nesterov}}
 evaluation: {every: 2, max_examples: 8}
 data: {num_owners: 3}
 """

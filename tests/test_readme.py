@@ -17,6 +17,8 @@ from agfl_client.policy import Policy
 from agfl_models import AutoGenModel
 from agfl_models.tokenizer import TokenizerConfig
 from agfl_models.validation import validate
+from agfl_protocol.run_config import load_with_defaults
+from agfl_server.defaults_table import shown
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -47,6 +49,13 @@ def application(name: str) -> click.Command:
     return typer.main.get_command(apps[name])
 
 
+def test_the_smallest_run_takes_what_the_table_says(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(blocks("yaml")[0])
+    _, taken = load_with_defaults(tmp_path / "run.yaml")
+    rows = [f"| {default.setting} | {shown(default.value)} | {default.reason} |" for default in taken]
+    assert "\n".join(["| setting | taken | because |", "|---|---|---|", *rows, ""]) in README
+
+
 @pytest.mark.parametrize("line", command_lines())
 def test_every_command_parses(line: str) -> None:
     name, *arguments = shlex.split(line, comments=True)
@@ -72,12 +81,12 @@ def test_the_literal_model_runs() -> None:
 
 
 def test_the_policy_is_one() -> None:
-    policy, _, _ = blocks("yaml")
+    policy = blocks("yaml")[1]
     assert set(validate(Policy, yaml.safe_load(policy), "README").model_fields_set) == set(Policy.model_fields)
 
 
 def test_the_yaml_model_builds() -> None:
-    _, text, _ = blocks("yaml")
+    text = blocks("yaml")[2]
     model = AutoGenModel(yaml.safe_load(text)["model"])
     assert model(torch.zeros(1, 3, dtype=torch.long)).shape == (1, 3, 259)
 
@@ -89,6 +98,6 @@ def test_ci_calls_the_test_command_of_the_readme() -> None:
 
 
 def test_the_yaml_tokenizer_is_one() -> None:
-    _, _, text = blocks("yaml")
+    text = blocks("yaml")[3]
     tokenizer = TypeAdapter(TokenizerConfig).validate_python(yaml.safe_load(text)["tokenizer"])
     assert not tokenizer.is_trained

@@ -87,6 +87,8 @@ def start(
     ] = None,
 ) -> None:
     """Run the federation: wait for nodes, run all rounds, leave everything in FOLDER/run."""
+    from rich.console import Console
+
     from agfl_protocol.flower_settings import prepare_flower
     from agfl_server import federation
 
@@ -94,12 +96,14 @@ def start(
     found = federation.load(folder)
 
     from agfl_protocol.roster_file import roster_of
-    from agfl_protocol.run_config import load_run_config
+    from agfl_protocol.run_config import load_with_defaults
     from agfl_server.app import run_federation
+    from agfl_server.defaults_table import print_defaults
     from agfl_server.health import health_service
     from agfl_server.superlink import EmbeddedSuperLink
 
-    config = load_run_config(found.config, overrides or ())
+    config, taken = load_with_defaults(found.config, overrides or ())
+    print_defaults(Console(stderr=True), taken)
     if config.aggregation.type == "plain":
         typer.secho("aggregation is plain: this server sees every owner's update", fg="red", bold=True, err=True)
     if config.baselines:

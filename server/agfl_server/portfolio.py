@@ -1,8 +1,9 @@
 """`auto`: several server optimizers on one history of updates; the owners' validation loss says whose step is taken.
 
 Every arm sees the mean update of every round, so its state is that of a run of its own from here on. Every few rounds
-the models to which the other arms would have stepped are broadcast beside the one that is trained, and the loss of each
-rides in the ordinary sum: the server learns sums over owners, as always.
+the models to which the other arms would have stepped are broadcast beside the one that is trained, and the best one so
+far; the loss of each rides in the ordinary sum: the server learns sums over owners, as always. Only losses of one round
+are compared, since the next round's owners may find the same model several times better or worse.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from agfl_protocol.optimizer_config import PortfolioConfig
 from agfl_protocol.update import Total
 from agfl_server.server_optimizer import Array, OptimizerState, ServerOptimizer
 
-_CHOICE, _AGE, _SCALE, _BEST_LOSS, _BEST, _OTHERS = "choice", "age", "scale", "best_loss", "best", "others"
+_CHOICE, _AGE, _SCALE, _BEST, _OTHERS = "choice", "age", "scale", "best", "others"
 
 
 @dataclass(frozen=True)
 class Portfolio(ServerOptimizer):
     """Takes the step of one arm at a time.
 
-    State: each arm's own; `choice`: which arm steps; `age`: rounds since it was chosen; `others`: the models of the
-    other arms, those that are to be evaluated in the next round; `best`, `best_loss`: the best model so far, to which
-    an explosion leads back; `scale`: of all steps, halved by each explosion.
+    State: each arm's own; `choice`: which arm steps; `age`: rounds since it was chosen; `best`: the best model so far,
+    to which an explosion leads back; `others`: what is to be evaluated in the next round beside the model, those of the
+    other arms and the best one; `scale`: of all steps, halved by each explosion.
     """
 
     config: PortfolioConfig
@@ -40,13 +41,12 @@ class Portfolio(ServerOptimizer):
             _CHOICE: np.zeros(1, np.int64),
             _AGE: np.full(1, self.config.every, np.int64),
             _SCALE: np.ones(1),
-            _BEST_LOSS: np.full(1, math.inf),
             _BEST: model.copy(),
             _OTHERS: model[:0],
         }
 
     def broadcast(self, model: Array, state: OptimizerState) -> Array:
-        """The model, and where a choice is due after it those of the other arms."""
+        """The model, and where a choice is due after it those of the other arms and the best one."""
         return np.concatenate([model, state[_OTHERS]]) if state[_OTHERS].size else model
 
     def chosen(self, state: OptimizerState) -> str:
@@ -57,14 +57,14 @@ class Portfolio(ServerOptimizer):
 
     def step(self, model: Array, mean: Total, state: OptimizerState) -> tuple[Array, OptimizerState]:
         """Choose, if the losses are there, then step."""
-        choice, losses = int(state[_CHOICE][0]), candidate_losses(mean.metrics, len(self.arms))
-        best_loss, best = float(state[_BEST_LOSS][0]), state[_BEST]
+        choice, losses = int(state[_CHOICE][0]), candidate_losses(mean.metrics, self.config.num_models)
+        best = state[_BEST]
         if losses:
-            own, *others = losses
-            if not own <= self.config.rollback_ratio * best_loss:  # also true for NaN
+            own, *others, least = losses
+            if not own <= self.config.rollback_ratio * least:  # also true for NaN
                 return self._rolled_back(state)
-            if own < best_loss:
-                best_loss, best = own, model
+            if own < least:
+                best = model
             choice = self._choose(choice, own, others)
         scale = model.dtype.type(state[_SCALE][0])
         steps = [arm.step(model, mean, _of_arm(i, state)) for i, arm in enumerate(self.arms)]
@@ -77,9 +77,8 @@ class Portfolio(ServerOptimizer):
             _CHOICE: np.full(1, choice, np.int64),
             _AGE: np.full(1, age, np.int64),
             _SCALE: state[_SCALE],
-            _BEST_LOSS: np.full(1, best_loss),
             _BEST: best,
-            _OTHERS: np.concatenate([*models[:choice], *models[choice + 1 :]]) if is_due else model[:0],
+            _OTHERS: np.concatenate([*models[:choice], *models[choice + 1 :], best]) if is_due else model[:0],
         }
 
     def _choose(self, choice: int, own: float, others: list[float]) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from agfl_models.validation import Config
+from agfl_protocol.presets import Preset, is_preset, server_settings
 
 Beta = Annotated[float, Field(ge=0, lt=1)]  # decay of a moving average
 
@@ -44,14 +45,27 @@ class DeltaSGDConfig(Config):
 ClientOptimizerConfig = Annotated[SGDConfig | AdamWConfig | DeltaSGDConfig, Field(discriminator="type")]
 
 
-class FedAvgConfig(Config):
+class _TunedConfig(Config):
+    """A method that Reddi et al. 2021 tuned: `preset` fills in what is not stated of `lr` and `tau`."""
+
+    preset: Preset | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, data: Any) -> Any:
+        if isinstance(data, dict) and is_preset(data.get("preset")) and "type" in data:
+            return {**server_settings(data["type"], data["preset"]), **data}
+        return data
+
+
+class FedAvgConfig(_TunedConfig):
     """x += lr * delta (McMahan et al. 2017)."""
 
     type: Literal["fedavg"]
     lr: PositiveFloat = 1.0
 
 
-class FedAvgMConfig(Config):
+class FedAvgMConfig(_TunedConfig):
     """Server momentum (Hsu et al. 2019, arXiv:1909.06335)."""
 
     type: Literal["fedavgm"]
@@ -67,7 +81,7 @@ class NesterovConfig(Config):
     momentum: Beta = 0.9
 
 
-class _AdaptiveConfig(Config):
+class _AdaptiveConfig(_TunedConfig):
     lr: PositiveFloat = 1e-2
     beta1: Beta = 0.9
     tau: PositiveFloat = 1e-3
@@ -131,9 +145,9 @@ ArmConfig = Annotated[_Arm, Field(discriminator="type")]
 class PortfolioConfig(Config):
     """Several optimizers on the same updates: the owners' validation loss says whose step the server takes.
 
-    every: rounds from one choice to the next; in such a round the models of all arms are broadcast. max_examples: on
-    which an owner evaluates each. rollback_ratio: where the loss exceeds the least so far by this factor, the server
-    goes back to that model and halves its steps. arms: the first one is the first choice.
+    every: rounds from one choice to the next; in such a round the models of all arms are broadcast, and the best one so
+    far. max_examples: on which an owner evaluates each. rollback_ratio: where the loss exceeds that of the best model
+    by this factor, the server goes back to it and halves its steps. arms: the first one is the first choice.
     """
 
     type: Literal["auto"]
@@ -146,6 +160,11 @@ class PortfolioConfig(Config):
         FedAvgConfig(type="fedavg"),
         FedAdamConfig(type="fedadam"),
     )
+
+    @property
+    def num_models(self) -> int:
+        """How many models are broadcast where a choice is due: one of each arm, and the best so far."""
+        return len(self.arms) + 1
 
 
 _Server = _Arm | FedExPConfig | ScaffoldConfig | FedDynConfig | PortfolioConfig

@@ -21,12 +21,12 @@ from agfl_models.tasks import TaskConfig
 from agfl_models.tasks.task import AnyTask
 from agfl_models.tokenizer import BPETokenizerConfig, BytesTokenizerConfig, Pair, TokenizerConfig
 from agfl_models.validation import Config, dump_yaml, load_yaml, read_yaml, validate
+from agfl_protocol.defaults import TakenDefault, with_defaults
 from agfl_protocol.elastic_config import ElasticConfig, Width
 from agfl_protocol.optimizer_config import (
     ClientOptimizerConfig,
     FedDynConfig,
     FedExPConfig,
-    NesterovConfig,
     PortfolioConfig,
     ScaffoldConfig,
     ServerOptimizerConfig,
@@ -46,7 +46,7 @@ class TrainingConfig(Config):
     arXiv:1812.06127, Algorithm 2).
     """
 
-    optimizer: ClientOptimizerConfig = SGDConfig(type="sgd", lr=1.0)
+    optimizer: ClientOptimizerConfig
     proximal_mu: NonNegativeFloat = 0.0
     batch_size: PositiveInt = 16
     local_steps: PositiveInt | None = None
@@ -80,7 +80,7 @@ class AggregationConfig(Config):
     """
 
     type: Literal["secure", "plain"] = "secure"
-    server_optimizer: ServerOptimizerConfig = NesterovConfig(type="nesterov")
+    server_optimizer: ServerOptimizerConfig
     cohort_size: PositiveInt | None = None
     min_cohort: PositiveInt | None = None
     max_colluders: PositiveInt | None = None
@@ -145,7 +145,7 @@ class DataConfig(Config):
 
 
 class RunConfig(Config):
-    """Everything that defines a federated run.
+    """Everything that defines a federated run; a file may leave open what `agfl_protocol.defaults` fills in.
 
     baselines: a simulation also trains each owner's own model, and one with all text in one place, to compare the
     global model with. A deployment ignores it, as it ignores `data`: nobody has all text there.
@@ -158,7 +158,7 @@ class RunConfig(Config):
     tokenizer: TokenizerConfig = BytesTokenizerConfig()
     model: AnyModelConfig
     training: TrainingConfig
-    aggregation: AggregationConfig = AggregationConfig()
+    aggregation: AggregationConfig
     elastic: ElasticConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     data: DataConfig = DataConfig()
@@ -243,7 +243,7 @@ class RunConfig(Config):
     def max_models(self) -> int:
         """How many models a round may broadcast."""
         optimizer = self.aggregation.server_optimizer
-        return len(optimizer.arms) if isinstance(optimizer, PortfolioConfig) else 1
+        return optimizer.num_models if isinstance(optimizer, PortfolioConfig) else 1
 
     @property
     def max_weight(self) -> float:
@@ -296,10 +296,16 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: names the file, the field, the rule and the value.
     """
+    return load_with_defaults(path, overrides)[0]
+
+
+def load_with_defaults(path: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, tuple[TakenDefault, ...]]:
+    """Read a run configuration, and say what it left open and took; raises as `load_run_config`."""
     content = read_yaml(path)
     for override in overrides:
         _apply(content, override)
-    return validate(RunConfig, content, str(path))
+    filled, taken = with_defaults(content)
+    return validate(RunConfig, filled, str(path)), taken
 
 
 def run_config_from_json(text: str) -> RunConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from agfl_models.console import new_app, run_app
 
 if TYPE_CHECKING:
+    from agfl_protocol.defaults import TakenDefault
     from agfl_protocol.run_config import RunConfig
 
 DEFAULT_CONFIG = "language_modeling"
@@ -39,11 +41,11 @@ def simulate(
     """Run the federation that CONFIG describes; without it, the shipped language_modeling."""
     from agfl_models.errors import ConfigError
     from agfl_models.validation import nearest
-    from agfl_protocol.run_config import load_run_config
+    from agfl_protocol.run_config import load_with_defaults
     from agfl_sim.partition import owner_files
 
     path = _find(config)
-    run_config = load_run_config(path, overrides or [])
+    run_config, taken = load_with_defaults(path, overrides or [])
     if export_owners is not None:
         written = owner_files(run_config, export_owners)
         print(f"{len(written)} owners in {export_owners}")
@@ -55,12 +57,13 @@ def simulate(
     if resume and output is None:
         raise ConfigError("--resume: needs --output, the folder of the run to go on with")
     folder = output or Path("runs") / f"{path.stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    _run(run_config, folder, engine, resume)
+    _run(run_config, taken, folder, engine, resume)
 
 
-def _run(run_config: RunConfig, folder: Path, engine: str, resume: bool) -> None:
+def _run(run_config: RunConfig, taken: Sequence[TakenDefault], folder: Path, engine: str, resume: bool) -> None:
     from rich.console import Console
 
+    from agfl_server.defaults_table import print_defaults
     from agfl_sim.baselines import run_baselines
     from agfl_sim.progress import BaselineBar, ProgressObserver
     from agfl_sim.report import write_report
@@ -68,6 +71,7 @@ def _run(run_config: RunConfig, folder: Path, engine: str, resume: bool) -> None
 
     console = Console()
     console.print(f"{run_config.model.num_parameters():,} parameters; output in {folder}", highlight=False)
+    print_defaults(console, taken)
     if run_config.aggregation.type == "plain":
         console.print("[bold red]aggregation is plain: a server run like this sees every client's update[/]")
     try:

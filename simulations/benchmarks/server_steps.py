@@ -44,8 +44,8 @@ def main() -> None:
                 config = load_run_config(SHIPPED_CONFIGS / f"{options.config}.yaml", overrides)
                 found.setdefault(name, []).append(_result(config))
             values = found[name]
-            print(f"client lr {rate:<5} {name:<18} {_mean(values):8.4f} +- {_spread(values):.4f}", flush=True)
-        _compare(rate, found, config.task.main_metric.higher_is_better)
+            print(f"client lr {rate:<5} {name:<18} {mean(values):8.4f} +- {spread(values):.4f}", flush=True)
+        report_auto(rate, found, config.task.main_metric.higher_is_better)
 
 
 def _overrides(rate: float, step: str, seed: int, rounds: int) -> list[str]:
@@ -70,20 +70,23 @@ def _result(config: RunConfig) -> float:
         return float(last[config.task.main_metric.name])
 
 
-def _compare(rate: float, found: dict[str, list[float]], higher_is_better: bool) -> None:
-    best = (max if higher_is_better else min)((name for name in found if name != AUTO), key=lambda n: _mean(found[n]))
+def report_auto(rate: float, found: dict[str, list[float]], higher_is_better: bool) -> None:
+    """Print how far `auto` is from the best of the others and from FedAvg."""
+    best = (max if higher_is_better else min)((name for name in found if name != AUTO), key=lambda n: mean(found[n]))
     sign = 1 if higher_is_better else -1
     for other in (best, FEDAVG):
-        gain = sign * (_mean(found[AUTO]) - _mean(found[other]))
+        gain = sign * (mean(found[AUTO]) - mean(found[other]))
         verb = "better" if gain > 0 else "worse"
         print(f"client lr {rate:<5} auto is {abs(gain):.4f} {verb} than {other}")
 
 
-def _mean(values: list[float]) -> float:
+def mean(values: list[float]) -> float:
+    """Over the seeds."""
     return statistics.fmean(values)
 
 
-def _spread(values: list[float]) -> float:
+def spread(values: list[float]) -> float:
+    """Standard deviation between the seeds."""
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import socket
 import subprocess
@@ -66,6 +67,22 @@ def test_a_federation_is_made_filled_and_started(tmp_path: Path, free_port: int)
         finally:
             process.kill()
     socket.create_server(("127.0.0.1", free_port)).close()
+
+
+def test_the_start_says_what_the_configuration_left_open(tmp_path: Path, free_port: int) -> None:
+    folder, config = tmp_path / "federation", tmp_path / "run.yaml"
+    model = "{vocab_size: 259, dim: 8, layers: [{type: ff}]}"
+    config.write_text(f"num_rounds: 1\ntask: {{type: language_modeling}}\nmodel: {model}\n")
+    assert _run("init", str(folder), "--config", str(config)).returncode == 0
+    command = _command("start", "--federation", str(folder), "--port", str(free_port))
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        before = list(itertools.takewhile(lambda line: " listening on " not in line, process.stderr))
+        process.kill()
+    said = "".join(before)
+    settings = ("training.optimizer ", "training.local_steps ", "aggregation.server_optimizer ")
+    assert all(setting in said for setting in settings), said
+    assert "{type: auto}" in said
 
 
 def test_init_takes_a_configuration_and_checks_it(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from agfl_server.optimizers import build_optimizer
 from agfl_server.server_optimizer import OptimizerState, ServerOptimizer
 
 SIZE, ARMS = 5, 4
+MODELS = ARMS + 1  # and the best one so far, last
 Vector = NDArray[Any]
 
 
@@ -48,15 +49,16 @@ def test_every_step_is_that_of_the_arm_with_the_least_loss(rounds: list[list[flo
     state, choice = auto.initial_state(model), 0
     alone = [(arm, arm.initial_state(model)) for arm in arms()]
     for number, (delta, by_arm) in enumerate(zip(deltas(len(rounds)), rounds, strict=True)):
-        losses = [by_arm[choice], *by_arm[:choice], *by_arm[choice + 1 :]] if number else []
+        losses = [by_arm[choice], *by_arm[:choice], *by_arm[choice + 1 :], 2.0] if number else []
         if losses:
             choice = min(range(ARMS), key=lambda i: (by_arm[i], i != choice))
         stepped = [arm.step(model, mean(delta), own) for arm, own in alone]
         alone = [(arm, own) for (arm, _), (_, own) in zip(alone, stepped, strict=True)]
+        best = model  # which no earlier one was as good as
         model, state = auto.step(model, mean(delta, losses), state)
         np.testing.assert_allclose(model, stepped[choice][0], rtol=1e-12)
         others = [x for i, (x, _) in enumerate(stepped) if i != choice]
-        np.testing.assert_allclose(auto.broadcast(model, state), np.concatenate([model, *others]), rtol=1e-12)
+        np.testing.assert_allclose(auto.broadcast(model, state), np.concatenate([model, *others, best]), rtol=1e-12)
 
 
 @pytest.mark.parametrize("every", [1, 3])
@@ -66,27 +68,28 @@ def test_other_models_are_broadcast_when_a_choice_is_due_and_first_after_the_fir
     state, sizes, losses = auto.initial_state(model), [], list[float]()
     for delta in deltas(8):
         sizes.append(auto.broadcast(model, state).size // SIZE)
-        losses = [1.0] * ARMS if sizes[-1] > 1 else []
+        losses = [1.0] * MODELS if sizes[-1] > 1 else []
         model, state = auto.step(model, mean(delta, losses), state)
-    assert sizes == [ARMS if number % every == 1 % every and number > 0 else 1 for number in range(8)]
+    assert sizes == [MODELS if number % every == 1 % every and number > 0 else 1 for number in range(8)]
 
 
 def test_where_no_owner_holds_text_out_the_first_arm_stays() -> None:
     auto = portfolio(every=1)
     model: Vector = np.ones(SIZE)
     state = auto.initial_state(model)
-    nobody = {**candidates.sums([0.0] * ARMS, 0)}
+    nobody = {**candidates.sums([0.0] * MODELS, 0)}
     for delta in deltas(4):
         model, state = auto.step(model, Total(delta, 3, 3.0, nobody), state)
     assert auto.chosen(state) == "nesterov lr 0.7"
 
 
-def exploded(loss: float) -> tuple[Vector, OptimizerState, Vector, ServerOptimizer]:
+def exploded(loss: float, least: float = 2.0) -> tuple[Vector, OptimizerState, Vector, ServerOptimizer]:
+    """The model of round 2 has `loss` where the best one, that of round 1, has `least`."""
     auto, start = portfolio(every=1), np.ones(SIZE)
     first, second, third = deltas(3)
     one, state = auto.step(start, mean(first), auto.initial_state(start))
-    two, state = auto.step(one, mean(second, [2.0] * ARMS), state)  # `one` has loss 2
-    after, state = auto.step(two, mean(third, [loss, *[3.0] * (ARMS - 1)]), state)
+    two, state = auto.step(one, mean(second, [*[2.0] * ARMS, 2.5]), state)
+    after, state = auto.step(two, mean(third, [loss, *[3.0] * (ARMS - 1), least]), state)
     return after, state, one, auto
 
 
@@ -101,8 +104,10 @@ def test_an_explosion_leads_back_to_the_best_model_with_half_the_steps(loss: flo
     np.testing.assert_allclose(again - best, (fresh - best) / 2, rtol=1e-12)
 
 
-def test_a_loss_within_the_ratio_is_no_explosion() -> None:
-    after, state, best, auto = exploded(2.99)
+@pytest.mark.parametrize(("loss", "least"), [(2.99, 2.0), (9.0, 6.1)], ids=["within the ratio", "to other owners"])
+def test_a_loss_that_the_best_model_has_too_is_no_explosion(loss: float, least: float) -> None:
+    """The owners of one round may find every model much worse than those of another."""
+    after, state, best, auto = exploded(loss, least)
     assert not np.array_equal(after, best)
     assert "times" not in str(auto.chosen(state))
 
@@ -133,7 +138,7 @@ def test_float32_stays_float32() -> None:
     auto, model = portfolio(every=1), np.ones(SIZE, np.float32)
     state = auto.initial_state(model)
     for number, delta in enumerate(deltas(3)):
-        losses = [1.0] * ARMS if number else []
+        losses = [1.0] * MODELS if number else []
         model, state = auto.step(model, mean(delta.astype(np.float32), losses), state)
         assert model.dtype == auto.broadcast(model, state).dtype == np.float32
 

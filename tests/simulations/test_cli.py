@@ -96,6 +96,7 @@ def test_without_arguments_the_shipped_run_goes_to_a_folder_of_its_own(tmp_path:
     assert folder.name.startswith("language_modeling-20")
     assert f"output in runs/{folder.name}" in done.stdout.replace("\n", "")
     assert "aggregation is plain" not in done.stdout
+    assert "left open" not in done.stdout
     assert [row["clients"] for row in rows_of(folder)] == [0, 3]
 
 
@@ -197,6 +198,9 @@ def test_a_run_that_learns_its_tokenizer_says_so_and_its_model_writes(home: Path
     done = simulate("small.yaml", "--output", "bpe", *options)
     assert done.returncode == 0, done.stderr
     assert "tokenizer: 41 of 41 merges\n" in done.stdout
+    (line,) = [line for line in done.stdout.splitlines() if "training.optimizer" in line]
+    assert "{type: sgd, lr: 0.5}" in line, "what the file leaves open is said"
+    assert "AdamW's" in line
     written = subprocess.run(
         [COMMAND.with_name("agfl-model"), "generate", home / "bpe", "To be", "--max-tokens", "20"],
         capture_output=True,

@@ -38,7 +38,7 @@ def test_method_learns_and_secure_sums_change_no_bit(
     owners, weights = sorted(make_owners(4).iterdir()), {}
     for name, overrides in (("plain", METHODS[method]), ("secure", METHODS[method]), ("without", ())):
         kind = "secure" if name == "secure" else "plain"
-        config = run_config(f"aggregation={{type: {kind}}}", *overrides)
+        config = run_config(f"aggregation={{type: {kind}, server_optimizer: {{type: nesterov}}}}", *overrides)
         run_inline(config, owners, tmp_path / name, False, Observer())
         weights[name] = (tmp_path / name / "model" / "model.safetensors").read_bytes()
     assert weights["plain"] == weights["secure"]
