@@ -68,6 +68,7 @@ def _run(run_config: RunConfig, taken: Sequence[TakenDefault], folder: Path, eng
     from agfl_sim.progress import BaselineBar, ProgressObserver
     from agfl_sim.report import write_report
     from agfl_sim.run import simulate as run_simulation
+    from agfl_sim.widths import write_widths
 
     console = Console()
     console.print(f"{run_config.model.num_parameters():,} parameters; output in {folder}", highlight=False)
@@ -85,6 +86,7 @@ def _run(run_config: RunConfig, taken: Sequence[TakenDefault], folder: Path, eng
     except KeyboardInterrupt:
         console.print(f"stopped; go on with --resume --output {folder}")
         raise
+    write_widths(folder, owners[0])
     report = write_report(folder, run_config.task.main_metric, comparison)
     use = f"agfl-model {run_config.task.command} {folder}"
     console.print(f"model    {folder / 'model'}   ({use}, or agfl-model serve {folder})", highlight=False)

@@ -15,6 +15,7 @@ from agfl_sim.charts import CHART_CSS, Chart, Curve, Point, line_chart, number_t
 from agfl_sim.comparison import Comparison
 from agfl_sim.join_section import JOIN_CSS, join_section
 from agfl_sim.search_section import search_section
+from agfl_sim.width_section import width_section
 
 Row = dict[str, float | None]
 
@@ -68,7 +69,7 @@ def write_report(run_folder: Path, main_metric: MainMetric, comparison: Comparis
     configuration = _read_text(run_folder / "config.yaml")
     report = run_folder / "report.html"
     join = "" if comparison is None else join_section(comparison)
-    sections = join + search_section(RunFolder(run_folder).search)
+    sections = join + search_section(RunFolder(run_folder).search) + width_section(run_folder)
     report.write_text(_page(run_folder.resolve().name, rows, configuration, main_metric, sections), encoding="utf-8")
     return report
 

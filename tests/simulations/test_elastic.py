@@ -137,3 +137,11 @@ def test_what_makes_no_nested_model_is_refused(
 def test_there_must_be_a_device_for_each_owner(run: Callable[..., Any]) -> None:
     with pytest.raises(ConfigError, match=r"^data.max_widths: must name one device an owner, 9 in all, got 4"):
         run("run", "data.max_widths={1.0: 4}")
+
+
+@pytest.mark.parametrize("method", ["scaffold", "feddyn"])
+def test_methods_with_states_of_owners_are_refused(run_config: Callable[..., RunConfig], method: str) -> None:
+    overrides = (f"aggregation.server_optimizer={{type: {method}}}", "aggregation.weighting=uniform")
+    line = f"elastic: needs owners that keep no state, got aggregation.server_optimizer {method}"
+    with pytest.raises(ConfigError, match=line):
+        run_config(*ELASTIC, *overrides)
