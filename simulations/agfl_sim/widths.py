@@ -1,7 +1,7 @@
 """Which width of an elastic model a device of each tier should use, in widths.json: how good each is, and how fast.
 
-How good: the owners' validation losses with each ring and without it, as sums over those who hold it. How fast: measured
-on this machine.
+How good: the owners' validation losses with each ring and without it, as sums over those who hold it. How fast:
+measured on this machine.
 """
 
 from __future__ import annotations
