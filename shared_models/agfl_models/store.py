@@ -133,7 +133,7 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
         os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        Path(temporary).unlink(missing_ok=True)  # Ctrl-C may come after the rename
         raise
     _sync_folder(path.parent)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,14 @@ SHORT = {
     "tokenizer": {"type": "bpe", "vocab_size": 300, "merges_per_round": 32},
     "data": {"partition": "natural", "num_owners": 3},
 }
+MORE = {"question_answering": {"elastic": {"widths": [0.5, 1.0]}}}  # all in one tier: three are no two groups
 
 
 @pytest.fixture(scope="module", params=["translation", "summarization", "question_answering"])
 def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three natural owners of the task's corpus, and the simulation of two short rounds."""
     config = yaml.safe_load((SHIPPED_CONFIGS / f"{request.param}.yaml").read_text()) | SHORT
+    config |= MORE.get(request.param, {})
     config["model"]["vocab_size"] = 300
     config["training"] |= {"local_steps": 2, "batch_size": 2}
     site = Site(tmp_path_factory.mktemp(request.param))
@@ -40,3 +43,5 @@ def test_deployment_and_simulation_of_a_task_end_with_the_same_bits(site: Site) 
         for folder in (site.federation / "run", site.folder / "simulated")
     )
     assert learned == simulated
+    rows = [json.loads(line) for line in (site.federation / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1].get("rings/owners_2", 3) == 3
