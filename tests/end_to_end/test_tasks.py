@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,7 +18,10 @@ SHORT = {
     "tokenizer": {"type": "bpe", "vocab_size": 300, "merges_per_round": 32},
     "data": {"partition": "natural", "num_owners": 3},
 }
-MORE = {"question_answering": {"elastic": {"widths": [0.5, 1.0]}}}  # all in one tier: three are no two groups
+MORE = {
+    "question_answering": {"elastic": {"widths": [0.5, 1.0]}},  # all in one tier: three are no two groups
+    "summarization": {"search": {"slate": ["configured", "mingru"], "rungs": [1]}},
+}
 
 
 @pytest.fixture(scope="module", params=["translation", "summarization", "question_answering"])
@@ -32,6 +36,12 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return site.folder
 
 
+def chosen_in(run: Path) -> Any:
+    """Return the model that a run's search chose; none where there was no search."""
+    path = run / "search" / "chosen.yaml"
+    return yaml.safe_load(path.read_text())["model"] if path.exists() else None
+
+
 def test_deployment_and_simulation_of_a_task_end_with_the_same_bits(site: Site) -> None:
     server, port = site.start_server()
     clients = [site.start_client(owner, port) for owner in site.owners]
@@ -43,5 +53,6 @@ def test_deployment_and_simulation_of_a_task_end_with_the_same_bits(site: Site) 
         for folder in (site.federation / "run", site.folder / "simulated")
     )
     assert learned == simulated
+    assert chosen_in(site.federation / "run") == chosen_in(site.folder / "simulated")
     rows = [json.loads(line) for line in (site.federation / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1].get("rings/owners_2", 3) == 3
