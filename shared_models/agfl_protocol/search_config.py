@@ -23,4 +23,4 @@ class SearchConfig(Config):
     rungs: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (4, 4, 8)
     keep: Annotated[float, Field(gt=0, lt=1)] = 0.5
     cost_weight: NonNegativeFloat = 0.0
-    tie: NonNegativeFloat = 0.01
+    tie: NonNegativeFloat = 0.005
