@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 app = new_app("Take part in a federation: train on your own text without handing it over.")
 log = logging.getLogger("agfl.client")
 
+Columns = Annotated[str, typer.Option(metavar="NAME=COLUMN,...", help="What your file calls the task's columns.")]
+Pretrained = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Your copy of the pretrained model, if the run has one.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps or cuda:N.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads for training.")]
+
 
 @app.command()
 def keygen(
@@ -40,18 +47,14 @@ def start(
     ca: Annotated[Path, typer.Option(metavar="FILE", help="The federation's ca.pem, from the operator.")],
     folder: Annotated[Path, typer.Option("--keys", metavar="DIR", help="Your keys, from keygen.")],
     data: Annotated[Path, typer.Option(metavar="PATH", help="Your data: a file, or a folder of text.")],
-    columns: Annotated[
-        str, typer.Option(metavar="NAME=COLUMN,...", help="What your file calls the task's columns.")
-    ] = "",
-    pretrained: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Your copy of the pretrained model, if the run has one.")
-    ] = None,
+    columns: Columns = "",
+    pretrained: Pretrained = None,
     roster: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Every owner's signing key, got out of band.")
     ] = None,
     policy: Annotated[Path | None, typer.Option(metavar="FILE", help="What you accept, in YAML.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps or cuda:N.")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads for training.")] = 1,
+    device: Device = "auto",
+    threads: Threads = 1,
     once: Annotated[bool, typer.Option("--once", help="Leave after one run.")] = False,
     max_wait: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="How long the server may be away at a time.")
@@ -100,14 +103,10 @@ def start(
 def probe(
     config: Annotated[Path, typer.Option(metavar="FILE", help="The run's configuration, from the operator.")],
     data: Annotated[Path, typer.Option(metavar="PATH", help="Your data, as for start.")],
-    columns: Annotated[
-        str, typer.Option(metavar="NAME=COLUMN,...", help="What your file calls the task's columns.")
-    ] = "",
-    pretrained: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Your copy of the pretrained model, if the run has one.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps or cuda:N.")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads for training.")] = 1,
+    columns: Columns = "",
+    pretrained: Pretrained = None,
+    device: Device = "auto",
+    threads: Threads = 1,
     max_seconds: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="How long a round of training may take here.")
     ] = 60.0,

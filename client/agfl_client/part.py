@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from agfl_client.nested_widths import NestedWidths
+from agfl_models.config import ModelConfig
 from agfl_models.families import build_model
-from agfl_models.rings import Rings
+from agfl_models.rings import Rings, outline
 from agfl_models.sequence_model import SequenceModel
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.update import Layout, Vector
@@ -53,6 +53,6 @@ class Part:
 
 
 def whole_layout(config: RunConfig) -> Layout:
-    """Return the layout of the whole model, without the memory that its weights would take."""
-    with torch.device("meta"):
-        return Layout.of(build_model(config.model, seed=0))
+    """Return the layout of an elastic model as a whole, without the memory that its weights would take."""
+    assert isinstance(config.model, ModelConfig), "`RunConfig` has checked it"
+    return Layout.of(outline(config.model))

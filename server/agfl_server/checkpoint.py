@@ -15,7 +15,7 @@ from safetensors.numpy import save
 from agfl_models.errors import CheckpointError
 from agfl_models.store import write_atomically
 from agfl_protocol.transforms.quantization import Scales
-from agfl_server.rings import RingState
+from agfl_server.ring_plan import RingState
 from agfl_server.state import ServerState
 
 _KEPT = 2  # the newest one may be lost with the disk sector it stood on

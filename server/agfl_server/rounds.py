@@ -19,7 +19,7 @@ from agfl_server.aggregator import CohortSum
 from agfl_server.attempts import Parties, sum_in_attempts
 from agfl_server.observer import Row
 from agfl_server.per_ring import without_ring
-from agfl_server.rings import after_round
+from agfl_server.ring_plan import after_round
 from agfl_server.server_optimizer import ServerOptimizer
 from agfl_server.state import ServerState, empty_row
 

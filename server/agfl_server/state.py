@@ -17,7 +17,7 @@ from agfl_protocol.transforms.quantization import Scales, initial_scales
 from agfl_protocol.update import Layout, Vector
 from agfl_protocol.wire import Counted
 from agfl_server.observer import Row
-from agfl_server.rings import RingState
+from agfl_server.ring_plan import RingState
 from agfl_server.server_optimizer import OptimizerState, ServerOptimizer
 
 

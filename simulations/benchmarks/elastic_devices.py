@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from server_steps import mean, spread
 
 from agfl_client.part import Part
 from agfl_client.training import LocalTrainer, evaluate
@@ -57,7 +58,7 @@ def main() -> None:
     found = [_compare(_config(options, seed), options.bytes) for seed in range(options.seeds)]
     print(f"{'model':<42} {'bits per byte':>14} {'worst tenth':>12}")
     for name in found[0]:
-        columns = list(zip(*(seed[name] for seed in found), strict=True))
+        columns = [list(column) for column in zip(*(seed[name] for seed in found), strict=True)]
         print(f"{name:<42} {_spread(columns[0]):>14} {_spread(columns[1]):>12}")
     _print_costs(_config(options, 0))
 
@@ -132,7 +133,7 @@ def _judge(part: Part, config: RunConfig, owners: Sequence[Path]) -> tuple[float
         total = {key: value + sums[key] for key, value in total.items()}
         each.append(task.eval_metrics(sums)[metric])
     worst = sorted(each)[-max(1, len(each) // 10) :]
-    return task.eval_metrics(total)[metric], statistics.fmean(worst)
+    return task.eval_metrics(total)[metric], mean(worst)
 
 
 def _print_costs(config: RunConfig) -> None:
@@ -174,9 +175,8 @@ def _peak_kilobytes() -> int:
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
-def _spread(values: Sequence[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):.3f} +- {deviation:.3f}"
+def _spread(values: list[float]) -> str:
+    return f"{mean(values):.3f} +- {spread(values):.3f}"
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from agfl_protocol.transforms.weighting import Weighting
 from agfl_protocol.update import Total, Update
 from agfl_server.optimizers import build_optimizer
 from agfl_server.per_ring import PerRing, without_ring
-from agfl_server.rings import RingState, after_round, plan_rings
+from agfl_server.ring_plan import RingState, after_round, plan_rings
 
 CONFIG = validate(
     ModelConfig,
