@@ -4,11 +4,13 @@ Every arm sees the mean update of every round, so its state is that of a run of 
 the models to which the other arms would have stepped are broadcast beside the one that is trained, and the best one so
 far; the loss of each rides in the ordinary sum: the server learns sums over owners, as always. Only losses of one round
 are compared, since the next round's owners may find the same model several times better or worse.
+
+The loss after one step favors timid arms: what momentum gains comes later. Hence the first arm steps unless another is
+better by a margin, and this is a safety net where that arm fails rather than a race that any arm may win.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -61,11 +63,11 @@ class Portfolio(ServerOptimizer):
         best = state[_BEST]
         if losses:
             own, *others, least = losses
-            if not own <= self.config.rollback_ratio * least:  # also true for NaN
+            if not own <= least + self.config.max_rise:  # also true for NaN
                 return self._rolled_back(state)
             if own < least:
                 best = model
-            choice = self._choose(choice, own, others)
+            choice = self._choose([*others[:choice], own, *others[choice:]])
         scale = model.dtype.type(state[_SCALE][0])
         steps = [arm.step(model, mean, _of_arm(i, state)) for i, arm in enumerate(self.arms)]
         models = [model + scale * (stepped - model) for stepped, _ in steps]
@@ -81,10 +83,10 @@ class Portfolio(ServerOptimizer):
             _OTHERS: np.concatenate([*models[:choice], *models[choice + 1 :], best]) if is_due else model[:0],
         }
 
-    def _choose(self, choice: int, own: float, others: list[float]) -> int:
-        """Return the arm with the least loss; the present one stays where none is better."""
-        losses = [*others[:choice], own, *others[choice:]]
-        return min(range(len(losses)), key=lambda i: (losses[i] if losses[i] == losses[i] else math.inf, i != choice))
+    def _choose(self, losses: list[float]) -> int:
+        """Return the arm with the least loss if that is below the first one's by the margin, else the first."""
+        better = (i for i, loss in enumerate(losses) if loss < losses[0] - self.config.margin)
+        return min(better, key=losses.__getitem__, default=0)
 
     def _rolled_back(self, state: OptimizerState) -> tuple[Array, OptimizerState]:
         best = state[_BEST]

@@ -146,14 +146,16 @@ class PortfolioConfig(Config):
     """Several optimizers on the same updates: the owners' validation loss says whose step the server takes.
 
     every: rounds from one choice to the next; in such a round the models of all arms are broadcast, and the best one so
-    far. max_examples: on which an owner evaluates each. rollback_ratio: where the loss exceeds that of the best model
-    by this factor, the server goes back to it and halves its steps. arms: the first one is the first choice.
+    far. max_examples: on which an owner evaluates each. arms: the first one's step is taken unless the loss of another
+    is less by more than `margin`. max_rise: where the loss is that much above the best model's, the server goes back to
+    that one and halves its steps. Both are in nats a prediction: ratios would mean little where the loss is near zero.
     """
 
     type: Literal["auto"]
     every: PositiveInt = 3
     max_examples: PositiveInt = 64
-    rollback_ratio: Annotated[float, Field(gt=1)] = 1.5
+    margin: NonNegativeFloat = 0.1
+    max_rise: PositiveFloat = 1.0
     arms: Annotated[tuple[ArmConfig, ...], Field(min_length=2, max_length=8)] = (
         NesterovConfig(type="nesterov"),
         NesterovConfig(type="nesterov", lr=0.3),

@@ -1,4 +1,4 @@
-"""`auto` steps as the chosen arm would, chooses by the owners' losses alone, and goes back where they explode."""
+"""`auto` steps as its first arm unless the losses say that another is better, and goes back where they explode."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from agfl_server.server_optimizer import OptimizerState, ServerOptimizer
 
 SIZE, ARMS = 5, 4
 MODELS = ARMS + 1  # and the best one so far, last
+MARGIN = PortfolioConfig(type="auto").margin
 Vector = NDArray[Any]
 
 
@@ -41,8 +42,10 @@ def deltas(count: int, seed: int = 0) -> NDArray[np.float64]:
     return np.random.default_rng(seed).standard_normal((count, SIZE))
 
 
-@given(st.lists(st.lists(st.floats(0.9, 1.1), min_size=ARMS, max_size=ARMS), min_size=1, max_size=12))
-def test_every_step_is_that_of_the_arm_with_the_least_loss(rounds: list[list[float]]) -> None:
+@given(st.lists(st.lists(st.floats(0.8, 1.2), min_size=ARMS, max_size=ARMS), min_size=1, max_size=12))
+def test_every_step_is_that_of_the_first_arm_or_of_the_best_if_that_is_better_by_the_margin(
+    rounds: list[list[float]],
+) -> None:
     """Each arm's own state is that of a run of its own on the same updates."""
     auto = portfolio(every=1)
     model: Vector = np.ones(SIZE)
@@ -51,7 +54,7 @@ def test_every_step_is_that_of_the_arm_with_the_least_loss(rounds: list[list[flo
     for number, (delta, by_arm) in enumerate(zip(deltas(len(rounds)), rounds, strict=True)):
         losses = [by_arm[choice], *by_arm[:choice], *by_arm[choice + 1 :], 2.0] if number else []
         if losses:
-            choice = min(range(ARMS), key=lambda i: (by_arm[i], i != choice))
+            choice = int(np.argmin(by_arm)) if min(by_arm) < by_arm[0] - MARGIN else 0
         stepped = [arm.step(model, mean(delta), own) for arm, own in alone]
         alone = [(arm, own) for (arm, _), (_, own) in zip(alone, stepped, strict=True)]
         best = model  # which no earlier one was as good as
@@ -104,7 +107,7 @@ def test_an_explosion_leads_back_to_the_best_model_with_half_the_steps(loss: flo
     np.testing.assert_allclose(again - best, (fresh - best) / 2, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("loss", "least"), [(2.99, 2.0), (9.0, 6.1)], ids=["within the ratio", "to other owners"])
+@pytest.mark.parametrize(("loss", "least"), [(2.99, 2.0), (9.0, 8.1)], ids=["within the rise", "to other owners"])
 def test_a_loss_that_the_best_model_has_too_is_no_explosion(loss: float, least: float) -> None:
     """The owners of one round may find every model much worse than those of another."""
     after, state, best, auto = exploded(loss, least)
@@ -112,9 +115,12 @@ def test_a_loss_that_the_best_model_has_too_is_no_explosion(loss: float, least: 
     assert "times" not in str(auto.chosen(state))
 
 
-@pytest.mark.parametrize("curvature", [0.003, 0.03, 0.3, 1.0])
+@pytest.mark.parametrize("curvature", [0.003, 0.03, 0.3, 1.0, 3.0])
 def test_it_is_never_much_worse_than_the_best_arm(curvature: float) -> None:
-    """Clients that each take one gradient step of length 1 on a bowl that is steeper in some directions."""
+    """Clients that each take one gradient step of length 1 on a bowl that is steeper in some directions.
+
+    At a curvature of 3 the first arm alone diverges, and so does FedAvg.
+    """
     scales = curvature * np.linspace(0.1, 1.0, SIZE)
 
     def loss(x: Vector) -> float:
@@ -131,7 +137,7 @@ def test_it_is_never_much_worse_than_the_best_arm(curvature: float) -> None:
 
     alone, start = [end(arm) for arm in arms()], loss(np.full(SIZE, 3.0)) - 1.0
     assert end(portfolio()) <= 1.1 * min(alone) + 0.02 * start
-    assert end(portfolio()) <= end(build_optimizer(PortfolioConfig(type="auto").arms[2])) * (1 + 1e-9), "FedAvg"
+    assert (curvature == 3.0) == (alone[0] > start), "what makes the last case one"
 
 
 def test_float32_stays_float32() -> None:
