@@ -65,7 +65,7 @@ def run_federation(
     )
     if config.search is not None:
         parties = replace(parties, config=run_search(parties, run_folder, resume=resume))
-        resume = run_folder.has_checkpoint
+        resume = True
     federation, state = _train(parties, run_folder, resume)
     if config.search is not None:
         write_skip_costs(federation, state, run_folder)

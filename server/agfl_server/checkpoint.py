@@ -57,16 +57,21 @@ def has_checkpoint(folder: Path) -> bool:
     return bool(_checkpoints(folder))
 
 
+def newest_checkpoint(folder: Path) -> Path:
+    """Return the file of the last round; raises CheckpointError where there is none."""
+    checkpoints = _checkpoints(folder)
+    if not checkpoints:
+        raise CheckpointError(f"--resume: {folder}: must hold a checkpoint, found none")
+    return checkpoints[-1]
+
+
 def load_checkpoint(folder: Path, config_hash: str) -> ServerState:
     """Read the newest checkpoint.
 
     Raises:
         CheckpointError: there is none, it is damaged, or it belongs to a run with another configuration.
     """
-    checkpoints = _checkpoints(folder)
-    if not checkpoints:
-        raise CheckpointError(f"--resume: {folder}: must hold a checkpoint, found none")
-    path = checkpoints[-1]
+    path = newest_checkpoint(folder)
     try:
         with safe_open(path, framework="numpy") as file:
             facts = json.loads(file.metadata()["state"])

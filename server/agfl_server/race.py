@@ -1,7 +1,8 @@
 """The race of a search: candidates take turns, rung after rung the better ones go on, and the last one is chosen.
 
-Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943, Figure 1). The race is a deterministic function of
-what is measured, so an interrupted one goes on by being run again over what was measured before.
+Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943, Figure 1), but that the configured model stays to the
+last rung: what learns faster at first has yet to show that it ends better. The race is a deterministic function of what
+is measured, so an interrupted one goes on by being run again over what was measured before.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from itertools import accumulate
 
 from agfl_models.errors import RoundError
 from agfl_protocol.search_config import SearchConfig
-from agfl_server.slate import Candidate, Slate
+from agfl_server.slate import CONFIGURED, Candidate, Slate
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,10 @@ class Runner:
 
 @dataclass(frozen=True)
 class Race:
-    """Runners in the order of the slate."""
+    """Runners in the order of the slate; rungs: rounds that each adds."""
 
     config: SearchConfig
+    rungs: tuple[int, ...]
     slate: Slate
     runners: tuple[Runner, ...]
 
@@ -66,7 +68,7 @@ class Race:
     @property
     def exhaustive_rounds(self) -> int:
         """What it would have taken to train all of them to the end."""
-        return len(self.runners) * sum(self.config.rungs)
+        return len(self.runners) * sum(self.rungs)
 
     def with_runner(self, runner: Runner) -> Race:
         """Return the race with a runner as it is now."""
@@ -93,7 +95,7 @@ Measure = Callable[[Candidate, int], Measured]
 Follow = Callable[[Race], None]
 
 
-def run_race(config: SearchConfig, slate: Slate, measure: Measure, follow: Follow) -> Race:
+def run_race(config: SearchConfig, rungs: tuple[int, ...], slate: Slate, measure: Measure, follow: Follow) -> Race:
     """Run the race to its end; one runner is alive in what is returned.
 
     measure: trains a candidate to so many rounds in all and evaluates it. follow: is shown the race after each step.
@@ -101,14 +103,13 @@ def run_race(config: SearchConfig, slate: Slate, measure: Measure, follow: Follo
     Raises:
         RoundError: no candidate has a finite loss.
     """
-    race = Race(config, slate, tuple(Runner(candidate) for candidate in slate.candidates))
-    for rung, rounds in enumerate(accumulate(config.rungs), start=1):
+    race = Race(config, rungs, slate, tuple(Runner(candidate) for candidate in slate.candidates))
+    for rung, rounds in enumerate(accumulate(rungs), start=1):
         for runner in race.alive:
             race = _measured(race, runner, measure(runner.candidate, rounds), rung)
             follow(race)
         started = sum(len(runner.measured) == rung for runner in race.runners)
-        share = max(1, math.floor(config.keep * started)) if rung < len(config.rungs) else 1
-        race = _decided(race, rung, share)
+        race = _decided(race, rung, max(1, math.floor(config.keep * started)))
         follow(race)
         if len(race.alive) == 1:
             break
@@ -121,14 +122,22 @@ def _measured(race: Race, runner: Runner, measured: Measured, rung: int) -> Race
 
 
 def _decided(race: Race, rung: int, share: int) -> Race:
-    """Return the race with those out who are not among the best `share`."""
+    """Return the race with those out who do not go on: with the best `share`, or after the last rung the best one."""
     ranked = race.ranked()
     if not ranked:
         raise RoundError(f"search: a candidate must have a finite loss after rung {rung}, none has")
-    for place, runner in enumerate(ranked[share:], start=share + 1):
-        fate = f"left after rung {rung}: {place}. of {len(ranked)}, {_why(race, runner, ranked)}"
-        race = race.with_runner(replace(runner, fate=fate))
+    kept = _kept(ranked, share) if rung < len(race.rungs) else ranked[:1]
+    for place, runner in enumerate(ranked, start=1):
+        if runner not in kept:
+            fate = f"left after rung {rung}: {place}. of {len(ranked)}, {_why(race, runner, ranked)}"
+            race = race.with_runner(replace(runner, fate=fate))
     return race
+
+
+def _kept(ranked: Sequence[Runner], share: int) -> Sequence[Runner]:
+    """Return the best `share`; the configured model is one of them, whatever its place, and the best one another."""
+    own = [runner for runner in ranked[share:] if runner.name == CONFIGURED]
+    return [*ranked[: max(1, share - len(own))], *own]
 
 
 def _why(race: Race, runner: Runner, ranked: Sequence[Runner]) -> str:

@@ -13,9 +13,11 @@ from agfl_models.store import CONFIG_FILE, METRICS_FILE, save_model, write_atomi
 from agfl_models.tokenizer import BPETokenizerConfig
 from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_protocol.update import Layout
-from agfl_server.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from agfl_server.checkpoint import has_checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
 from agfl_server.observer import Row
 from agfl_server.state import ServerState
+
+_ATTEMPT_FILE = "attempt.json"
 
 
 @dataclass(frozen=True)
@@ -46,22 +48,33 @@ class RunFolder:
 
     def refuse_existing_run(self) -> None:
         """Raise ConfigError if the folder holds a run already, or its search: nothing is overwritten."""
-        self._refuse_rounds(self.search.exists())
-
-    def _refuse_rounds(self, has_search: bool) -> None:
         has_rows = self.metrics.exists() and self.metrics.stat().st_size > 0
         has_state = self.checkpoints.exists() and any(self.checkpoints.iterdir())
-        if has_rows or has_state or has_search:
+        if has_rows or has_state or self.search.exists():
             raise ConfigError(
                 f"{self.path}: must be a folder without a run; continue the run in it with --resume, "
                 f"or name another folder"
             )
 
     def begin(self, config: RunConfig) -> None:
-        """Start a new run, if need be after its search; raises ConfigError if there is one or it cannot be written."""
-        self._refuse_rounds(has_search=False)
+        """Start a new run; raises ConfigError if there is one or it cannot be written."""
+        self.refuse_existing_run()
         self.write_config(config)
         self.metrics.touch()
+
+    def take_over(self, other: RunFolder) -> None:
+        """Copy another run's state, for it to go on here; its checkpoint comes last, since with it there is a run.
+
+        Raises:
+            CheckpointError: the state cannot be read or written.
+        """
+        newest = newest_checkpoint(other.checkpoints)
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            for path in (other.path / CONFIG_FILE, other.path / _ATTEMPT_FILE, other.metrics, newest):
+                write_atomically(self.path / path.relative_to(other.path), path.read_bytes())
+        except OSError as error:
+            raise CheckpointError(f"{other.path}: cannot be copied to {self.path}: {error.strerror}") from None
 
     def resolved(self, config: RunConfig) -> RunConfig:
         """Return the configuration of a run that is to go on, with the merges that the run has learned, if it has.
@@ -115,7 +128,7 @@ class RunFolder:
         Raises:
             CheckpointError: the disk is full or not writable.
         """
-        path = self.path / "attempt.json"
+        path = self.path / _ATTEMPT_FILE
         last = json.loads(path.read_text("utf-8")) if path.exists() else {}
         is_same = (last.get("run_id"), last.get("round")) == (run_id, round_number)
         number: int = last["attempt"] + 1 if is_same else 0

@@ -1,4 +1,4 @@
-"""Architecture search before a run: each candidate of the slate is an ordinary run, trained a few rounds at a time.
+"""Architecture search: each candidate of the slate is an ordinary run, a few rounds at a time; the best one goes on.
 
 OUTPUT/search/NAME is the folder of such a run; its measured.json holds what it reached at the end of each rung, so that
 an interrupted race, which is run again from its start, trains nothing twice. OUTPUT/search/search.json tells of the
@@ -34,7 +34,7 @@ _DIVERGED = ("delta: must be finite", "got nan", "got inf")
 
 
 def run_search(parties: Parties, folder: RunFolder, *, resume: bool) -> RunConfig:
-    """Race the slate of `parties.config` and return the run that trains the chosen architecture, tokenizer and all.
+    """Race the slate of `parties.config`; leave the chosen candidate in `folder` as a run to resume, and return it.
 
     Raises:
         AgflError: one line for a person; what was measured stays, and the race can be resumed.
@@ -62,11 +62,22 @@ def run_search(parties: Parties, folder: RunFolder, *, resume: bool) -> RunConfi
                 observer.candidate_left(runner.name, runner.fate)
         _write(folder.search / RACE_FILE, json.dumps(_told(race), indent=1))
 
-    race = run_race(search, slate, measure, follow)
+    rungs = _rungs(parties.config, folder.search / RACE_FILE)
+    race = run_race(search, rungs, slate, measure, follow)
     chosen = race.alive[0].candidate
     observer.search_finished(chosen.name, race.candidate_rounds, race.exhaustive_rounds)
     _write(folder.search / CHOSEN_FILE, _as_written(chosen, race))
+    if not folder.has_checkpoint:
+        folder.take_over(RunFolder(folder.search / chosen.name))
     return _with_merges_of(learned, chosen.config)
+
+
+def _rungs(config: RunConfig, told: Path) -> tuple[int, ...]:
+    """Return the rungs; those of a race that has begun stay, even if the run is to have more rounds now."""
+    assert config.search is not None
+    if config.search.rungs is None and told.exists():
+        return tuple(json.loads(told.read_text("utf-8"))["rungs"])
+    return config.search.rungs_of(config.num_rounds)
 
 
 def _with_tokenizer(parties: Parties, home: RunFolder, resume: bool) -> RunConfig:
@@ -149,7 +160,7 @@ def _read_measured(folder: RunFolder, config: RunConfig) -> tuple[Measured, ...]
 def _told(race: Race) -> dict[str, Any]:
     """Return the race so far, as the report reads it."""
     return {
-        "rungs": race.config.rungs,
+        "rungs": race.rungs,
         "candidate_rounds": race.candidate_rounds,
         "exhaustive_rounds": race.exhaustive_rounds,
         "reference_flops": race.slate.reference_flops,

@@ -149,7 +149,7 @@ class RunConfig(Config):
 
     baselines: a simulation also trains each owner's own model, and one with all text in one place, to compare the
     global model with. A deployment ignores it, as it ignores `data`: nobody has all text there.
-    search: architectures race before the run, which then trains the one that won.
+    search: architectures race for some of the rounds, and the one that wins is trained for the rest.
     """
 
     seed: NonNegativeInt = 0
@@ -172,6 +172,13 @@ class RunConfig(Config):
                 raise ValueError(f"search: needs a model made of layers, got family {self.model.family}")
         elif self.search is None and self.model.choices:
             raise ValueError(f"search: required where model.layers hold a choice, got {', '.join(self.model.choices)}")
+        return self
+
+    @model_validator(mode="after")
+    def _search_is_part_of_run(self) -> RunConfig:
+        rounds = sum(self.search.rungs or ()) if self.search is not None else 0
+        if rounds > self.num_rounds:
+            raise ValueError(f"search.rungs: must sum to at most num_rounds = {self.num_rounds}, got {rounds}")
         return self
 
     @model_validator(mode="after")

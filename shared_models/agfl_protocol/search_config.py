@@ -14,13 +14,21 @@ class SearchConfig(Config):
 
     slate: names of the candidates; "auto" takes the model as it is configured, every variant of it that has other
     mixers, and what the model's own choices make. rungs: rounds that each rung adds to the training of every candidate
-    that is left. keep: the share of candidates that goes on to the next rung, at least one.
+    that is left; None takes an eighth of the run twice, and then the rest. keep: the share of candidates that goes on
+    to the next rung, at least one.
     cost_weight: what a doubling of the FLOPs a token counts beside the loss, in its unit. tie: candidates whose score
     is within this share of the best one's rank by their FLOPs, the cheapest first.
     """
 
     slate: Literal["auto"] | Annotated[tuple[str, ...], Field(min_length=2)] = "auto"
-    rungs: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (4, 4, 8)
+    rungs: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
     keep: Annotated[float, Field(gt=0, lt=1)] = 0.5
     cost_weight: NonNegativeFloat = 0.0
     tie: NonNegativeFloat = 0.005
+
+    def rungs_of(self, num_rounds: int) -> tuple[int, ...]:
+        """Return the rungs of a race before a run of so many rounds."""
+        if self.rungs is not None:
+            return self.rungs
+        eighth = max(1, num_rounds // 8)
+        return (eighth, eighth, num_rounds - 2 * eighth) if num_rounds > 2 * eighth else (num_rounds,)

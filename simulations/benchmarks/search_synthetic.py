@@ -133,7 +133,7 @@ def _config(folder: Path, task: Synthetic, seed: int, rungs: tuple[int, ...]) ->
     layers = [layer for mixer in mixers for layer in (mixer, {"type": "ff", "hidden_dim": 96})]
     content = {
         "seed": seed,
-        "num_rounds": 1,  # what is measured is the search alone
+        "num_rounds": sum(rungs),  # what is measured is the search alone
         "task": {"type": "language_modeling", "sequence_length": 32},
         "model": {"vocab_size": 259, "dim": 32, "layers": layers},
         "training": {

@@ -34,7 +34,8 @@ def any_run() -> RunConfig:
 def race_over(losses: Losses, flops: Mapping[str, int], **settings: object) -> tuple[Race, list[tuple[str, int]]]:
     search = SearchConfig.model_validate(settings)
     slate = Slate(tuple(Candidate(name, any_run(), 1000, flops.get(name, 100)) for name in losses), {}, 100)
-    ends = [sum(search.rungs[: i + 1]) for i in range(len(search.rungs))]
+    rungs = search.rungs_of(16)
+    ends = [sum(rungs[: i + 1]) for i in range(len(rungs))]
     order: list[tuple[str, int]] = []
 
     def measure(candidate: Candidate, rounds: int) -> Measured:
@@ -42,7 +43,28 @@ def race_over(losses: Losses, flops: Mapping[str, int], **settings: object) -> t
         loss = losses[candidate.name][ends.index(rounds)]
         return Measured(rounds, loss, "its loss is nan" if loss is None else "")
 
-    return run_race(search, slate, measure, lambda race: None), order
+    return run_race(search, rungs, slate, measure, lambda race: None), order
+
+
+@pytest.mark.parametrize(
+    ("num_rounds", "rungs"), [(1, (1,)), (2, (2,)), (3, (1, 1, 1)), (16, (2, 2, 12)), (30, (3, 3, 24))]
+)
+def test_left_open_the_last_rung_ends_with_the_run(num_rounds: int, rungs: tuple[int, ...]) -> None:
+    assert SearchConfig().rungs_of(num_rounds) == rungs
+
+
+def test_the_configured_model_stays_to_the_last_rung(run: RunRace) -> None:
+    """Two that learn faster at first are worse at the end."""
+    losses = {"a": (1.0, 1.0, 1.0), "b": (2.0, 2.0), "configured": (9.0, 9.0, 0.5), "c": (3.0, 3.0), "d": (4.0, 4.0)}
+    race, order = run(losses, rungs=(1, 1, 1), keep=0.6)
+    assert order == [
+        *((name, 1) for name in losses),
+        ("a", 2), ("b", 2), ("configured", 2),  # one of the best three left for it
+        ("a", 3), ("configured", 3),
+    ]  # fmt: skip
+    assert [runner.name for runner in race.alive] == ["configured"]
+    race, _ = run({**losses, "configured": (9.0, 9.0, 1.1)}, rungs=(1, 1, 1), keep=0.6)
+    assert [runner.name for runner in race.alive] == ["a"]
 
 
 EIGHT = {name: (i + 1.0, 9.0 - i, 0.0) for i, name in enumerate("abcdefgh")}
