@@ -159,6 +159,19 @@ def test_resumed_search_trains_nothing_twice(runs: Runs, tmp_path: Path) -> None
     assert not [event for event in finished if event[0] in ("turn", "round")]
 
 
+def test_more_rounds_later_are_of_the_chosen_candidate(runs: Runs, tmp_path: Path) -> None:
+    """The rungs follow from num_rounds, but not once the race has begun."""
+    slate = "search={slate: [configured, mingru]}"
+    runs.run(tmp_path / "run", slate, "num_rounds=3")
+    events = runs.run(tmp_path / "run", slate, "num_rounds=5", resume=True).events
+    assert [event[:2] for event in events if event[0] in ("turn", "round")] == [("round", 4), ("round", 5)]
+
+
+def test_rungs_are_part_of_the_run(run_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match=r"search.rungs: must sum to at most num_rounds = 2, got 3"):
+        run_config(*OVERRIDES, "num_rounds=2")
+
+
 def test_tokenizer_is_learned_once_for_all(runs: Runs, tmp_path: Path) -> None:
     bpe = ("tokenizer={type: bpe, vocab_size: 264}", "model.vocab_size=264")
     runs.run(tmp_path / "run", *bpe)
