@@ -1,4 +1,4 @@
-"""`auto`: several server optimizers on one history of updates; the owners' validation loss says whose step is taken.
+"""`auto`: several server optimizers on one history of updates; the owners' losses say whether the first is to step.
 
 Every arm sees the mean update of every round, so its state is that of a run of its own from here on. Every few rounds
 the models to which the other arms would have stepped are broadcast beside the one that is trained, and the best one so

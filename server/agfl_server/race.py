@@ -104,6 +104,7 @@ def run_race(config: SearchConfig, rungs: tuple[int, ...], slate: Slate, measure
         RoundError: no candidate has a finite loss.
     """
     race = Race(config, rungs, slate, tuple(Runner(candidate) for candidate in slate.candidates))
+    follow(race)
     for rung, rounds in enumerate(accumulate(rungs), start=1):
         for runner in race.alive:
             race = _measured(race, runner, measure(runner.candidate, rounds), rung)

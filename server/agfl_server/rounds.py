@@ -51,8 +51,9 @@ def run_rounds(
         evaluate = state.round % config.evaluation.every == 0
         state, complete = train_round(federation, state, evaluate)
         save(state, [complete])
-    row = evaluate_round(federation, state)
-    save(state, [row])
+    if state.row["eval/loss"] is None:
+        state = replace(state, row=evaluate_round(federation, state))
+    save(state, [state.row])
     return state
 
 

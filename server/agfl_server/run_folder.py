@@ -49,8 +49,7 @@ class RunFolder:
     def refuse_existing_run(self) -> None:
         """Raise ConfigError if the folder holds a run already, or its search: nothing is overwritten."""
         has_rows = self.metrics.exists() and self.metrics.stat().st_size > 0
-        has_state = self.checkpoints.exists() and any(self.checkpoints.iterdir())
-        if has_rows or has_state or self.search.exists():
+        if has_rows or self.has_checkpoint or self.search.exists():
             raise ConfigError(
                 f"{self.path}: must be a folder without a run; continue the run in it with --resume, "
                 f"or name another folder"
@@ -71,7 +70,7 @@ class RunFolder:
         newest = newest_checkpoint(other.checkpoints)
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            for path in (other.path / CONFIG_FILE, other.path / _ATTEMPT_FILE, other.metrics, newest):
+            for path in (other.path / _ATTEMPT_FILE, other.metrics, newest):
                 write_atomically(self.path / path.relative_to(other.path), path.read_bytes())
         except OSError as error:
             raise CheckpointError(f"{other.path}: cannot be copied to {self.path}: {error.strerror}") from None

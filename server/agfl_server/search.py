@@ -24,7 +24,7 @@ from agfl_server.opened_run import open_run
 from agfl_server.race import Measured, Race, run_race
 from agfl_server.rounds import run_rounds
 from agfl_server.run_folder import RunFolder
-from agfl_server.slate import Candidate, make_slate
+from agfl_server.slate import Candidate, Slate, make_slate
 from agfl_server.state import ServerState
 from agfl_server.tokenizer_training import train_tokenizer, with_public_tokenizer
 
@@ -47,6 +47,8 @@ def run_search(parties: Parties, folder: RunFolder, *, resume: bool) -> RunConfi
     elif not folder.search.exists():
         raise CheckpointError(f"--resume: {folder.search}: must hold a search, found none")
     learned = _with_tokenizer(replace(parties, config=slate.candidates[0].config), RunFolder(folder.search), resume)
+    if folder.has_checkpoint:  # the race is over, whatever its settings are now
+        return _with_merges_of(learned, _chosen_before(slate, folder.search / RACE_FILE).config)
     observer.search_started([candidate.name for candidate in slate.candidates], slate.skipped)
 
     def measure(candidate: Candidate, rounds: int) -> Measured:
@@ -67,17 +69,38 @@ def run_search(parties: Parties, folder: RunFolder, *, resume: bool) -> RunConfi
     chosen = race.alive[0].candidate
     observer.search_finished(chosen.name, race.candidate_rounds, race.exhaustive_rounds)
     _write(folder.search / CHOSEN_FILE, _as_written(chosen, race))
-    if not folder.has_checkpoint:
-        folder.take_over(RunFolder(folder.search / chosen.name))
+    folder.take_over(RunFolder(folder.search / chosen.name))
     return _with_merges_of(learned, chosen.config)
 
 
 def _rungs(config: RunConfig, told: Path) -> tuple[int, ...]:
     """Return the rungs; those of a race that has begun stay, even if the run is to have more rounds now."""
     assert config.search is not None
-    if config.search.rungs is None and told.exists():
-        return tuple(json.loads(told.read_text("utf-8"))["rungs"])
-    return config.search.rungs_of(config.num_rounds)
+    if config.search.rungs is not None or not told.exists():
+        return config.search.rungs_of(config.num_rounds)
+    rungs = tuple(_read_race(told)["rungs"])
+    if sum(rungs) > config.num_rounds:
+        rule = f"num_rounds must be at least {sum(rungs)}, the rounds of the race that has begun"
+        raise CheckpointError(f"--resume: {told}: {rule}, got {config.num_rounds}")
+    return rungs
+
+
+def _chosen_before(slate: Slate, told: Path) -> Candidate:
+    """Return the candidate that won a race which is over."""
+    (name,) = [one["name"] for one in _read_race(told)["candidates"] if not one["fate"]]
+    found = next((candidate for candidate in slate.candidates if candidate.name == name), None)
+    if found is None:
+        names = ", ".join(candidate.name for candidate in slate.candidates)
+        raise CheckpointError(f"--resume: {told}: search.slate must still hold the chosen {name}, got {names}")
+    return found
+
+
+def _read_race(told: Path) -> dict[str, Any]:
+    try:
+        race: dict[str, Any] = json.loads(told.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"search: {told}: is damaged: {error}") from None
+    return race
 
 
 def _with_tokenizer(parties: Parties, home: RunFolder, resume: bool) -> RunConfig:

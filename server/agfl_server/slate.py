@@ -78,10 +78,13 @@ def make_slate(config: RunConfig) -> Slate:
             skipped[name] = str(error).removeprefix(f"candidate {name}: ")
             continue
         twin = next((other for other, one in found.items() if _is_same(one, candidate)), None)
-        if twin is None:
-            found[name] = candidate
-        else:
+        if twin is not None and name == CONFIGURED:  # this name it is to have, since the race knows it by that
+            skipped[twin] = f"is the same as {name}"
+            del found[twin]
+        elif twin is not None:
             skipped[name] = f"is the same as {twin}"
+            continue
+        found[name] = candidate
     if len(found) < 2:
         reasons = "".join(f"; {name} {reason}" for name, reason in skipped.items())
         raise ConfigError(f"search.slate: must leave two candidates, got {', '.join(found) or 'none'}{reasons}")

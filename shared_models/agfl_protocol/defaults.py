@@ -107,7 +107,7 @@ _TABLE = (
     _Row(
         "aggregation.server_optimizer",
         _always({"type": "auto"}),
-        "the loss on what owners hold out chooses it, round by round, so that none has to be tuned",
+        "Nesterov, unless the loss on what owners hold out says that another step is better",
     ),
     _Row(
         "aggregation.averaging",

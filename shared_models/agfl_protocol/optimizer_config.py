@@ -143,7 +143,7 @@ ArmConfig = Annotated[_Arm, Field(discriminator="type")]
 
 
 class PortfolioConfig(Config):
-    """Several optimizers on the same updates: the owners' validation loss says whose step the server takes.
+    """Several optimizers on the same updates: the server takes the first one's step, or that of a better one.
 
     every: rounds from one choice to the next; in such a round the models of all arms are broadcast, and the best one so
     far. max_examples: on which an owner evaluates each. arms: the first one's step is taken unless the loss of another

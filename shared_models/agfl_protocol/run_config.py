@@ -149,7 +149,7 @@ class RunConfig(Config):
 
     baselines: a simulation also trains each owner's own model, and one with all text in one place, to compare the
     global model with. A deployment ignores it, as it ignores `data`: nobody has all text there.
-    search: architectures race for some of the rounds, and the one that wins is trained for the rest.
+    search: architectures race, for all rounds or some, and the one that wins is trained to the last.
     """
 
     seed: NonNegativeInt = 0

@@ -1,4 +1,4 @@
-"""How a run looks for its architecture before it trains: candidates race, and the better ones go on."""
+"""How a run looks for its architecture: candidates race, and the better ones go on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class SearchConfig(Config):
     slate: names of the candidates; "auto" takes the model as it is configured, every variant of it that has other
     mixers, and what the model's own choices make. rungs: rounds that each rung adds to the training of every candidate
     that is left; None takes an eighth of the run twice, and then the rest. keep: the share of candidates that goes on
-    to the next rung, at least one.
+    to the next rung, at least one; the configured model is always among them.
     cost_weight: what a doubling of the FLOPs a token counts beside the loss, in its unit. tie: candidates whose score
     is within this share of the best one's rank by their FLOPs, the cheapest first.
     """
@@ -27,7 +27,7 @@ class SearchConfig(Config):
     tie: NonNegativeFloat = 0.005
 
     def rungs_of(self, num_rounds: int) -> tuple[int, ...]:
-        """Return the rungs of a race before a run of so many rounds."""
+        """Return the rungs of a race in a run of so many rounds."""
         if self.rungs is not None:
             return self.rungs
         eighth = max(1, num_rounds // 8)

@@ -113,8 +113,8 @@ def test_a_variant_that_cannot_have_the_parameters_is_skipped_with_the_reason(ru
 
 def test_equal_candidates_race_once(run_config: MakeConfig) -> None:
     slate = make_slate(run_config("search={slate: [attention, configured, mingru]}"))
-    assert [candidate.name for candidate in slate.candidates] == ["attention", "mingru"]
-    assert slate.skipped == {"configured": "is the same as attention"}
+    assert [candidate.name for candidate in slate.candidates] == ["configured", "mingru"]
+    assert slate.skipped == {"attention": "is the same as configured"}
 
 
 def test_choices_of_one_name_switch_together_and_join_the_slate(run_config: MakeConfig) -> None:

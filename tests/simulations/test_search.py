@@ -217,10 +217,40 @@ def test_what_does_not_belong_together_is_refused(runs: Runs, tmp_path: Path) ->
     runs.run(tmp_path / "run")
     with pytest.raises(ConfigError, match="must be a folder without a run; continue the run in it with --resume"):
         runs.run(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="belongs to a run with configuration hash"):
+        runs.run(tmp_path / "run", "training.batch_size=3", resume=True)
+    with pytest.raises(CheckpointError, match=r"search\.slate must still hold the chosen"):
+        runs.run(tmp_path / "run", "search.slate=[mingru, ff]", "model.layers=[{type: rnn}, {type: ff}]", resume=True)
+
+
+def test_what_does_not_belong_to_a_race_that_has_begun_is_refused(runs: Runs, tmp_path: Path) -> None:
+    events = runs.run(tmp_path / "whole").events
+    last_turn = max(i for i, event in enumerate(events) if event[0] == "turn")
+    with pytest.raises(PulledPlugError):
+        runs.run(tmp_path / "run", stop=last_turn + 1)
     with pytest.raises(CheckpointError, match="search/configured: belongs to a run with configuration hash"):
         runs.run(tmp_path / "run", "training.batch_size=3", resume=True)
+    open_rungs = "search={slate: [configured, mingru, gru, attention+mingru]}"
+    with pytest.raises(CheckpointError, match=r"num_rounds must be at least 3, the rounds of the race.*got 2"):
+        runs.run(tmp_path / "run", open_rungs, "num_rounds=2", resume=True)
     with pytest.raises(CheckpointError, match=r"at round 2, the end of a rung of this search, got 3"):
         runs.run(tmp_path / "run", "search.rungs=[1, 1]", resume=True)
+
+
+def test_once_the_race_is_over_its_settings_change_nothing(runs: Runs, tmp_path: Path) -> None:
+    runs.run(tmp_path / "run")
+    other = "search={slate: [configured, mingru, gru, attention+mingru], rungs: [2, 4], keep: 0.9}"
+    events = runs.run(tmp_path / "run", other, "num_rounds=6", resume=True).events
+    assert [event[:2] for event in events if event[0] in ("turn", "round")] == [("round", 5), ("round", 6)]
+
+
+def test_what_a_rung_has_evaluated_is_not_evaluated_again(runs: Runs, tmp_path: Path) -> None:
+    slate = "search={slate: [configured, mingru]}"
+    events = runs.run(tmp_path / "run", slate, "num_rounds=3").events
+    assert not [event for event in events[events.index(("left", *events[-2][1:])) :] if event[0] == "evaluated"]
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["round"] == 3
+    assert last["eval/loss"] is not None
 
 
 def test_a_search_without_validation_text_is_refused(runs: Runs, tmp_path: Path) -> None:
