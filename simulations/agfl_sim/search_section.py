@@ -66,8 +66,8 @@ def _answer(race: Told) -> str:
 def _note(race: Told) -> str:
     skipped = "".join(f" {name} took no part: {reason}." for name, reason in race["skipped"].items())
     return (
-        "Loss: on the owners' validation text, after each rung; the configured model stays to the last. On the front: no "
-        f"candidate has both less loss after the first rung and fewer FLOPs.{skipped}"
+        "Loss: on the owners' validation text, after each rung; the configured model stays to the last. On the front: "
+        f"no candidate has both less loss after the first rung and fewer FLOPs.{skipped}"
     )
 
 
