@@ -144,7 +144,7 @@ def _config(folder: Path, task: Synthetic, seed: int, rungs: tuple[int, ...]) ->
         "aggregation": {"type": "plain", "cohort_size": 5, "server_optimizer": {"type": "fedavg"}},
         "evaluation": {"every": 100, "max_examples": 64},
         "data": {"path": str(data)},
-        "search": {"rungs": rungs, "tie": 0.002},
+        "search": {"rungs": rungs},
     }
     return validate(RunConfig, content, "benchmark")
 
