@@ -128,6 +128,9 @@ def test_run_that_was_killed_before_its_first_checkpoint_can_start_again(
     folder = RunFolder(tmp_path / "run")
     folder.begin(run_config())
     folder.begin(run_config())
+    folder.checkpoints.mkdir()
+    (folder.checkpoints / ".writing-cut-short").write_bytes(b"as kill -9 leaves it")
+    folder.begin(run_config())
 
 
 def test_rows_that_cannot_be_written_are_one_line(tmp_path: Path, run_config: MakeConfig) -> None:

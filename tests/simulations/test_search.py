@@ -14,12 +14,13 @@ import torch
 from agfl_models.config import ModelConfig
 from agfl_models.errors import CheckpointError, ConfigError, RoundError
 from agfl_models.model import AutoGenModel
-from agfl_models.store import load_model
+from agfl_models.store import load_model, write_atomically
 from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_protocol.update import Layout
 from agfl_server.app import run_federation
 from agfl_server.checkpoint import load_checkpoint
 from agfl_server.observer import Observer, Row
+from agfl_server.run_folder import RunFolder
 from agfl_server.search import CHOSEN_FILE, RACE_FILE
 from agfl_server.skipping import BLOCKS_FILE, models_without_a_block
 from agfl_sim.grid import InProcessGrid
@@ -146,6 +147,29 @@ def test_interrupted_search_ends_with_the_bits_of_an_uninterrupted_one(runs: Run
             runs.run(folder, stop=stop)
         runs.run(folder, resume=True)
         assert result(folder) == whole, events[stop - 1]
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_killed_while_the_winner_is_taken_over_a_search_goes_on(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    """It copies three files into the run's own folder."""
+    runs.run(tmp_path / "whole")
+    left = iter([True] * written)
+
+    def cut_short(path: Path, content: bytes) -> None:
+        is_copy = "search" not in path.relative_to(tmp_path).parts
+        if is_copy and not next(left, False):
+            raise PulledPlugError
+        write_atomically(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agfl_server.run_folder.write_atomically", cut_short)
+        with pytest.raises(PulledPlugError):
+            runs.run(tmp_path / "run")
+    assert not RunFolder(tmp_path / "run").has_checkpoint
+    runs.run(tmp_path / "run", resume=True)
+    assert result(tmp_path / "run") == result(tmp_path / "whole")
 
 
 def test_resumed_search_trains_nothing_twice(runs: Runs, tmp_path: Path) -> None:
