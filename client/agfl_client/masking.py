@@ -47,6 +47,7 @@ def advertise(terms: Terms, lanes: Lanes) -> tuple[Advertised, AdvertiseReply]:
         mask_key=keys.public_key(mask_secret),
         self_commitment=keys.commitment(self_secret, terms.ctx0, terms.name),
         max_colluders=terms.parameters.max_colluders,
+        min_cohort=terms.parameters.min_cohort,
         signature=b"",
     )
     record = replace(unsigned, signature=sign(terms.signing_key, SIGN_KEYS, terms.ctx0, *unsigned.parts))
@@ -61,8 +62,7 @@ def share(state: Advertised, request: ShareRequest) -> tuple[Shared, ShareReply]
         ProtocolViolation: names the check that failed.
     """
     terms = state.terms
-    _check_members(state, request.records)
-    members = Members.of(terms.ctx0, request.records)
+    members = _check_members(state, request.records)
     others = members.others(terms.name)
     points = [members.points[other] for other in others]
     self_shares = shamir.split(state.self_secret, terms.parameters.threshold, points)
@@ -95,7 +95,7 @@ def mask(state: Shared, request: MaskRequest) -> tuple[Masked, MaskReply]:
     }
     if request.dealers == members.names:
         # No other U2: the server could ask each client of another one, and who refuses would tell who fills what.
-        check_fillers(_rings(request.dealers, held, terms), "U1", terms.parameters.min_cohort)  # C3.10
+        check_fillers(_rings(request.dealers, held, terms), "U1", members.bind(terms.parameters).min_cohort)  # C3.10
     ctx2 = dealers_context(members.ctx1, request.dealers)
     apply_masks(state.lanes, _masks(state, others, ctx2))
     state.lanes.flags.writeable = False
@@ -129,25 +129,28 @@ def unmask(state: Agreed, request: UnmaskRequest) -> tuple[Finished, UnmaskReply
     for signer, signature in zip(request.signers, request.signatures, strict=True):
         terms.roster.verify(signer, signature, SIGN_AGREEMENT, state.ctx3, signer)  # C5.4
     # Only once a quorum signed this U3, for the same reason: until then each client can be shown another one.
-    check_fillers(_rings(state.survivors, masked.held, terms), "U3", terms.parameters.min_cohort)  # C5.5
+    min_cohort = masked.members.bind(terms.parameters).min_cohort
+    check_fillers(_rings(state.survivors, masked.held, terms), "U3", min_cohort)  # C5.5
     survivors = set(state.survivors)
     shares = [held.of_self if dealer in survivors else held.of_mask for dealer, held in masked.held.items()]
     return Finished(terms.attempt), UnmaskReply(terms.attempt, masked.self_secret, tuple(shares))
 
 
-def _check_members(state: Advertised, records: Sequence[KeyRecord]) -> None:
+def _check_members(state: Advertised, records: Sequence[KeyRecord]) -> Members:
     terms, size = state.terms, len(records)
     names = [record.name for record in records]
     _check_sorted("members", names, terms.roster.keys, "the roster")  # C2.1, C2.2
     require(state.record in records, f"members: must hold this client's own record, that of {terms.name!r}")  # C2.3
-    least = terms.parameters.min_cohort
-    require(size >= least, f"members: must be at least min_cohort = {least}, got {size}")  # C2.4
     require(size <= terms.max_cohort, f"members: must be at most max_cohort = {terms.max_cohort}, got {size}")  # C2.5
     for record in records:
         if record.name != terms.name:
             check_record(record, terms.ctx0, terms.roster, terms.parameters)  # C2.6, C2.7
+    members = Members.of(terms.ctx0, records)
+    least = members.bind(terms.parameters).min_cohort
+    require(size >= least, f"members: must be at least min_cohort = {least}, got {size}")  # C2.4
     announced = [key for record in records for key in (record.channel_key, record.mask_key)]
     require(len(set(announced)) == len(announced), "members: must announce each key once, one came twice")  # C2.8
+    return members
 
 
 def _check_survivors(
@@ -157,7 +160,7 @@ def _check_survivors(
     _check_sorted(what, names, known, whole)
     require(terms.name in names, f"{what}: must hold this client, {terms.name!r}")
     size = len(members.records)
-    least = terms.parameters.least_survivors(size)
+    least = members.bind(terms.parameters).least_survivors(size)
     require(len(names) >= least, f"{what}: must be at least {least} of {size} members, got {len(names)}")
 
 

@@ -34,7 +34,7 @@ from agfl_protocol.update import Lanes
 from agfl_server.aggregator import AttemptFailed, CohortSum, LaneCodec, reasons
 from agfl_server.exchange import exchange
 from agfl_server.observer import Observer
-from agfl_server.unmasking import Dealt, Recovery, check_keys, find_shared_keys
+from agfl_server.unmasking import Dealt, Recovery, check_keys, find_shared_keys, find_too_strict
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,12 @@ class SecureSum:
         for name in find_shared_keys(records):
             talk.refuse(name, "keys: must be this client's alone; another announced one of them")
             del records[name]
-        talk.require(len(records), self.parameters.min_cohort, "U1, clients that announced keys")
+        least = self.parameters.min_cohort
+        talk.require(len(records), least, "U1, clients that announced keys")
+        strict = {name: records.pop(name).min_cohort for name in find_too_strict(records, least)}
+        for name, asked in strict.items():
+            talk.refuse(name, f"min_cohort: must be at most {len(records) + 1}, the clients left with it, got {asked}")
+        talk.require(len(records), least, "U1, clients whose min_cohort can be met")
         return Members.of(ctx0, records.values())
 
     def _collect_shares(self, talk: _Talk, members: Members) -> Dealt:
@@ -169,7 +174,7 @@ class SecureSum:
                 talk.refuse(name, reason)
 
     def _least(self, members: Members) -> int:
-        return self.parameters.least_survivors(len(members.records))
+        return members.bind(self.parameters).least_survivors(len(members.records))
 
 
 @dataclass

@@ -22,7 +22,7 @@ from agfl_protocol.wire import Scalar, SumRequest, new_record, read_bounded, rea
 
 SHARE, MASK, AGREE, UNMASK = "query.share", "query.mask", "query.agree", "query.unmask"
 _MAX_NAME = 64
-_RECORD_CUTS = (PUBLIC_KEY_BYTES, PUBLIC_KEY_BYTES, HASH_BYTES, 4, SIGNATURE_BYTES)
+_RECORD_CUTS = (PUBLIC_KEY_BYTES, PUBLIC_KEY_BYTES, HASH_BYTES, 4, 4, SIGNATURE_BYTES)
 _DEALT_CUTS = (2 * SHARE_BYTES + RINGS_BYTES + SEAL_BYTES, SHARE_HASH_BYTES, SHARE_HASH_BYTES)
 
 
@@ -185,13 +185,14 @@ def _read_names(record: RecordDict) -> tuple[str, ...]:
 
 
 def _pack_record(record: KeyRecord) -> bytes:
-    c = record.max_colluders.to_bytes(4, "big")
-    return b"".join((record.channel_key, record.mask_key, record.self_commitment, c, record.signature))
+    numbers = record.max_colluders.to_bytes(4, "big") + record.min_cohort.to_bytes(4, "big")
+    return b"".join((record.channel_key, record.mask_key, record.self_commitment, numbers, record.signature))
 
 
 def _unpack_record(name: str, block: bytes) -> KeyRecord:
-    channel_key, mask_key, committed, c, signature = _cut(block, _RECORD_CUTS)
-    return KeyRecord(name, channel_key, mask_key, committed, int.from_bytes(c, "big"), signature)
+    channel_key, mask_key, committed, c, min_cohort, signature = _cut(block, _RECORD_CUTS)
+    numbers = int.from_bytes(c, "big"), int.from_bytes(min_cohort, "big")
+    return KeyRecord(name, channel_key, mask_key, committed, *numbers, signature)
 
 
 def _pack_dealt(dealt: SealedShares) -> bytes:

@@ -18,6 +18,7 @@ from agfl_protocol.secagg import keys
 from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.identity import SIGN_AGREEMENT, SIGN_KEYS, SigningRoster, sign
 from agfl_protocol.secagg.messages import KeyRecord
+from agfl_protocol.secagg.parameters import Parameters
 from agfl_protocol.secure_wire import context_of
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.wire import RoundRequest, SumRequest
@@ -53,10 +54,11 @@ def new_public_key() -> bytes:
         lambda record: replace(record, mask_key=new_public_key()),
         lambda record: replace(record, self_commitment=bytes(32)),
         lambda record: replace(record, max_colluders=2),
+        lambda record: replace(record, min_cohort=4),
         lambda record: replace(record, signature=bytes(64)),
         lambda record: replace(record, channel_key=record.mask_key, mask_key=record.channel_key),
     ],
-    ids=["channel key", "mask key", "commitment", "max_colluders", "signature", "keys swapped"],
+    ids=["channel key", "mask key", "commitment", "max_colluders", "min_cohort", "signature", "keys swapped"],
 )
 def test_attack_anything_in_a_peers_record_is_replaced(world: World, forge: Callable[[KeyRecord], KeyRecord]) -> None:
     attempt = Attempt(world)
@@ -120,6 +122,14 @@ def test_attack_a_colluder_announces_a_smaller_c(world: World) -> None:
     refuses_members(world, attempt, {PEER: lower}, r"^max_colluders: must be 1 as here, 'owner-001' has 0$")
 
 
+@pytest.mark.parametrize("min_cohort", [0, 2, 6, 2**32 - 1])
+def test_attack_a_colluder_announces_a_min_cohort_that_no_policy_can_have(world: World, min_cohort: int) -> None:
+    attempt = Attempt(world)
+    other = resigned(world, replace(attempt.records[PEER], min_cohort=min_cohort), world.owners[PEER].key)
+    line = rf"^min_cohort: must be in \[3, 5\], 'owner-001' has {min_cohort}$"
+    refuses_members(world, attempt, {PEER: other}, line)
+
+
 @pytest.mark.parametrize("point", [0, 1, 2**255 - 20, 2**255 - 19, 2**255 - 18])
 def test_attack_a_colluder_announces_a_channel_key_of_low_order(world: World, point: int) -> None:
     """Everybody would know the secret that such a key agrees on."""
@@ -168,6 +178,14 @@ def test_attack_a_cohort_smaller_than_the_owners_min_cohort(tmp_path: Path) -> N
     for name in ("owner-003", "owner-004"):
         del attempt.records[name]
     refuses_members(world, attempt, {}, r"^members: must be at least min_cohort = 4, got 3$")
+
+
+def test_attack_a_cohort_smaller_than_another_owners_min_cohort(world: World) -> None:
+    """The victim asks for three; one of the others asks for five, and the victim helps it."""
+    world.owners[PEER].half.member._parameters = Parameters(1, 5)
+    attempt = Attempt(world)
+    del attempt.records["owner-004"]
+    refuses_members(world, attempt, {}, r"^members: must be at least min_cohort = 5, got 4$")
 
 
 def test_attack_a_cohort_of_the_victim_and_colluders_only(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from agfl_client.masking_states import Agreed, HeldShares, Masked, Shared
 from agfl_protocol import secure_wire as sw
 from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.errors import ProtocolViolation
+from agfl_protocol.secagg.parameters import Parameters
 from agfl_protocol.secagg.rings import check_fillers
 from agfl_server.aggregator import AttemptFailed
 
@@ -88,6 +89,12 @@ def test_attack_min_cohort_of_each_number_is_enough(world: World, fewer: int) ->
     result = world.secure_sum()
     assert result.refused == {}
     np.testing.assert_array_equal(result.lanes, world.plain_sum(world.names))
+
+
+def test_attack_a_ring_of_too_few_for_one_owner_is_refused_by_all(world: World) -> None:
+    world.owners["owner-009"].half.member._parameters = Parameters(3, 6)
+    failed, _ = fails(filling(world, range(5)), {})
+    assert failed.refused == dict.fromkeys(world.names, line_of(1, 5, "U1", min_cohort=6))
 
 
 @pytest.mark.parametrize("trip", [sw.SHARE, sw.MASK])

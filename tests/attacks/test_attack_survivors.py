@@ -112,6 +112,16 @@ def test_attack_u3_below_the_owners_min_cohort(tmp_path: Path) -> None:
         attempt.agree([VICTIM], attempt.names[:8])
 
 
+def test_attack_others_are_asked_for_a_sum_too_small_for_the_victim(tmp_path: Path) -> None:
+    """Only the victim asks for nine. Its masked vector has left; nobody helps to open it in company of seven others."""
+    world = World.of(10, tmp_path)
+    world.owners[VICTIM].half.member._parameters = Parameters(3, 9)
+    attempt = masked(world)
+    for name in attempt.names[:8]:
+        with pytest.raises(ProtocolViolation, match=r"^survivors: must be at least 9 of 10 members, got 8$"):
+            attempt.agree([name], attempt.names[:8])
+
+
 def test_attack_u3_of_the_victim_and_colluders(world: World) -> None:
     attempt = masked(world)
     with pytest.raises(ProtocolViolation, match=r"^survivors: must be at least 7 of 10 members, got 4$"):

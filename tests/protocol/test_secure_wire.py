@@ -19,7 +19,7 @@ from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.messages import KeyRecord, SealedShares
 
 ID = attempt_id()
-RECORDS = tuple(KeyRecord(n, n.encode() * 32, b"m" * 32, b"c" * 32, 7, b"s" * 64) for n in "ab")
+RECORDS = tuple(KeyRecord(n, n.encode() * 32, b"m" * 32, b"c" * 32, 7, 9, b"s" * 64) for n in "ab")
 DEALT = tuple(SealedShares(bytes([i]) * 81, b"h" * 16, b"k" * 16) for i in range(2))
 LANES = np.array([1, 2**64 - 1, 7], np.uint64)
 Read = Callable[[RecordDict], object]

@@ -144,12 +144,36 @@ def test_an_attempt_ends_in_the_trip_that_loses_too_many(world: World, trip: str
     assert asked[-1] == trip
 
 
-def test_an_owner_with_a_stricter_policy_is_refused_by_name_and_the_others_go_on(tmp_path: Path) -> None:
-    world = World.of(5, tmp_path)
-    world.owners["owner-004"].half.member._parameters = Parameters(1, 5)
+def test_owners_that_ask_for_more_company_than_there_is_are_left_out_and_the_others_go_on(tmp_path: Path) -> None:
+    """Without the owner that asks for 7, the one that asks for 6 has too few, and without both the others do not."""
+    world = World.of(7, tmp_path, max_colluders=1)
+    strict = {"owner-005": 7, "owner-006": 6}
+    for name, min_cohort in strict.items():
+        world.owners[name].half.member._parameters = Parameters(1, min_cohort)
     result = world.secure_sum(cohort=world.names[1:])
-    assert result.refused == {"owner-004": "members: must be at least min_cohort = 5, got 4"}
-    assert result.survivors == tuple(world.names[1:4])
+    lines = {n: f"min_cohort: must be at most 5, the clients left with it, got {m}" for n, m in strict.items()}
+    assert result.refused == lines
+    assert result.survivors == tuple(world.names[1:5])
+
+
+def test_too_few_are_left_without_those_that_ask_for_more(world: World) -> None:
+    for name in world.names[:2]:
+        world.owners[name].half.member._parameters = Parameters(1, 5)
+    with pytest.raises(AttemptFailed, match=r"^U1, clients whose min_cohort can be met: must be at least 3, got 2; "):
+        world.secure_sum(cohort=world.names[:4])
+
+
+@pytest.mark.parametrize("trip", [sw.SHARE, sw.MASK])
+def test_the_largest_min_cohort_of_the_members_counts_for_the_server_too(tmp_path: Path, trip: str) -> None:
+    """Whoever asks for 6 of 7 opens no sum of 5, so the server asks nobody to."""
+    world = World.of(7, tmp_path, max_colluders=1)
+    world.owners["owner-006"].half.member._parameters = Parameters(1, 6)
+
+    def lose(kind: str, name: str, content: RecordDict) -> RecordDict | None:
+        return None if kind == trip and name in world.names[:2] else content
+
+    with pytest.raises(AttemptFailed, match=r"must be at least 6, got 5; "):
+        world.secure_sum(on_request=lose)
 
 
 def test_an_owner_with_another_c_is_refused_by_name(tmp_path: Path) -> None:

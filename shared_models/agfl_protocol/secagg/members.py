@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agfl_protocol.secagg.context import members_context
 from agfl_protocol.secagg.errors import require
 from agfl_protocol.secagg.identity import SIGN_KEYS, SigningRoster
 from agfl_protocol.secagg.messages import KeyRecord
-from agfl_protocol.secagg.parameters import Parameters
+from agfl_protocol.secagg.parameters import MIN_HONEST, Parameters
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,13 @@ class Members:
         """U1 without `name`."""
         return tuple(other for other in self.records if other != name)
 
+    def bind(self, own: Parameters) -> Parameters:
+        """Return `own` with the largest `min_cohort` of U1: who asks for more company than others has it, or no sum."""
+        return replace(own, min_cohort=max(own.min_cohort, *(record.min_cohort for record in self.records.values())))
+
 
 def check_record(record: KeyRecord, ctx0: bytes, roster: SigningRoster, parameters: Parameters) -> None:
-    """Check that a member of the roster announced these keys in this attempt, under the same c.
+    """Check that a member of the roster announced these keys in this attempt, and has the same c.
 
     Raises:
         ProtocolViolation: names the member.
@@ -50,4 +54,9 @@ def check_record(record: KeyRecord, ctx0: bytes, roster: SigningRoster, paramete
     require(
         record.max_colluders == parameters.max_colluders,
         f"max_colluders: must be {parameters.max_colluders} as here, {record.name!r} has {record.max_colluders}",
+    )
+    least, most = parameters.max_colluders + MIN_HONEST, len(roster)
+    require(
+        least <= record.min_cohort <= most,
+        f"min_cohort: must be in [{least}, {most}], {record.name!r} has {record.min_cohort}",
     )

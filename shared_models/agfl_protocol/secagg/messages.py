@@ -17,7 +17,8 @@ class KeyRecord:
     """What a client announces, signed, in an attempt.
 
     channel_key, mask_key: X25519 public keys, 32 bytes; self_commitment: 32 bytes; signature: 64 bytes.
-    max_colluders: c of the owner's policy; all members must go by the same.
+    max_colluders: c of the owner's policy; all members must go by the same. min_cohort: of the same policy; all members
+    go by the largest.
     """
 
     name: str
@@ -25,12 +26,14 @@ class KeyRecord:
     mask_key: bytes
     self_commitment: bytes
     max_colluders: int
+    min_cohort: int
     signature: bytes
 
     @property
     def parts(self) -> tuple[Part, ...]:
         """All that is said, without the signature."""
-        return self.name, self.channel_key, self.mask_key, self.self_commitment, self.max_colluders
+        keys = self.channel_key, self.mask_key, self.self_commitment
+        return self.name, *keys, self.max_colluders, self.min_cohort
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def fixed_bytes(label: str, name: str) -> bytes:
 
 
 NAMES = ["alice", "bob", "carol", "dave"]
-C, T = 1, 2
+C, T, MIN_COHORT = 1, 2, 3
 RINGS = 3  # of an elastic model, filled by each
 NUM_LANES = 5
 RUN_ID, ROUND, ATTEMPT, VERSION, MAX_COHORT, FIELDS = "run-7", 3, 1, 1, 10, 2
@@ -131,13 +131,13 @@ def transcript() -> dict[str, Any]:
 
     channel, masking, own = ({n: fixed_bytes(kind, n) for n in NAMES} for kind in ("channel", "mask", "self"))
     base = bytes([9]) + bytes(31)
-    said: dict[str, tuple[str, bytes, bytes, bytes, int]] = {}
+    said: dict[str, tuple[str, bytes, bytes, bytes, int, int]] = {}
     records = {}
     for n in NAMES:
         commitment = sha("commitment", ctx0, n, own[n])
-        said[n] = (n, x25519(channel[n], base), x25519(masking[n], base), commitment, C)
+        said[n] = (n, x25519(channel[n], base), x25519(masking[n], base), commitment, C, MIN_COHORT)
         signature = signing[n].sign(frame("sign/keys", ctx0, *said[n]))
-        records[n] = b"".join(said[n][1:4]) + struct.pack(">I", C) + signature
+        records[n] = b"".join(said[n][1:4]) + struct.pack(">II", C, MIN_COHORT) + signature
     ctx1 = sha("ctx1", ctx0, *(part for n in NAMES for part in said[n]))
     out |= {"records": {n: r.hex() for n, r in records.items()}, "ctx1": ctx1.hex()}
 
