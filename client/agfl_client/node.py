@@ -125,7 +125,7 @@ class Node:
         Raises:
             PolicyViolation: the owner does not permit this.
             ProtocolViolation: this attempt was answered before.
-            WireError: the request does not fit its own configuration, or the update is not finite.
+            WireError: the request does not fit its own configuration.
         """
         torch.set_num_threads(self._num_threads)
         self.finished = False
@@ -269,7 +269,7 @@ class Node:
     def _workspace_for(self, request: RoundRequest) -> _Workspace:
         """Return the warm workspace of the request's configuration, or make it."""
         if self._workspace is None or self._workspace.config_json != request.config_json:
-            self._workspace = self._make_workspace(request.config_json)
+            self._workspace = self._make_workspace(request)
         space = self._workspace
         num_rings = _num_rings(space, request)
         if num_rings != space.part.num_rings:
@@ -280,15 +280,16 @@ class Node:
             raise WireError(f"config_hash: must be {space.config_hash[:12]} as of the configuration, got {got}")
         return space
 
-    def _make_workspace(self, config_json: str) -> _Workspace:
-        config = run_config_from_json(config_json).with_pretrained(self._pretrained, "--pretrained")
+    def _make_workspace(self, request: RoundRequest) -> _Workspace:
+        config = run_config_from_json(request.config_json).with_pretrained(self._pretrained, "--pretrained")
         tier = self._policy.tier(config)  # before the model is built and the text is touched
+        self._check_attempt(config, request)
         task = config.build_task()
         dataset = task.prepare(self._rows(config))
         rings = config.build_rings()
         part = Part.of(config, rings, 1, self._device)  # the server's weights replace what is trained
         layout = part.layout if rings is None else whole_layout(config)
-        return _Workspace(config_json, config.hash, config, task, dataset, layout, rings, tier, part)
+        return _Workspace(request.config_json, config.hash, config, task, dataset, layout, rings, tier, part)
 
 
 def _num_rings(space: _Workspace, request: RoundRequest) -> int:

@@ -52,30 +52,28 @@ class Policy(Config):
         That is 1 where the model is not elastic, and else as many as both `max_width` and `max_parameters` permit.
 
         Raises:
-            PolicyViolation: names the key, what it permits and what the run asks for.
+            PolicyViolation: names the key and what the run asks for. The server gets the line, so it does not say what
+                the owner permits.
         """
         self._check_kind(config)
         widths = (1.0,) if config.elastic is None else config.elastic.widths
         permitted = [k for k, width in enumerate(widths, start=1) if width <= self.max_width]
         if not permitted:
             raise PolicyViolation(
-                f"max_width: must be at least {widths[0]:g}, the run's least width, for this owner to take part, "
-                f"is {self.max_width:g}"
+                f"max_width: must be at least {widths[0]:g}, the run's least width, to take part; it is not"
             )
         sizes = {k: config.narrowed_model(k).num_parameters() for k in permitted}
         fitting = [k for k, size in sizes.items() if size <= self.max_parameters]
         if not fitting:
             least = min(sizes.values())
-            raise PolicyViolation(f"max_parameters: must be at most {self.max_parameters} for this owner, got {least}")
+            raise PolicyViolation(f"max_parameters: must be at least {least}, the run's, to take part; it is not")
         return fitting[-1]
 
     def _check_kind(self, config: RunConfig) -> None:
         if config.aggregation.type == "plain" and not self.allow_plain:
             raise PolicyViolation("allow_plain: must be true in this owner's policy for aggregation 'plain'")
         if self.tasks is not None and config.task.type not in self.tasks:
-            raise PolicyViolation(
-                f"tasks: must be among {', '.join(self.tasks)} for this owner, got {config.task.type}"
-            )
+            raise PolicyViolation(f"tasks: must hold {config.task.type} to take part; it does not")
 
 
 def load_policy(path: Path) -> Policy:

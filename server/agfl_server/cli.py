@@ -193,6 +193,9 @@ class LogObserver(Observer):
     def states_lost(self, owners: int) -> None:
         log.warning("%d owners have lost their state: all begin anew with none", owners)
 
+    def diverged(self, owners: int) -> None:
+        log.warning("updates or losses of %d owners are not finite and count as none", owners)
+
     def evaluated(self, row: Row) -> None:
         numbers = _numbers(row, "eval/loss", self._main_metric) or "no owner has anything to evaluate on"
         log.info("model after round %s: %s", row["round"], numbers)

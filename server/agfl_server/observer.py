@@ -46,6 +46,9 @@ class Observer:
     def states_lost(self, owners: int) -> None:
         """So many owners no longer have the state that their method keeps; all owners begin anew with none."""
 
+    def diverged(self, owners: int) -> None:
+        """What so many owners computed in this round is not finite; it is not in the sum."""
+
     def evaluated(self, row: Row) -> None:
         """The evaluation of an earlier round's model has arrived."""
 

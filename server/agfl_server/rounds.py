@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from agfl_models.errors import RoundError
 from agfl_models.rings import Rings
 from agfl_models.tasks.task import AnyTask
 from agfl_protocol import drift, wire
 from agfl_protocol.ring_losses import ring_losses
 from agfl_protocol.transforms import clipping, coverage, quantization
 from agfl_protocol.transforms.codec import UpdateCodec
+from agfl_protocol.transforms.divergence import DIVERGED
 from agfl_protocol.update import Layout, Total, Vector
 from agfl_server.aggregator import CohortSum
 from agfl_server.attempts import Parties, sum_in_attempts
@@ -22,6 +24,10 @@ from agfl_server.per_ring import without_ring
 from agfl_server.ring_plan import after_round
 from agfl_server.server_optimizer import ServerOptimizer
 from agfl_server.state import ServerState, empty_row
+
+
+class DivergedError(RoundError):
+    """The model, or what owners computed with it, is not finite: no further attempt at the round can help."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +51,11 @@ def run_rounds(
 
     Raises:
         RoundError: a round failed `aggregation.max_attempts` times.
+        DivergedError: the model, or the numbers of too many owners, are not finite.
     """
     config = federation.parties.config
     while state.round < config.num_rounds:
-        evaluate = state.round % config.evaluation.every == 0
+        evaluate = state.round % config.evaluation.every == 0 and state.row["eval/loss"] is None
         state, complete = train_round(federation, state, evaluate)
         save(state, [complete])
     if state.row["eval/loss"] is None:
@@ -67,9 +74,13 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
     codec, cohort_sum = sum_of_cohort(federation, state, train=True, evaluate=evaluate)
     total = codec.decode_sum(cohort_sum.lanes)
     scales = quantization.learn_scales(state.scales, federation.layout, total)
+    _check_finite(federation, state.round + 1, total)
     counted = _counted(federation, state, cohort_sum, total)
     mean = replace(codec.decode_mean(total), owners=len(federation.parties.nodes.names | counted.keys()))
-    model, optimizer_state = federation.optimizer.step(state.model, mean, state.optimizer)
+    with np.errstate(over="ignore", invalid="ignore"):
+        model, optimizer_state = federation.optimizer.step(state.model, mean, state.optimizer)
+    if not np.isfinite(model).all():
+        raise DivergedError(f"round {state.round + 1}: the model must be finite after the server's step; it is not")
     row = {
         **empty_row(task, federation.parties.config.max_rings),
         "round": state.round + 1,
@@ -116,7 +127,9 @@ def _with_next_rings(federation: Federation, state: ServerState, mean: Total, lo
 def evaluate_round(federation: Federation, state: ServerState) -> Row:
     """Evaluate the model of `state` in an exchange of its own; return the completed row."""
     codec, cohort_sum = sum_of_cohort(federation, state, train=False, evaluate=True)
-    return _complete(federation, state.row, codec.decode_sum(cohort_sum.lanes).metrics)
+    total = codec.decode_sum(cohort_sum.lanes)
+    _check_finite(federation, state.round + 1, total)
+    return _complete(federation, state.row, total.metrics)
 
 
 def sum_of_cohort(
@@ -167,6 +180,22 @@ def sum_of_cohort(
     return sum_in_attempts(federation.parties, state.run_id, number, broadcast)
 
 
+def _check_finite(federation: Federation, number: int, total: Total) -> None:
+    """Say how many owners' numbers are not finite; they add nothing to the sum.
+
+    Raises:
+        DivergedError: those of fewer than `min_cohort` are.
+    """
+    diverged, least = round(total.metrics[DIVERGED]), federation.parties.min_cohort
+    if diverged:
+        federation.parties.observer.diverged(diverged)
+    if total.count - diverged < least:
+        raise DivergedError(
+            f"round {number}: updates and losses must be finite for at least min_cohort = {least} owners, "
+            f"are not for {diverged} of {total.count} (is training.optimizer.lr too large?)"
+        )
+
+
 def _control(federation: Federation, state: ServerState) -> Vector:
     """Return what is broadcast beside the model: what the optimizer has clients know, or the model before this one."""
     if federation.parties.config.aggregation.weighting == "alignment":
@@ -190,7 +219,7 @@ def _counted(
 
 def _round_metrics(mean: Total, cohort_sum: CohortSum) -> dict[str, int | float | None]:
     return {
-        "clients": mean.count,
+        "clients": mean.count - round(mean.metrics[DIVERGED]),
         "refused": len(cohort_sum.refused),
         "bytes_up": cohort_sum.bytes_up,
         "bytes_down": cohort_sum.bytes_down,

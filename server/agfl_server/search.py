@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from agfl_models.errors import CheckpointError, ConfigError, RoundError
+from agfl_models.errors import CheckpointError, ConfigError
 from agfl_models.store import CONFIG_FILE, write_atomically
 from agfl_models.tokenizer import BPETokenizerConfig
 from agfl_models.validation import dump_yaml
@@ -22,15 +22,13 @@ from agfl_server.attempts import Parties
 from agfl_server.observer import Row
 from agfl_server.opened_run import open_run
 from agfl_server.race import Measured, Race, run_race
-from agfl_server.rounds import run_rounds
+from agfl_server.rounds import DivergedError, run_rounds
 from agfl_server.run_folder import RunFolder
 from agfl_server.slate import Candidate, Slate, make_slate
 from agfl_server.state import ServerState
 from agfl_server.tokenizer_training import train_tokenizer, with_public_tokenizer
 
 CHOSEN_FILE, RACE_FILE, _MEASURED_FILE = "chosen.yaml", "search.json", "measured.json"
-# How a node says that its numbers are not finite: `UpdateCodec.encode` of an update, `Header.encode` of a loss.
-_DIVERGED = ("delta: must be finite", "got nan", "got inf")
 
 
 def run_search(parties: Parties, folder: RunFolder, *, resume: bool) -> RunConfig:
@@ -132,9 +130,7 @@ def _measure(parties: Parties, folder: RunFolder, rounds: int) -> Measured:
     try:
         loss = _trained_loss(parties, folder, rounds)
         measured = Measured(rounds, loss) if math.isfinite(loss) else Measured(rounds, None, f"its loss is {loss}")
-    except RoundError as error:
-        if not any(sign in str(error) for sign in _DIVERGED):
-            raise
+    except DivergedError:
         measured = Measured(rounds, None, "its training diverged: updates or losses are not finite")
     content = {"config_hash": config.hash, "measured": [asdict(one) for one in (*known, measured)]}
     _write(folder.path / _MEASURED_FILE, json.dumps(content))

@@ -17,6 +17,11 @@ from agfl_protocol.update import Lanes
 RESOLUTION = 2**20  # fixed point: a metric of 1.0 is 2^20
 
 
+def as_it_travels(weight: float) -> float:
+    """Return a weight in [0, 1] as the header will say it, > 0: the delta is to be scaled by just that."""
+    return max(1, round(weight * RESOLUTION)) / RESOLUTION
+
+
 @dataclass(frozen=True)
 class Header:
     """Names of the metric sums, in the order in which they travel, after count and weight."""
@@ -30,21 +35,17 @@ class Header:
         return 2 + len(self.metrics)
 
     def encode(self, weight: float, values: Mapping[str, float]) -> Lanes:
-        """Return one client's header lanes (size,): its count is 1.
+        """Return one client's header lanes (size,): its count is 1. A metric beyond its room counts as the most of it.
 
         Raises:
-            WireError: a metric is missing, unknown, not finite, negative, or so large that a sum over the cohort
-                could overflow.
+            WireError: a metric is missing or unknown. No value of one is an error: an answer must not tell of it.
         """
         if set(values) != set(self.metrics):
             odd = sorted(set(values) ^ set(self.metrics))
             raise WireError(f"metrics: must be exactly those of the round's header, differ in {odd}")
-        bound = self._bound // RESOLUTION
-        for name, value in values.items():
-            if not 0 <= value < bound:  # also false for NaN
-                raise WireError(f"metric {name}: must be a number in [0, {bound}), got {value}")
-        numbers = [weight, *(values[name] for name in self.metrics)]
-        return np.array([1, *(round(number * RESOLUTION) for number in numbers)], np.uint64)
+        known = [value if (value := values[name]) < self.room else self.room for name in self.metrics]  # NaN too
+        lanes = [min(round(value * RESOLUTION), self._bound - 1) for value in known]
+        return np.array([1, round(as_it_travels(weight) * RESOLUTION), *lanes], np.uint64)
 
     def check(self, lanes: Lanes) -> None:
         """Check the header lanes (size,) that one client sent in the open.
@@ -64,12 +65,27 @@ class Header:
                 )
 
     @property
+    def room(self) -> float:
+        """What one client's metric must be below."""
+        return float(self._bound // RESOLUTION)
+
+    @property
     def _bound(self) -> int:
         """A metric's integer stays below this, so that the sum over the cohort stays below 2^63."""
         return 2**63 // self.max_cohort
 
     def decode(self, lanes: Lanes) -> tuple[int, float, dict[str, float]]:
-        """Return (number of clients, summed weight, metric sums) of summed header lanes (size,)."""
+        """Return (number of clients, summed weight, metric sums) of summed header lanes (size,).
+
+        Raises:
+            WireError: no clients within their bounds can have this sum, so that one of them lied.
+        """
         count, *numbers = (int(lane) for lane in lanes)
+        if not count <= numbers[0] <= count * RESOLUTION:
+            lie = numbers[0] / RESOLUTION
+            raise WireError(f"weight: the sum must be in (0, {count}] over {count} clients, got {lie:g}: one lied")
+        for name, number in zip(self.metrics, numbers[1:], strict=True):
+            if number >= 2**63:
+                raise WireError(f"metric {name}: the sum must be below {2**63 / RESOLUTION:g}: a client lied")
         weight, *values = (number / RESOLUTION for number in numbers)
         return count, weight, dict(zip(self.metrics, values, strict=True))

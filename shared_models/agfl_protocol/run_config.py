@@ -70,9 +70,10 @@ class AggregationConfig(Config):
     "secure" max_colluders + 2. max_colluders: owners that may conspire with the server; None takes a third of the
     roster, at least 1. Every client applies its own owner's bounds, whatever stands here.
     weighting: by predictions trained on (tokens; of question answering, questions), alike ("uniform"), or by the loss
-    to the power `fairness_q`, so that the owners whom the model serves worst count most; a loss counts as at most
-    `max_loss` (q-FFL, Li et al. 2020, arXiv:1905.10497, Algorithm 2); or by predictions times exp(`alignment_kappa`
-    cos), a factor in [1/3, 3], where cos is between the owner's update and the global model's last step ("alignment").
+    to the power `fairness_q`, so that the owners whom the model serves worst count most, at most 16 times what others
+    do; a loss counts as at most `max_loss` (q-FFL, Li et al. 2020, arXiv:1905.10497, Algorithm 2); or by predictions
+    times exp(`alignment_kappa` cos), a factor in [1/3, 3], where cos is between the owner's update and the global
+    model's last step ("alignment").
     max_weight: cap of one owner's weight, in predictions; None means one round's `local_steps` batches, of "alignment"
     three times that. averaging: of what clients moved in all, or "normalized", of what they moved in a step, for
     clients that take unequal numbers of them.

@@ -79,7 +79,7 @@ class Update:
     """One client's contribution to a round, before it becomes integers: `gain * delta`.
 
     delta: local model minus global model, float32 (d,); empty where the round only evaluates.
-    weight: this client's weight in the mean, > 0.
+    weight: this client's weight in the mean; 0 where it adds nothing.
     metrics: what else enters the sum, all >= 0 (loss sums, token counts, ...).
     loss: of the broadcast model on this client's training data, in the task's unit a prediction.
     steps: how many steps of training the delta is worth, > 0; see `agfl_client.training.effective_steps`.

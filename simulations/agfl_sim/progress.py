@@ -65,6 +65,10 @@ class ProgressObserver(Observer):
         """Say how many."""
         self._say(f"[yellow]{owners} owners have lost their state: all begin anew with none[/]")
 
+    def diverged(self, owners: int) -> None:
+        """Say how many."""
+        self._say(f"[yellow]updates or losses of {owners} owners are not finite and count as none[/]")
+
     def rings_planned(self, num_open: int, width_by_tier: Sequence[float]) -> None:
         """Say in which widths the owners train."""
         widths = ", ".join(f"{width:g}" for width in width_by_tier)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from agfl_models.errors import ConfigError
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.transforms.alignment import AlignmentWeighting, cosine
-from agfl_protocol.transforms.fair_weighting import FairWeighting
+from agfl_protocol.transforms.fair_weighting import MIN_WEIGHT, FairWeighting
 from agfl_protocol.transforms.normalization import NormalizedAveraging
 from agfl_protocol.transforms.square_norm import SQUARE_NORM, SquareNorm
 from agfl_protocol.transforms.transform import UpdateTransform
@@ -137,7 +137,9 @@ def test_a_loss_beyond_the_bound_counts_as_the_bound() -> None:
     fair = FairWeighting(2.0, 1.0, 8.0)
     for loss in (8.0, 1e9):
         assert fair.encode(update_of(np.ones(5), loss=loss)).gain == 1.0
-    assert 0 < fair.encode(update_of(np.ones(5), loss=0.0)).gain < 1e-5
+    for loss in (0.0, 1.99):
+        assert fair.encode(update_of(np.ones(5), loss=loss)).gain == MIN_WEIGHT
+    assert fair.encode(update_of(np.ones(5), loss=2.01)).gain > MIN_WEIGHT
 
 
 @pytest.mark.parametrize(

@@ -230,8 +230,6 @@ def test_scales_stay_usable_while_nothing_moves() -> None:
 @pytest.mark.parametrize(
     ("delta", "problem"),
     [
-        (np.array([0, np.nan, 0], np.float32), "delta: must be finite, got NaN or infinity"),
-        (np.array([0, -np.inf, 0], np.float32), "delta: must be finite, got NaN or infinity"),
         (np.zeros(3, np.float64), r"delta: must be float32 of shape \(3,\), got float64 \(3,\)"),
         (np.zeros(2, np.float32), r"delta: must be float32 of shape \(3,\), got float32 \(2,\)"),
         (np.zeros((3, 1), np.float32), r"delta: must be float32 of shape \(3,\), got float32 \(3, 1\)"),

@@ -34,7 +34,7 @@ from agfl_server.attempts import Parties
 from agfl_server.connected_nodes import ConnectedNodes
 from agfl_server.observer import Observer
 from agfl_server.optimizers import build_optimizer
-from agfl_server.rounds import Federation, sum_of_cohort, train_round
+from agfl_server.rounds import DivergedError, Federation, sum_of_cohort, train_round
 from agfl_server.sampling import sample_cohort
 from agfl_server.state import ServerState, initial_state
 from agfl_sim.grid import InProcessGrid
@@ -65,9 +65,13 @@ class Recorder(Observer):
     def __init__(self) -> None:
         self.refusals: list[tuple[str, str]] = []
         self.repetitions: list[tuple[int, int, str]] = []
+        self.divergences: list[int] = []
 
     def refused(self, name: str, reason: str) -> None:
         self.refusals.append((name, reason))
+
+    def diverged(self, owners: int) -> None:
+        self.divergences.append(owners)
 
     def repeated(self, round_number: int, attempt: int, reason: str) -> None:
         self.repetitions.append((round_number, attempt, reason))
@@ -129,7 +133,6 @@ def refuse(answer: Answer, message: Message) -> Message:
 
 FAULTS: dict[str, tuple[Fault, str]] = {
     "error": (refuse, "no power"),
-    "NaN": (with_nan_model, "delta: must be finite, got NaN or infinity"),
     "shape": (altered(lambda r: replace(r, lanes=r.lanes[:-1])), "lanes: must be uint64 of shape"),
     "two dimensions": (altered(lambda r: replace(r, lanes=r.lanes[None])), "lanes: must be uint64 of shape"),
     "dtype": (altered(lambda r: replace(r, lanes=r.lanes.view(np.int64))), "lanes: must be uint64 of shape"),
@@ -172,6 +175,23 @@ def test_bad_reply_is_refused_by_name_and_changes_nothing(run_one: RunOne, kind:
     without, _ = run_one(refuse)
     assert state.model.tobytes() == without.model.tobytes()
     assert state.row["train/loss"] == without.row["train/loss"]
+
+
+def test_an_owner_whose_training_diverges_adds_nothing_and_is_not_named(run_one: RunOne) -> None:
+    state, observer = run_one(with_nan_model)
+    assert (state.row["clients"], state.row["refused"]) == (3, 0)
+    assert (observer.divergences, observer.refusals) == ([1], [])
+    without, _ = run_one(refuse)
+    np.testing.assert_allclose(state.model, without.model, rtol=0, atol=2e-6)
+    assert state.row["train/loss"] == without.row["train/loss"]
+
+
+def test_a_round_in_which_too_few_stay_finite_is_not_repeated_and_says_how_many(run_one: RunOne) -> None:
+    rule = r"^round 1: updates and losses must be finite for at least min_cohort = 3 owners, are not for 1 of 3 \("
+    with pytest.raises(DivergedError, match=rule):
+        run_one(with_nan_model, "aggregation.min_cohort=3", count=3)
+    with pytest.raises(DivergedError, match=r"^round 1: the model must be finite after the server's step; it is not$"):
+        run_one(None, "aggregation.server_optimizer={type: nesterov, lr: 3.0e+38}", "training.optimizer.lr=1.0e+6")
 
 
 def test_silent_node_is_missed_by_name(run_one: RunOne) -> None:

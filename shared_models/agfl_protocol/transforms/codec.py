@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ from agfl_protocol.transforms import clipping, coverage, fair_weighting, normali
 from agfl_protocol.transforms.alignment import AlignmentWeighting
 from agfl_protocol.transforms.clipping import Clipping
 from agfl_protocol.transforms.coverage import Coverage
+from agfl_protocol.transforms.divergence import DIVERGED, without_divergence
 from agfl_protocol.transforms.fair_weighting import FairWeighting
 from agfl_protocol.transforms.normalization import NormalizedAveraging
 from agfl_protocol.transforms.quantization import Quantization, QuantizationPlan
@@ -33,7 +33,8 @@ _NOTHING = Layout((), ())  # the layout of a round that only evaluates
 class UpdateCodec:
     """Client half `encode`: update to one integer vector. Server half `decode`: summed vector to the mean update.
 
-    Order is a law: clipping before weighting bounds what one client can add, quantization comes last.
+    Order is a law: what diverged is taken out first, clipping before weighting bounds what one client can add,
+    quantization comes last.
     """
 
     transforms: tuple[UpdateTransform, ...]
@@ -59,8 +60,8 @@ class UpdateCodec:
         sums += ring_losses.names(config.max_rings) if evaluate else ()
         if not train:
             empty = QuantizationPlan(1, plan.max_cohort, np.zeros(0))
-            return UpdateCodec((), Quantization(empty, _NOTHING, Header(sums, plan.max_cohort)))
-        names = [*sums, *candidates.names(num_models), clipping.CLIPPED]
+            return UpdateCodec((), Quantization(empty, _NOTHING, Header((*sums, DIVERGED), plan.max_cohort)))
+        names = [*sums, *candidates.names(num_models), DIVERGED, clipping.CLIPPED]
         clip = Clipping(config.aggregation.clip_l2)
         transforms: list[UpdateTransform] = [clip]
         if config.aggregation.weighting == "loss":
@@ -89,17 +90,16 @@ class UpdateCodec:
         return self.quantization.num_lanes
 
     def encode(self, update: Update, rng: np.random.Generator) -> Lanes:
-        """Return the lanes (num_lanes,) of one client.
+        """Return the lanes (num_lanes,) of one client, whatever its numbers are.
 
         Raises:
-            WireError: the delta holds NaN or infinity, or has another length than the model.
+            WireError: the delta has another type or length than the model.
         """
         expected = self.quantization.layout.size
         if update.delta.dtype != np.float32 or update.delta.shape != (expected,):
             got = f"{update.delta.dtype} {update.delta.shape}"
             raise WireError(f"delta: must be float32 of shape ({expected},), got {got}")
-        if not math.isfinite(update.norm):
-            raise WireError("delta: must be finite, got NaN or infinity (did the local training diverge?)")
+        update = without_divergence(update, self.quantization.header.room)
         for transform in self.transforms:
             update = transform.encode(update)
         return self.quantization.encode(update, rng)

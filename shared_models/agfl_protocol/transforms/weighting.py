@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from agfl_protocol.header import RESOLUTION
+from agfl_protocol.header import as_it_travels
 from agfl_protocol.update import Total, Update
 
 
@@ -21,9 +21,8 @@ class Weighting:
 
     def encode(self, update: Update) -> Update:
         """Scale gain and weight into units of `max_weight`."""
-        share = 1.0 if self.uniform else min(update.weight / self.max_weight, 1.0)
-        # The weight travels as a fixed-point number: scale the delta by just what the header will say.
-        weight = max(1, round(share * RESOLUTION)) / RESOLUTION
+        share = float(update.weight > 0) if self.uniform else min(update.weight / self.max_weight, 1.0)
+        weight = as_it_travels(share)
         return replace(update, gain=update.gain * weight, weight=weight)
 
     def decode(self, total: Total) -> Total:

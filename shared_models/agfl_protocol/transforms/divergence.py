@@ -1,0 +1,30 @@
+"""Divergence: what is not finite adds nothing to a sum, but one to the number of owners whose numbers ran away.
+
+To refuse it would answer the server, of this owner alone and before any mask, a question about the owner's text: the
+server makes up the model and the configuration under which they run away.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from agfl_protocol.drift import LOST
+from agfl_protocol.update import Update
+
+DIVERGED = "diverged"
+
+
+def without_divergence(update: Update, most: float) -> Update:
+    """Return the update with the metric `diverged`: 0, or 1 where it is replaced by one that adds nothing.
+
+    most: what the header has room for in a metric. That an owner has lost its state is told in any case.
+    """
+    derived = update.norm, update.weight, update.loss, update.steps, update.alignment
+    if all(map(math.isfinite, derived)) and all(0 <= value < most for value in update.metrics.values()):
+        return replace(update, metrics={**update.metrics, DIVERGED: 0.0})
+    kept = {name: value if name == LOST else 0.0 for name, value in update.metrics.items()}
+    nothing = np.zeros_like(update.delta)
+    return replace(update, delta=nothing, weight=0.0, metrics={**kept, DIVERGED: 1.0}, loss=0.0, alignment=0.0)

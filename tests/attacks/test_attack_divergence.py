@@ -1,0 +1,100 @@
+"""A server makes up the model under which an owner trains. Whatever its numbers become, the owner's answer is the same.
+
+A refusal would be in clear, of one owner alone, and would count for no attempt: asked whether "Zanzibar" occurs in the
+text, an owner would say so by refusing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.client.test_node import request_of
+
+from agfl_client.node import Node
+from agfl_client.policy import Policy
+from agfl_protocol.run_config import RunConfig
+from agfl_protocol.transforms.codec import UpdateCodec
+from agfl_protocol.transforms.divergence import DIVERGED
+from agfl_protocol.transforms.quantization import initial_scales, plan_round
+from agfl_protocol.update import Total, Vector
+from agfl_protocol.wire import RoundRequest, read_vector
+from agfl_server.optimizers import build_optimizer
+from agfl_server.state import initial_state
+
+Config = Callable[..., RunConfig]
+MODELS: dict[str, Callable[[Vector], Vector]] = {
+    "NaN": lambda model: model * np.float32(np.nan),
+    "one infinity": lambda model: np.where(np.arange(model.size) == 7, np.float32(np.inf), model),
+    "overflow": lambda model: model * np.float32(1e37),
+    "large losses": lambda model: model * np.float32(1e7),
+}
+METHODS = {
+    "mean": (),
+    "q-ffl": ("aggregation.weighting=loss", "aggregation.fairness_q=5"),
+    "fednova": ("aggregation.averaging=normalized",),
+    "fedexp": ("aggregation.server_optimizer={type: fedexp}",),
+    "aligned": ("aggregation.weighting=alignment",),
+    "elastic": ("elastic={widths: [0.5, 1.0]}",),
+}
+
+
+@pytest.fixture
+def node(make_owners: Callable[..., Path]) -> Node:
+    return Node("alice", make_owners(1) / "owner-00.jsonl", device="cpu", policy=Policy(allow_plain=True))
+
+
+def answer(node: Node, config: RunConfig, request: RoundRequest) -> Total:
+    """What the answer adds to a sum, which the server sees here because nothing masks it."""
+    layout, _ = initial_state(config, build_optimizer(config.aggregation.server_optimizer))
+    codec = UpdateCodec.for_round(
+        config,
+        config.build_task(),
+        layout,
+        request.plan,
+        train=request.train,
+        evaluate=request.evaluate,
+        rings=config.build_rings(),
+    )
+    return codec.decode_sum(read_vector(node.handle_round(request), "lanes", np.uint64))
+
+
+@pytest.mark.parametrize("max_cohort", [3, 2**20])
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("method", METHODS)
+def test_attack_no_model_makes_an_owner_refuse(
+    run_config: Config, node: Node, method: str, kind: str, max_cohort: int
+) -> None:
+    config = run_config(*METHODS[method])
+    request = replace(request_of(config), rings_by_tier=tuple(range(1, config.max_rings + 1)))
+    plan = replace(request.plan, max_cohort=max_cohort, fields_per_lane=1)
+    total = answer(node, config, replace(request, model=MODELS[kind](request.model), plan=plan))
+    assert total.count == 1
+    if total.metrics[DIVERGED] or kind != "large losses":
+        assert total.metrics[DIVERGED] == 1
+        assert not total.delta.any()
+        assert total.metrics["train/nll"] == total.metrics["train/tokens"] == total.metrics["eval/nll"] == 0
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_attack_no_model_makes_an_owner_refuse_to_evaluate(run_config: Config, node: Node, kind: str) -> None:
+    config = run_config()
+    request = request_of(config, train=False)
+    total = answer(node, config, replace(request, model=MODELS[kind](request.model)))
+    assert total.count == 1
+    assert total.metrics[DIVERGED] == 1 or total.metrics["eval/nll"] > 0
+
+
+def test_attack_a_loss_that_counts_one_word_is_not_told(run_config: Config, node: Node) -> None:
+    """In a cohort of 2^20 a metric has room for 2^23 only; the line of a refusal said the loss that had none."""
+    config = run_config()
+    request = request_of(config, train=False)
+    layout, _ = initial_state(config, build_optimizer(config.aggregation.server_optimizer))
+    plan = replace(plan_round(initial_scales(layout, 100.0), layout, 3), max_cohort=2**20, fields_per_lane=1)
+    loud = request.model.copy()
+    loud[layout.slices[layout.names.index("head.norm.weight")]] = 1e9  # so are the logits
+    told = answer(node, config, replace(request, model=loud, plan=plan))
+    assert (told.metrics[DIVERGED], told.metrics["eval/nll"], told.metrics["eval/tokens"]) == (1, 0, 0)
