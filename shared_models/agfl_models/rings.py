@@ -64,10 +64,6 @@ class Rings:
         """Return (d,), whether the model of the first `num_rings` rings has the element: these are its flat vector."""
         return self.ring < num_rings
 
-    def num_parameters(self, num_rings: int) -> int:
-        """Return the number of parameters of the model of the first `num_rings` rings."""
-        return int(np.count_nonzero(self.held(num_rings)))
-
 
 def outline(config: ModelConfig) -> AutoGenModel:
     """Return the model with the shapes of its weights, and without their content: nothing is drawn."""

@@ -22,7 +22,7 @@ from agfl_models.validation import Config
 Pair = tuple[int, int]
 
 NUM_BYTES, FIRST_MERGE = 256, 259  # ids: the bytes, beginning, end and padding, then merge i as 259 + i
-MAX_VOCAB_SIZE = 2**16  # tasks keep ids as uint16
+MAX_VOCAB_SIZE = 2**16
 MAX_TOKEN_BYTES = 128  # merges can double a token's length, and they come over the wire
 MAX_MERGES_PER_ROUND = 64
 

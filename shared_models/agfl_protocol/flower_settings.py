@@ -1,4 +1,4 @@
-"""What both commands set before they import Flower for the first time."""
+"""What every command that imports Flower sets before they import Flower for the first time."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeGuard, get_args
 
 Preset = Literal["cifar100", "emnist_cr", "emnist_ae", "shakespeare", "stackoverflow_nwp", "stackoverflow_lr"]
-METHODS = ("fedadagrad", "fedadam", "fedyogi", "fedavgm", "fedavg")
 
 
 class _Tuned(NamedTuple):
@@ -75,7 +74,8 @@ def server_settings(method: str, preset: Preset) -> dict[str, float]:
 def client_lr(server_optimizer: Mapping[str, Any]) -> float | None:
     """Return the rate of plain SGD on the clients that was tuned together with the preset, if there is one."""
     preset, method = server_optimizer.get("preset"), server_optimizer.get("type")
-    return _power(_TUNED[preset][method].client_lr) if is_preset(preset) and method in METHODS else None
+    tuned = _TUNED[preset].get(str(method)) if is_preset(preset) else None
+    return None if tuned is None else _power(tuned.client_lr)
 
 
 def is_preset(name: object) -> TypeGuard[Preset]:

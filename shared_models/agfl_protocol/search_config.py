@@ -15,7 +15,7 @@ class SearchConfig(Config):
     slate: names of the candidates; "auto" takes the model as it is configured, every variant of it that has other
     mixers, and what the model's own choices make. rungs: rounds that each rung adds to the training of every candidate
     that is left; None takes an eighth of the run twice, and then the rest. keep: the share of candidates that goes on
-    to the next rung, at least one; the configured model is always among them.
+    to the next rung, at least one; the configured model, where it takes part, is always among them.
     cost_weight: what a doubling of the FLOPs a token counts beside the loss, in its unit. tie: candidates whose score
     is within this share of the best one's rank by their FLOPs, the cheapest first.
     """
