@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from safetensors.numpy import load_file
 from agfl_client.app import create_client_app
 from agfl_client.node import Node
 from agfl_client.policy import Policy
+from agfl_client.training import LocalResult, LocalTrainer
 from agfl_models.errors import ConfigError
 from agfl_protocol import wire
 from agfl_protocol.private_files import write_private
@@ -47,9 +50,13 @@ class Diary(Observer):
     ends_at: int = 0
     lost: list[int] = field(default_factory=list)
     failed: list[tuple[int, int]] = field(default_factory=list)
+    diverged_owners: list[int] = field(default_factory=list)
 
     def states_lost(self, owners: int) -> None:
         self.lost.append(owners)
+
+    def diverged(self, owners: int) -> None:
+        self.diverged_owners.append(owners)
 
     def repeated(self, round_number: int, attempt: int, reason: str) -> None:
         self.failed.append((round_number, attempt))
@@ -125,6 +132,24 @@ def test_the_server_has_the_sum_of_the_states_also_after_an_attempt_that_failed(
     assert scale > 0
     np.testing.assert_allclose(found, state.optimizer["sum"], atol=1e-5 * scale)
     assert len(state.counted) == 4, "each was drawn at some time"
+
+
+@with_state
+def test_the_server_has_the_sum_of_the_states_also_where_an_owner_diverged(
+    method: str, federation: Federation, run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine, calls = LocalTrainer.train, itertools.count()
+
+    def train(*args: Any, **kwargs: Any) -> LocalResult:
+        result = genuine(*args, **kwargs)
+        return replace(result, delta=result.delta * np.float32(np.nan)) if next(calls) == 5 else result
+
+    monkeypatch.setattr(LocalTrainer, "train", train)
+    diary = Diary()
+    state = federation.run("run", run_config("num_rounds=4", "aggregation.min_cohort=3", *METHODS[method]), diary)
+    assert diary.diverged_owners == [1]
+    scale = np.abs(state.optimizer["sum"]).max()
+    np.testing.assert_allclose(federation.sum_of_states("run", state), state.optimizer["sum"], atol=1e-5 * scale)
 
 
 @with_state

@@ -20,7 +20,9 @@ DIVERGED = "diverged"
 def without_divergence(update: Update, most: float) -> Update:
     """Return the update with the metric `diverged`: 0, or 1 where it is replaced by one that adds nothing.
 
-    most: what the header has room for in a metric. That an owner has lost its state is told in any case.
+    most: what the header has room for in a metric. Where all owners weigh alike it counts as one that stood still, so
+    that the mean times their number stays the sum, from which SCAFFOLD's server knows the states. That an owner has
+    lost its state is told in any case.
     """
     derived = update.norm, update.weight, update.loss, update.steps, update.alignment
     if all(map(math.isfinite, derived)) and all(0 <= value < most for value in update.metrics.values()):

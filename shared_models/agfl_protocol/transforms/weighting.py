@@ -21,7 +21,7 @@ class Weighting:
 
     def encode(self, update: Update) -> Update:
         """Scale gain and weight into units of `max_weight`."""
-        share = float(update.weight > 0) if self.uniform else min(update.weight / self.max_weight, 1.0)
+        share = 1.0 if self.uniform else min(update.weight / self.max_weight, 1.0)
         weight = as_it_travels(share)
         return replace(update, gain=update.gain * weight, weight=weight)
 
