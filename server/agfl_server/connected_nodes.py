@@ -15,13 +15,13 @@ from agfl_server.exchange import exchange
 from agfl_server.observer import Observer
 
 _IDENTIFY_TIMEOUT_S = 10.0
-_ASK_AGAIN_S = 60.0  # a node that was silent is not asked, nor waited for, before
+_ASK_AGAIN_S = 60.0  # a node that did not say who it is is not asked, nor waited for, before
 _POLL_S = 0.1
 
 
 @dataclass
 class ConnectedNodes:
-    """Maps NAMES to the node ids of the moment; asks each new node once who it is.
+    """Maps NAMES to the node ids of the moment; asks each new node who it is, until it has said so.
 
     registered_name: the NAME under which a node's key was admitted; None where the transport knows none.
     """
@@ -70,16 +70,18 @@ class ConnectedNodes:
                 if reply.has_error():
                     raise WireError(reply.error.reason or "no reason given")
                 name = wire.IdentifyReply.from_record(reply.content).name
-                registered = self.registered_name(node) if self.registered_name else name
-                if name != registered:
-                    raise WireError(f"name: must be {registered!r} as registered, got {name!r}")
-                if name in self._names.values():
-                    self._forget(name)
-                self._names[node] = name
-                self.observer.connected(name)
-            except WireError as error:
-                self._names[node] = None
+            except WireError as error:  # its owner may start it anew under the same node id
                 self.observer.refused(f"node {node}", str(error))
+                continue
+            registered = self.registered_name(node) if self.registered_name else name
+            if name != registered:
+                self._names[node] = None
+                self.observer.refused(f"node {node}", f"name: must be {registered!r} as registered, got {name!r}")
+                continue
+            if name in self._names.values():
+                self._forget(name)
+            self._names[node] = name
+            self.observer.connected(name)
 
     def _forget(self, name: str) -> None:
         """A node that comes back under a new node id replaces its old one."""

@@ -1,0 +1,60 @@
+"""Who is there: a node is asked until it has said who it is, and believed if its key was admitted under that NAME."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+
+from agfl_protocol import wire
+from agfl_server import connected_nodes
+from agfl_server.connected_nodes import ConnectedNodes
+from agfl_server.observer import Observer
+from agfl_sim.grid import InProcessGrid
+
+LOST = "the node was lost before it answered"
+
+
+class LostAtFirst(ClientApp):
+    """A node whose owner presses Ctrl-C before it has said who it is, and starts it again with the same key."""
+
+    def __init__(self, app: ClientApp) -> None:
+        super().__init__()
+        self.app, self.is_lost = app, True
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        if message.metadata.message_type == wire.IDENTIFY and self.is_lost:
+            self.is_lost = False
+            return Message(Error(3, LOST), reply_to=message)
+        return self.app(message, context)
+
+
+class Recorder(Observer):
+    def __init__(self) -> None:
+        self.refusals: list[tuple[str, str]] = []
+
+    def refused(self, name: str, reason: str) -> None:
+        self.refusals.append((name, reason))
+
+
+def test_a_node_that_was_lost_before_it_said_who_it_is_is_asked_again(
+    make_owners: Callable[..., Path], open_grid: Callable[..., InProcessGrid], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid, observer = open_grid(make_owners(2), {"owner-01": LostAtFirst}), Recorder()
+    nodes = ConnectedNodes(grid, observer)
+    monkeypatch.setattr(connected_nodes, "_ASK_AGAIN_S", 0.0)
+    assert nodes.connected() == {"owner-00": 1000}
+    assert observer.refusals == [("node 1001", LOST)]
+    assert nodes.connected() == {"owner-00": 1000, "owner-01": 1001}
+    assert observer.refusals == [("node 1001", LOST)]
+
+
+def test_a_node_that_did_not_say_who_it_is_is_not_asked_at_once(
+    make_owners: Callable[..., Path], open_grid: Callable[..., InProcessGrid]
+) -> None:
+    nodes = ConnectedNodes(open_grid(make_owners(2), {"owner-01": LostAtFirst}), Observer())
+    for _ in range(3):
+        assert nodes.connected() == {"owner-00": 1000}
