@@ -23,7 +23,7 @@ CodecT = TypeVar("CodecT", bound=LaneCodec)
 class Parties:
     """Who takes part in sums, and by which rules.
 
-    next_attempt: the number of a new attempt at a round of a run; members: sums are over exactly these, if given.
+    next_attempt: as `RunFolder.next_attempt`; members: sums are over exactly these, if given.
     """
 
     config: RunConfig
@@ -32,7 +32,7 @@ class Parties:
     aggregator: Aggregator
     observer: Observer
     min_cohort: int
-    next_attempt: Callable[[str, int], int]
+    next_attempt: Callable[[str, int, frozenset[str]], tuple[int, frozenset[str]]]
     members: frozenset[str] | None = None
 
 
@@ -44,25 +44,28 @@ def sum_in_attempts(
 ) -> tuple[CodecT, CohortSum]:
     """Return the sum of round `number`; `broadcast` makes the request and its codec.
 
-    It is given the cohort, the number of the attempt, and how many have failed.
+    It is given the cohort, the number of the attempt, and how many have failed. Whoever was refused in one that failed
+    is not drawn again while there are enough others.
 
     Raises:
         RoundError: after `max_attempts` attempts, or where a member broke the protocol, with the reasons of the last.
     """
     aggregation = parties.config.aggregation
     excluded: set[str] = set()
+    refused: frozenset[str] = frozenset()
     tried = 0
     while True:
         tried += 1
+        attempt, refused = parties.next_attempt(run_id, number, refused)
         nodes = parties.nodes.wait_for(parties.min_cohort, excluded, parties.members)
-        cohort = sample_cohort(nodes, aggregation.cohort_size, parties.config.seed, number)
-        attempt = parties.next_attempt(run_id, number)
+        cohort = sample_cohort(nodes, aggregation.cohort_size, parties.config.seed, number, refused)
         request, codec = broadcast(cohort, attempt, tried - 1)
         try:
             return codec, parties.aggregator.sum(parties.grid, cohort, request, codec, aggregation.round_timeout_s)
         except AttemptFailed as error:
             parties.observer.repeated(number, attempt, str(error))
             excluded |= error.guilty
+            refused |= error.refused.keys()
             is_hopeless = bool(excluded) and parties.members is not None  # a sum needs all members
             if is_hopeless or tried == aggregation.max_attempts:
                 line = f"round {number}: failed in {tried} attempts, the last because {error}"

@@ -121,8 +121,11 @@ class RunFolder:
         self.write_config(config)
         return state
 
-    def next_attempt(self, run_id: str, round_number: int) -> int:
+    def next_attempt(self, run_id: str, round_number: int, refused: frozenset[str]) -> tuple[int, frozenset[str]]:
         """Return the number of a new attempt at a round, durably used up: no client answers an attempt twice.
+
+        And whoever was refused in earlier ones, as durably, since a run that is resumed must draw the same cohort:
+        `refused` and those before.
 
         Raises:
             CheckpointError: the disk is full or not writable.
@@ -131,12 +134,13 @@ class RunFolder:
         last = json.loads(path.read_text("utf-8")) if path.exists() else {}
         is_same = (last.get("run_id"), last.get("round")) == (run_id, round_number)
         number: int = last["attempt"] + 1 if is_same else 0
-        content = {"run_id": run_id, "round": round_number, "attempt": number}
+        refused = refused.union(last.get("refused", ()) if is_same else ())
+        content = {"run_id": run_id, "round": round_number, "attempt": number, "refused": sorted(refused)}
         try:
             write_atomically(path, json.dumps(content).encode())
         except OSError as error:
             raise CheckpointError(f"attempt: {path}: cannot be written: {error.strerror}") from None
-        return number
+        return number, refused
 
     def save(self, config: RunConfig, state: ServerState, rows: Sequence[Row]) -> None:
         """Make a round durable: the rows that are complete, then its checkpoint, from which a run resumes.

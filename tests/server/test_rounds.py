@@ -91,7 +91,7 @@ def start(
         aggregator=aggregator,
         observer=observer,
         min_cohort=min_cohort,
-        next_attempt=lambda run_id, number: next(attempts),
+        next_attempt=lambda run_id, number, refused: (next(attempts), refused),
     )
     return Federation(parties, config.build_task(), layout, optimizer), state, observer
 
@@ -236,6 +236,13 @@ def test_round_that_fails_for_good_says_who_and_why(run_one: RunOne) -> None:
     assert attempts == [0, 1, 2, 3]
 
 
+def test_owner_whose_data_is_bad_does_not_end_a_run_in_which_others_can_take_its_place(run_one: RunOne) -> None:
+    state, observer = run_one(refuse, "aggregation.min_cohort=3", "aggregation.cohort_size=3", count=5)
+    assert [(number, attempt) for number, attempt, _ in observer.repetitions] == [(1, 0)]
+    assert observer.refusals == [(BAD, "no power")]
+    assert (state.row["clients"], state.row["refused"]) == (3, 0)
+
+
 class CountingGrid(InProcessGrid):
     """Hands out replies once all are there, and knows how many of those it handed out are still alive."""
 
@@ -290,6 +297,20 @@ def test_cohort_depends_on_names_and_round_only(size: int, number: int, ids: lis
     assert [list(cohort), len(cohort)] == [sorted(set(cohort)), size]
     others = {f"owner-{i}": 1000 - i for i in ids}  # other node ids, and they connected in another order
     assert sample_cohort(others, size, 7, number) == {name: others[name] for name in cohort}
+
+
+@given(st.integers(1, 9), st.integers(0, 99), st.sets(st.sampled_from(range(9))))
+def test_whoever_was_refused_is_drawn_only_if_too_few_others_are_there(
+    size: int, number: int, refused: set[int]
+) -> None:
+    nodes = {f"owner-{i}": i for i in range(9)}
+    cohort = sample_cohort(nodes, size, 7, number, {f"owner-{i}" for i in refused})
+    if size > 9 - len(refused):
+        assert cohort == sample_cohort(nodes, size, 7, number)
+    else:
+        assert not refused & set(cohort.values())
+        assert len(cohort) == size
+    assert sample_cohort(nodes, None, 7, number, {"owner-0"}) == nodes
 
 
 def test_every_owner_is_drawn_as_often() -> None:

@@ -133,6 +133,22 @@ def test_run_that_was_killed_before_its_first_checkpoint_can_start_again(
     folder.begin(run_config())
 
 
+def test_attempts_are_used_up_and_whoever_was_refused_stays_known_for_the_round(tmp_path: Path) -> None:
+    """Each is asked of a server that was started anew."""
+    nobody, alice, bob = frozenset[str](), frozenset({"alice"}), frozenset({"bob"})
+    assert RunFolder(tmp_path).next_attempt("run", 1, nobody) == (0, nobody)
+    assert RunFolder(tmp_path).next_attempt("run", 1, alice) == (1, alice)
+    assert RunFolder(tmp_path).next_attempt("run", 1, nobody) == (2, alice)
+    assert RunFolder(tmp_path).next_attempt("run", 1, bob) == (3, alice | bob)
+    assert RunFolder(tmp_path).next_attempt("run", 2, nobody) == (0, nobody)
+    assert RunFolder(tmp_path).next_attempt("other", 2, nobody) == (0, nobody)
+
+
+def test_an_attempt_that_an_older_version_noted_is_used_up_too(tmp_path: Path) -> None:
+    (tmp_path / "attempt.json").write_text('{"run_id": "run", "round": 1, "attempt": 4}')
+    assert RunFolder(tmp_path).next_attempt("run", 1, frozenset()) == (5, frozenset())
+
+
 def test_rows_that_cannot_be_written_are_one_line(tmp_path: Path, run_config: MakeConfig) -> None:
     folder, _, states = written(tmp_path / "run", run_config(), 1)
     shutil.move(folder.metrics, tmp_path / "kept")

@@ -190,7 +190,7 @@ def parties_of(config: RunConfig, grid: Grid, observer: Observer) -> Parties:
         aggregator=aggregator,
         observer=observer,
         min_cohort=min_cohort,
-        next_attempt=lambda run_id, number: next(numbers),
+        next_attempt=lambda run_id, number, refused: (next(numbers), refused),
     )
 
 
