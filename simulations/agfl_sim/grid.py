@@ -6,8 +6,9 @@ wire would not carry.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
 from typing import cast
 
 from flwr.app import Context, Message, RecordDict
@@ -22,15 +23,16 @@ _RUN_ID, _SERVER_NODE_ID = 1, 1
 
 
 class InProcessGrid(Grid):
-    """Calls the ClientApps of `nodes` (node id -> app) in a pool of `num_workers` threads."""
+    """Calls the ClientApps of `nodes` (node id -> app) in a pool of `num_workers` threads, a node in one at a time."""
 
     def __init__(self, nodes: Mapping[int, ClientApp], num_workers: int) -> None:
         # Message() reads the identity of the task that makes it from here.
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN_ID, _SERVER_NODE_ID
         self._nodes = dict(nodes)
+        self._locks = {node: Lock() for node in nodes}
         self._run = Run.create_empty(_RUN_ID)
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="client")
-        self._pending: dict[str, Future[Message]] = {}
+        self._pending: dict[str, tuple[int, Future[Message]]] = {}
         self._num_pushed = 0
 
     def __enter__(self) -> InProcessGrid:
@@ -65,30 +67,41 @@ class InProcessGrid(Grid):
         return list(self._nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Hand each message to its node; nodes work in the background, in the order of the messages."""
+        """Hand each message to its node; nodes work in the background, in the order of the messages.
+
+        What a node was asked before, and nobody pulled, is dropped: the server has given up on it.
+        """
+        messages = list(messages)
+        self._drop({message.metadata.dst_node_id for message in messages})
         message_ids = []
         for message in messages:
             self._num_pushed += 1
             message_id = str(self._num_pushed)
-            self._pending[message_id] = self._pool.submit(self._deliver, message, message_id)
+            future = self._pool.submit(self._deliver, message, message_id)
+            self._pending[message_id] = message.metadata.dst_node_id, future
             message_ids.append(message_id)
         return message_ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that are there; each is returned once."""
-        ready = [mid for mid in message_ids if mid in self._pending and self._pending[mid].done()]
-        return [self._pending.pop(mid).result() for mid in ready]
+        ready = [mid for mid in message_ids if mid in self._pending and self._pending[mid][1].done()]
+        return [self._pending.pop(mid)[1].result() for mid in ready]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push, wait for all replies, return them."""
-        return [self._pending.pop(mid).result(timeout) for mid in self.push_messages(messages)]
+        return [self._pending.pop(mid)[1].result(timeout) for mid in self.push_messages(messages)]
+
+    def _drop(self, nodes: Collection[int]) -> None:
+        for message_id in [mid for mid, (node, _) in self._pending.items() if node in nodes]:
+            self._pending.pop(message_id)[1].cancel()  # one that has begun ends for nobody
 
     def _deliver(self, message: Message, message_id: str) -> Message:
         request = _through_the_wire(message)
         request.metadata.__dict__["_message_id"] = message_id
         node = request.metadata.dst_node_id
         context = Context(_RUN_ID, node, node_config={}, state=RecordDict(), run_config={})
-        return _through_the_wire(self._nodes[node](request, context))
+        with self._locks[node]:
+            return _through_the_wire(self._nodes[node](request, context))
 
 
 def _through_the_wire(message: Message) -> Message:

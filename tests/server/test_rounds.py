@@ -252,7 +252,7 @@ class CountingGrid(InProcessGrid):
         self.most = 0
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        for future in self._pending.values():
+        for _, future in self._pending.values():
             future.result()
         replies = list(super().pull_messages(message_ids))
         self.alive = [ref for ref in self.alive if ref() is not None] + [weakref.ref(reply) for reply in replies]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ def app_of(answer: Callable[[Message], RecordDict]) -> ClientApp:
 
 def pulled(grid: InProcessGrid, ids: Iterable[str]) -> list[Message]:
     """Wait for all replies."""
-    for future in list(grid._pending.values()):
+    for _, future in list(grid._pending.values()):
         future.exception()
     return list(grid.pull_messages(ids))
 
@@ -101,6 +103,31 @@ def test_replies_answer_their_messages_and_come_once() -> None:
         assert list(grid.pull_messages(ids)) == []
         assert list(grid.pull_messages(["never sent"])) == []
         assert len(list(grid.send_and_receive(requests))) == 6
+
+
+def test_slow_node_that_is_asked_again_works_on_one_message_at_a_time_and_its_late_reply_is_dropped() -> None:
+    at_work, most, begun, go_on = list[int](), list[int](), threading.Event(), threading.Event()
+
+    def work(message: Message) -> RecordDict:
+        at_work.append(1)
+        most.append(len(at_work))
+        begun.set()
+        go_on.wait(20)
+        at_work.pop()
+        return message.content
+
+    with InProcessGrid({1: app_of(work), 2: app_of(lambda message: message.content)}, 3) as grid:
+        request = Message(content(np.ones(1, np.float32)), 1, "train")
+        (late,) = grid.push_messages([request])
+        assert begun.wait(20)
+        (again,) = grid.push_messages([request])
+        (other,) = grid.push_messages([Message(content(np.ones(1, np.float32)), 2, "train")])
+        time.sleep(0.2)  # for a second thread to begin, if one does
+        go_on.set()
+        replies = pulled(grid, [late, again, other])
+        assert [reply.metadata.reply_to_message_id for reply in replies] == [again, other]
+        assert grid._pending == {}
+    assert most == [1, 1]
 
 
 def test_defect_of_a_client_comes_up_where_its_reply_is_pulled() -> None:
