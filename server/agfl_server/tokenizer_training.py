@@ -13,6 +13,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import count
 
+import numpy as np
+
 from agfl_models.bpe import PairTable, train_bpe
 from agfl_models.errors import ConfigError, DataError, RoundError
 from agfl_models.examples import TextRow, read_rows
@@ -51,13 +53,15 @@ def train_tokenizer(parties: Parties) -> tuple[RunConfig, Row]:
     config, observer = parties.config, parties.observer
     tokenizer = config.tokenizer
     assert isinstance(tokenizer, BPETokenizerConfig), tokenizer.type
-    started, sums = time.monotonic(), []
+    started, clients, refused, bytes_up, bytes_down = time.monotonic(), 0, 0, 0, 0
     table, num_new, run_id = PairTable(), 0, secrets.token_hex(8)
     for number in count(1):
         counts, cohort_sum = _sum_counts(parties, run_id, number, table.merges, num_new)
-        sums.append(cohort_sum)
         if number == 1:
-            parties = _held_to(cohort_sum.survivors, parties)
+            parties, clients = _held_to(cohort_sum.survivors, parties), len(cohort_sum.survivors)
+        refused += len(cohort_sum.refused)
+        bytes_up += cohort_sum.bytes_up
+        bytes_down += cohort_sum.bytes_down
         table.add(counts)
         room = tokenizer.max_merges - len(table.merges)
         num_new = len(table.choose(min(tokenizer.merges_per_round, room)))
@@ -65,10 +69,10 @@ def train_tokenizer(parties: Parties) -> tuple[RunConfig, Row]:
             break
     observer.tokenizer_trained(len(table.merges), tokenizer.max_merges)
     exchange: Row = {
-        "clients": len(sums[0].survivors),
-        "refused": sum(len(one.refused) for one in sums),
-        "bytes_up": sum(one.bytes_up for one in sums),
-        "bytes_down": sum(one.bytes_down for one in sums),
+        "clients": clients,
+        "refused": refused,
+        "bytes_up": bytes_up,
+        "bytes_down": bytes_down,
         "seconds": round(time.monotonic() - started, 4),
     }
     return config.with_merges(table.merges), exchange
@@ -77,7 +81,10 @@ def train_tokenizer(parties: Parties) -> tuple[RunConfig, Row]:
 def _sum_counts(
     parties: Parties, run_id: str, number: int, merges: Sequence[Pair], num_new: int
 ) -> tuple[dict[Pair, int], CohortSum]:
-    """Return the summed counts of the pairs that hold one of the `num_new` last merges, and the sum they came in."""
+    """Return the summed counts of the pairs that hold one of the `num_new` last merges, and the sum they came in.
+
+    That comes without its lanes, which are large and must not lie beside the next ones.
+    """
     config = parties.config
 
     def broadcast(cohort: Collection[str], attempt: int, failed: int) -> tuple[CountRequest, CountCodec]:
@@ -91,7 +98,7 @@ def _sum_counts(
         codec, cohort_sum = sum_in_attempts(parties, run_id, number, broadcast)
     except RoundError as error:
         raise RoundError(f"tokenizer: {error}") from None
-    return codec.decode(cohort_sum.lanes), cohort_sum
+    return codec.decode(cohort_sum.lanes), replace(cohort_sum, lanes=np.zeros(0, np.uint64))
 
 
 def _held_to(owners: Sequence[str], parties: Parties) -> Parties:

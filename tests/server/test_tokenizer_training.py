@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -26,7 +27,8 @@ from agfl_models.tokenizer import BPETokenizerConfig, Pair, Tokenizer
 from agfl_protocol import wire
 from agfl_protocol.counting import COUNT, CountRequest
 from agfl_protocol.run_config import RunConfig, load_run_config
-from agfl_server.aggregator import AttemptFailed, CohortSum, LaneCodec
+from agfl_protocol.update import Lanes
+from agfl_server.aggregator import Aggregator, AttemptFailed, CohortSum, LaneCodec
 from agfl_server.app import build_aggregator, run_federation
 from agfl_server.attempts import Parties
 from agfl_server.cli import LogObserver
@@ -304,6 +306,38 @@ def test_a_member_that_broke_the_protocol_is_not_waited_for(
     everybody = replace(parties, members=frozenset(f"owner-{i:02}" for i in range(3)))
     with pytest.raises(RoundError, match=r"^tokenizer: round 1: failed in 1 attempts, the last because mask_key"):
         train_tokenizer(everybody)
+
+
+@dataclass
+class Weighing:
+    """Sums as `inner` does, and knows how many of the vectors that it returned are still there when it sums again."""
+
+    inner: Aggregator
+    returned: list[weakref.ref[Lanes]] = field(default_factory=list)
+    alive: list[int] = field(default_factory=list)
+
+    def sum(
+        self, grid: Grid, cohort: Mapping[str, int], request: wire.SumRequest, codec: LaneCodec, timeout_s: float
+    ) -> CohortSum:
+        self.alive.append(sum(ref() is not None for ref in self.returned))
+        found = self.inner.sum(grid, cohort, request, codec, timeout_s)
+        self.returned.append(weakref.ref(found.lanes))
+        return found
+
+    def requiring(self, min_cohort: int) -> Weighing:
+        self.inner = self.inner.requiring(min_cohort)
+        return self
+
+
+def test_a_summed_vector_is_gone_before_the_next_one_comes(
+    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid
+) -> None:
+    grid = open_grid(make_owners(3), {BAD: lambda app: Faulty(app, in_round(1))})
+    parties = parties_of(run_config(*bpe(8)), grid, Observer())
+    scale = Weighing(parties.aggregator)
+    _, row = train_tokenizer(replace(parties, aggregator=scale))
+    assert scale.alive == [0] * 4
+    assert (row["clients"], row["refused"]) == (2, 1)
 
 
 class PulledPlugError(BaseException):
