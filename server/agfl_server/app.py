@@ -101,8 +101,20 @@ def build_aggregator(
     There is no fallback from secure to plain.
 
     Raises:
-        ConfigError: secure aggregation without a roster, or over one that is too small for it.
+        ConfigError: secure aggregation without a roster, or over one that is too small for it; or cohorts are too small
+            for a round.
     """
+    aggregator, min_cohort = _aggregator_of(config, roster, observer)
+    if config.cohort_size is not None and config.cohort_size < min_cohort:
+        raise ConfigError(
+            f"aggregation.cohort_size: must be at least min_cohort = {min_cohort}, got {config.cohort_size}"
+        )
+    return aggregator, min_cohort
+
+
+def _aggregator_of(
+    config: AggregationConfig, roster: SigningRoster | None, observer: Observer
+) -> tuple[Aggregator, int]:
     if config.type == "plain":
         min_cohort = config.min_cohort or 2
         return PlainSum(observer, min_cohort), min_cohort
@@ -111,10 +123,6 @@ def build_aggregator(
             "aggregation.type: secure needs a roster of signing keys, which this runtime has not; use plain"
         )
     parameters = Parameters.of(len(roster), config.max_colluders, config.min_cohort)
-    if config.cohort_size is not None and config.cohort_size < parameters.min_cohort:
-        raise ConfigError(
-            f"aggregation.cohort_size: must be at least min_cohort = {parameters.min_cohort}, got {config.cohort_size}"
-        )
     return SecureSum(observer, roster, parameters), parameters.min_cohort
 
 

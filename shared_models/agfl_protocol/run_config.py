@@ -112,12 +112,6 @@ class AggregationConfig(Config):
                 raise ValueError(f"server_optimizer {name} needs weighting uniform and averaging mean, got {got}")
         return self
 
-    @model_validator(mode="after")
-    def _cohort_large_enough(self) -> AggregationConfig:
-        if self.cohort_size is not None and self.cohort_size < (self.min_cohort or 1):
-            raise ValueError(f"cohort_size must be at least min_cohort = {self.min_cohort}, got {self.cohort_size}")
-        return self
-
 
 class EvaluationConfig(Config):
     """The global model is evaluated on the owners' validation text every `every` rounds and after the last one.

@@ -142,7 +142,6 @@ def test_max_weight_is_one_round_of_steps_unless_given(run_config: MakeConfig) -
         ("training.local_epochs=1", "{file}: training: exactly one of local_steps and local_epochs must be given"),
         ("training.local_steps=null", "{file}: training: exactly one of local_steps and local_epochs must be given"),
         ("training={local_epochs: 1}", r"{file}: .*aggregation.max_weight .* is required with training.local_epochs"),
-        ("aggregation.cohort_size=1", "{file}: aggregation: cohort_size must be at least min_cohort = 2, got 1"),
         ("task={type: translatoin}", r"{file}: task: .*'translatoin' \(did you mean 'translation'\?\)"),
         ("task={type: translation}", "{file}: model.family must be encoder_decoder for task translation, got decoder"),
         ("task={type: question_answering}", "{file}: model.family must be encoder for task question_answering, got"),

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from hypothesis import given
@@ -23,11 +24,12 @@ from agfl_client.app import create_client_app
 from agfl_client.node import Node
 from agfl_client.policy import Policy
 from agfl_client.training import evaluate
-from agfl_models.errors import RoundError
+from agfl_models.errors import ConfigError, RoundError
 from agfl_models.examples import TextRow, read_rows
 from agfl_models.families import build_model
 from agfl_protocol import wire
 from agfl_protocol.run_config import RunConfig
+from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.update import Lanes, Layout
 from agfl_server.app import build_aggregator, run_federation
 from agfl_server.attempts import Parties
@@ -241,6 +243,26 @@ def test_owner_whose_data_is_bad_does_not_end_a_run_in_which_others_can_take_its
     assert [(number, attempt) for number, attempt, _ in observer.repetitions] == [(1, 0)]
     assert observer.refusals == [(BAD, "no power")]
     assert (state.row["clients"], state.row["refused"]) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "least"),
+    [
+        ("{type: plain, cohort_size: 1}", 2),
+        ("{type: plain, cohort_size: 2, min_cohort: 3}", 3),
+        ("{type: secure, cohort_size: 2}", 3),
+        ("{type: secure, cohort_size: 3, max_colluders: 2}", 4),
+    ],
+)
+def test_cohorts_that_are_too_small_for_a_round_are_refused_before_anybody_is_asked(
+    run_config: MakeConfig, tmp_path: Path, aggregation: str, least: int
+) -> None:
+    config = run_config(f"aggregation={aggregation}")
+    roster = SigningRoster({name: Ed25519PrivateKey.generate().public_key() for name in "abcde"})
+    rule = rf"^aggregation\.cohort_size: must be at least min_cohort = {least}, got {least - 1}$"
+    with InProcessGrid({}, 1) as grid, pytest.raises(ConfigError, match=rule):
+        run_federation(grid, config, tmp_path / "run", roster=roster)
+    assert not (tmp_path / "run").exists()
 
 
 class CountingGrid(InProcessGrid):
