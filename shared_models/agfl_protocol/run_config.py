@@ -188,6 +188,7 @@ class RunConfig(Config):
         except ConfigError as error:
             raise ValueError(str(error)) from None
         self._refuse_rigid_model()
+        self._refuse_overshooting_pull()
         unbounded = self.training.local_steps is None and self.aggregation.max_weight is None
         if self.aggregation.weighting in ("tokens", "alignment") and unbounded:
             raise ValueError(
@@ -223,6 +224,18 @@ class RunConfig(Config):
         sizes = [self.narrowed_model(k).num_parameters() for k in range(1, self.max_rings + 1)]
         if any(a >= b for a, b in pairwise(sizes)):
             raise ValueError(f"elastic.widths: must make models of different size, got {sizes} parameters")
+
+    def _refuse_overshooting_pull(self) -> None:
+        """Refuse steps that the pull toward the global model turns back: then an owner's may count zero or less."""
+        optimizer, mu = self.training.optimizer, self.training.proximal_mu
+        if self.aggregation.averaging != "normalized" or not isinstance(optimizer, SGDConfig) or mu == 0:
+            return
+        bound = 2 * (1 - optimizer.momentum)
+        if optimizer.lr * mu >= bound:
+            rule = (
+                f"must be below 2 (1 - training.optimizer.momentum) = {bound:g} with aggregation.averaging normalized"
+            )
+            raise ValueError(f"training.optimizer.lr * training.proximal_mu {rule}, got {optimizer.lr * mu:g}")
 
     @property
     def max_rings(self) -> int:

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agfl_client.training import effective_steps
 from agfl_models.errors import ConfigError
-from agfl_protocol.run_config import RunConfig
+from agfl_protocol.run_config import RunConfig, TrainingConfig
 from agfl_protocol.transforms.alignment import AlignmentWeighting, cosine
 from agfl_protocol.transforms.fair_weighting import MIN_WEIGHT, FairWeighting
 from agfl_protocol.transforms.normalization import NormalizedAveraging
@@ -193,6 +194,38 @@ def test_training_that_does_not_go_with_states_is_refused(
     with pytest.raises(ConfigError, match=message):
         run_config(*optimizer, f"training.{override}", *epochs)
     run_config(*optimizer)
+
+
+@pytest.mark.parametrize(
+    ("training", "bound", "got"),
+    [
+        ("{optimizer: {type: sgd, lr: 0.5}, local_steps: 2, proximal_mu: 4}", "2", "2"),
+        ("{local_epochs: 1, proximal_mu: 5}", "2", "2.5"),
+        ("{optimizer: {type: sgd, lr: 0.5, momentum: 0.9}, local_steps: 2, proximal_mu: 1}", "0.2", "0.5"),
+        ("{optimizer: {type: sgd, lr: 0.1, momentum: 1}, local_steps: 2, proximal_mu: 0.1}", "0", "0.01"),
+    ],
+)
+def test_steps_that_the_pull_to_the_global_model_turns_back_are_not_averaged(
+    run_config: Callable[..., RunConfig], training: str, bound: str, got: str
+) -> None:
+    rule = (
+        r"training\.optimizer\.lr \* training\.proximal_mu must be below 2 \(1 - training\.optimizer\.momentum\) "
+        rf"= {bound} with aggregation\.averaging normalized, got {got}$"
+    )
+    overrides = (f"training={training}", "aggregation.max_weight=100")
+    with pytest.raises(ConfigError, match=rule):
+        run_config(*overrides, "aggregation.averaging=normalized")
+    run_config(*overrides, "aggregation.averaging=mean")
+    run_config(*overrides, "aggregation.averaging=normalized", "training.proximal_mu=0")
+    run_config(*overrides, "aggregation.averaging=normalized", "training.optimizer={type: adamw, lr: 1}")
+
+
+@given(st.floats(0, 0.999), st.floats(0.001, 0.999), st.integers(1, 300))
+def test_within_that_bound_every_number_of_steps_counts(momentum: float, share: float, num_steps: int) -> None:
+    optimizer = {"type": "sgd", "lr": 1.0, "momentum": momentum}
+    mu = share * 2 * (1 - momentum)
+    config = TrainingConfig.model_validate({"optimizer": optimizer, "local_epochs": 1, "proximal_mu": mu})
+    assert effective_steps(config, num_steps) > 0
 
 
 def test_an_aligned_update_has_room_for_its_weight(run_config: Callable[..., RunConfig]) -> None:
