@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agfl_models.errors import CheckpointError, ConfigError
-from agfl_models.store import CONFIG_FILE, METRICS_FILE, save_model, write_atomically
+from agfl_models.store import CONFIG_FILE, METRICS_FILE, read_json_lines, save_model, write_atomically
 from agfl_models.tokenizer import BPETokenizerConfig
 from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_protocol.update import Layout
@@ -108,15 +108,10 @@ class RunFolder:
         """Return the state after the last whole round; rows of later rounds are dropped from metrics.jsonl.
 
         Raises:
-            CheckpointError: as `load_checkpoint`.
+            CheckpointError: as `load_checkpoint` and `read_json_lines`.
         """
         state = load_checkpoint(self.checkpoints, config.hash)
-        try:
-            lines = self.metrics.read_text("utf-8").splitlines()
-        except OSError as error:
-            raise CheckpointError(f"metrics: {self.metrics}: cannot be read: {error.strerror}") from None
-        rows = [json.loads(line) for line in lines if line.endswith("}")]  # a crash may have cut the last one short
-        kept = [json.dumps(row) + "\n" for row in rows if row["round"] < state.round]
+        kept = [json.dumps(row) + "\n" for row in read_json_lines(self.metrics) if row["round"] < state.round]
         write_atomically(self.metrics, "".join(kept).encode())
         self.write_config(config)
         return state

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -136,6 +137,33 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
         Path(temporary).unlink(missing_ok=True)  # Ctrl-C may come after the rename
         raise
     _sync_folder(path.parent)
+
+
+def read_json_lines(path: Path, parse_int: Callable[[str], float] = int) -> list[dict[str, Any]]:
+    """Return the objects of a file that grows a line at a time; a last line that a crash has cut short is left out.
+
+    parse_int: makes the value of a whole number.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable or malformed.
+    """
+    try:
+        lines = path.read_text("utf-8").split("\n")[:-1]  # what follows the last line end is no whole line
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+    return [_object(line, f"{path}:{number}", parse_int) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _object(line: str, place: str, parse_int: Callable[[str], float]) -> dict[str, Any]:
+    try:
+        found = json.loads(line, parse_int=parse_int)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{place}: must be one JSON object, got {line[:80]!r}")
+    return found
 
 
 def _sync_folder(folder: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from agfl_client.device import AUTO, choose_device
 from agfl_models.errors import CheckpointError, DataError
 from agfl_models.examples import Row, read_rows
-from agfl_models.store import CONFIG_FILE, write_atomically
+from agfl_models.store import CONFIG_FILE, read_json_lines, write_atomically
 from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_server.checkpoint import load_checkpoint
@@ -144,9 +144,7 @@ class ScoreFile:
             raise self._unwritable(error) from None
 
     def _read(self) -> list[Score]:
-        lines = self._path.read_text("utf-8").splitlines()
-        found = [json.loads(line) for line in lines if line.endswith("}")]  # a crash may have cut the last one short
-        own = [row for row in found if row.pop("run") == self._key]
+        own = [row for row in read_json_lines(self._path) if row.pop("run") == self._key]
         return [Score(**row) for row in own if row["owner"] is not None]
 
     def _line(self, score: Score) -> str:

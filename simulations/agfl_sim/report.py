@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from agfl_models.errors import DataError
+from agfl_models.store import CONFIG_FILE, METRICS_FILE, read_json_lines
 from agfl_models.tasks import distribution
 from agfl_models.tasks.task import MainMetric
 from agfl_server.run_folder import RunFolder
@@ -63,10 +64,10 @@ def write_report(run_folder: Path, main_metric: MainMetric, comparison: Comparis
     main_metric: of the run's task. comparison: with the baselines, where the run has any.
 
     Raises:
-        DataError: one of the two files is missing, or a file is unreadable or malformed.
+        DataError, CheckpointError: one of the two files is missing, or a file is unreadable or malformed.
     """
-    rows = _read_rows(run_folder / "metrics.jsonl")
-    configuration = _read_text(run_folder / "config.yaml")
+    rows = _read_rows(run_folder / METRICS_FILE)
+    configuration = _read_text(run_folder / CONFIG_FILE)
     report = run_folder / "report.html"
     join = "" if comparison is None else join_section(comparison)
     sections = join + search_section(RunFolder(run_folder).search) + width_section(run_folder)
@@ -84,21 +85,15 @@ def _read_text(path: Path) -> str:
 
 
 def _read_rows(path: Path) -> list[Row]:
-    lines = enumerate(_read_text(path).split("\n"), start=1)
-    rows = [_read_row(line, f"{path}:{number}") for number, line in lines if line.strip()]
+    # Whole numbers become floats too: every number of a row has one type, and true is none of them.
+    found = read_json_lines(path, parse_int=float)
+    rows = [_checked_row(row, f"{path}:{number}") for number, row in enumerate(found, start=1)]
     if not rows:
         raise DataError(f"{path}: must hold at least one round, is empty")
     return rows
 
 
-def _read_row(line: str, place: str) -> Row:
-    try:
-        # Whole numbers become floats too: every number of a row has one type, and true is none of them.
-        row = json.loads(line, parse_int=float)
-    except ValueError:
-        raise DataError(f"{place}: must be one JSON object, got {line[:80]!r}") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{place}: must be one JSON object, got {line[:80]!r}")
+def _checked_row(row: dict[str, Any], place: str) -> Row:
     for key, value in row.items():
         if not isinstance(value, float | None):
             raise DataError(f"{place}: {key}: must be a number or null, got {value!r}")

@@ -17,7 +17,7 @@ import torch
 from agfl_models.errors import CheckpointError, DataError
 from agfl_models.examples import read_rows
 from agfl_models.families import build_model
-from agfl_models.store import CONFIG_FILE, METRICS_FILE, write_atomically
+from agfl_models.store import CONFIG_FILE, METRICS_FILE, read_json_lines, write_atomically
 from agfl_protocol.run_config import RunConfig, load_run_config
 
 FILE = "widths.json"
@@ -107,7 +107,7 @@ def read_widths(path: Path) -> list[Width]:
 
 def _last_of(path: Path, num_rings: int) -> tuple[list[float | None], list[int | None]]:
     """Return gain and owners of each ring, as they were told last."""
-    rows: list[Mapping[str, float | None]] = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    rows: list[Mapping[str, float | None]] = list(read_json_lines(path))
 
     def last(what: str, k: int) -> float | None:
         return next((value for row in reversed(rows) if (value := row[f"rings/{what}_{k}"]) is not None), None)

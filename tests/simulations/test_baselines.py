@@ -24,8 +24,8 @@ from agfl_protocol.run_config import RunConfig
 from agfl_server.observer import Observer
 from agfl_server.optimizers import build_optimizer
 from agfl_server.state import initial_state
-from agfl_sim.baselines import FILE, run_baselines
-from agfl_sim.comparison import CENTRALIZED, GLOBAL, LOCAL, MODELS, TUNED
+from agfl_sim.baselines import FILE, ScoreFile, run_baselines
+from agfl_sim.comparison import CENTRALIZED, GLOBAL, LOCAL, MODELS, TUNED, Score
 from agfl_sim.learners import Bench
 from agfl_sim.partition import owner_files
 from agfl_sim.run import simulate
@@ -257,6 +257,17 @@ def test_finished_baselines_are_not_trained_again(finished: tuple[Path, list[Pat
     assert run_baselines(folder, owners, True, lambda done, total: seen.append((done, total))) == first
     assert seen == [(21, 21)]
     assert (folder / FILE).read_bytes() == whole
+
+
+def test_score_whose_line_was_cut_short_anywhere_is_left_out(tmp_path: Path) -> None:
+    """A line holds mappings, so one that ends in a brace need not be whole."""
+    scores = [Score(LOCAL, name, 3, {"eval/loss": 1.5}, {"eval/nll": 3.0}) for name in ("alice", "bob")]
+    ScoreFile(tmp_path / FILE, "key").finish(scores)
+    whole = (tmp_path / FILE).read_bytes()
+    for size in range(whole.index(b"\n") + 1, len(whole)):
+        (tmp_path / FILE).write_bytes(whole[:size])
+        assert ScoreFile(tmp_path / FILE, "key").begin(resume=True) == scores[:1]
+    assert ScoreFile(tmp_path / FILE, "other").begin(resume=True) == []
 
 
 @pytest.mark.parametrize("model", MODELS)

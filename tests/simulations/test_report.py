@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agfl_models.errors import DataError
+from agfl_models.errors import AgflError, DataError
 from agfl_models.tasks.language_modeling import MAIN_METRIC
 from agfl_sim.charts import Chart, Curve, Point, line_chart, number_text, ticks
 from agfl_sim.report import write_report
@@ -179,7 +179,7 @@ def test_one_row_is_enough(tmp_path: Path) -> None:
 
 def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: 1\n")
-    (tmp_path / "metrics.jsonl").write_text('{"round": 0, "eval/loss": NaN, "seconds": Infinity, "clients": 1e999}')
+    (tmp_path / "metrics.jsonl").write_text('{"round": 0, "eval/loss": NaN, "seconds": Infinity, "clients": 1e999}\n')
     page = write_report(tmp_path, MAIN_METRIC).read_text()
     assert not re.search(r"\b(nan|inf)\b", page, re.IGNORECASE)
     assert page.count("<circle") == 0
@@ -189,7 +189,7 @@ def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
 def test_missing_file_is_named(tmp_path: Path, missing: str) -> None:
     report_of(tmp_path, [round_row(0)])
     (tmp_path / missing).unlink()
-    with pytest.raises(DataError, match=rf"{missing}: no such file$"):
+    with pytest.raises(AgflError, match=rf"{missing}: no such file$"):
         write_report(tmp_path, MAIN_METRIC)
 
 
@@ -207,8 +207,15 @@ def test_malformed_line_is_named(tmp_path: Path, line: str, problem: str) -> Non
     report_of(tmp_path, [round_row(0)])
     with (tmp_path / "metrics.jsonl").open("a") as metrics:
         metrics.write(line + "\n")
-    with pytest.raises(DataError, match=problem):
+    with pytest.raises(AgflError, match=problem):
         write_report(tmp_path, MAIN_METRIC)
+
+
+def test_line_that_a_crash_has_cut_short_is_left_out(tmp_path: Path) -> None:
+    page = report_of(tmp_path, [round_row(0)])
+    with (tmp_path / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"round": 1, "ev')
+    assert write_report(tmp_path, MAIN_METRIC).read_text() == page
 
 
 def test_empty_metrics_file_is_refused(tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ def test_a_run_writes_its_widths_and_the_report_shows_them(
     elastic = ("elastic={widths: [0.5, 1.0]}", "data.max_widths={0.5: 2, 1.0: 2}", "evaluation.every=1")
     config, owners = run_config(*elastic), sorted(make_owners(4).iterdir())
     run_inline(config, owners, tmp_path / "run", False, Observer())
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"round": 4, "ev')  # as a crash may have cut it short
     write_widths(tmp_path / "run", owners[0])
     narrow, whole = read_widths(tmp_path / "run" / "widths.json")
     assert (narrow.width, whole.width, narrow.owners, whole.owners) == (0.5, 1.0, None, 2)

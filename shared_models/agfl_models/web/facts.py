@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
-from agfl_models.errors import CheckpointError
 from agfl_models.inference import User
-from agfl_models.store import METRICS_FILE
+from agfl_models.store import METRICS_FILE, read_json_lines
 from agfl_models.tasks import TaskConfig
 from agfl_models.tokenizer import TextTokenizer, Tokenizer
 from agfl_models.validation import Config
@@ -29,7 +26,7 @@ def model_facts(path: Path, user: User, task: TaskConfig) -> ModelFacts:
     """Return the facts of a model that was opened from `path`.
 
     Raises:
-        CheckpointError: the run's metrics cannot be read.
+        CheckpointError: the run's metrics are unreadable or malformed.
     """
     return ModelFacts(
         task=task,
@@ -49,14 +46,7 @@ def _description(tokenizer: TextTokenizer) -> str:
 
 def _last_evaluation(file: Path, names: tuple[str, ...]) -> dict[str, float]:
     """Return what a run's last evaluation found; nothing beside a model without its run."""
-    try:
-        lines = file.read_text("utf-8").splitlines()
-        # A crash may have cut the last line short.
-        rows: list[dict[str, Any]] = [json.loads(line) for line in lines if line.endswith("}")]
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read: {error}") from None
+    rows = read_json_lines(file) if file.exists() else []
     wanted = [name for name in names if name.startswith("eval/")]
     found = [{name: row[name] for name in wanted if row.get(name) is not None} for row in rows]
     return next((metrics for metrics in reversed(found) if metrics), {})
