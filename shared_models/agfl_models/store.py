@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -124,9 +123,14 @@ def load_model(path: Path) -> tuple[SequenceModel, SavedConfig]:
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Write a file so that a crash leaves either the old content or the new; raises OSError."""
-    descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+    """Write a file so that a crash leaves either the old content or the new; raises OSError.
+
+    Only one thread may write a file at a time: what kill -9 leaves beside it has a fixed name, for the next one to
+    write over.
+    """
+    temporary = path.with_name(f".writing-{path.name}")
     try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         with open(descriptor, "wb") as file:
             file.write(content)
             file.flush()
@@ -134,7 +138,7 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
         os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)  # Ctrl-C may come after the rename
+        temporary.unlink(missing_ok=True)  # Ctrl-C may come after the rename
         raise
     _sync_folder(path.parent)
 
