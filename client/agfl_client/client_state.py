@@ -10,6 +10,8 @@ of this owner was counted last, and so which of them holds:
 An owner of which nothing was counted has the state zero. One whose counted state is not here (a new machine, an old
 backup, a server that went back) has lost it: the server's sum of states then holds a part that nobody has, for good.
 The owner says so in the sum, and the server lets all begin anew with zero.
+
+As many runs' files are kept as a search has candidates, which take turns: those that were written last.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from agfl_models.store import write_atomically
 from agfl_protocol.drift import Drift
 from agfl_protocol.private_files import check_private
 from agfl_protocol.run_config import TrainingConfig
+from agfl_protocol.search_config import MAX_CANDIDATES
 from agfl_protocol.secagg.context import AttemptId
 from agfl_protocol.update import Vector
 from agfl_protocol.wire import Counted
@@ -93,6 +96,8 @@ class ClientStates:
     def keep(self, attempt: AttemptId, before: Recollection, sent: Vector) -> None:
         """Write the state that was known to count and the one that may, durably, before the reply leaves.
 
+        Of other runs the files that were written longest ago are dropped, or a server could fill the disk with runs.
+
         Raises:
             ConfigError: the file cannot be written, so the attempt must not be answered.
         """
@@ -101,15 +106,17 @@ class ClientStates:
             states[_key(before.counted)] = before.own
         try:
             write_atomically(self._path(attempt.run_id), save(states), mode=0o600)
+            others = sorted(self._others(attempt.run_id), key=lambda path: path.stat().st_mtime_ns)
+            for path in others[: -(MAX_CANDIDATES - 1)]:
+                path.unlink()
         except OSError as error:
             # The path stays out of the line, which also goes to the server.
             raise ConfigError(f"state: cannot be written on this node: {error.strerror}") from None
 
     def finish(self, run_id: str) -> None:
         """Drop what other runs have left; the run that is over may yet be made longer."""
-        for path in self._paths():
-            if path != self._path(run_id):
-                path.unlink(missing_ok=True)
+        for path in self._others(run_id):
+            path.unlink(missing_ok=True)
 
     def _read(self, run_id: str) -> Mapping[str, Vector]:
         try:
@@ -123,8 +130,12 @@ class ClientStates:
     def _path(self, run_id: str) -> Path:
         return self._folder / f"state-{run_id}.safetensors"
 
+    def _others(self, run_id: str) -> list[Path]:
+        return [path for path in self._paths() if path != self._path(run_id)]
+
     def _paths(self) -> list[Path]:
-        return sorted(self._folder.glob("state-*.safetensors"))
+        """Return all files, and what a kill has left half written of one."""
+        return sorted(self._folder.glob("*state-*.safetensors"))
 
 
 def _key(counted: Counted) -> str:

@@ -21,10 +21,9 @@ from agfl_models.layers.recurrent import RNNConfig
 from agfl_models.stack_config import written_out
 from agfl_models.validation import nearest, validate
 from agfl_protocol.run_config import RunConfig
-from agfl_protocol.search_config import SearchConfig
+from agfl_protocol.search_config import MAX_CANDIDATES, SearchConfig
 
 CONFIGURED = "configured"
-MAX_CANDIDATES = 16
 PARAMETER_TOLERANCE = 0.02
 Kind: TypeAlias = Literal["attention", "mingru", "gru", "gated_delta", "ff"]
 Stated: TypeAlias = dict[str, Any]  # a layer as a person writes it

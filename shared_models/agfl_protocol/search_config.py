@@ -8,6 +8,8 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from agfl_models.validation import Config
 
+MAX_CANDIDATES = 16  # each is a run; so many does a server have open at a time
+
 
 class SearchConfig(Config):
     """Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943, Figure 1) over whole architectures.

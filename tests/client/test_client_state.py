@@ -13,6 +13,8 @@ from safetensors.numpy import load_file
 from agfl_client.client_state import ClientStates, Recollection
 from agfl_models.errors import ConfigError, IdentityError
 from agfl_protocol.drift import ControlVariates, DynamicRegularizer
+from agfl_protocol.private_files import write_private
+from agfl_protocol.search_config import MAX_CANDIDATES
 from agfl_protocol.secagg.context import AttemptId
 from agfl_protocol.update import Vector
 from agfl_protocol.wire import Counted
@@ -111,6 +113,26 @@ def test_runs_have_their_own_states_and_the_last_one_outlives_the_others(tmp_pat
     ClientStates(tmp_path).finish("b")
     assert [path.name for path in tmp_path.iterdir()] == ["state-b.safetensors"]
     expect(answer(tmp_path, 3, 0, (2, 0), "b"), -30)
+
+
+def test_a_server_that_opens_run_after_run_does_not_fill_the_disk(tmp_path: Path) -> None:
+    """What is dropped is lost, so all begin anew; the runs that were asked last go on."""
+    for number in range(1, 4 * MAX_CANDIDATES):
+        answer(tmp_path, number, 0, (number - 1, 0) if number > 1 else None, "loved")
+        answer(tmp_path, 1, 0, None, f"{number:02}")
+        assert len(list(tmp_path.iterdir())) <= MAX_CANDIDATES
+    kept = {path.name for path in tmp_path.iterdir()}
+    last = {f"state-{number:02}.safetensors" for number in range(3 * MAX_CANDIDATES + 1, 4 * MAX_CANDIDATES)}
+    assert kept == {"state-loved.safetensors", *last}
+    expect(answer(tmp_path, 2, 0, (1, 0), "01"), 0, is_lost=True)
+    expect(answer(tmp_path, 2, 0, (1, 0), f"{4 * MAX_CANDIDATES - 1}"), -10)
+
+
+def test_what_a_kill_left_half_written_goes_with_its_run(tmp_path: Path) -> None:
+    write_private(tmp_path / ".writing-state-a.safetensors", b"half")
+    answer(tmp_path, 1, 0, None, "b")
+    ClientStates(tmp_path).finish("b")
+    assert [path.name for path in tmp_path.iterdir()] == ["state-b.safetensors"]
 
 
 def test_a_state_that_cannot_be_written_stops_the_answer_and_leaves_the_old_one(tmp_path: Path) -> None:

@@ -22,10 +22,11 @@ from agfl_client.training import LocalResult, LocalTrainer
 from agfl_models.errors import ConfigError
 from agfl_protocol import wire
 from agfl_protocol.private_files import write_private
-from agfl_protocol.run_config import RunConfig
+from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_server.app import run_federation
 from agfl_server.checkpoint import load_checkpoint
 from agfl_server.observer import Observer, Row
+from agfl_server.search import CHOSEN_FILE
 from agfl_server.state import ServerState
 from agfl_sim.grid import InProcessGrid
 from agfl_sim.run import run_inline, run_ray
@@ -218,6 +219,18 @@ def test_secure_owners_keep_the_states_of_plain_ones(
         assert set(state.counted.values()) == {(3, 0)}
     assert held["plain"] == held["secure"]
     assert len(held["plain"]) == 4
+
+
+def test_candidates_of_a_search_keep_the_states_of_their_owners_while_others_have_their_turn(
+    run_config: MakeConfig, federation: Federation, tmp_path: Path
+) -> None:
+    owners, diary = sorted(federation.owners.iterdir()), Diary()
+    search = ("search={slate: [configured, mingru, gru, ff], rungs: [2, 2]}", "num_rounds=6")
+    run_inline(run_config(*search, *METHODS["scaffold"]), owners, tmp_path / "run", False, diary)
+    assert not diary.lost
+    chosen = load_run_config(tmp_path / "run" / "search" / CHOSEN_FILE)
+    run_inline(chosen, owners, tmp_path / "plain", False, Observer())
+    assert federation.model("run") == federation.model("plain")
 
 
 @with_state
