@@ -17,9 +17,9 @@ from agfl_models.layers import LayerConfig
 from agfl_models.layers.connection import Norm, Residual, norm_parameters
 from agfl_models.stack_config import (
     EncoderConfig,
-    LayerItem,
     Part,
     StackConfig,
+    StackItems,
     choices_of,
     settings_of,
     written_out,
@@ -53,7 +53,7 @@ class ModelConfig(Config):
     norm: Norm | None = None
     head: HeadConfig | None = None
     encoder: EncoderConfig | None = None
-    layers: tuple[LayerItem, ...] = Field(min_length=1)
+    layers: StackItems
 
     @property
     def kind(self) -> Family:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from agfl_models.errors import ConfigError
 from agfl_models.layers import LayerConfig
@@ -17,6 +17,7 @@ from agfl_models.layers.layer import LayerConfigBase
 from agfl_models.layers.recurrent import RNNConfig
 from agfl_models.validation import Config
 
+MAX_LAYERS = 4096  # of a stack, written out: a configuration may come from a server that one does not trust
 _REPEAT: Literal["repeat group"] = "repeat group"  # a tag that no key can be mistaken for
 
 
@@ -33,7 +34,7 @@ class RepeatConfig(Config):
     """`layers` written out `repeat` times, each time with parameters of its own."""
 
     type: Literal["repeat group"] = Field(default=_REPEAT, exclude=True)
-    repeat: PositiveInt
+    repeat: int = Field(gt=0, le=MAX_LAYERS)
     layers: tuple[LayerItem, ...] = Field(min_length=1)
 
 
@@ -51,10 +52,33 @@ LayerItem = Annotated[
 AnyItem = LayerConfig | RepeatConfig | ChoiceConfig
 
 
+def _refuse_too_many(items: tuple[AnyItem, ...]) -> tuple[AnyItem, ...]:
+    count = _num_layers(items)
+    if count > MAX_LAYERS:
+        raise ValueError(f"must be at most {MAX_LAYERS} with repeats written out, got {count}")
+    return items
+
+
+def _num_layers(items: Iterable[AnyItem]) -> int:
+    """Return how many layers `written_out` yields, of a choice the alternative that has most."""
+    count = 0
+    for item in items:
+        if isinstance(item, RepeatConfig):
+            count += item.repeat * _num_layers(item.layers)
+        elif isinstance(item, ChoiceConfig):
+            count += max(map(_num_layers, item.of))
+        else:
+            count += 1
+    return count
+
+
+StackItems = Annotated[tuple[LayerItem, ...], Field(min_length=1), AfterValidator(_refuse_too_many)]
+
+
 class EncoderConfig(Config):
     """The stack that reads the source; embedding, width, `residual` and `norm` are the model's."""
 
-    layers: tuple[LayerItem, ...] = Field(min_length=1)
+    layers: StackItems
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,12 @@ def test_repeats_are_written_out_and_may_be_nested() -> None:
     assert not torch.equal(weights[f"layers.1.{name}"], weights[f"layers.2.{name}"])
 
 
+def test_as_many_layers_as_are_allowed_are_written_out() -> None:
+    ff = {"type": "ff", "hidden_dim": 1}
+    layers = [{"repeat": 64, "layers": [{"repeat": 63, "layers": [ff]}]}, {"repeat": 63, "layers": [ff]}, ff]
+    assert len(ModelConfig.model_validate({"dim": 1, "layers": layers}).resolve().layers) == 4096
+
+
 def test_a_resolved_config_and_a_dumped_config_mean_the_same() -> None:
     group = {"repeat": 2, "layers": [{"type": "attention", "cross": True}, {"type": "rnn"}]}
     layers = {"encoder": {"layers": [{"type": "attention"}, {"type": "rnn"}]}, "layers": [group]}

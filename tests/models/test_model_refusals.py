@@ -12,6 +12,7 @@ from agfl_models.errors import ConfigError
 
 SOURCE_READER = {"layers": [{"type": "ff"}]}
 CROSS = {"type": "attention", "cross": True}
+CHOICE = {"type": "choice", "name": "mixer", "of": [[{"type": "ff"}], [{"type": "ff"}] * 3]}
 REFUSALS: list[tuple[dict[str, Any], str]] = [
     (
         {"layers": [{"type": "atention"}]},
@@ -33,6 +34,30 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     (
         {"layers": [{"repeat": 0, "layers": [{"type": "ff"}]}]},
         "model: layers.0.repeat: Input should be greater than 0, got 0",
+    ),
+    (
+        {"dim": 8, "layers": [{"repeat": 10**9, "layers": [{"type": "ff"}]}]},
+        "model: layers.0.repeat: Input should be less than or equal to 4096, got 1000000000",
+    ),
+    (
+        {
+            "dim": 8,
+            "layers": [{"repeat": 65, "layers": [{"repeat": 63, "layers": [{"type": "ff"}]}]}, {"type": "ff"}] * 2,
+        },
+        "model: layers: must be at most 4096 with repeats written out, got 8192",
+    ),
+    (
+        {"dim": 8, "layers": [{"repeat": 4096, "layers": [CHOICE]}]},
+        "model: layers: must be at most 4096 with repeats written out, got 12288",
+    ),
+    (
+        {
+            "dim": 8,
+            "family": "encoder_decoder",
+            "encoder": {"layers": [{"repeat": 4000, "layers": [{"type": "ff"}] * 2}]},
+            "layers": [CROSS],
+        },
+        "model: encoder.layers: must be at most 4096 with repeats written out, got 8000",
     ),
     (
         {"layers": [{"type": "ff", "input_dim": 0}]},
