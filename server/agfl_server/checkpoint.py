@@ -18,7 +18,9 @@ from agfl_protocol.transforms.quantization import Scales
 from agfl_server.ring_plan import RingState
 from agfl_server.state import ServerState
 
-_KEPT = 2  # the newest one may be lost with the disk sector it stood on
+# The newest one may be lost with the disk sector it stood on. From the one before it only a plain run goes on: owners
+# in a secure one answer no attempt at a round before the last that they answered.
+_KEPT = 2
 _MODEL, _PREVIOUS, _SCALES, _OPTIMIZER = "model", "previous", "scales", "optimizer."
 
 
