@@ -25,7 +25,7 @@ VICTIM = "owner-000"
 HEAD = {"version", "run_id", "round", "attempt"}
 # Every field of every reply, and its bytes; besides the head, which repeats the request.
 SENT = {
-    wire.TRAIN: {"name": 9, "record": 164},
+    wire.TRAIN: {"name": 9, "record": 168},
     sw.SHARE: {"dealt": 4 * 113},
     sw.MASK: {"lanes": 7 * 8},
     sw.AGREE: {"signature": 64},

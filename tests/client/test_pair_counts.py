@@ -189,9 +189,12 @@ def test_a_round_without_a_tokenizer_is_refused(run_config: MakeConfig, make_nod
         (Policy(), r"^allow_plain: must be true in this owner's policy for aggregation 'plain'$"),
         (
             Policy(allow_plain=True, tasks=("translation",)),
-            r"^tasks: must be among translation for this owner, got lang",
+            r"^tasks: must hold language_modeling to take part; it does not$",
         ),
-        (Policy(allow_plain=True, max_parameters=9), r"^max_parameters: must be at most 9 for this owner, got \d+$"),
+        (
+            Policy(allow_plain=True, max_parameters=9),
+            r"^max_parameters: must be at least \d+, the run's, to take part; it is not$",
+        ),
     ],
 )
 def test_the_owners_policy_holds_before_any_text_is_touched(

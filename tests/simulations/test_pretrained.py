@@ -361,5 +361,5 @@ def test_an_owners_policy_counts_what_is_trained(
     with InProcessGrid({1: create_client_app(node)}, 1) as grid, pytest.raises(RoundError):
         run_federation(grid, config("aggregation.min_cohort=1"), tmp_path / "run", observer=refusals)
     assert refusals.lines == {
-        "owner-00": f"max_parameters: must be at most {ADAPTER - 1} for this owner, got {ADAPTER}"
+        "owner-00": f"max_parameters: must be at least {ADAPTER}, the run's, to take part; it is not"
     }
