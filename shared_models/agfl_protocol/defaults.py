@@ -60,6 +60,10 @@ def _if_pretrained(run: Content) -> Any:
     return {"type": "adamw", "lr": 2e-4} if _section(run, "model").get("family") == "huggingface" else None
 
 
+def _if_untuned(run: Content) -> Any:
+    return None if "optimizer" in _section(run, "training") or _of_preset(run) else 1.0
+
+
 def _if_no_epochs(run: Content) -> Any:
     return 24 if _section(run, "training").get("local_epochs") is None else None
 
@@ -87,7 +91,7 @@ def _server_optimizer(run: Content) -> Content:
 
 # The first row that applies fills in a setting; later ones find it stated.
 _TABLE = (
-    _Row("training.max_grad_norm", _always(1.0), "bounds a step, whatever the rate"),
+    _Row("training.max_grad_norm", _if_untuned, "bounds a step, whatever the rate"),
     _Row(
         "training.optimizer", _of_preset, "tuned together with the server's rate (Reddi et al. 2021, arXiv:2003.00295)"
     ),
