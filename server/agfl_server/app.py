@@ -24,7 +24,7 @@ from agfl_server.opened_run import open_run
 from agfl_server.plain_sum import PlainSum
 from agfl_server.rounds import Federation, run_rounds
 from agfl_server.run_folder import RunFolder
-from agfl_server.search import run_search
+from agfl_server.search import open_search, run_search
 from agfl_server.secure_sum import SecureSum
 from agfl_server.skipping import write_skip_costs
 from agfl_server.state import ServerState
@@ -75,11 +75,8 @@ def run_federation(
 
 def _train(parties: Parties, run_folder: RunFolder, resume: bool) -> tuple[Federation, ServerState]:
     """Learn the tokenizer where there is none, run all rounds, and leave the trained model in the folder."""
-    config, observer = parties.config, parties.observer
-    config = run_folder.resolved(config) if resume else config
-    config = config.with_pretrained(config.pretrained, "model.folder")
-    # A run that ended before its tokenizer was learned begins anew.
-    is_new = not resume or not config.tokenizer.is_trained
+    observer = parties.observer
+    config, is_new = _opened(parties.config, run_folder, resume)
     config = with_public_tokenizer(config, observer)
     if is_new:
         run_folder.begin(config)
@@ -91,6 +88,32 @@ def _train(parties: Parties, run_folder: RunFolder, resume: bool) -> tuple[Feder
     state = run_rounds(federation, state, partial(run_folder.save, config))
     run_folder.save_model(config, federation.layout, state)
     return federation, state
+
+
+def _opened(config: RunConfig, run_folder: RunFolder, resume: bool) -> tuple[RunConfig, bool]:
+    """Return the run as it is to begin or to go on in the folder, and whether it begins; nothing is written."""
+    config = run_folder.resolved(config) if resume else config
+    config = config.with_pretrained(config.pretrained, "model.folder")
+    # A run that ended before its tokenizer was learned begins anew.
+    is_new = not resume or not config.tokenizer.is_trained
+    if is_new:
+        run_folder.refuse_existing_run()
+    else:
+        run_folder.refuse_other_run(config)
+    return config, is_new
+
+
+def refuse_run(config: RunConfig, folder: Path, *, resume: bool, roster: SigningRoster | None) -> None:
+    """Raise what `run_federation` would before it writes, so that a caller writes nothing for a run that cannot be.
+
+    Raises:
+        AgflError: one line for a person.
+    """
+    build_aggregator(config.aggregation, roster, Observer())
+    if config.search is not None:
+        open_search(config, RunFolder(folder), resume=resume)
+    else:
+        _opened(config, RunFolder(folder), resume)
 
 
 def build_aggregator(

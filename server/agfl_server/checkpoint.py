@@ -67,6 +67,19 @@ def newest_checkpoint(folder: Path) -> Path:
     return checkpoints[-1]
 
 
+def rounds_done(folder: Path, config_hash: str) -> int:
+    """Return how many rounds the newest checkpoint has behind it; raises as `load_checkpoint`."""
+    path = newest_checkpoint(folder)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            facts = json.loads(file.metadata()["state"])
+        done, found_hash = int(facts["round"]), facts["config_hash"]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint: {path}: is damaged: {error}") from None
+    _refuse_other(path, found_hash, config_hash)
+    return done
+
+
 def load_checkpoint(folder: Path, config_hash: str) -> ServerState:
     """Read the newest checkpoint.
 
@@ -92,12 +105,16 @@ def load_checkpoint(folder: Path, config_hash: str) -> ServerState:
         )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint: {path}: is damaged: {error}") from None
+    _refuse_other(path, found_hash, config_hash)
+    return state
+
+
+def _refuse_other(path: Path, found_hash: str, config_hash: str) -> None:
     if found_hash != config_hash:
         raise CheckpointError(
             f"checkpoint: {path}: belongs to a run with configuration hash {found_hash[:12]}, "
             f"this configuration has {config_hash[:12]} (what may change is num_rounds, evaluation and data)"
         )
-    return state
 
 
 def _rings(facts: dict[str, Any] | None) -> RingState | None:

@@ -13,7 +13,7 @@ from agfl_models.store import CONFIG_FILE, METRICS_FILE, read_json_lines, save_m
 from agfl_models.tokenizer import BPETokenizerConfig
 from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_protocol.update import Layout
-from agfl_server.checkpoint import has_checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
+from agfl_server.checkpoint import has_checkpoint, load_checkpoint, newest_checkpoint, rounds_done, save_checkpoint
 from agfl_server.observer import Row
 from agfl_server.state import ServerState
 
@@ -54,6 +54,10 @@ class RunFolder:
                 f"{self.path}: must be a folder without a run; continue the run in it with --resume, "
                 f"or name another folder"
             )
+
+    def refuse_other_run(self, config: RunConfig) -> None:
+        """Raise CheckpointError unless the folder holds a run that can go on as `config` says."""
+        rounds_done(self.checkpoints, config.hash)
 
     def begin(self, config: RunConfig) -> None:
         """Start a new run; raises ConfigError if there is one or it cannot be written."""

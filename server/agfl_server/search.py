@@ -39,11 +39,7 @@ def run_search(parties: Parties, folder: RunFolder, *, resume: bool) -> RunConfi
     """
     search, observer = parties.config.search, parties.observer
     assert search is not None
-    slate = make_slate(parties.config)
-    if not resume:
-        folder.refuse_existing_run()
-    elif not folder.search.exists():
-        raise CheckpointError(f"--resume: {folder.search}: must hold a search, found none")
+    slate = open_search(parties.config, folder, resume=resume)
     learned = _with_tokenizer(replace(parties, config=slate.candidates[0].config), RunFolder(folder.search), resume)
     if folder.has_checkpoint:  # the race is over, whatever its settings are now
         return _with_merges_of(learned, _chosen_before(slate, folder.search / RACE_FILE).config)
@@ -69,6 +65,32 @@ def run_search(parties: Parties, folder: RunFolder, *, resume: bool) -> RunConfi
     _write(folder.search / CHOSEN_FILE, _as_written(chosen, race))
     folder.take_over(RunFolder(folder.search / chosen.name))
     return _with_merges_of(learned, chosen.config)
+
+
+def open_search(config: RunConfig, folder: RunFolder, *, resume: bool) -> Slate:
+    """Return the slate of a search that is to begin or to go on in `folder`; nothing is written.
+
+    Raises:
+        ConfigError: as `make_slate`, or the folder holds a run already.
+        CheckpointError: the folder holds no search, or another one.
+    """
+    slate = make_slate(config)
+    if not resume:
+        folder.refuse_existing_run()
+        return slate
+    if not folder.search.exists():
+        raise CheckpointError(f"--resume: {folder.search}: must hold a search, found none")
+    home = RunFolder(folder.search)
+    learned = slate.candidates[0].config
+    if (home.path / CONFIG_FILE).exists():
+        learned = home.resolved(learned)
+    if folder.has_checkpoint:  # the race is over, whatever its settings are now
+        chosen = _chosen_before(slate, folder.search / RACE_FILE).config
+        folder.refuse_other_run(_with_merges_of(learned, chosen))
+        return slate
+    for candidate in slate.candidates:
+        _read_measured(RunFolder(folder.search / candidate.name), _with_merges_of(learned, candidate.config))
+    return slate
 
 
 def _rungs(config: RunConfig, told: Path) -> tuple[int, ...]:

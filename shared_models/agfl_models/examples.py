@@ -123,10 +123,14 @@ def read_rows(path: Path, schema: type[RowT], columns: Mapping[str, str] | None 
     return rows
 
 
+def format_rows(rows: Iterable[Row]) -> str:
+    """Return rows as the content of a .jsonl file that `read_rows` reads."""
+    return "".join(json.dumps(row.model_dump(), ensure_ascii=False) + "\n" for row in rows)
+
+
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write rows as a .jsonl file that `read_rows` reads."""
-    lines = (json.dumps(row.model_dump(), ensure_ascii=False) + "\n" for row in rows)
-    path.write_text("".join(lines), encoding="utf-8")
+    path.write_text(format_rows(rows), encoding="utf-8")
 
 
 def _row(schema: type[RowT], path: Path, place: str, record: Any, columns: Mapping[str, str]) -> RowT:

@@ -3,22 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from agfl_models.corpora import corpus_of
 from agfl_models.errors import ConfigError, DataError
-from agfl_models.examples import JSONL_SUFFIX, SUFFIXES, Row, read_rows, write_rows
+from agfl_models.examples import JSONL_SUFFIX, SUFFIXES, Row, format_rows, read_rows
 from agfl_protocol.randomness import generator
 from agfl_protocol.run_config import DataConfig, RunConfig
 
 RowT = TypeVar("RowT")
 
 
-def owner_files(config: RunConfig, folder: Path) -> list[Path]:
-    """Return one NAME.jsonl file an owner, sorted by name, whose rows have the task's columns.
+@dataclass(frozen=True)
+class Owners:
+    """One NAME.jsonl file an owner, sorted by name; content: of those in `folder`, which are still to be written."""
 
-    They are those in `data.path` if it holds such files, and else written to `folder`.
+    files: list[Path]
+    folder: Path
+    content: Mapping[Path, bytes]
+
+    def write(self, *, is_new: bool = True) -> list[Path]:
+        """Write the files that are not there, and return all.
+
+        is_new: the folder may hold nothing else, or a later run on it would have more owners.
+
+        Raises:
+            DataError: the folder holds what would be lost or mixed up with them, or cannot be written; none is written.
+        """
+        try:
+            for path, content in self.content.items():
+                if path.exists() and path.read_bytes() != content:
+                    raise DataError(f"owners: {path}: must be as this run writes it, or not there, got other content")
+            if self.content and is_new and self.folder.exists():
+                other = next((path for path in sorted(self.folder.iterdir()) if path not in self.content), None)
+                if other is not None:
+                    raise DataError(f"owners: {self.folder}: must be a new or empty folder, got one with {other.name}")
+            for path, content in self.content.items():
+                if not path.exists():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(content)
+        except OSError as error:
+            raise DataError(f"owners: {self.folder}: cannot be written: {error.strerror}") from None
+        return self.files
+
+
+def owner_files(config: RunConfig, folder: Path) -> list[Path]:
+    """Return the owners' files, written to a new `folder` where they must be; raises as `owners_of` and `write`."""
+    return owners_of(config, folder).write()
+
+
+def owners_of(config: RunConfig, folder: Path) -> Owners:
+    """Return the owners' files, whose rows have the task's columns; nothing is written yet.
+
+    They are those in `data.path` if it holds such files, and else to be written to `folder`.
 
     Raises:
         DataError: `data.path` holds no file of an owner, or one that cannot be used: the line that its node would say
@@ -27,12 +66,12 @@ def owner_files(config: RunConfig, folder: Path) -> list[Path]:
     """
     if config.data.path is None:
         corpus = corpus_of(config.task.type, config.data.corpus)
-        return _write(partition(config.data, corpus.load(), config.seed), folder)
+        return _to_write(partition(config.data, corpus.load(), config.seed), folder)
     found = _own_files(config.data.path)
     owners = {name: read_rows(path, config.task.row, config.data.columns) for name, path in found.items()}
     if not config.data.columns and all(path.suffix == JSONL_SUFFIX for path in found.values()):
-        return list(found.values())
-    return _write(owners, folder)
+        return Owners(list(found.values()), folder, {})
+    return _to_write(owners, folder)
 
 
 def partition(config: DataConfig, sources: Mapping[str, Sequence[RowT]], seed: int) -> dict[str, list[RowT]]:
@@ -97,12 +136,6 @@ def _own_files(folder: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def _write(owners: Mapping[str, Sequence[Row]], folder: Path) -> list[Path]:
-    paths = {name: folder / (name + JSONL_SUFFIX) for name in sorted(owners)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, path in paths.items():
-            write_rows(path, owners[name])
-    except OSError as error:
-        raise DataError(f"owners: {folder}: cannot be written: {error.strerror}") from None
-    return list(paths.values())
+def _to_write(owners: Mapping[str, Sequence[Row]], folder: Path) -> Owners:
+    content = {folder / (name + JSONL_SUFFIX): format_rows(owners[name]).encode() for name in sorted(owners)}
+    return Owners(list(content), folder, content)

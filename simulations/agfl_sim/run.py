@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -18,11 +18,10 @@ from agfl_protocol.drift import drift_of
 from agfl_protocol.flower_settings import prepare_flower
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.secagg.identity import SigningRoster
-from agfl_server.app import run_federation
+from agfl_server.app import refuse_run, run_federation
 from agfl_server.observer import Observer
-from agfl_server.run_folder import RunFolder
 from agfl_sim.grid import InProcessGrid
-from agfl_sim.partition import device_widths, owner_files
+from agfl_sim.partition import device_widths, owners_of
 
 Engine = Callable[[RunConfig, Sequence[Path], Path, bool, Observer], None]
 OWNERS_FOLDER, NODES_FOLDER = "owners", "nodes"
@@ -30,8 +29,8 @@ OWNERS_FOLDER, NODES_FOLDER = "owners", "nodes"
 
 def run_inline(config: RunConfig, owners: Sequence[Path], folder: Path, resume: bool, observer: Observer) -> None:
     """Run in this process: one node an owner, as many at a time as there are processors."""
-    keys = {path.stem: Ed25519PrivateKey.generate() for path in owners}
-    roster = SigningRoster({name: key.public_key() for name, key in keys.items()})
+    keys = _new_keys(owners)
+    roster = _roster_of(keys)
     widths = device_widths(config, len(owners))
     nodes = {
         i: create_client_app(_node(path, config, width, keys[path.stem], roster, folder / NODES_FOLDER))
@@ -39,6 +38,14 @@ def run_inline(config: RunConfig, owners: Sequence[Path], folder: Path, resume: 
     }
     with InProcessGrid(nodes, num_workers=os.cpu_count() or 1) as grid:
         run_federation(grid, config, folder, resume=resume, observer=observer, roster=roster)
+
+
+def _new_keys(owners: Sequence[Path]) -> dict[str, Ed25519PrivateKey]:
+    return {path.stem: Ed25519PrivateKey.generate() for path in owners}
+
+
+def _roster_of(keys: Mapping[str, Ed25519PrivateKey]) -> SigningRoster:
+    return SigningRoster({name: key.public_key() for name, key in keys.items()})
 
 
 def _node(
@@ -56,33 +63,13 @@ def _node(
 
 
 def run_ray(config: RunConfig, owners: Sequence[Path], folder: Path, resume: bool, observer: Observer) -> None:
-    """Run the same apps on Flower's Ray runtime, the way past one machine.
-
-    Raises:
-        ConfigError: the run is secure or has owners keep state, or the extra `ray` is not installed.
-    """
-    if config.aggregation.type == "secure":
-        raise ConfigError(
-            "--engine ray: runs aggregation.type plain only, since Ray keeps no node's keys between messages, "
-            "got secure; add --set aggregation.type=plain"
-        )
-    if config.data.max_widths is not None:
-        raise ConfigError("--engine ray: every node there holds the whole model, got data.max_widths")
-    if drift_of(config) is not None:
-        raise ConfigError(
-            "--engine ray: runs no aggregation.server_optimizer for which owners keep state, since Ray keeps none "
-            f"between messages, got {config.aggregation.server_optimizer.type}"
-        )
+    """Run the same apps on Flower's Ray runtime, the way past one machine; raises as `refuse_for_ray`."""
+    refuse_for_ray(config)
     from flwr.app import ConfigRecordValues, Context
     from flwr.serverapp import Grid, ServerApp
     from flwr.simulation import run_simulation
 
     from agfl_client.app import app as client_app
-
-    try:
-        import ray  # noqa: F401
-    except ImportError:
-        raise ConfigError("--engine ray: needs the extra `ray` (pip install 'agfl[ray]'), which is missing") from None
 
     failure: list[BaseException] = []
     server_app = ServerApp()
@@ -108,6 +95,30 @@ def run_ray(config: RunConfig, owners: Sequence[Path], folder: Path, resume: boo
         raise failure[0]
 
 
+def refuse_for_ray(config: RunConfig) -> None:
+    """Say early what the engine cannot run.
+
+    Raises:
+        ConfigError: the run is secure or has owners keep state, or the extra `ray` is not installed.
+    """
+    if config.aggregation.type == "secure":
+        raise ConfigError(
+            "--engine ray: runs aggregation.type plain only, since Ray keeps no node's keys between messages, "
+            "got secure; add --set aggregation.type=plain"
+        )
+    if config.data.max_widths is not None:
+        raise ConfigError("--engine ray: every node there holds the whole model, got data.max_widths")
+    if drift_of(config) is not None:
+        raise ConfigError(
+            "--engine ray: runs no aggregation.server_optimizer for which owners keep state, since Ray keeps none "
+            f"between messages, got {config.aggregation.server_optimizer.type}"
+        )
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        raise ConfigError("--engine ray: needs the extra `ray` (pip install 'agfl[ray]'), which is missing") from None
+
+
 ENGINES: dict[str, Engine] = {"inline": run_inline, "ray": run_ray}
 
 
@@ -120,8 +131,14 @@ def simulate(config: RunConfig, folder: Path, engine: str, resume: bool, observe
         AgflError: one line for a person.
     """
     prepare_flower()
-    if not resume:
-        RunFolder(folder).refuse_existing_run()
-    owners = owner_files(config, folder / OWNERS_FOLDER)
-    ENGINES[engine](config, owners, folder, resume, observer)
-    return owners
+    owners = owners_of(config, folder / OWNERS_FOLDER)
+    if engine == "ray":
+        refuse_for_ray(config)
+        roster = None
+    else:
+        device_widths(config, len(owners.files))
+        roster = _roster_of(_new_keys(owners.files))
+    refuse_run(config, folder, resume=resume, roster=roster)
+    files = owners.write(is_new=not resume)
+    ENGINES[engine](config, files, folder, resume, observer)
+    return files

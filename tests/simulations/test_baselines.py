@@ -97,7 +97,7 @@ def test_all_text_of_one_owner_in_one_place_is_that_owner_alone(
 @pytest.mark.parametrize("overrides", [TRANSLATION, QUESTIONS], ids=["translation", "question_answering"])
 def test_so_it_is_in_every_task(run_config: MakeConfig, tmp_path: Path, overrides: Sequence[str]) -> None:
     config = run_config(*overrides, "data={partition: natural, num_owners: 1}", "num_rounds=2")
-    one = bench_of(config, owner_files(config, tmp_path))
+    one = bench_of(config, owner_files(config, tmp_path / "text"))
     pool, alone, _ = one.learners
     scores = one.train(alone)
     assert one.task.main_metric.name in scores[0].metrics
@@ -156,7 +156,7 @@ def test_optimizer_goes_on_from_round_to_round(bench: Callable[..., Bench]) -> N
 
 def test_pool_holds_what_owners_train_on_and_nothing_else(run_config: MakeConfig, tmp_path: Path) -> None:
     config = run_config(*TRANSLATION, "data={partition: natural, num_owners: 5}")
-    five = bench_of(config, owner_files(config, tmp_path))
+    five = bench_of(config, owner_files(config, tmp_path / "text"))
     datasets: Any = five.datasets.values()
     pool: Any = five.pool
     assert pool.held_out == []

@@ -155,6 +155,30 @@ def test_existing_run_is_refused_and_untouched(simulate: Simulate, home: Path) -
     assert before == {path: path.read_bytes() for path in (home / "whole").rglob("*") if path.is_file()}
 
 
+REFUSED_RUNS = [
+    ["--output", "whole", "--resume", "--set", "seed=4"],
+    ["--output", "whole", "--resume", "--set", "data.num_owners=6"],
+    ["--output", "whole"],
+    ["--output", "fresh", "--resume"],
+    ["--output", "fresh", "--set", "aggregation.type=secure", "--set", "data.num_owners=1"],
+    ["--output", "fresh", "--set", "search={slate: [configured, nobody]}"],
+    ["--output", "edited"],
+    ["--export-owners", "edited/owners"],
+]
+
+
+@pytest.mark.parametrize("arguments", REFUSED_RUNS, ids=" ".join)
+def test_refused_run_writes_nothing(simulate: Simulate, home: Path, arguments: list[str]) -> None:
+    edited = home / "edited" / "owners" / "owner-1.jsonl"
+    edited.parent.mkdir(parents=True, exist_ok=True)
+    edited.write_text('{"text": "my own words"}\n')
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    done = simulate("small.yaml", *arguments)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before
+    assert not (home / "fresh").exists()
+
+
 def test_exported_owners_give_the_same_model(simulate: Simulate, home: Path) -> None:
     done = simulate("small.yaml", "--export-owners", "exported")
     assert (done.returncode, done.stdout) == (0, "4 owners in exported\n")

@@ -14,7 +14,7 @@ from agfl_models.corpora import CORPORA
 from agfl_models.errors import ConfigError, DataError
 from agfl_models.examples import Row, TextRow, read_rows
 from agfl_protocol.run_config import DataConfig, RunConfig
-from agfl_sim.partition import owner_files, partition
+from agfl_sim.partition import owner_files, owners_of, partition
 
 Owners = Mapping[str, Sequence[str]]
 
@@ -187,8 +187,34 @@ def test_folder_without_owners_is_named(tmp_path: Path, run_config: Callable[...
             owner_files(run_config(f"data.path={folder}"), tmp_path / "unused")
 
 
-def test_fewer_owners_than_before_leave_none_of_the_old_ones(
+def content_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_files_that_are_there_are_kept_and_others_never_replaced(
     tmp_path: Path, run_config: Callable[..., RunConfig]
 ) -> None:
-    owner_files(run_config("data.num_owners=6"), tmp_path / "owners")
-    assert len(owner_files(run_config("data.num_owners=4"), tmp_path / "owners")) == 4
+    folder = tmp_path / "owners"
+    six = owner_files(run_config("data.num_owners=6"), folder)
+    times = [path.stat().st_mtime_ns for path in six]
+    six[2].unlink()
+    assert owner_files(run_config("data.num_owners=6"), folder) == six, "as after kill -9 between two of them"
+    assert [path.stat().st_mtime_ns for i, path in enumerate(six) if i != 2] == times[:2] + times[3:]
+    before = content_of(folder)
+    four = owners_of(run_config("data.num_owners=4"), folder)
+    for is_new in (True, False):
+        with pytest.raises(DataError, match=rf"^owners: {folder / 'owner-0.jsonl'}: must be as this run writes it"):
+            four.write(is_new=is_new)
+    assert content_of(folder) == before
+
+
+def test_folder_with_somebody_elses_files_is_refused_but_for_a_run_that_goes_on(
+    tmp_path: Path, run_config: Callable[..., RunConfig]
+) -> None:
+    (tmp_path / "owners").mkdir()
+    (tmp_path / "owners" / "mine.jsonl").write_text("{}")
+    owners = owners_of(run_config(), tmp_path / "owners")
+    with pytest.raises(DataError, match=r"^owners: .*: must be a new or empty folder, got one with mine\.jsonl$"):
+        owners.write()
+    assert [path.name for path in (tmp_path / "owners").iterdir()] == ["mine.jsonl"]
+    assert len(owners.write(is_new=False)) == 3
