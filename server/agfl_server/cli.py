@@ -64,11 +64,11 @@ def roster(
     folder: FederationFolder = Path("federation"),
 ) -> None:
     """Write the roster: every owner's signing key. Owners must get it, or check it, without going through you."""
-    from agfl_protocol.roster_file import fingerprint, format_roster, roster_of
+    from agfl_protocol.roster_file import fingerprint, roster_of, write_roster
     from agfl_server import federation
 
     nodes = federation.load(folder).nodes
-    file.write_text(format_roster(nodes), encoding="utf-8")
+    write_roster(file, nodes)
     typer.echo(f"{len(nodes)} owners in {file}, fingerprint {fingerprint(roster_of(nodes))}")
     typer.echo("every owner should compare this fingerprint with the other owners, not with you")
 

@@ -30,6 +30,25 @@ def format_roster(identities: Iterable[PublicIdentity]) -> str:
     return f"version: {_VERSION}\nowners:\n" + "".join(sorted(lines))
 
 
+def write_roster(path: Path, identities: Iterable[PublicIdentity]) -> None:
+    """Write the roster file of these nodes, in place of an older one if there is one.
+
+    Raises:
+        IdentityError: what is at the path is no roster, and would be lost; or it cannot be written.
+    """
+    try:
+        if path.exists():
+            read_roster(path)
+    except IdentityError as error:
+        raise IdentityError(
+            f"{path}: must be a new file or a roster, since nothing else is replaced; {error}"
+        ) from None
+    try:
+        path.write_text(format_roster(identities), encoding="utf-8")
+    except OSError as error:
+        raise IdentityError(f"{path}: cannot be written: {error.strerror}") from None
+
+
 def roster_of(identities: Iterable[PublicIdentity]) -> SigningRoster:
     """Return the roster of these nodes; raises IdentityError where two of them share a signing key."""
     return SigningRoster({node.name: node.signing_public_key for node in identities})

@@ -94,6 +94,25 @@ def test_init_takes_a_configuration_and_checks_it(tmp_path: Path) -> None:
     assert not (tmp_path / "federation").exists()
 
 
+def test_roster_replaces_a_roster_and_nothing_else(tmp_path: Path) -> None:
+    folder, roster, notes = tmp_path / "federation", tmp_path / "roster.yaml", tmp_path / "notes.yaml"
+    assert _run("init", str(folder)).returncode == 0
+    for number, name in enumerate(("alice", "bob"), start=1):
+        _run("add-node", name, str(keys.generate(name, tmp_path / name)), "--federation", str(folder))
+        assert _run("roster", str(roster), "--federation", str(folder)).returncode == 0
+        assert len(read_roster(roster)) == number
+    notes.write_text("version: 1\n")
+    for path, rule in (
+        (notes, "must be a new file or a roster, since nothing else is replaced; "),
+        (folder, "must be a new file or a roster, since nothing else is replaced; "),
+        (tmp_path / "none" / "roster.yaml", "cannot be written: No such file or directory"),
+    ):
+        result = _run("roster", str(path), "--federation", str(folder))
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+        assert result.stderr.startswith(f"error: {path}: {rule}")
+    assert notes.read_text() == "version: 1\n"
+
+
 def test_errors_are_one_line(tmp_path: Path) -> None:
     result = _run("start", "--federation", str(tmp_path / "nowhere"))
     expected = f"error: {tmp_path / 'nowhere'}: must be a federation folder made by `agfl-server init`, got none\n"
