@@ -159,4 +159,5 @@ class RunFolder:
     def save_model(self, config: RunConfig, layout: Layout, state: ServerState) -> None:
         """Write model/model.safetensors with its configuration, for `agfl-model`."""
         weights = layout.state_dict(state.model)
-        save_model(self.path / "model", config.model, weights, config.task, config.tokenizer)
+        widths = config.elastic.widths if config.elastic is not None else None
+        save_model(self.path / "model", config.model, weights, config.task, config.tokenizer, widths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,13 +22,13 @@ def extract(path: Path, folder: Path, width: float) -> tuple[ResolvedModelConfig
     Args:
         path: a model folder, or a run folder that contains one.
         folder: new or empty.
-        width: in (0, 1]; see `ModelConfig.narrowed`.
+        width: in (0, 1], at least the least one in which the model was trained; see `ModelConfig.narrowed`.
 
     Returns:
         The configurations of the whole model and of the one written.
 
     Raises:
-        ConfigError: the width is another one, or the model a pretrained one.
+        ConfigError: the width is another one or was not trained, or the model is a pretrained one.
         CheckpointError: the model cannot be read, or the folder has content or cannot be written.
     """
     refuse_content(folder)
@@ -36,8 +37,21 @@ def extract(path: Path, folder: Path, width: float) -> tuple[ResolvedModelConfig
         rule = "must be decoder, encoder or encoder_decoder to be narrowed"
         raise ConfigError(f"{path}: model.family: {rule}, got {saved.model.family}")
     narrow = model.config.narrowed(width)
-    save_model(folder, narrow, prefix_weights(model, width), saved.task, saved.tokenizer)
+    _refuse_untrained(saved.widths, width)
+    widths = (*(one / width for one in saved.widths or () if one < width), 1.0)
+    weights = prefix_weights(model, width)
+    save_model(folder, narrow, weights, saved.task, saved.tokenizer, widths if len(widths) > 1 else None)
     return model.config, narrow
+
+
+def _refuse_untrained(trained: Sequence[float] | None, width: float) -> None:
+    """What is narrower than all that was trained is worth no more than a model that was not trained at all."""
+    if trained is None and width < 1:
+        rule = "must be 1 for a model that was trained whole only (a run with `elastic` trains narrower ones too)"
+        raise ConfigError(f"width: {rule}, got {width:g}")
+    if trained is not None and width < min(trained):
+        among = ", ".join(f"{one:g}" for one in trained)
+        raise ConfigError(f"width: must be at least the least of the trained widths {among}, got {width:g}")
 
 
 def prefix_weights(model: AutoGenModel, width: float) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import torch
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -35,11 +35,15 @@ def _named(task: Any) -> Any:
 
 
 class SavedConfig(Config):
-    """Content of `config.yaml`: what is needed to use the weights. Without a task they only compute."""
+    """Content of `config.yaml`: what is needed to use the weights. Without a task they only compute.
+
+    widths: in which the model was trained, ascending to 1; None of one that was trained whole only.
+    """
 
     model: AnyModelConfig
     task: Annotated[TaskConfig | None, BeforeValidator(_named)] = None
     tokenizer: TokenizerConfig = _BYTES
+    widths: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=2)] | None = None
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -61,6 +65,7 @@ def save_model(
     state_dict: Mapping[str, Tensor],
     task: TaskConfig | None = None,
     tokenizer: TokenizerConfig = _BYTES,
+    widths: tuple[float, ...] | None = None,
 ) -> None:
     """Write a model folder; each file appears whole or not at all, and equal weights give equal bytes.
 
@@ -72,12 +77,13 @@ def save_model(
         state_dict: the weights that are trained: of an adapted model the adapter.
         task: what the model was trained for, and the lengths that it learned; None for a task that we do not know.
         tokenizer: what the model's token ids mean.
+        widths: in which the model was trained; None where that is the whole one only.
 
     Raises:
         ConfigError: task or tokenizer do not fit the model.
         CheckpointError: the folder cannot be written.
     """
-    content = {"model": model_config.resolve(), "task": task, "tokenizer": tokenizer}
+    content = {"model": model_config.resolve(), "task": task, "tokenizer": tokenizer, "widths": widths}
     saved = validate(SavedConfig, content, str(folder))
     description = dump_yaml(saved.model_dump(mode="json", exclude_none=True))
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}

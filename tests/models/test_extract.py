@@ -43,7 +43,7 @@ def refusal(*arguments: object) -> str:
 @pytest.fixture
 def wide(tmp_path: Path) -> Path:
     model = AutoGenModel({"vocab_size": 11, "dim": 16, "layers": LAYERS}, seed=1)
-    save_model(tmp_path / "run" / "model", model.config, model.state_dict())
+    save_model(tmp_path / "run" / "model", model.config, model.state_dict(), widths=(0.25, 0.5, 1.0))
     return tmp_path / "run"
 
 
@@ -73,8 +73,10 @@ def test_the_weights_are_prefixes_bit_for_bit(wide: Path, tmp_path: Path) -> Non
 def test_a_model_of_every_task_becomes_a_narrower_one_to_use(
     command: str, model_folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    folder, narrow_folder = model_folders[command], tmp_path / "narrow"
-    (model, saved), said = load_model(folder), run(folder, narrow_folder, "--width", 0.5)
+    folder, narrow_folder = tmp_path / "elastic", tmp_path / "narrow"
+    model, saved = load_model(model_folders[command])
+    save_model(folder, saved.model, model.state_dict(), saved.task, saved.tokenizer, (0.5, 1.0))
+    said = run(folder, narrow_folder, "--width", 0.5)
     narrow, saved_narrow = load_model(narrow_folder)
     assert (saved_narrow.task, saved_narrow.tokenizer) == (saved.task, saved.tokenizer)
     assert isinstance(model, AutoGenModel)
@@ -108,6 +110,17 @@ def test_what_a_width_holds_does_not_depend_on_the_way_to_it(wide: Path, tmp_pat
 @pytest.mark.parametrize(("width", "shown"), [("0", "0.0"), ("1.01", "1.01"), ("-1", "-1.0"), ("nan", "nan")])
 def test_a_width_outside_0_to_1_is_refused(width: str, shown: str, wide: Path, tmp_path: Path) -> None:
     assert refusal(wide, tmp_path / "narrow", f"--width={width}") == f"width: must be in (0, 1], got {shown}"
+    assert not (tmp_path / "narrow").exists()
+
+
+def test_a_width_below_all_that_were_trained_is_refused(wide: Path, tmp_path: Path) -> None:
+    rule = "width: must be at least the least of the trained widths"
+    assert refusal(wide, tmp_path / "narrow", "--width", 0.2) == f"{rule} 0.25, 0.5, 1, got 0.2"
+    run(wide, tmp_path / "between", "--width", 0.4)
+    assert refusal(tmp_path / "between", tmp_path / "narrow", "--width", 0.6) == f"{rule} 0.625, 1, got 0.6"
+    run(wide, tmp_path / "least", "--width", 0.25)
+    rule = "width: must be 1 for a model that was trained whole only (a run with `elastic` trains narrower ones too)"
+    assert refusal(tmp_path / "least", tmp_path / "narrow", "--width", 0.5) == f"{rule}, got 0.5"
     assert not (tmp_path / "narrow").exists()
 
 

@@ -168,3 +168,11 @@ def test_saved_model_is_the_state(tmp_path: Path, run_config: MakeConfig) -> Non
     assert layout.flatten(model).tobytes() == states[1].model.tobytes()
     assert saved.task == config.task
     assert saved.model.resolve() == config.model.resolve()
+    assert saved.widths is None
+
+
+def test_saved_model_says_in_which_widths_it_was_trained(tmp_path: Path, run_config: MakeConfig) -> None:
+    config = run_config("elastic.widths=[0.5, 1.0]")
+    folder, layout, states = written(tmp_path / "run", config, 1)
+    folder.save_model(config, layout, states[1])
+    assert load_model(folder.path)[1].widths == (0.5, 1.0)
