@@ -108,7 +108,7 @@ def probe(
     device: Device = "auto",
     threads: Threads = 1,
     max_seconds: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="How long a round of training may take here.")
+        float, typer.Option(min=0, metavar="SECONDS", help="How long training may take here in a round.")
     ] = 60.0,
 ) -> None:
     """Measure which width of a run's model this machine can train, and propose one; you decide."""

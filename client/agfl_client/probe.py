@@ -55,7 +55,7 @@ def measure(config: RunConfig, data: Path, columns: dict[str, str], device: str,
 
 
 def proposed(found: list[Measured], steps: int, max_seconds: float, free_bytes: int) -> Measured | None:
-    """Return the widest whose round of `steps` steps ends in `max_seconds` and fits in memory; None where none does."""
+    """Return the widest whose `steps` steps end in `max_seconds` and fit in memory; None where none does."""
     fitting = [one for one in found if one.step_s * steps <= max_seconds and one.memory_bytes <= free_bytes]
     return fitting[-1] if fitting else None
 
@@ -78,8 +78,9 @@ def _measure(
     seconds = (time.monotonic() - started) / _STEPS
     whole = rings.ring.size if rings is not None else part.layout.size
     moments = {"adamw": 2, "sgd": 1, "delta_sgd": 2}[config.training.optimizer.type]
-    # Weights, gradients, the optimizer's state and the weights before training; the whole model as it comes and goes.
-    weights = (3 + moments) * part.layout.size + 2 * whole
+    # Weights, gradients, the optimizer's state and the weights before training; all whole models that come at a time,
+    # and the one that goes.
+    weights = (3 + moments) * part.layout.size + (config.max_models + 1) * whole
     memory = weights * _FLOAT_BYTES + _activation_bytes(part, task, dataset, config, device)
     width = 1.0 if config.elastic is None else config.elastic.widths[num_rings - 1]
     return Measured(width, num_rings, part.layout.size, seconds, memory)

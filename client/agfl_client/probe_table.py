@@ -13,19 +13,20 @@ from agfl_client.probe import Measured
 def print_table(found: Sequence[Measured], steps: int | None, device: str, free_bytes: int) -> None:
     """Print one line a width; steps: of a round, None where a round goes over all of the data."""
     table = Table(title=f"training on {device}, {free_bytes / 1e6:,.0f} MB free")
-    for column in ("width", "parameters", "memory, MB", "ms a step", "s a round"):
+    for column in ("width", "parameters", "memory, MB", "ms a step", "s of training"):
         table.add_column(column, justify="right")
     for one in found:
         seconds = "-" if steps is None else f"{one.step_s * steps:.1f}"
         memory, step = f"{one.memory_bytes / 1e6:.1f}", f"{1000 * one.step_s:.1f}"
         table.add_row(f"{one.width:g}", f"{one.num_parameters:,}", memory, step, seconds)
     Console().print(table)
+    print("the times are of training alone; a round that evaluates takes longer")
 
 
 def print_proposal(proposal: Measured | None, found: Sequence[Measured], max_seconds: float) -> None:
     """Print the line for the owner's policy."""
     if proposal is None:
-        print(f"not even width {found[0].width:g} fits in memory with a round in {max_seconds:g} s on this machine")
+        print(f"not even width {found[0].width:g} fits in memory and trains a round in {max_seconds:g} s here")
         return
-    print(f"proposed for your policy file, since a round then takes at most {max_seconds:g} s:")
+    print(f"proposed for your policy file, since training then takes at most {max_seconds:g} s a round:")
     print(f"max_width: {proposal.width:g}")

@@ -31,6 +31,15 @@ def test_each_width_is_measured(run_config: Callable[..., RunConfig], make_owner
     assert all(one.step_s > 0 and one.memory_bytes > 4 * one.num_parameters for one in found)
 
 
+def test_every_model_that_a_round_may_broadcast_takes_memory(
+    run_config: Callable[..., RunConfig], make_owners: Callable[..., Path]
+) -> None:
+    data = next(make_owners(1).iterdir())
+    auto = run_config("aggregation.server_optimizer={type: auto}")
+    (one,), (several,) = (measure(config, data, {}, "cpu", 1) for config in (run_config(), auto))
+    assert several.memory_bytes - one.memory_bytes == 4 * (auto.max_models - 1) * auto.model.num_parameters()
+
+
 def test_a_tokenizer_that_is_not_learned_yet_is_no_obstacle(
     run_config: Callable[..., RunConfig], make_owners: Callable[..., Path]
 ) -> None:
@@ -57,6 +66,8 @@ def test_a_person_reads_a_table_and_the_line_for_the_policy(
     result = probe("--config", str(config_file), "--data", str(data))
     assert (result.returncode, result.stderr) == (0, "")
     assert re.search(r"0\.25 .* \d", result.stdout)
+    assert "the times are of training alone; a round that evaluates takes longer\n" in result.stdout
+    assert "proposed for your policy file, since training then takes at most 60 s a round:\n" in result.stdout
     assert result.stdout.endswith("max_width: 1\n")
     refused = probe("--config", str(config_file), "--data", str(data), "--max-seconds", "0")
     assert "not even width 0.25 fits" in refused.stdout
