@@ -56,8 +56,15 @@ class RunFolder:
             )
 
     def refuse_other_run(self, config: RunConfig) -> None:
-        """Raise CheckpointError unless the folder holds a run that can go on as `config` says."""
-        rounds_done(self.checkpoints, config.hash)
+        """Check that the folder holds a run that can go on as `config` says.
+
+        Raises:
+            CheckpointError: it holds none, or another one.
+            ConfigError: `num_rounds` are fewer than are done.
+        """
+        done = rounds_done(self.checkpoints, config.hash)
+        if config.num_rounds < done:
+            raise ConfigError(f"num_rounds: must be at least {done}, the rounds done, got {config.num_rounds}")
 
     def begin(self, config: RunConfig) -> None:
         """Start a new run; raises ConfigError if there is one or it cannot be written."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from numpy.typing import NDArray
 
+from agfl_models.errors import ConfigError
 from agfl_protocol.run_config import RunConfig
 from agfl_server.app import run_federation
 from agfl_server.checkpoint import load_checkpoint
@@ -130,6 +131,15 @@ def test_run_that_goes_on_longer_is_the_longer_run(runs: Runs, tmp_path: Path) -
     runs.run(tmp_path / "short", longer, resume=True)
     config = runs.config(*OVERRIDES, longer)
     assert result(tmp_path / "short", config) == result(tmp_path / "whole", config)
+
+
+def test_fewer_rounds_than_are_done_are_refused_and_nothing_changes(runs: Runs, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    runs.run(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=rf"^num_rounds: must be at least {ROUNDS}, the rounds done, got 2$"):
+        runs.run(folder, "num_rounds=2", resume=True)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_finished_run_that_is_resumed_stays_as_it_is(runs: Runs, tmp_path: Path) -> None:
