@@ -76,7 +76,7 @@ def rounds_done(folder: Path, config_hash: str) -> int:
         done, found_hash = int(facts["round"]), facts["config_hash"]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint: {path}: is damaged: {error}") from None
-    _refuse_other(path, found_hash, config_hash)
+    refuse_other(f"checkpoint: {path}", found_hash, config_hash)
     return done
 
 
@@ -105,15 +105,17 @@ def load_checkpoint(folder: Path, config_hash: str) -> ServerState:
         )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint: {path}: is damaged: {error}") from None
-    _refuse_other(path, found_hash, config_hash)
+    refuse_other(f"checkpoint: {path}", found_hash, config_hash)
     return state
 
 
-def _refuse_other(path: Path, found_hash: str, config_hash: str) -> None:
+def refuse_other(where: str, found_hash: str, config_hash: str) -> None:
+    """Raise CheckpointError if what was found belongs to a run with another configuration."""
     if found_hash != config_hash:
+        may_change = "what may change is num_rounds, evaluation, data, baselines and search"
         raise CheckpointError(
-            f"checkpoint: {path}: belongs to a run with configuration hash {found_hash[:12]}, "
-            f"this configuration has {config_hash[:12]} (what may change is num_rounds, evaluation and data)"
+            f"{where}: belongs to a run with configuration hash {found_hash[:12]}, "
+            f"this configuration has {config_hash[:12]} ({may_change})"
         )
 
 

@@ -13,7 +13,14 @@ from agfl_models.store import CONFIG_FILE, METRICS_FILE, read_json_lines, save_m
 from agfl_models.tokenizer import BPETokenizerConfig
 from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_protocol.update import Layout
-from agfl_server.checkpoint import has_checkpoint, load_checkpoint, newest_checkpoint, rounds_done, save_checkpoint
+from agfl_server.checkpoint import (
+    has_checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
+    refuse_other,
+    rounds_done,
+    save_checkpoint,
+)
 from agfl_server.observer import Row
 from agfl_server.state import ServerState
 
@@ -100,11 +107,7 @@ class RunFolder:
             raise CheckpointError(f"--resume: {error}") from None
         learned = written.tokenizer.merges if isinstance(written.tokenizer, BPETokenizerConfig) else None
         found = config if learned is None else config.with_merges(learned)
-        if found.hash != written.hash:
-            raise CheckpointError(
-                f"--resume: {self.path}: belongs to a run with configuration hash {written.hash[:12]}, "
-                f"this configuration has {found.hash[:12]} (what may change is num_rounds, evaluation and data)"
-            )
+        refuse_other(f"--resume: {self.path}", written.hash, found.hash)
         return found
 
     def write_config(self, config: RunConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from datetime import datetime
 from importlib.resources import files
@@ -57,13 +58,25 @@ def simulate(
     if resume and output is None:
         raise ConfigError("--resume: needs --output, the folder of the run to go on with")
     folder = output or Path("runs") / f"{path.stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    _run(run_config, taken, folder, engine, resume)
+    again = [
+        "agfl-simulate",
+        config,
+        "--output",
+        str(folder),
+        *(part for one in overrides or () for part in ("--set", one)),
+    ]
+    again += [] if engine == "inline" else ["--engine", engine]
+    _run(run_config, taken, folder, engine, resume, again)
 
 
-def _run(run_config: RunConfig, taken: Sequence[TakenDefault], folder: Path, engine: str, resume: bool) -> None:
+def _run(
+    run_config: RunConfig, taken: Sequence[TakenDefault], folder: Path, engine: str, resume: bool, again: Sequence[str]
+) -> None:
+    """Run it; `again` is the command that does so once more."""
     from rich.console import Console
 
     from agfl_server.defaults_table import print_defaults
+    from agfl_server.run_folder import RunFolder
     from agfl_sim.baselines import run_baselines
     from agfl_sim.progress import BaselineBar, ProgressObserver
     from agfl_sim.report import write_report
@@ -84,7 +97,9 @@ def _run(run_config: RunConfig, taken: Sequence[TakenDefault], folder: Path, eng
                 comparison = run_baselines(folder, owners, resume, bar.update)
             console.print(f"{comparison.side_by_side}\n{comparison.answer}", highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
-        console.print(f"stopped; go on with --resume --output {folder}")
+        run_folder = RunFolder(folder)
+        has_run = run_folder.has_checkpoint or run_folder.search.exists()  # else there is nothing yet to resume
+        print(f"stopped; go on with: {shlex.join([*again, *(['--resume'] if has_run else [])])}")
         raise
     write_widths(folder, owners[0])
     report = write_report(folder, run_config.task.main_metric, comparison)

@@ -340,7 +340,7 @@ def test_command_makes_them_and_goes_on_after_ctrl_c(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=120)
     assert (process.returncode, "Traceback" in errors) == (130, False), errors
-    assert "go on with --resume --output run" in output
+    assert "stopped; go on with: agfl-simulate small.yaml --output run --resume\n" in output
     assert len(lines_of(tmp_path / "run")) < 27
 
     process = start(tmp_path, "--output", "run", "--resume")

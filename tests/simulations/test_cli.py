@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -197,11 +198,31 @@ def test_run_that_was_terminated_and_then_killed_goes_on_to_the_same_end(simulat
 
 
 def test_interrupted_run_says_how_to_go_on_and_does(simulate: Simulate, home: Path) -> None:
-    output = end_after_rounds(signal.SIGINT, 3, home, "stopped")
-    assert "go on with --resume --output stopped" in output
-    done = simulate("small.yaml", "--output", "stopped", "--resume")
+    """The command is whole: with the file, the overrides, and quotes where the shell needs them."""
+    output = end_after_rounds(
+        signal.SIGINT, 3, home, "stopped in [b]", "--set", "evaluation={every: 3, max_examples: 8}"
+    )
+    (line,) = [line for line in output.splitlines() if line.startswith("stopped; ")]
+    command = shlex.split(line.removeprefix("stopped; go on with: "))
+    assert command[:2] == ["agfl-simulate", "small.yaml"]
+    assert command[-1] == "--resume"
+    assert "evaluation={every: 3, max_examples: 8}" in command
+    done = simulate(*command[1:])
     assert done.returncode == 0, done.stderr
-    assert_same_run(home / "stopped", home / "whole")
+    assert_same_run(home / "stopped in [b]", home / "whole")
+
+
+def test_run_that_was_interrupted_before_its_first_checkpoint_says_how_to_begin_again(
+    simulate: Simulate, home: Path
+) -> None:
+    process = start(home, "small.yaml", "--output", "early", "--set", "data.num_owners=400")
+    while not (home / "early" / "owners").exists():
+        assert process.poll() is None, "it ended before its time"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    done = finish(process)
+    assert done.returncode == 130
+    assert done.stdout.endswith("go on with: agfl-simulate small.yaml --output early --set data.num_owners=400\n")
 
 
 def test_help_waits_for_neither_torch_nor_flower() -> None:
