@@ -30,13 +30,18 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Measured:
-    """A width on this machine. step_s: seconds of one step of training; memory_bytes: that training takes at most."""
+    """A width on this machine.
+
+    step_s: seconds of one step of training; memory_bytes: that training takes at most; holds_out: whether the data has
+    anything to evaluate on.
+    """
 
     width: float
     num_rings: int
     num_parameters: int
     step_s: float
     memory_bytes: int
+    holds_out: bool = True
 
 
 def measure(config: RunConfig, data: Path, columns: dict[str, str], device: str, num_threads: int) -> list[Measured]:
@@ -83,7 +88,8 @@ def _measure(
     weights = (3 + moments) * part.layout.size + (config.max_models + 1) * whole
     memory = weights * _FLOAT_BYTES + _activation_bytes(part, task, dataset, config, device)
     width = 1.0 if config.elastic is None else config.elastic.widths[num_rings - 1]
-    return Measured(width, num_rings, part.layout.size, seconds, memory)
+    holds_out = next(iter(dataset.validation(1, 1)), None) is not None
+    return Measured(width, num_rings, part.layout.size, seconds, memory, holds_out)
 
 
 def _training(

@@ -20,6 +20,9 @@ def print_table(found: Sequence[Measured], steps: int | None, device: str, free_
         memory, step = f"{one.memory_bytes / 1e6:.1f}", f"{1000 * one.step_s:.1f}"
         table.add_row(f"{one.width:g}", f"{one.num_parameters:,}", memory, step, seconds)
     Console().print(table)
+    if not found[0].holds_out:
+        print("none of this data is held out to evaluate on: that takes two different rows, or documents between blank")
+        print("lines, and task.validation_fraction above 0")
     print("the times are of training alone; a round that evaluates takes longer")
 
 

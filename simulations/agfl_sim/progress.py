@@ -124,8 +124,12 @@ class ProgressObserver(Observer):
 
     def evaluated(self, row: Row) -> None:
         """The evaluation of a model on the owners' held-out examples."""
+        head = f"model of round {row['round']}"
+        if row["eval/loss"] is None:
+            self._say(f"[bold]{head}[/]: no owner has anything to evaluate on")
+            return
         quality = f"{_number(row[self._main_metric.name])} {self._main_metric.title}"
-        self._say(f"[bold]model of round {row['round']}: {quality}[/]   eval loss {_number(row['eval/loss'])}")
+        self._say(f"[bold]{head}: {quality}[/]   eval loss {_number(row['eval/loss'])}")
 
     def _say(self, line: str) -> None:
         self._progress.console.print(line, highlight=False, soft_wrap=True)

@@ -59,7 +59,7 @@ def test_the_widest_that_fits_is_proposed(max_seconds: float, free_bytes: int, w
 
 
 def test_a_person_reads_a_table_and_the_line_for_the_policy(
-    config_file: Path, make_owners: Callable[..., Path]
+    config_file: Path, make_owners: Callable[..., Path], tmp_path: Path
 ) -> None:
     config_file.write_text(config_file.read_text() + WIDTHS.replace("=", ": ", 1) + "\n")
     data = next(make_owners(1).iterdir())
@@ -71,6 +71,11 @@ def test_a_person_reads_a_table_and_the_line_for_the_policy(
     assert result.stdout.endswith("max_width: 1\n")
     refused = probe("--config", str(config_file), "--data", str(data), "--max-seconds", "0")
     assert "not even width 0.25 fits" in refused.stdout
+    assert "held out" not in result.stdout
+    one = tmp_path / "one.txt"
+    one.write_text("a single document")
+    alone = probe("--config", str(config_file), "--data", str(one))
+    assert (alone.returncode, "none of this data is held out to evaluate on: " in alone.stdout) == (0, True)
     missing = probe("--config", str(config_file), "--data", str(data.with_suffix(".txt")))
     assert missing.returncode == 2
     assert missing.stderr.startswith("error: data: ")

@@ -225,6 +225,15 @@ def test_run_that_was_interrupted_before_its_first_checkpoint_says_how_to_begin_
     assert done.stdout.endswith("go on with: agfl-simulate small.yaml --output early --set data.num_owners=400\n")
 
 
+def test_run_without_anything_to_evaluate_on_says_so(simulate: Simulate, home: Path) -> None:
+    (home / "single").mkdir()
+    for name in ("al", "bo", "cy"):
+        (home / "single" / f"{name}.txt").write_text(f"the only document of {name}")
+    done = simulate("small.yaml", "--output", "unmeasured", "--set", "data.path=single", "--set", "num_rounds=1")
+    assert done.returncode == 0, done.stderr
+    assert "model of round 1: no owner has anything to evaluate on\n" in done.stdout
+
+
 def test_help_waits_for_neither_torch_nor_flower() -> None:
     code = (
         "import sys; from agfl_sim.cli import main; sys.argv = ['agfl-simulate', '--help']\n"
