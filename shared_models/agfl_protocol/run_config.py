@@ -198,6 +198,16 @@ class RunConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _devices_hold_widths_of_model(self) -> RunConfig:
+        devices = sorted(self.data.max_widths or ())
+        if devices and self.elastic is None:
+            raise ValueError(f"data.max_widths: needs elastic, whose widths the devices hold, got {devices}")
+        if self.elastic is not None and not set(devices) <= set(self.elastic.widths):
+            rule = f"must be among elastic.widths {list(self.elastic.widths)}"
+            raise ValueError(f"data.max_widths: {rule}, got {devices}")
+        return self
+
+    @model_validator(mode="after")
     def _training_fits_states(self) -> RunConfig:
         optimizer, training = self.aggregation.server_optimizer, self.training
         needs = f"with server_optimizer {optimizer.type}"

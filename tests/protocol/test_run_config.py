@@ -149,6 +149,7 @@ def test_max_weight_is_one_round_of_steps_unless_given(run_config: MakeConfig) -
         ("task={type: question_answering, context_length: 7}", "{file}: task.context_length: .*equal to 8, got 7"),
         ("task.validation_fraction=1", "{file}: task.validation_fraction: .*less than 1, got 1"),
         ("data.corpus=homer", "{file}: data.corpus: must be shakespeare_roles for task language_modeling, got 'homer'"),
+        ("data.max_widths={0.5: 1, 1: 2}", r"{file}: data.max_widths: needs elastic, .*, got \[0.5, 1.0\]$"),
         ("data.columns=3", "{file}: data.columns: .*valid dictionary, got 3"),
         ("model.vocab_size=100", "{file}: .*model.vocab_size must be 259 .*got 100"),
         ("model.layers.0.num_heads=3", r"layers.0: num_heads: must divide embed_dim \(16\), got 3"),
@@ -162,6 +163,14 @@ def test_error_is_one_line_that_names_field_rule_and_value(
         run_config(override)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < len(str(config_file)) + 300
+
+
+def test_devices_hold_widths_of_the_model(run_config: MakeConfig) -> None:
+    devices = "data.max_widths={0.25: 1, 1: 2}"
+    assert run_config("elastic={}", devices).data.max_widths == {0.25: 1, 1.0: 2}
+    line = r"data\.max_widths: must be among elastic\.widths \[0\.5, 1\.0\], got \[0\.25, 1\.0\]$"
+    with pytest.raises(ConfigError, match=line):
+        run_config("elastic={widths: [0.5, 1.0]}", devices)
 
 
 @pytest.mark.parametrize("override", ["model.layers.0.num_heads=3", "model.layers.0.causal=false", "model.dim=15"])
