@@ -38,9 +38,12 @@ def init(
     """Make a federation folder: run configuration, certificates, room for nodes."""
     from agfl_protocol.run_config import load_run_config
     from agfl_server import federation
+    from agfl_server.slate import make_slate
 
     source = config or Path(str(files("agfl_server") / "default.yaml"))
-    load_run_config(source)
+    run = load_run_config(source)
+    if run.search is not None:
+        make_slate(run)  # refuses what `start` would
     federation.init(folder, source.read_text(encoding="utf-8"), host or [])
     typer.echo(f"made {folder}; give every data owner {folder / 'ca.pem'}, and nobody {folder / 'ca.key'}")
 

@@ -94,6 +94,28 @@ def test_init_takes_a_configuration_and_checks_it(tmp_path: Path) -> None:
     assert not (tmp_path / "federation").exists()
 
 
+CHOICE = "[{type: choice, name: mixer, of: [[{type: ff}], [{type: ff}]]}]"
+MANY = "[" + ", ".join(f"{{type: choice, name: c{i}, of: [[{{type: ff}}], [{{type: rnn}}]]}}" for i in range(5)) + "]"
+
+
+@pytest.mark.parametrize(
+    ("layers", "search", "rule"),
+    [
+        ("[{type: rnn}, {type: ff}]", "{slate: [configured, nobody]}", "search.slate: unknown candidate 'nobody'"),
+        (CHOICE, "{slate: [configured, mixer2]}", "search.slate: must leave two candidates, got configured; "),
+        (MANY, "{}", "model.layers: choices must make at most 16 candidates, got 32"),
+    ],
+)
+def test_init_refuses_a_search_that_no_start_would_take(tmp_path: Path, layers: str, search: str, rule: str) -> None:
+    config = tmp_path / "run.yaml"
+    model = f"model: {{vocab_size: 259, dim: 8, layers: {layers}}}\n"
+    config.write_text(f"num_rounds: 4\ntask: {{type: language_modeling}}\n{model}search: {search}\n")
+    result = _run("init", str(tmp_path / "federation"), "--config", str(config))
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.startswith(f"error: {rule}")
+    assert not (tmp_path / "federation").exists()
+
+
 def test_roster_replaces_a_roster_and_nothing_else(tmp_path: Path) -> None:
     folder, roster, notes = tmp_path / "federation", tmp_path / "roster.yaml", tmp_path / "notes.yaml"
     assert _run("init", str(folder)).returncode == 0
