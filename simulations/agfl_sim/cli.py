@@ -84,7 +84,7 @@ def _run(
     from agfl_sim.widths import write_widths
 
     console = Console()
-    console.print(f"{run_config.model.num_parameters():,} parameters; output in {folder}", highlight=False)
+    print(f"{run_config.model.num_parameters():,} parameters; output in {folder}")
     print_defaults(console, taken)
     if run_config.aggregation.type == "plain":
         console.print("[bold red]aggregation is plain: a server run like this sees every client's update[/]")
@@ -104,8 +104,8 @@ def _run(
     write_widths(folder, owners[0])
     report = write_report(folder, run_config.task.main_metric, comparison)
     use = f"agfl-model {run_config.task.command} {folder}"
-    console.print(f"model    {folder / 'model'}   ({use}, or agfl-model serve {folder})", highlight=False)
-    console.print(f"report   {report}", highlight=False)
+    print(f"model    {folder / 'model'}   ({use}, or agfl-model serve {folder})")
+    print(f"report   {report}")
 
 
 def _find(config: str) -> Path:

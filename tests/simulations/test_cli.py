@@ -95,7 +95,7 @@ def test_without_arguments_the_shipped_run_goes_to_a_folder_of_its_own(tmp_path:
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("language_modeling-20")
-    assert f"output in runs/{folder.name}" in done.stdout.replace("\n", "")
+    assert f"output in runs/{folder.name}\n" in done.stdout
     assert "aggregation is plain" not in done.stdout
     assert "left open" not in done.stdout
     assert [row["clients"] for row in rows_of(folder)] == [0, 3]
@@ -109,6 +109,7 @@ REFUSALS: list[tuple[list[str], str]] = [
     ([*TO_NEW, "--set", "num_rounds=0"], "small.yaml: num_rounds: Input should be greater than 0, got 0"),
     ([*TO_NEW, "--set", "seed"], "--set: must be KEY=VALUE (as in training.local_steps=5), got 'seed'"),
     ([*TO_NEW, "--engine", "inlin"], "--engine: unknown engine 'inlin' (did you mean 'inline'?)"),
+    (["small.yaml", "--output", "[/x]", "--resume"], "--resume: [/x]/checkpoints: must hold a checkpoint, found none"),
     (["small.yaml", "--resume"], "--resume: needs --output, the folder of the run to go on with"),
     ([*TO_NEW, "--resume"], "--resume: new/checkpoints: must hold a checkpoint, found none"),
     ([*TO_NEW, "--set", "data.path=none"], "data.path: none: must hold one NAME.jsonl file an owner, found none"),
@@ -210,6 +211,8 @@ def test_interrupted_run_says_how_to_go_on_and_does(simulate: Simulate, home: Pa
     done = simulate(*command[1:])
     assert done.returncode == 0, done.stderr
     assert_same_run(home / "stopped in [b]", home / "whole")
+    assert "output in stopped in [b]\n" in done.stdout
+    assert "report   stopped in [b]/report.html\n" in done.stdout
 
 
 def test_run_that_was_interrupted_before_its_first_checkpoint_says_how_to_begin_again(
