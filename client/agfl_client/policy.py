@@ -82,4 +82,4 @@ def load_policy(path: Path) -> Policy:
     Raises:
         ConfigError: names the file, the key, the rule and the value.
     """
-    return validate(Policy, read_yaml(path), str(path))
+    return validate(Policy, read_yaml(path, may_be_empty=True), str(path))

@@ -51,8 +51,8 @@ def load_yaml(text: str) -> Any:
     return yaml.load(text, _Loader)  # a SafeLoader
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds one mapping.
+def read_yaml(path: Path, *, may_be_empty: bool = False) -> dict[str, Any]:
+    """Read a YAML file that holds one mapping; where it `may_be_empty`, nothing is one without keys.
 
     Raises:
         ConfigError: the file is missing, not YAML, or not a mapping.
@@ -65,6 +65,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: malformed YAML: {' '.join(str(error).split())}") from None
+    if content is None and may_be_empty:
+        return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: must hold a mapping of keys to values, not {type(content).__name__}")
     return content

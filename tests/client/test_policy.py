@@ -15,8 +15,9 @@ from agfl_protocol.secagg.parameters import Parameters
 Config = Callable[..., RunConfig]
 
 
-def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
-    (tmp_path / "policy.yaml").write_text("{}")
+@pytest.mark.parametrize("content", ["{}", "", "# min_cohort: 5\n"])
+def test_an_empty_file_is_the_default(tmp_path: Path, content: str) -> None:
+    (tmp_path / "policy.yaml").write_text(content)
     policy = load_policy(tmp_path / "policy.yaml")
     assert policy == Policy()
     assert (policy.allow_plain, policy.uploads_per_round, policy.max_parameters) == (False, 3, 100_000_000)
