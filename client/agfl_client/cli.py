@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -115,9 +116,12 @@ def probe(
     from agfl_client.device import choose_device
     from agfl_client.probe import free_memory, measure, proposed
     from agfl_client.probe_table import print_proposal, print_table
+    from agfl_models.errors import ConfigError
     from agfl_models.examples import parse_columns
     from agfl_protocol.run_config import load_run_config
 
+    if math.isnan(max_seconds):
+        raise ConfigError(f"--max-seconds: must be a number, got {max_seconds}")
     run = load_run_config(config).with_pretrained(pretrained, "--pretrained")
     where = choose_device(device)
     found = measure(run, data, parse_columns(columns), where, threads)

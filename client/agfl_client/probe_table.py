@@ -23,6 +23,10 @@ def print_table(found: Sequence[Measured], steps: int | None, device: str, free_
     if not found[0].holds_out:
         print("none of this data is held out to evaluate on: that takes two different rows, or documents between blank")
         print("lines, and task.validation_fraction above 0")
+    if steps is None:
+        reason = "with training.local_epochs the steps follow from the text"
+        print(f"no time of a round is given, and no width proposed: {reason}")
+        return
     print("the times are of training alone; a round that evaluates takes longer")
 
 

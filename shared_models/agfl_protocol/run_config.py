@@ -105,6 +105,14 @@ class AggregationConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _settings_have_their_weighting(self) -> AggregationConfig:
+        for field, weighting in (("fairness_q", "loss"), ("max_loss", "loss"), ("alignment_kappa", "alignment")):
+            value = getattr(self, field)
+            if value != AggregationConfig.model_fields[field].default and self.weighting != weighting:
+                raise ValueError(f"{field} needs weighting {weighting}, got {value} with weighting {self.weighting}")
+        return self
+
+    @model_validator(mode="after")
     def _states_weigh_alike(self) -> AggregationConfig:
         if isinstance(self.server_optimizer, ScaffoldConfig | FedDynConfig):
             name, got = self.server_optimizer.type, f"{self.weighting} and {self.averaging}"

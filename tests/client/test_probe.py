@@ -74,6 +74,14 @@ def test_a_person_reads_a_table_and_the_line_for_the_policy(
     assert "held out" not in result.stdout
     one = tmp_path / "one.txt"
     one.write_text("a single document")
+    epochs = config_file.with_name("epochs.yaml")
+    text = config_file.read_text().replace("local_steps: 2", "local_epochs: 1")
+    epochs.write_text(text.replace("type: plain", "type: plain, max_weight: 99"))
+    timeless = probe("--config", str(epochs), "--data", str(data))
+    assert timeless.returncode == 0, timeless.stderr
+    assert "width proposed: with training.local_epochs the steps follow from the text\n" in timeless.stdout
+    refused = probe("--config", str(config_file), "--data", str(data), "--max-seconds", "nan")
+    assert (refused.returncode, refused.stderr) == (2, "error: --max-seconds: must be a number, got nan\n")
     alone = probe("--config", str(config_file), "--data", str(one))
     assert (alone.returncode, "none of this data is held out to evaluate on: " in alone.stdout) == (0, True)
     missing = probe("--config", str(config_file), "--data", str(data.with_suffix(".txt")))
