@@ -57,7 +57,8 @@ class TrainingConfig(Config):
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> TrainingConfig:
         if (self.local_steps is None) == (self.local_epochs is None):
-            raise ValueError("exactly one of local_steps and local_epochs must be given")
+            got = f"{self.local_steps} and {self.local_epochs}"
+            raise ValueError(f"exactly one of local_steps and local_epochs must be given, got {got}")
         return self
 
 
@@ -201,7 +202,7 @@ class RunConfig(Config):
         if self.aggregation.weighting in ("tokens", "alignment") and unbounded:
             raise ValueError(
                 "aggregation.max_weight (in tokens) is required with training.local_epochs and weighting "
-                f"{self.aggregation.weighting!r}, since it bounds what one owner can weigh"
+                f"{self.aggregation.weighting!r}, since it bounds what one owner can weigh, got None"
             )
         return self
 
@@ -226,7 +227,7 @@ class RunConfig(Config):
                 got = training.optimizer.model_dump_json()
                 raise ValueError(f"training.optimizer must be sgd without momentum {needs}, got {got}")
             if training.local_steps is None:
-                raise ValueError(f"training.local_steps is required {needs}, since all must take as many")
+                raise ValueError(f"training.local_steps is required {needs}, since all must take as many, got None")
         return self
 
     def _refuse_rigid_model(self) -> None:

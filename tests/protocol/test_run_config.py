@@ -139,9 +139,9 @@ def test_max_weight_is_one_round_of_steps_unless_given(run_config: MakeConfig) -
         ("aggregation.clip_l2=.inf", "{file}: aggregation.clip_l2: .*finite.*, got inf"),
         ("training.precision=float16", "{file}: training.precision: .*'float32' or 'bfloat16', got 'float16'"),
         ("model=3", "{file}: model: .*, got 3"),
-        ("training.local_epochs=1", "{file}: training: exactly one of local_steps and local_epochs must be given"),
-        ("training.local_steps=null", "{file}: training: exactly one of local_steps and local_epochs must be given"),
-        ("training={local_epochs: 1}", r"{file}: .*aggregation.max_weight .* is required with training.local_epochs"),
+        ("training.local_epochs=1", "{file}: training: exactly one of local_steps and .* must be given, got 2 and 1$"),
+        ("training.local_steps=null", "{file}: training: exactly one of local_.* must be given, got None and None$"),
+        ("training={local_epochs: 1}", "{file}: aggregation.max_weight .* is required .* can weigh, got None$"),
         ("aggregation.fairness_q=2", "aggregation: fairness_q needs weighting loss, got 2.0 with weighting tokens$"),
         ("aggregation.max_loss=3", "aggregation: max_loss needs weighting loss, got 3.0 with weighting tokens$"),
         ("aggregation.alignment_kappa=2", "aggregation: alignment_kappa needs weighting alignment, got 2.0 with"),
@@ -174,6 +174,13 @@ def test_devices_hold_widths_of_the_model(run_config: MakeConfig) -> None:
     line = r"data\.max_widths: must be among elastic\.widths \[0\.5, 1\.0\], got \[0\.25, 1\.0\]$"
     with pytest.raises(ConfigError, match=line):
         run_config("elastic={widths: [0.5, 1.0]}", devices)
+
+
+def test_error_of_scaffold_with_epochs_shows_that_value_and_not_the_file(run_config: MakeConfig) -> None:
+    scaffold = ("aggregation.server_optimizer={type: scaffold}", "aggregation.weighting=uniform")
+    epochs = "training={optimizer: {type: sgd, lr: 0.5}, local_epochs: 1}"
+    with pytest.raises(ConfigError, match=r"training\.local_steps is required with .* take as many, got None$"):
+        run_config(*scaffold, epochs)
 
 
 @pytest.mark.parametrize("override", ["model.layers.0.num_heads=3", "model.layers.0.causal=false", "model.dim=15"])
