@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,7 +94,30 @@ def validate(schema: type[ConfigT], data: object, source: str) -> ConfigT:
     try:
         return schema.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {first_problem(error, data)}") from None
+        problem = error.errors()[0]
+        if problem["type"] == "union_tag_not_found":
+            problem["ctx"]["expected_tags"] = _tags(schema, data, problem)
+        raise ConfigError(f"{source}: {problem_line(problem, data)}") from None
+
+
+def _tags(schema: type[Config], data: object, missing: Mapping[str, Any]) -> str:
+    """Return what a missing tag may be: pydantic tells it only of a wrong one."""
+    key = missing["ctx"]["discriminator"].strip("'")
+    try:
+        schema.model_validate(_tagged(data, list(_keys(missing["loc"], data)), {key: ""}))
+    except ValidationError as error:
+        here = (problem for problem in error.errors() if problem["loc"] == missing["loc"])
+        return str(next((problem["ctx"]["expected_tags"] for problem in here if "tag" in problem.get("ctx", {})), ""))
+    return ""
+
+
+def _tagged(data: Any, keys: Sequence[Any], tag: Mapping[str, str]) -> Any:
+    """Return a copy of plain data in which the mapping under the keys has the tag."""
+    if not keys:
+        return {**data, **tag}
+    changed: Any = dict(data) if isinstance(data, dict) else list(data)
+    changed[keys[0]] = _tagged(data[keys[0]], keys[1:], tag)
+    return changed
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -115,11 +138,15 @@ def problem_line(problem: Mapping[str, Any], data: object) -> str:
         return ".".join([*_path(parents, data), str(name)]) + ": required but missing"
     path = ".".join(_path(problem["loc"], data))
     field = f"{path}: " if path else ""
+    if problem["type"] == "union_tag_not_found" and problem["ctx"].get("expected_tags"):
+        key, tags = (problem["ctx"][name].replace("'", "") for name in ("discriminator", "expected_tags"))
+        return f"{path}.{key}: required, one of {tags}"
     if problem["type"] == "union_tag_invalid":
         tags = [tag.strip(" '") for tag in problem["ctx"]["expected_tags"].split(",")]
         tag = problem["ctx"]["tag"]
         return f"{field}unknown {problem['ctx']['discriminator']} {tag!r}{nearest(tag, tags)}"
-    rule = problem["msg"].removeprefix("Value error, ")
+    is_mapping_rule = problem["type"] in ("dict_type", "model_type", "model_attributes_type")
+    rule = "must be a mapping" if is_mapping_rule else problem["msg"].removeprefix("Value error, ")
     if rule.startswith("unknown key") or (
         problem["type"] == "value_error" and ", got " in rule
     ):  # a rule of ours that names the value itself
@@ -130,6 +157,11 @@ def problem_line(problem: Mapping[str, Any], data: object) -> str:
 
 
 def _path(location: Iterable[int | str], data: object) -> Iterator[str]:
+    """Yield the keys that a person wrote, as text."""
+    return map(str, _keys(location, data))
+
+
+def _keys(location: Iterable[int | str], data: object) -> Iterator[int | str]:
     """Yield the keys that a person wrote: pydantic puts a union's tag among them, which leads nowhere in `data`."""
     for part in location:
         if isinstance(data, dict):
@@ -140,4 +172,4 @@ def _path(location: Iterable[int | str], data: object) -> Iterator[str]:
             data = data[part]
         else:
             continue
-        yield str(part)
+        yield part

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator
 
 from agfl_models.validation import Config
 
@@ -22,11 +22,19 @@ class SearchConfig(Config):
     is within this share of the best one's rank by their FLOPs, the cheapest first.
     """
 
-    slate: Literal["auto"] | Annotated[tuple[str, ...], Field(min_length=2)] = "auto"
+    slate: Literal["auto"] | tuple[str, ...] = "auto"
     rungs: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
     keep: Annotated[float, Field(gt=0, lt=1)] = 0.5
     cost_weight: NonNegativeFloat = 0.0
     tie: NonNegativeFloat = 0.005
+
+    @field_validator("slate", mode="before")
+    @classmethod
+    def _auto_or_names(cls, slate: Any) -> Any:
+        is_list = isinstance(slate, list | tuple) and len(slate) >= 2 and all(isinstance(name, str) for name in slate)
+        if slate != "auto" and not is_list:
+            raise ValueError("must be auto, or at least two names")
+        return slate
 
     def rungs_of(self, num_rounds: int) -> tuple[int, ...]:
         """Return the rungs of a race in a run of so many rounds."""
