@@ -58,8 +58,7 @@ class RunFolder:
         has_rows = self.metrics.exists() and self.metrics.stat().st_size > 0
         if has_rows or self.has_checkpoint or self.search.exists():
             raise ConfigError(
-                f"{self.path}: must be a folder without a run; continue the run in it with --resume, "
-                f"or name another folder"
+                f"{self.path}: must be a folder without a run; continue the run in it with --resume, or move it away"
             )
 
     def refuse_other_run(self, config: RunConfig) -> None:
@@ -116,7 +115,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / CONFIG_FILE, config.to_yaml().encode())
         except OSError as error:
-            raise ConfigError(f"--output: {self.path}: cannot be written: {error.strerror}") from None
+            raise ConfigError(f"{self.path}: cannot be written: {error.strerror}") from None
 
     def resume(self, config: RunConfig) -> ServerState:
         """Return the state after the last whole round; rows of later rounds are dropped from metrics.jsonl.

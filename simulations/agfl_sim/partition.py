@@ -125,6 +125,10 @@ def _checked(num_owners: int, available: int) -> int:
 
 def _own_files(folder: Path) -> dict[str, Path]:
     """Return the file of each owner by NAME, sorted."""
+    if not folder.is_dir():
+        raise DataError(
+            f"data.path: {folder}: {'must be a folder, got a file' if folder.exists() else 'no such folder'}"
+        )
     files = sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES)
     if not files:
         raise DataError(f"data.path: {folder}: must hold one NAME{JSONL_SUFFIX} file an owner, found none")

@@ -57,14 +57,16 @@ def test_new_run_writes_the_resolved_configuration(tmp_path: Path, run_config: M
 def test_existing_run_is_refused_and_untouched(tmp_path: Path, run_config: MakeConfig) -> None:
     folder, _, _ = written(tmp_path / "run", run_config(), 2)
     before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
-    with pytest.raises(ConfigError, match=rf"^{folder.path}: must be a folder without a run; .*--resume"):
+    with pytest.raises(
+        ConfigError, match=rf"^{folder.path}: must be a folder without a run; .*--resume, or move it away$"
+    ):
         folder.begin(run_config("seed=9"))
     assert before == {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
 
 
 def test_folder_that_cannot_be_written_is_named(tmp_path: Path, run_config: MakeConfig) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=rf"^--output: {tmp_path / 'file' / 'run'}: cannot be written: "):
+    with pytest.raises(ConfigError, match=rf"^{tmp_path / 'file' / 'run'}: cannot be written: "):
         RunFolder(tmp_path / "file" / "run").begin(run_config())
 
 

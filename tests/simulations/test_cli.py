@@ -112,7 +112,7 @@ REFUSALS: list[tuple[list[str], str]] = [
     (["small.yaml", "--output", "[/x]", "--resume"], "--resume: [/x]/checkpoints: must hold a checkpoint, found none"),
     (["small.yaml", "--resume"], "--resume: needs --output, the folder of the run to go on with"),
     ([*TO_NEW, "--resume"], "--resume: new/checkpoints: must hold a checkpoint, found none"),
-    ([*TO_NEW, "--set", "data.path=none"], "data.path: none: must hold one NAME.jsonl file an owner, found none"),
+    ([*TO_NEW, "--set", "data.path=none"], "data.path: none: no such folder"),
     ([*TO_NEW, "--set", "data.num_owners=999"], "data.num_owners: must be at most 608 for this partition, got 999"),
 ]
 

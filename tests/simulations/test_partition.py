@@ -182,8 +182,16 @@ def test_corpus_of_another_task_is_refused(run_config: Callable[..., RunConfig])
 
 
 def test_folder_without_owners_is_named(tmp_path: Path, run_config: Callable[..., RunConfig]) -> None:
-    for folder in (tmp_path / "none", tmp_path):
-        with pytest.raises(DataError, match=rf"^data\.path: {folder}: must hold one NAME\.jsonl file an owner"):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    rules = {
+        "none": "no such folder$",
+        "file": "must be a folder, got a file$",
+        "empty": r"must hold one NAME\.jsonl file an owner, found none$",
+    }
+    for name, rule in rules.items():
+        folder = tmp_path / name
+        with pytest.raises(DataError, match=rf"^data\.path: {folder}: {rule}"):
             owner_files(run_config(f"data.path={folder}"), tmp_path / "unused")
 
 
