@@ -47,7 +47,7 @@ def extract(path: Path, folder: Path, width: float) -> tuple[ResolvedModelConfig
 def _refuse_untrained(trained: Sequence[float] | None, width: float) -> None:
     """What is narrower than all that was trained is worth no more than a model that was not trained at all."""
     if trained is None and width < 1:
-        rule = "must be 1 for a model that was trained whole only (a run with `elastic` trains narrower ones too)"
+        rule = "must be 1 for a model whose config.yaml names no trained `widths`, as a run with `elastic` does"
         raise ConfigError(f"width: {rule}, got {width:g}")
     if trained is not None and width < min(trained):
         among = ", ".join(f"{one:g}" for one in trained)

@@ -10,6 +10,7 @@ from typing import TypeVar
 from agfl_models.corpora import corpus_of
 from agfl_models.errors import ConfigError, DataError
 from agfl_models.examples import JSONL_SUFFIX, SUFFIXES, Row, format_rows, read_rows
+from agfl_models.store import write_atomically
 from agfl_protocol.randomness import generator
 from agfl_protocol.run_config import DataConfig, RunConfig
 
@@ -37,13 +38,13 @@ class Owners:
                 if path.exists() and path.read_bytes() != content:
                     raise DataError(f"owners: {path}: must be as this run writes it, or not there, got other content")
             if self.content and is_new and self.folder.exists():
-                other = next((path for path in sorted(self.folder.iterdir()) if path not in self.content), None)
+                other = next((path for path in sorted(self.folder.glob("[!.]*")) if path not in self.content), None)
                 if other is not None:
                     raise DataError(f"owners: {self.folder}: must be a new or empty folder, got one with {other.name}")
             for path, content in self.content.items():
                 if not path.exists():
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_bytes(content)
+                    write_atomically(path, content)
         except OSError as error:
             raise DataError(f"owners: {self.folder}: cannot be written: {error.strerror}") from None
         return self.files

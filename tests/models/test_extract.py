@@ -119,7 +119,7 @@ def test_a_width_below_all_that_were_trained_is_refused(wide: Path, tmp_path: Pa
     run(wide, tmp_path / "between", "--width", 0.4)
     assert refusal(tmp_path / "between", tmp_path / "narrow", "--width", 0.6) == f"{rule} 0.625, 1, got 0.6"
     run(wide, tmp_path / "least", "--width", 0.25)
-    rule = "width: must be 1 for a model that was trained whole only (a run with `elastic` trains narrower ones too)"
+    rule = "width: must be 1 for a model whose config.yaml names no trained `widths`, as a run with `elastic` does"
     assert refusal(tmp_path / "least", tmp_path / "narrow", "--width", 0.5) == f"{rule}, got 0.5"
     assert not (tmp_path / "narrow").exists()
 
