@@ -40,12 +40,12 @@ def sum_in_attempts(
     parties: Parties,
     run_id: str,
     number: int,
-    broadcast: Callable[[Collection[str], int, int], tuple[wire.SumRequest, CodecT]],
+    broadcast: Callable[[Collection[str], int, Collection[str]], tuple[wire.SumRequest, CodecT]],
 ) -> tuple[CodecT, CohortSum]:
     """Return the sum of round `number`; `broadcast` makes the request and its codec.
 
-    It is given the cohort, the number of the attempt, and how many have failed. Whoever was refused in one that failed
-    is not drawn again while there are enough others.
+    It is given the cohort, the number of the attempt, and whoever was refused in attempts that failed; they are not
+    drawn again while there are enough others.
 
     Raises:
         RoundError: after `max_attempts` attempts, or where a member broke the protocol, with the reasons of the last.
@@ -59,7 +59,7 @@ def sum_in_attempts(
         attempt, refused = parties.next_attempt(run_id, number, refused)
         nodes = parties.nodes.wait_for(parties.min_cohort, excluded, parties.members)
         cohort = sample_cohort(nodes, aggregation.cohort_size, parties.config.seed, number, refused)
-        request, codec = broadcast(cohort, attempt, tried - 1)
+        request, codec = broadcast(cohort, attempt, refused)
         try:
             return codec, parties.aggregator.sum(parties.grid, cohort, request, codec, aggregation.round_timeout_s)
         except AttemptFailed as error:

@@ -144,7 +144,9 @@ def sum_of_cohort(
     models = federation.optimizer.broadcast(state.model, state.optimizer) if train else state.model
     control = _control(federation, state) if train else state.model[:0]
 
-    def broadcast(cohort: Collection[str], attempt: int, failed: int) -> tuple[wire.RoundRequest, UpdateCodec]:
+    def broadcast(
+        cohort: Collection[str], attempt: int, refused: Collection[str]
+    ) -> tuple[wire.RoundRequest, UpdateCodec]:
         layout, plan = federation.layout, quantization.plan_round(state.scales, federation.layout, len(cohort))
         num_models = models.size // layout.size
         codec = UpdateCodec.for_round(
@@ -158,7 +160,7 @@ def sum_of_cohort(
             rings=federation.rings,
         )
         # An attempt may have failed because too few who hold a ring were left: then nobody trains more than the first.
-        by_tier = state.rings.by_tier if state.rings is not None and not failed else (1,) * config.max_rings
+        by_tier = state.rings.by_tier if state.rings is not None and not refused else (1,) * config.max_rings
         counted = {name: state.counted[name] for name in cohort if train and name in state.counted}
         request = wire.RoundRequest(
             state.run_id,

@@ -87,7 +87,7 @@ def _sum_counts(
     """
     config = parties.config
 
-    def broadcast(cohort: Collection[str], attempt: int, failed: int) -> tuple[CountRequest, CountCodec]:
+    def broadcast(cohort: Collection[str], attempt: int, refused: Collection[str]) -> tuple[CountRequest, CountCodec]:
         request = CountRequest(
             run_id, number, attempt, config.to_json(), config.hash, tuple(merges), num_new, len(cohort)
         )
