@@ -15,7 +15,8 @@ class DeltaSGD(Optimizer):
     """Kim et al. 2024, arXiv:2306.11201, Algorithm 1, with one step size for all parameters.
 
     eta_k = min(gamma |x_k - x_{k-1}| / (2 |g_k - g_{k-1}|), sqrt(1 + delta theta_{k-1}) eta_{k-1}) and theta_k =
-    eta_k / eta_{k-1}; the first step is `lr`, theta_0 is 1. A gradient that does not change puts no bound.
+    eta_k / eta_{k-1}; the first step is `lr`, theta_0 is 1. A gradient that does not change
+    puts no bound, nor does a step that did not move.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, gamma: float, delta: float) -> None:
@@ -43,7 +44,8 @@ class DeltaSGD(Optimizer):
         moved = _norm(point - point_before for (point, _), (point_before, _) in pairs)
         turned = _norm(gradient - gradient_before for (_, gradient), (_, gradient_before) in pairs)
         growth: float = math.sqrt(1 + group["delta"] * self._ratio) * group["lr"]
-        return min(group["gamma"] * moved / (2 * turned), growth) if turned > 0 else growth
+        bound: float = group["gamma"] * moved / (2 * turned) if turned > 0 else 0.0
+        return min(bound, growth) if bound > 0 else growth  # else, or not a number: no step would be the last one
 
 
 def _norm(parts: Iterable[Tensor]) -> float:

@@ -62,8 +62,8 @@ class ReplayMemory:
         newer = (attempt.round, attempt.attempt) > (last.round, last.attempt)
         require(newer, f"attempt: must come after round {last.round} attempt {last.attempt}, got {attempt}")
         if attempt.round == last.round and last.count >= self._uploads_per_round:  # C1.2
-            bound = f"uploads_per_round = {self._uploads_per_round} attempts"
-            raise ProtocolViolation(f"attempt: must be among {bound} that this owner allows a round, got {attempt}")
+            rule = "must be among the attempts at a round that this owner's uploads_per_round allows"
+            raise ProtocolViolation(f"attempt: {rule}, got {attempt}")
 
     def record(self, attempt: AttemptId) -> None:
         """Check, and remember durably that this attempt is being answered.

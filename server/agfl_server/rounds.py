@@ -55,7 +55,7 @@ def run_rounds(
     """
     config = federation.parties.config
     while state.round < config.num_rounds:
-        evaluate = state.round % config.evaluation.every == 0 and state.row["eval/loss"] is None
+        evaluate = state.round % config.evaluation.every == 0
         state, complete = train_round(federation, state, evaluate)
         save(state, [complete])
     if state.row["eval/loss"] is None:

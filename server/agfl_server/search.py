@@ -88,6 +88,7 @@ def open_search(config: RunConfig, folder: RunFolder, *, resume: bool) -> Slate:
         chosen = _chosen_before(slate, folder.search / RACE_FILE).config
         folder.refuse_other_run(_with_merges_of(learned, chosen))
         return slate
+    _rungs(config, folder.search / RACE_FILE)
     for candidate in slate.candidates:
         _read_measured(RunFolder(folder.search / candidate.name), _with_merges_of(learned, candidate.config))
     return slate

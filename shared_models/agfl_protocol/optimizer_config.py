@@ -17,7 +17,7 @@ class SGDConfig(Config):
 
     type: Literal["sgd"]
     lr: PositiveFloat
-    momentum: NonNegativeFloat = 0.0
+    momentum: Beta = 0.0
     weight_decay: NonNegativeFloat = 0.0
 
 

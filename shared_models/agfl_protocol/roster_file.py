@@ -34,8 +34,12 @@ def write_roster(path: Path, identities: Iterable[PublicIdentity]) -> None:
     """Write the roster file of these nodes, in place of an older one if there is one.
 
     Raises:
-        IdentityError: what is at the path is no roster, and would be lost; or it cannot be written.
+        IdentityError: there is no node yet, or two have one signing key; what is at the path is no roster, and would be
+            lost; or it cannot be written.
     """
+    nodes = list(identities)
+    if not roster_of(nodes):
+        raise IdentityError("roster: must hold at least one owner, no node is admitted yet")
     try:
         if path.exists():
             read_roster(path)
@@ -44,7 +48,7 @@ def write_roster(path: Path, identities: Iterable[PublicIdentity]) -> None:
             f"{path}: must be a new file or a roster, since nothing else is replaced; {error}"
         ) from None
     try:
-        path.write_text(format_roster(identities), encoding="utf-8")
+        path.write_text(format_roster(nodes), encoding="utf-8")
     except OSError as error:
         raise IdentityError(f"{path}: cannot be written: {error.strerror}") from None
 

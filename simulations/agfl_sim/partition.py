@@ -36,7 +36,8 @@ class Owners:
         try:
             for path, content in self.content.items():
                 if path.exists() and path.read_bytes() != content:
-                    raise DataError(f"owners: {path}: must be as this run writes it, or not there, got other content")
+                    rule = "must be as the run's seed and data settings make it, or not there"
+                    raise DataError(f"owners: {path}: {rule}, got other content")
             if self.content and is_new and self.folder.exists():
                 other = next((path for path in sorted(self.folder.glob("[!.]*")) if path not in self.content), None)
                 if other is not None:

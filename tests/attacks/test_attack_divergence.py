@@ -38,6 +38,8 @@ METHODS = {
     "fednova": ("aggregation.averaging=normalized",),
     "fedexp": ("aggregation.server_optimizer={type: fedexp}",),
     "aligned": ("aggregation.weighting=alignment",),
+    "delta-sgd": ("training.optimizer={type: delta_sgd}",),
+    "nearly no q": ("aggregation.weighting=loss", "aggregation.fairness_q=0.001"),
     "elastic": ("elastic={widths: [0.5, 1.0]}",),
 }
 
@@ -76,6 +78,7 @@ def test_attack_no_model_makes_an_owner_refuse(
     if total.metrics[DIVERGED] or kind != "large losses":
         assert total.metrics[DIVERGED] == 1
         assert not total.delta.any()
+        assert total.metrics.get("rings/holders_2", 0) == 0
         assert total.metrics["train/nll"] == total.metrics["train/tokens"] == total.metrics["eval/nll"] == 0
 
 

@@ -70,3 +70,14 @@ def test_a_constant_gradient_puts_no_bound_but_that_of_growth() -> None:
         parameter.grad = torch.ones(3, dtype=torch.float64)
         optimizer.step()
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.2 * math.sqrt(1.1) * math.sqrt(1 + 0.1 * math.sqrt(1.1)))
+
+
+@pytest.mark.parametrize("slopes", [[0.0, 1.0, 1.0], [0.0, 0.0, 1.0], [1.0, math.inf, 1.0], [1.0, math.nan, 1.0]])
+def test_no_gradient_ends_in_an_error(slopes: list[float]) -> None:
+    """A server that makes up the model could ask for one."""
+    parameter = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    optimizer = DeltaSGD([parameter], 0.2, 2.0, 0.1)
+    for slope in slopes:
+        parameter.grad = torch.full((3,), slope, dtype=torch.float64)
+        optimizer.step()
+    assert optimizer.param_groups[0]["lr"] > 0

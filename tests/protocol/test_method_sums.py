@@ -202,7 +202,6 @@ def test_training_that_does_not_go_with_states_is_refused(
         ("{optimizer: {type: sgd, lr: 0.5}, local_steps: 2, proximal_mu: 4}", "2", "2"),
         ("{local_epochs: 1, proximal_mu: 5}", "2", "2.5"),
         ("{optimizer: {type: sgd, lr: 0.5, momentum: 0.9}, local_steps: 2, proximal_mu: 1}", "0.2", "0.5"),
-        ("{optimizer: {type: sgd, lr: 0.1, momentum: 1}, local_steps: 2, proximal_mu: 0.1}", "0", "0.01"),
     ],
 )
 def test_steps_that_the_pull_to_the_global_model_turns_back_are_not_averaged(

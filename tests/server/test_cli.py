@@ -119,6 +119,9 @@ def test_init_refuses_a_search_that_no_start_would_take(tmp_path: Path, layers: 
 def test_roster_replaces_a_roster_and_nothing_else(tmp_path: Path) -> None:
     folder, roster, notes = tmp_path / "federation", tmp_path / "roster.yaml", tmp_path / "notes.yaml"
     assert _run("init", str(folder)).returncode == 0
+    empty = _run("roster", str(roster), "--federation", str(folder))
+    assert empty.stderr == "error: roster: must hold at least one owner, no node is admitted yet\n"
+    assert not roster.exists()
     for number, name in enumerate(("alice", "bob"), start=1):
         _run("add-node", name, str(keys.generate(name, tmp_path / name)), "--federation", str(folder))
         assert _run("roster", str(roster), "--federation", str(folder)).returncode == 0

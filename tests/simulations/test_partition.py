@@ -211,7 +211,7 @@ def test_files_that_are_there_are_kept_and_others_never_replaced(
     before = content_of(folder)
     four = owners_of(run_config("data.num_owners=4"), folder)
     for is_new in (True, False):
-        with pytest.raises(DataError, match=rf"^owners: {folder / 'owner-0.jsonl'}: must be as this run writes it"):
+        with pytest.raises(DataError, match=rf"^owners: {folder / 'owner-0.jsonl'}: must be as the run's seed"):
             four.write(is_new=is_new)
     assert content_of(folder) == before
 

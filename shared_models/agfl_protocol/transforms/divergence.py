@@ -20,13 +20,12 @@ DIVERGED = "diverged"
 def without_divergence(update: Update, most: float) -> Update:
     """Return the update with the metric `diverged`: 0, or 1 where it is replaced by one that adds nothing.
 
-    most: what the header has room for in a metric. Where all owners weigh alike it counts as one that stood still, so
-    that the mean times their number stays the sum, from which SCAFFOLD's server knows the states. That an owner has
-    lost its state is told in any case.
+    most: what the header has room for in a metric. Such an owner is of its tier, but trained no outer ring. Where all
+    owners weigh alike it counts as one that stood still, so that the mean times their number stays the sum, from which
+    SCAFFOLD's server knows the states; that an owner has lost its state is told in any case.
     """
     derived = update.norm, update.weight, update.loss, update.steps, update.alignment
     if all(map(math.isfinite, derived)) and all(0 <= value < most for value in update.metrics.values()):
         return replace(update, metrics={**update.metrics, DIVERGED: 0.0})
     kept = {name: value if name == LOST else 0.0 for name, value in update.metrics.items()}
-    nothing = np.zeros_like(update.delta)
-    return replace(update, delta=nothing, weight=0.0, metrics={**kept, DIVERGED: 1.0}, loss=0.0, alignment=0.0)
+    return Update(np.zeros_like(update.delta), 0.0, {**kept, DIVERGED: 1.0}, tier=update.tier)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from agfl_protocol.header import as_it_travels
+from agfl_protocol.header import RESOLUTION, as_it_travels
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.update import Total, Update
 
@@ -34,7 +34,7 @@ class FairWeighting:
 
     def encode(self, update: Update) -> Update:
         """Scale the gain by F_i^q; add the metric `fairness/curvature`, the other summand of the denominator."""
-        least = MIN_WEIGHT ** (1 / self.q) if self.q > 0 else 1.0
+        least = max(MIN_WEIGHT ** (1 / self.q), 1 / RESOLUTION) if self.q > 0 else 1.0
         share = min(max(update.loss / self.max_loss, least), 1.0)
         weight = as_it_travels(share**self.q if update.weight > 0 else 0.0)
         curvature = self.q * self.lipschitz * weight * update.norm**2 / (share * self.max_loss)
