@@ -49,7 +49,7 @@ def simulate(
     run_config, taken = load_with_defaults(path, overrides or [])
     if export_owners is not None:
         written = owner_files(run_config, export_owners)
-        print(f"{len(written)} owners in {export_owners}")
+        print(f"{len(written)} owners in {written[0].parent}")  # files that `data.path` holds already stay there
         return
     from agfl_sim.run import ENGINES
 

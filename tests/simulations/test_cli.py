@@ -185,6 +185,8 @@ def test_exported_owners_give_the_same_model(simulate: Simulate, home: Path) -> 
     done = simulate("small.yaml", "--export-owners", "exported")
     assert (done.returncode, done.stdout) == (0, "4 owners in exported\n")
     assert [path.name for path in sorted((home / "exported").iterdir())] == [f"owner-{i}.jsonl" for i in range(4)]
+    again = simulate("small.yaml", "--set", "data.path=exported", "--export-owners", "again")
+    assert (again.stdout, (home / "again").exists()) == ("4 owners in exported\n", False)
     done = simulate("small.yaml", "--set", "data.path=exported", "--output", "from-exported")
     assert done.returncode == 0, done.stderr
     assert_same_run(home / "from-exported", home / "whole")
