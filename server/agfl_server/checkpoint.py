@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -69,15 +71,8 @@ def newest_checkpoint(folder: Path) -> Path:
 
 def rounds_done(folder: Path, config_hash: str) -> int:
     """Return how many rounds the newest checkpoint has behind it; raises as `load_checkpoint`."""
-    path = newest_checkpoint(folder)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            facts = json.loads(file.metadata()["state"])
-        done, found_hash = int(facts["round"]), facts["config_hash"]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"checkpoint: {path}: is damaged: {error}") from None
-    refuse_other(f"checkpoint: {path}", found_hash, config_hash)
-    return done
+    with _newest(folder, config_hash) as (_, facts):
+        return int(facts["round"])
 
 
 def load_checkpoint(folder: Path, config_hash: str) -> ServerState:
@@ -86,13 +81,9 @@ def load_checkpoint(folder: Path, config_hash: str) -> ServerState:
     Raises:
         CheckpointError: there is none, it is damaged, or it belongs to a run with another configuration.
     """
-    path = newest_checkpoint(folder)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            facts = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        found_hash = facts["config_hash"]
-        state = ServerState(
+    with _newest(folder, config_hash) as (file, facts):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return ServerState(
             run_id=facts["run_id"],
             round=facts["round"],
             model=tensors[_MODEL],
@@ -103,10 +94,19 @@ def load_checkpoint(folder: Path, config_hash: str) -> ServerState:
             counted={name: (number, attempt) for name, (number, attempt) in facts["counted"].items()},
             previous=tensors[_PREVIOUS],
         )
+
+
+@contextmanager
+def _newest(folder: Path, config_hash: str) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Open the newest checkpoint; yield the file and its facts."""
+    path = newest_checkpoint(folder)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            facts = json.loads(file.metadata()["state"])
+            refuse_other(f"checkpoint: {path}", facts["config_hash"], config_hash)
+            yield file, facts
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint: {path}: is damaged: {error}") from None
-    refuse_other(f"checkpoint: {path}", found_hash, config_hash)
-    return state
 
 
 def refuse_other(where: str, found_hash: str, config_hash: str) -> None:
