@@ -67,6 +67,7 @@ def start(
     from agfl_models.examples import parse_columns
     from agfl_protocol.flower_settings import prepare_flower
 
+    _refuse_nan("--max-wait", max_wait)
     prepare_flower()
     named = parse_columns(columns)
     with keys.hold(folder):
@@ -116,12 +117,10 @@ def probe(
     from agfl_client.device import choose_device
     from agfl_client.probe import free_memory, measure, proposed
     from agfl_client.probe_table import print_proposal, print_table
-    from agfl_models.errors import ConfigError
     from agfl_models.examples import parse_columns
     from agfl_protocol.run_config import load_run_config
 
-    if math.isnan(max_seconds):
-        raise ConfigError(f"--max-seconds: must be a number, got {max_seconds}")
+    _refuse_nan("--max-seconds", max_seconds)
     run = load_run_config(config).with_pretrained(pretrained, "--pretrained")
     where = choose_device(device)
     found = measure(run, data, parse_columns(columns), where, threads)
@@ -129,6 +128,13 @@ def probe(
     print_table(found, steps, where, free)
     if run.elastic is not None and steps is not None:
         print_proposal(proposed(found, steps, max_seconds, free), found, max_seconds)
+
+
+def _refuse_nan(option: str, seconds: float) -> None:
+    from agfl_models.errors import ConfigError
+
+    if math.isnan(seconds):
+        raise ConfigError(f"{option}: must be a number, got {seconds}")
 
 
 def _rules(policy: Path | None) -> Policy:

@@ -28,7 +28,7 @@ from agfl_server.search import open_search, run_search
 from agfl_server.secure_sum import SecureSum
 from agfl_server.skipping import write_skip_costs
 from agfl_server.state import ServerState
-from agfl_server.tokenizer_training import train_tokenizer, with_public_tokenizer
+from agfl_server.tokenizer_training import public_rows, train_tokenizer, with_public_tokenizer
 
 _FINISH_TIMEOUT_S = 10.0
 
@@ -114,6 +114,8 @@ def refuse_run(config: RunConfig, folder: Path, *, resume: bool, roster: Signing
         open_search(config, RunFolder(folder), resume=resume)
     else:
         _opened(config, RunFolder(folder), resume)
+    if not resume:
+        public_rows(config)
 
 
 def build_aggregator(

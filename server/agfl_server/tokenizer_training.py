@@ -32,16 +32,28 @@ def with_public_tokenizer(config: RunConfig, observer: Observer) -> RunConfig:
     Raises:
         ConfigError: the text cannot be read.
     """
-    tokenizer = config.tokenizer
-    if not isinstance(tokenizer, BPETokenizerConfig) or tokenizer.text is None or tokenizer.is_trained:
+    tokenizer, rows = config.tokenizer, public_rows(config)
+    if rows is None:
         return config
-    try:
-        rows = read_rows(tokenizer.text, TextRow)
-    except DataError as error:
-        raise ConfigError(f"tokenizer.text: {str(error).removeprefix('data: ')}") from None
+    assert isinstance(tokenizer, BPETokenizerConfig), tokenizer.type
     merges = train_bpe((row.text for row in rows), tokenizer.vocab_size, tokenizer.merges_per_round)
     observer.tokenizer_trained(len(merges), tokenizer.max_merges)
     return config.with_merges(merges)
+
+
+def public_rows(config: RunConfig) -> Sequence[TextRow] | None:
+    """Return the operator's own text, if the run's tokenizer is still to be learned from one.
+
+    Raises:
+        ConfigError: the text cannot be read.
+    """
+    tokenizer = config.tokenizer
+    if not isinstance(tokenizer, BPETokenizerConfig) or tokenizer.text is None or tokenizer.is_trained:
+        return None
+    try:
+        return read_rows(tokenizer.text, TextRow)
+    except DataError as error:
+        raise ConfigError(f"tokenizer.text: {str(error).removeprefix('data: ')}") from None
 
 
 def train_tokenizer(parties: Parties) -> tuple[RunConfig, Row]:

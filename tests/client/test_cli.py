@@ -97,6 +97,7 @@ def test_sigterm_ends_a_node_that_waits_for_an_absent_server(tmp_path: Path) -> 
         ("--roster", "nowhere.yaml", "error: --roster: nowhere.yaml: no such file"),
         ("--keys", "nowhere", "error: nowhere: no such file or directory"),
         ("--data", "nowhere.txt", "error: data: nowhere.txt: no such file or folder"),
+        ("--max-wait", "nan", "error: --max-wait: must be a number, got nan"),
     ],
 )
 def test_a_wrong_option_is_one_line(option: str, value: str, line: str, tmp_path: Path) -> None:

@@ -164,6 +164,10 @@ REFUSED_RUNS = [
     ["--output", "fresh", "--resume"],
     ["--output", "fresh", "--set", "aggregation.type=secure", "--set", "data.num_owners=1"],
     ["--output", "fresh", "--set", "search={slate: [configured, nobody]}"],
+    [
+        *("--output", "fresh", "--set", "model.vocab_size=300"),
+        *("--set", "tokenizer={type: bpe, vocab_size: 300, text: nowhere.txt}"),
+    ],
     ["--output", "edited"],
     ["--export-owners", "edited/owners"],
 ]
