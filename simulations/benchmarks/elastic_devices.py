@@ -35,7 +35,7 @@ from agfl_server.observer import Observer
 from agfl_server.run_folder import RunFolder
 from agfl_sim.cli import SHIPPED_CONFIGS
 from agfl_sim.partition import device_widths, owner_files
-from agfl_sim.run import run_inline
+from agfl_sim.run import InlineEngine
 
 WIDTHS = (0.25, 0.5, 1.0)
 DEVICES = {0.25: 10, 0.5: 9, 1.0: 5}
@@ -120,7 +120,7 @@ def _of_width(config: RunConfig, width: float) -> RunConfig:
 
 
 def _train(config: RunConfig, owners: list[Path], folder: Path) -> Vector:
-    run_inline(config, owners, folder, False, Observer())
+    InlineEngine(config, owners).run(folder, resume=False, observer=Observer())
     return load_checkpoint(RunFolder(folder).checkpoints, config.hash).model
 
 

@@ -33,7 +33,7 @@ from agfl_protocol.run_config import RunConfig
 from agfl_server.observer import Observer
 from agfl_server.search import RACE_FILE
 from agfl_sim.partition import owner_files
-from agfl_sim.run import run_inline
+from agfl_sim.run import InlineEngine
 
 NUM_OWNERS, DOCUMENTS, LENGTH = 20, 60, 60
 LETTERS = "abcdefghijklmnop"
@@ -107,7 +107,7 @@ def _search(name: str, seed: int, exhaustive: bool) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         config = _config(Path(folder), task, seed, rungs)
         owners = owner_files(config, Path(folder) / "owners")
-        run_inline(config, owners, Path(folder) / "run", False, Observer())
+        InlineEngine(config, owners).run(Path(folder) / "run", resume=False, observer=Observer())
         told = json.loads((Path(folder) / "run" / "search" / RACE_FILE).read_text())
     (chosen,) = [one for one in told["candidates"] if not one["fate"]]
     is_right = task.is_right(chosen, told["candidates"])

@@ -20,7 +20,7 @@ from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_server.observer import Observer
 from agfl_sim.cli import SHIPPED_CONFIGS
 from agfl_sim.partition import owner_files
-from agfl_sim.run import run_inline
+from agfl_sim.run import InlineEngine
 
 AUTO, FEDAVG = "auto", "fedavg lr 1"
 RATES = (0.05, 0.2, 0.8)
@@ -65,7 +65,7 @@ def _result(config: RunConfig) -> float:
         folder = Path(name)
         (folder / "owners").mkdir()
         owners = owner_files(config, folder / "owners")
-        run_inline(config, owners, folder / "run", False, Observer())
+        InlineEngine(config, owners).run(folder / "run", resume=False, observer=Observer())
         last = json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[-1])
         return float(last[config.task.main_metric.name])
 

@@ -14,7 +14,7 @@ import agfl_sim.run
 from agfl_protocol import secure_wire, wire
 from agfl_protocol.header import RESOLUTION
 from agfl_protocol.run_config import RunConfig
-from agfl_protocol.secagg.masks import Lanes
+from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_server.observer import Observer
@@ -64,7 +64,9 @@ def listen(
         monkeypatch.setattr(Listening, "heard", heard, raising=False)
         monkeypatch.setattr(agfl_sim.run, "InProcessGrid", Listening)
         config = run_config(*ELASTIC, f"aggregation.type={kind}")
-        agfl_sim.run.run_inline(config, sorted(make_owners(6).iterdir()), tmp_path / kind, False, Observer())
+        agfl_sim.run.InlineEngine(config, sorted(make_owners(6).iterdir())).run(
+            tmp_path / kind, resume=False, observer=Observer()
+        )
         return config, heard
 
     return run

@@ -27,7 +27,7 @@ from agfl_models.tokenizer import BPETokenizerConfig, Pair, Tokenizer
 from agfl_protocol import wire
 from agfl_protocol.counting import COUNT, CountRequest
 from agfl_protocol.run_config import RunConfig, load_run_config
-from agfl_protocol.update import Lanes
+from agfl_protocol.secagg.lanes import Lanes
 from agfl_server.aggregator import Aggregator, AttemptFailed, CohortSum, LaneCodec
 from agfl_server.app import build_aggregator, run_federation
 from agfl_server.attempts import Parties
@@ -36,7 +36,7 @@ from agfl_server.connected_nodes import ConnectedNodes
 from agfl_server.observer import Observer
 from agfl_server.tokenizer_training import train_tokenizer
 from agfl_sim.grid import InProcessGrid
-from agfl_sim.run import run_inline
+from agfl_sim.run import InlineEngine
 
 MakeConfig = Callable[..., RunConfig]
 MakeOwners = Callable[..., Path]
@@ -113,7 +113,7 @@ def test_a_federation_learns_what_all_its_training_text_in_one_place_would_teach
     owners = sorted(make_owners(4).iterdir())
     texts = ["the naïve sea 日本 日本語 saw", "日本 naïve the sea", "😀 the 😀 naïve", "no 日本"] * 3
     write_rows(owners[3], [TextRow(text=text) for text in texts])
-    run_inline(config, owners, tmp_path / "run", False, diary)
+    InlineEngine(config, owners).run(tmp_path / "run", resume=False, observer=diary)
     assert len(learned(tmp_path / "run")) == VOCAB - 259
     assert learned(tmp_path / "run") == central(config, owners, merges_per_round)
     assert learned(tmp_path / "run") != central(run_config(*bpe(1)), owners)  # which holds other text out
@@ -435,12 +435,12 @@ def test_the_operators_own_text_teaches_the_tokenizer_without_the_owners(
     )
     config, diary = run_config("model.vocab_size=270", tokenizer, "num_rounds=1"), Diary()
     owners = sorted(make_owners(3).iterdir())
-    run_inline(config, owners, tmp_path / "run", False, diary)
+    InlineEngine(config, owners).run(tmp_path / "run", resume=False, observer=diary)
     assert learned(tmp_path / "run") == train_bpe([text.strip()], 270, merges_per_round)
     assert bpe_of(load_run_config(tmp_path / "run" / "config.yaml")).text is None, "nobody else has the file"
     assert (diary.rounds, diary.trained) == ([], [(11, 11)])
     again = run_config("model.vocab_size=270", tokenizer, "num_rounds=2")
-    run_inline(again, owners, tmp_path / "run", True, diary)
+    InlineEngine(again, owners).run(tmp_path / "run", resume=True, observer=diary)
     assert len(diary.trained) == 1, "a run that goes on has its merges"
 
 
@@ -462,7 +462,7 @@ def test_what_learning_took_stands_in_the_row_of_round_0(
     run_config: MakeConfig, make_owners: MakeOwners, tmp_path: Path, aggregation: str
 ) -> None:
     config, owners = run_config(*bpe(8), f"aggregation={{type: {aggregation}}}"), sorted(make_owners(4).iterdir())
-    run_inline(config, owners, tmp_path / "run", False, Diary())
+    InlineEngine(config, owners).run(tmp_path / "run", resume=False, observer=Diary())
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().split("\n")[0])
     assert (row["round"], row["clients"], row["refused"]) == (0, 4, 0)
     assert row["bytes_up"] > 4 * 256**2, "each of four owners counts all pairs of bytes, and more"

@@ -19,7 +19,7 @@ from agfl_protocol.update import Layout
 from agfl_server.observer import Observer
 from agfl_server.optimizers import build_optimizer
 from agfl_server.state import initial_state
-from agfl_sim.run import run_inline
+from agfl_sim.run import InlineEngine
 
 ELASTIC = (
     "model.layers=[{type: attention, num_heads: 4}, {type: ff, hidden_dim: 24}, {type: rnn, cell: mingru}]",
@@ -58,7 +58,7 @@ def run(
 
     def run_(name: str, *overrides: str, resume: bool = False) -> tuple[Path, Diary, RunConfig]:
         config, diary = run_config(*ELASTIC, *overrides), Diary()
-        run_inline(config, sorted(make_owners(9).iterdir()), tmp_path / name, resume, diary)
+        InlineEngine(config, sorted(make_owners(9).iterdir())).run(tmp_path / name, resume=resume, observer=diary)
         return tmp_path / name, diary, config
 
     return run_

@@ -10,7 +10,7 @@ import pytest
 
 from agfl_protocol.run_config import RunConfig
 from agfl_server.observer import Observer
-from agfl_sim.run import run_inline
+from agfl_sim.run import InlineEngine
 
 METHODS = {
     "auto": ("num_rounds=5", "aggregation.server_optimizer={type: auto, every: 1}"),
@@ -39,7 +39,7 @@ def test_method_learns_and_secure_sums_change_no_bit(
     for name, overrides in (("plain", METHODS[method]), ("secure", METHODS[method]), ("without", ())):
         kind = "secure" if name == "secure" else "plain"
         config = run_config(f"aggregation={{type: {kind}, server_optimizer: {{type: nesterov}}}}", *overrides)
-        run_inline(config, owners, tmp_path / name, False, Observer())
+        InlineEngine(config, owners).run(tmp_path / name, resume=False, observer=Observer())
         weights[name] = (tmp_path / name / "model" / "model.safetensors").read_bytes()
     assert weights["plain"] == weights["secure"]
     assert weights["plain"] != weights["without"]
@@ -54,7 +54,7 @@ def test_a_run_that_goes_on_ends_with_the_same_choices(
     for name, lengths in (("whole", [6]), ("parts", [1, 2, 5, 6])):
         for number, length in enumerate(lengths):
             config = run_config(f"num_rounds={length}", "training.optimizer.lr=0.05", auto)
-            run_inline(config, owners, tmp_path / name, number > 0, Observer())
+            InlineEngine(config, owners).run(tmp_path / name, resume=number > 0, observer=Observer())
     models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "parts")]
     assert models[0] == models[1]
 
@@ -74,5 +74,5 @@ def test_a_person_is_told_when_the_method_changes(
     arms = "[{type: fedavg, lr: 0.01}, {type: fedavg, lr: 1}, {type: fedavg, lr: 30}]"
     auto, diary = f"aggregation.server_optimizer={{type: auto, every: 1, arms: {arms}}}", Diary()
     config = run_config("num_rounds=4", "training.optimizer.lr=0.01", auto)
-    run_inline(config, sorted(make_owners(3).iterdir()), tmp_path / "run", False, diary)
+    InlineEngine(config, sorted(make_owners(3).iterdir())).run(tmp_path / "run", resume=False, observer=diary)
     assert diary.chosen == ["fedavg lr 30"]

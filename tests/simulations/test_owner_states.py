@@ -29,7 +29,7 @@ from agfl_server.observer import Observer, Row
 from agfl_server.search import CHOSEN_FILE
 from agfl_server.state import ServerState
 from agfl_sim.grid import InProcessGrid
-from agfl_sim.run import run_inline, run_ray
+from agfl_sim.run import InlineEngine, RayEngine
 
 METHODS = {
     "scaffold": ("aggregation.server_optimizer={type: scaffold}", "aggregation.weighting=uniform"),
@@ -161,7 +161,7 @@ def test_an_attempt_that_failed_after_a_state_was_written_changes_no_bit(
     diary = Diary()
     federation.run("failed", config, diary)
     assert diary.failed == [(3, 0)]
-    run_inline(config, sorted(federation.owners.iterdir()), tmp_path / "whole", False, Observer())
+    InlineEngine(config, sorted(federation.owners.iterdir())).run(tmp_path / "whole", resume=False, observer=Observer())
     assert federation.model("failed") == federation.model("whole")
 
 
@@ -210,7 +210,9 @@ def test_secure_owners_keep_the_states_of_plain_ones(
         old = tmp_path / kind / "nodes" / "owner-00" / "state-old.safetensors"
         old.parent.mkdir(parents=True)
         write_private(old, b"what another run has left")
-        run_inline(config, sorted(federation.owners.iterdir()), tmp_path / kind, False, Observer())
+        InlineEngine(config, sorted(federation.owners.iterdir())).run(
+            tmp_path / kind, resume=False, observer=Observer()
+        )
         assert not old.exists(), "it goes when a run ends"
         files = sorted((tmp_path / kind / "nodes").glob("*/state-*.safetensors"))
         assert all(path.stat().st_mode & 0o777 == 0o600 for path in files)
@@ -226,15 +228,15 @@ def test_candidates_of_a_search_keep_the_states_of_their_owners_while_others_hav
 ) -> None:
     owners, diary = sorted(federation.owners.iterdir()), Diary()
     search = ("search={slate: [configured, mingru, gru, ff], rungs: [2, 2]}", "num_rounds=6")
-    run_inline(run_config(*search, *METHODS["scaffold"]), owners, tmp_path / "run", False, diary)
+    InlineEngine(run_config(*search, *METHODS["scaffold"]), owners).run(tmp_path / "run", resume=False, observer=diary)
     assert not diary.lost
     chosen = load_run_config(tmp_path / "run" / "search" / CHOSEN_FILE)
-    run_inline(chosen, owners, tmp_path / "plain", False, Observer())
+    InlineEngine(chosen, owners).run(tmp_path / "plain", resume=False, observer=Observer())
     assert federation.model("run") == federation.model("plain")
 
 
 @with_state
-def test_ray_keeps_no_state_and_refuses_by_name(method: str, run_config: MakeConfig, tmp_path: Path) -> None:
+def test_ray_keeps_no_state_and_refuses_by_name(method: str, run_config: MakeConfig) -> None:
     rule = rf"^--engine ray: runs no aggregation\.server_optimizer for which owners keep state.* got {method}$"
     with pytest.raises(ConfigError, match=rule):
-        run_ray(run_config(*METHODS[method]), [], tmp_path, False, Observer())
+        RayEngine(run_config(*METHODS[method]), [])

@@ -24,7 +24,7 @@ from agfl_server.run_folder import RunFolder
 from agfl_server.search import CHOSEN_FILE, RACE_FILE
 from agfl_server.skipping import BLOCKS_FILE, models_without_a_block
 from agfl_sim.grid import InProcessGrid
-from agfl_sim.run import run_inline
+from agfl_sim.run import InlineEngine
 
 MakeConfig = Callable[..., RunConfig]
 SEARCH = "search={slate: [configured, mingru, gru, attention+mingru], rungs: [1, 2]}"
@@ -215,7 +215,7 @@ def test_secure_search_is_the_plain_one_bit_for_bit(run_config: MakeConfig, make
     owners = sorted(make_owners(4).glob("*.jsonl"))
     for kind in ("plain", "secure"):
         config = run_config(*OVERRIDES, f"aggregation.type={kind}", "aggregation.min_cohort=3")
-        run_inline(config, owners, tmp_path / kind, False, Observer())
+        InlineEngine(config, owners).run(tmp_path / kind, resume=False, observer=Observer())
     found = [
         [(tmp_path / kind / "search" / name).read_bytes() for kind in ("plain", "secure")]
         for name in (RACE_FILE, BLOCKS_FILE)

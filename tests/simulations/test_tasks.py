@@ -16,7 +16,7 @@ from agfl_models.tasks.summarization import SummaryRow
 from agfl_models.tasks.translation import TranslationRow
 from agfl_protocol.run_config import RunConfig
 from agfl_server.observer import Observer
-from agfl_sim.run import run_inline
+from agfl_sim.run import InlineEngine
 
 ROUNDS, NUM_OWNERS = 3, 10
 WORDS = {"sea": "Meer", "ship": "Schiff", "shore": "Ufer", "saw": "sah", "old": "alt", "man": "Mann"}
@@ -83,7 +83,7 @@ def test_federation_learns_the_task_and_secure_sums_change_no_bit(
             f"aggregation={{type: {aggregation}}}",
             "evaluation={every: 1, max_examples: 3}",
         )
-        run_inline(config, owners, tmp_path / aggregation, False, Observer())
+        InlineEngine(config, owners).run(tmp_path / aggregation, resume=False, observer=Observer())
         lines = (tmp_path / aggregation / "metrics.jsonl").read_text().splitlines()
         keys_of_work = ("seconds", "bytes_up", "bytes_down")
         rows[aggregation] = [{k: v for k, v in json.loads(line).items() if k not in keys_of_work} for line in lines]

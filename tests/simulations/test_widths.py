@@ -11,7 +11,7 @@ import pytest
 from agfl_models.errors import DataError
 from agfl_protocol.run_config import RunConfig
 from agfl_server.observer import Observer
-from agfl_sim.run import run_inline
+from agfl_sim.run import InlineEngine
 from agfl_sim.width_section import width_section
 from agfl_sim.widths import choose, read_widths, write_widths
 
@@ -36,7 +36,7 @@ def test_a_run_writes_its_widths_and_the_report_shows_them(
 ) -> None:
     elastic = ("elastic={widths: [0.5, 1.0]}", "data.max_widths={0.5: 2, 1.0: 2}", "evaluation.every=1")
     config, owners = run_config(*elastic), sorted(make_owners(4).iterdir())
-    run_inline(config, owners, tmp_path / "run", False, Observer())
+    InlineEngine(config, owners).run(tmp_path / "run", resume=False, observer=Observer())
     with (tmp_path / "run" / "metrics.jsonl").open("a") as metrics:
         metrics.write('{"round": 4, "ev')  # as a crash may have cut it short
     write_widths(tmp_path / "run", owners[0])
@@ -64,7 +64,7 @@ def test_a_model_of_one_width_has_no_section(
     run_config: Callable[..., RunConfig], make_owners: Callable[..., Path], tmp_path: Path
 ) -> None:
     owners = sorted(make_owners(2).iterdir())
-    run_inline(run_config("num_rounds=1"), owners, tmp_path, False, Observer())
+    InlineEngine(run_config("num_rounds=1"), owners).run(tmp_path, resume=False, observer=Observer())
     write_widths(tmp_path, owners[0])
     assert not (tmp_path / "widths.json").exists()
     assert width_section(tmp_path) == ""
