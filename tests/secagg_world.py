@@ -23,7 +23,7 @@ from agfl_protocol.counting import COUNT, CountRequest
 from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.context import AttemptId
 from agfl_protocol.secagg.identity import SigningRoster
-from agfl_protocol.secagg.masks import Lanes
+from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.messages import KeyRecord, SealedShares
 from agfl_protocol.secagg.parameters import Parameters
 from agfl_protocol.transforms.quantization import QuantizationPlan

@@ -19,7 +19,8 @@ from agfl_protocol.secagg.context import dealers_context, survivors_context
 from agfl_protocol.secagg.errors import require
 from agfl_protocol.secagg.identity import SIGN_AGREEMENT, SIGN_KEYS, sign
 from agfl_protocol.secagg.keys import MASK_SHARE, SELF_SHARE, share_hash
-from agfl_protocol.secagg.masks import Lanes, Mask, apply_masks, pair_mask
+from agfl_protocol.secagg.lanes import Lanes
+from agfl_protocol.secagg.masks import Mask, apply_masks, pair_mask
 from agfl_protocol.secagg.members import Members, check_record
 from agfl_protocol.secagg.messages import (
     AdvertiseReply,

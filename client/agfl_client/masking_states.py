@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from agfl_protocol.secagg.context import AttemptId
 from agfl_protocol.secagg.identity import SigningRoster
-from agfl_protocol.secagg.masks import Lanes
+from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.members import Members
 from agfl_protocol.secagg.messages import KeyRecord
 from agfl_protocol.secagg.parameters import Parameters

@@ -30,9 +30,10 @@ from agfl_protocol.counting import CountCodec, CountRequest
 from agfl_protocol.optimizer_config import PortfolioConfig
 from agfl_protocol.randomness import generator
 from agfl_protocol.run_config import RunConfig, run_config_from_json
+from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms.alignment import cosine
 from agfl_protocol.transforms.codec import UpdateCodec
-from agfl_protocol.update import Lanes, Layout, Update, Vector
+from agfl_protocol.update import Layout, Update, Vector
 from agfl_protocol.wire import FinishRequest, IdentifyReply, RoundReply, RoundRequest, SumRequest
 
 

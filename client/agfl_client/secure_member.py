@@ -22,7 +22,7 @@ from agfl_protocol import secure_wire
 from agfl_protocol.secagg.context import AttemptId
 from agfl_protocol.secagg.errors import require
 from agfl_protocol.secagg.identity import SigningRoster
-from agfl_protocol.update import Lanes
+from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.wire import SumRequest
 
 

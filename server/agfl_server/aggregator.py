@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 
 from agfl_models.errors import RoundError
 from agfl_protocol import wire
-from agfl_protocol.update import Lanes
+from agfl_protocol.secagg.lanes import Lanes
 
 
 def reasons(refused: Mapping[str, str]) -> str:

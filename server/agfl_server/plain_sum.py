@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from agfl_models.errors import WireError
 from agfl_protocol import wire
-from agfl_protocol.update import Lanes
+from agfl_protocol.secagg.lanes import Lanes
 from agfl_server.aggregator import AttemptFailed, CohortSum, LaneCodec, reasons
 from agfl_server.exchange import exchange
 from agfl_server.observer import Observer

@@ -26,11 +26,11 @@ from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.context import AttemptId, dealers_context, survivors_context
 from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.identity import SIGN_AGREEMENT, SigningRoster
+from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.masks import Mask, apply_masks
 from agfl_protocol.secagg.members import Members
 from agfl_protocol.secagg.messages import KeyRecord, SealedShares, UnmaskReply
 from agfl_protocol.secagg.parameters import Parameters
-from agfl_protocol.update import Lanes
 from agfl_server.aggregator import AttemptFailed, CohortSum, LaneCodec, reasons
 from agfl_server.exchange import exchange
 from agfl_server.observer import Observer

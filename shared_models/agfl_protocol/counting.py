@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from agfl_models.errors import WireError
 from agfl_models.tokenizer import FIRST_MERGE, MAX_MERGES_PER_ROUND, MAX_VOCAB_SIZE, NUM_BYTES, Pair
 from agfl_protocol.secagg.context import CountBroadcast
-from agfl_protocol.update import Lanes
+from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.wire import Scalar, new_record, read_bounded, read_scalar, read_vector
 
 COUNT = "query.count"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agfl_models.errors import WireError
-from agfl_protocol.update import Lanes
+from agfl_protocol.secagg.lanes import Lanes
 
 RESOLUTION = 2**20  # fixed point: a metric of 1.0 is 2^20
 

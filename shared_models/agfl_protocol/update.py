@@ -19,7 +19,6 @@ from torch import nn
 from agfl_models.sequence_model import trained_parameters
 
 Vector: TypeAlias = NDArray[np.float32]
-Lanes: TypeAlias = NDArray[np.uint64]
 _CHUNK = 2**13  # elements: from 10^4 on BLAS wakes its threads, which burn processor time waiting
 
 

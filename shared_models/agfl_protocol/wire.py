@@ -19,9 +19,10 @@ from numpy.typing import DTypeLike, NDArray
 from agfl_models.errors import WireError
 from agfl_protocol.run_config import PROTOCOL_VERSION
 from agfl_protocol.secagg.context import Broadcast
+from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.rings import MAX_RINGS
 from agfl_protocol.transforms.quantization import MAX_SCALE, MIN_SCALE, QuantizationPlan
-from agfl_protocol.update import Lanes, Vector
+from agfl_protocol.update import Vector
 
 IDENTIFY, FINISH = "query.identify", "query.finish"
 TRAIN, EVALUATE = "train", "evaluate"

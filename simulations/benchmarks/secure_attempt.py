@@ -19,6 +19,7 @@ from agfl_protocol.randomness import generator
 from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.context import AttemptId
 from agfl_protocol.secagg.identity import SigningRoster
+from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.masks import Mask, apply_masks
 from agfl_protocol.secagg.members import Members
 from agfl_protocol.secagg.parameters import Parameters
@@ -27,7 +28,7 @@ from agfl_protocol.transforms.clipping import Clipping
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.quantization import Quantization, Scales
 from agfl_protocol.transforms.weighting import Weighting
-from agfl_protocol.update import Lanes, Layout, Update
+from agfl_protocol.update import Layout, Update
 from agfl_protocol.wire import RoundRequest
 from agfl_server.unmasking import Dealt, Recovery
 

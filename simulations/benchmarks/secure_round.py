@@ -33,10 +33,10 @@ from agfl_protocol import wire
 from agfl_protocol.flower_settings import prepare_flower
 from agfl_protocol.run_config import RunConfig, run_config_from_json
 from agfl_protocol.secagg.identity import SigningRoster
+from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.parameters import Parameters
 from agfl_protocol.transforms import quantization
 from agfl_protocol.transforms.codec import UpdateCodec
-from agfl_protocol.update import Lanes
 from agfl_server.aggregator import Aggregator
 from agfl_server.exchange import exchange
 from agfl_server.observer import Observer

@@ -16,7 +16,8 @@ from agfl_protocol import secure_wire as sw
 from agfl_protocol import wire
 from agfl_protocol.secagg import keys
 from agfl_protocol.secagg.context import dealers_context
-from agfl_protocol.secagg.masks import Lanes, apply_masks, pair_mask
+from agfl_protocol.secagg.lanes import Lanes
+from agfl_protocol.secagg.masks import apply_masks, pair_mask
 from agfl_protocol.secagg.members import Members
 from agfl_protocol.secure_wire import context_of
 from agfl_protocol.wire import SumRequest

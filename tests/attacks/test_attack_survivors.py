@@ -16,7 +16,8 @@ from agfl_protocol.secagg import keys, shamir
 from agfl_protocol.secagg.context import dealers_context
 from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.identity import SIGN_AGREEMENT, sign
-from agfl_protocol.secagg.masks import Lanes, Mask, apply_masks, pair_mask
+from agfl_protocol.secagg.lanes import Lanes
+from agfl_protocol.secagg.masks import Mask, apply_masks, pair_mask
 from agfl_protocol.secagg.members import Members
 from agfl_protocol.secagg.messages import UnmaskReply
 from agfl_protocol.secagg.parameters import Parameters

@@ -28,7 +28,7 @@ from agfl_models.examples import TextRow, read_rows, write_rows
 from agfl_models.tokenizer import FIRST_MERGE, Pair
 from agfl_protocol.counting import COUNT, CountCodec, CountRequest
 from agfl_protocol.run_config import RunConfig, load_run_config
-from agfl_protocol.update import Lanes
+from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.wire import FinishRequest, read_vector
 from agfl_sim.grid import InProcessGrid
 

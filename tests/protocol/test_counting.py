@@ -20,7 +20,7 @@ from agfl_models.errors import WireError
 from agfl_models.tokenizer import MAX_VOCAB_SIZE, Pair
 from agfl_protocol import wire
 from agfl_protocol.counting import COUNT, CountCodec, CountRequest
-from agfl_protocol.update import Lanes
+from agfl_protocol.secagg.lanes import Lanes
 
 MERGES = ((97, 98), (259, 32), (1, 2), (260, 261))
 REQUEST = CountRequest("0123abcd", 3, 1, '{"num_rounds": 3}', "f" * 64, MERGES, 2, 24)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from agfl_models.errors import WireError
 from agfl_protocol.header import Header
 from agfl_protocol.run_config import RunConfig
-from agfl_protocol.secagg.lanes import field_bits, unpack
+from agfl_protocol.secagg.lanes import Lanes, field_bits, unpack
 from agfl_protocol.transforms.clipping import Clipping
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.quantization import (
@@ -32,7 +32,7 @@ from agfl_protocol.transforms.quantization import (
     metric_names,
     plan_round,
 )
-from agfl_protocol.update import Lanes, Layout, Total, Update, Vector
+from agfl_protocol.update import Layout, Total, Update, Vector
 
 FIELDS = (1, 2, 3, 4)
 COHORTS = (2, 3, 24, 1000)

@@ -30,7 +30,8 @@ from agfl_models.families import build_model
 from agfl_protocol import wire
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.secagg.identity import SigningRoster
-from agfl_protocol.update import Lanes, Layout
+from agfl_protocol.secagg.lanes import Lanes
+from agfl_protocol.update import Layout
 from agfl_server.app import build_aggregator, run_federation
 from agfl_server.attempts import Parties
 from agfl_server.connected_nodes import ConnectedNodes

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from numpy.typing import NDArray
 
-Lanes = NDArray[np.uint64]
+from agfl_protocol.secagg.lanes import Lanes
 
 SEED_BYTES = 48  # AES-256 key, then the first counter block
 CHUNK_LANES = 2**15  # 256 KiB

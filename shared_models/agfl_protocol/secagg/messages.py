@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from agfl_protocol.secagg.context import AttemptId, Part
-from agfl_protocol.secagg.masks import Lanes
+from agfl_protocol.secagg.lanes import Lanes
 
 
 @dataclass(frozen=True)

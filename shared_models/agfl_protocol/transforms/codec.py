@@ -13,6 +13,7 @@ from agfl_protocol import candidates, drift, ring_losses
 from agfl_protocol.header import Header
 from agfl_protocol.optimizer_config import FedExPConfig
 from agfl_protocol.run_config import RunConfig
+from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms import clipping, coverage, fair_weighting, normalization, quantization, square_norm
 from agfl_protocol.transforms.alignment import AlignmentWeighting
 from agfl_protocol.transforms.clipping import Clipping
@@ -24,7 +25,7 @@ from agfl_protocol.transforms.quantization import Quantization, QuantizationPlan
 from agfl_protocol.transforms.square_norm import SquareNorm
 from agfl_protocol.transforms.transform import UpdateTransform
 from agfl_protocol.transforms.weighting import Weighting
-from agfl_protocol.update import Lanes, Layout, Total, Update
+from agfl_protocol.update import Layout, Total, Update
 
 _NOTHING = Layout((), ())  # the layout of a round that only evaluates
 

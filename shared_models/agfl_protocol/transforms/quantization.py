@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from agfl_models.errors import WireError
 from agfl_protocol.header import Header
 from agfl_protocol.secagg import lanes as packing
+from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms.rounding import Losses, StochasticRounding
-from agfl_protocol.update import Lanes, Layout, Total, Update
+from agfl_protocol.update import Layout, Total, Update
 
 TARGET_RELATIVE_ERROR = 0.01  # of the mean delta, L2
 ROUNDING, CLIPPING, RELATIVE_ERROR = (

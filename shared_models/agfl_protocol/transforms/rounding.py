@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agfl_protocol.secagg.lanes import field_bits
+from agfl_protocol.secagg.lanes import Lanes, field_bits
 from agfl_protocol.secagg.masks import SEED_BYTES, KeyStream
-from agfl_protocol.update import Lanes, Vector, square_sum
+from agfl_protocol.update import Vector, square_sum
 
 _CHUNK = 2**16  # elements
 _UNITS = 256  # of one level
