@@ -15,12 +15,12 @@ from agfl_models.console import new_app, run_app
 from agfl_server.observer import Observer, Row
 
 if TYPE_CHECKING:
-    from agfl_server.federation import Federation
+    from agfl_server.federation_folder import FederationFolder
 
 app = new_app("Start a federation, admit the nodes of its data owners, and run it.")
 log = logging.getLogger("agfl.server")
 
-FederationFolder = Annotated[Path, typer.Option("--federation", metavar="FOLDER", help="The federation's folder.")]
+Folder = Annotated[Path, typer.Option("--federation", metavar="FOLDER", help="The federation's folder.")]
 
 
 @app.command()
@@ -37,14 +37,14 @@ def init(
 ) -> None:
     """Make a federation folder: run configuration, certificates, room for nodes."""
     from agfl_protocol.run_config import load_run_config
-    from agfl_server import federation
+    from agfl_server import federation_folder
     from agfl_server.slate import make_slate
 
     source = config or Path(str(files("agfl_server") / "default.yaml"))
     run = load_run_config(source)
     if run.search is not None:
         make_slate(run)  # refuses what `start` would
-    federation.init(folder, source.read_text(encoding="utf-8"), host or [])
+    federation_folder.init(folder, source.read_text(encoding="utf-8"), host or [])
     typer.echo(f"made {folder}; give every data owner {folder / 'ca.pem'}, and nobody {folder / 'ca.key'}")
 
 
@@ -52,25 +52,25 @@ def init(
 def add_node(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The owner's NAME.")],
     public_file: Annotated[Path, typer.Argument(metavar="PUBLIC_FILE", help="The NAME.pub that the owner sent.")],
-    folder: FederationFolder = Path("federation"),
+    folder: Folder = Path("federation"),
 ) -> None:
     """Admit a data owner's node, from the next start on."""
-    from agfl_server import federation
+    from agfl_server import federation_folder
 
-    federation.add_node(folder, name, public_file)
-    typer.echo(f"admitted {name}; nodes of {folder}: {_names(federation.load(folder))}")
+    federation_folder.add_node(folder, name, public_file)
+    typer.echo(f"admitted {name}; nodes of {folder}: {_names(federation_folder.load(folder))}")
 
 
 @app.command()
 def roster(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The roster file to write.")],
-    folder: FederationFolder = Path("federation"),
+    folder: Folder = Path("federation"),
 ) -> None:
     """Write the roster: every owner's signing key. Owners must get it, or check it, without going through you."""
     from agfl_protocol.roster_file import fingerprint, roster_of, write_roster
-    from agfl_server import federation
+    from agfl_server import federation_folder
 
-    nodes = federation.load(folder).nodes
+    nodes = federation_folder.load(folder).nodes
     write_roster(file, nodes)
     typer.echo(f"{len(nodes)} owners in {file}, fingerprint {fingerprint(roster_of(nodes))}")
     typer.echo("every owner should compare this fingerprint with the other owners, not with you")
@@ -78,7 +78,7 @@ def roster(
 
 @app.command()
 def start(
-    folder: FederationFolder = Path("federation"),
+    folder: Folder = Path("federation"),
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8443,
     health_port: Annotated[
@@ -93,10 +93,10 @@ def start(
     from rich.console import Console
 
     from agfl_protocol.flower_settings import prepare_flower
-    from agfl_server import federation
+    from agfl_server import federation_folder
 
     prepare_flower()
-    found = federation.load(folder)
+    found = federation_folder.load(folder)
 
     from agfl_protocol.roster_file import roster_of
     from agfl_protocol.run_config import load_with_defaults
@@ -208,7 +208,7 @@ def _numbers(row: Row, *keys: str) -> str:
     return ", ".join(f"{key} {row[key]:.4g}" for key in keys if row.get(key) is not None)
 
 
-def _names(found: Federation) -> str:
+def _names(found: FederationFolder) -> str:
     return ", ".join(node.name for node in found.nodes) or "none (see agfl-server add-node)"
 
 

@@ -23,7 +23,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from agfl_client import keys
 from agfl_client.supernode import run_node
-from agfl_server import federation
+from agfl_server import federation_folder
 from agfl_server.superlink import EmbeddedSuperLink
 
 NAMES = ("alice", "bob", "carol")
@@ -37,8 +37,8 @@ class Site:
     root: Path
 
     @property
-    def federation(self) -> federation.Federation:
-        return federation.load(self.root / "federation")
+    def federation(self) -> federation_folder.FederationFolder:
+        return federation_folder.load(self.root / "federation")
 
     @property
     def ca(self) -> Path:
@@ -120,9 +120,9 @@ class Cluster:
 
 
 def make_site(root: Path) -> Site:
-    federation.init(root / "federation", "", [])
+    federation_folder.init(root / "federation", "", [])
     for name in NAMES:
-        federation.add_node(root / "federation", name, keys.generate(name, root / name))
+        federation_folder.add_node(root / "federation", name, keys.generate(name, root / name))
     return Site(root)
 
 

@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 from agfl_client import keys, supernode
 from agfl_client.supernode import run_node
 from agfl_models.errors import IdentityError, TransportError
-from agfl_server import federation, superlink
+from agfl_server import federation_folder, superlink
 from agfl_server.superlink import EmbeddedSuperLink
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def test_a_node_whose_key_is_not_registered_is_told_what_to_do(site: Site, tmp_p
 
 
 def test_a_server_of_another_ca_is_not_spoken_to(site: Site, tmp_path: Path) -> None:
-    federation.init(tmp_path / "other", "", [])
+    federation_folder.init(tmp_path / "other", "", [])
     with site.superlink() as server:
         start = time.monotonic()
         line = _error_of(site, server.port, tmp_path / "other" / "ca.pem")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agfl_models.errors import IdentityError, TransportError
-from agfl_server import federation
+from agfl_server import federation_folder
 
 if TYPE_CHECKING:
     from tests.server.conftest import Site
@@ -46,7 +46,7 @@ def test_a_malformed_certificate_or_key_is_named(name: str, site: Site) -> None:
 
 
 def test_a_key_of_another_certificate_is_named(site: Site, tmp_path: Path) -> None:
-    federation.init(tmp_path / "other", "", [])
+    federation_folder.init(tmp_path / "other", "", [])
     server = site.superlink()
     other = (tmp_path / "other" / "server.key").read_bytes()
     (site.root / "federation" / "server.key").write_bytes(other)

@@ -37,7 +37,7 @@ _HOST_RULE = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63
 
 
 @dataclass(frozen=True)
-class Federation:
+class FederationFolder:
     """A federation folder that was found complete; `nodes` are sorted by name."""
 
     folder: Path
@@ -103,7 +103,7 @@ def add_node(folder: Path, name: str, public_file: Path) -> None:
     (folder / "nodes" / f"{name}.pub").write_text(identity.format(), encoding="utf-8")
 
 
-def load(folder: Path) -> Federation:
+def load(folder: Path) -> FederationFolder:
     """Read a federation folder.
 
     Raises:
@@ -118,7 +118,7 @@ def load(folder: Path) -> Federation:
         if identity.name != path.stem:
             raise IdentityError(f"{path}: name: must be {path.stem!r} like the file, got {identity.name!r}")
         nodes.append(identity)
-    return Federation(folder, tuple(nodes))
+    return FederationFolder(folder, tuple(nodes))
 
 
 def _alternative_name(host: str) -> x509.GeneralName:

@@ -13,12 +13,12 @@ from cryptography.x509.verification import PolicyBuilder, Store
 
 from agfl_client import keys
 from agfl_models.errors import IdentityError
-from agfl_server import federation
+from agfl_server import federation_folder
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    federation.init(tmp_path / "federation", "seed: 0\n", ["fed.example.org", "10.1.2.3"])
+    federation_folder.init(tmp_path / "federation", "seed: 0\n", ["fed.example.org", "10.1.2.3"])
     return tmp_path / "federation"
 
 
@@ -31,7 +31,7 @@ def test_init_makes_the_folder(folder: Path) -> None:
         "ca.key", "ca.pem", "config.yaml", "nodes", "server.key", "server.pem",
     ]  # fmt: skip
     assert {(folder / name).stat().st_mode & 0o777 for name in ("ca.key", "server.key")} == {0o600}
-    found = federation.load(folder)
+    found = federation_folder.load(folder)
     assert found.config.read_text() == "seed: 0\n"
     assert found.nodes == ()
 
@@ -58,71 +58,71 @@ def test_certificates_last_for_years(folder: Path) -> None:
 def test_init_overwrites_nothing(folder: Path) -> None:
     before = (folder / "ca.key").read_bytes()
     with pytest.raises(IdentityError, match="must be a new or empty folder"):
-        federation.init(folder, "seed: 1\n", [])
+        federation_folder.init(folder, "seed: 1\n", [])
     assert (folder / "ca.key").read_bytes() == before
 
 
 @pytest.mark.parametrize("host", ["", "a:8443", "https://a", "-a", "a_b", "a..b", "a" * 64])
 def test_a_host_that_is_neither_name_nor_address_is_refused(host: str, tmp_path: Path) -> None:
     with pytest.raises(IdentityError, match="--host: must be a host name or an IP address, got") as caught:
-        federation.init(tmp_path / "federation", "", [host])
+        federation_folder.init(tmp_path / "federation", "", [host])
     assert repr(host) in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nodes_are_loaded_sorted_by_name(folder: Path, tmp_path: Path) -> None:
     for name in ("bob", "Carol", "alice"):
-        federation.add_node(folder, name, _new_identity(name, tmp_path))
-    found = federation.load(folder)
+        federation_folder.add_node(folder, name, _new_identity(name, tmp_path))
+    found = federation_folder.load(folder)
     assert [node.name for node in found.nodes] == ["Carol", "alice", "bob"]
     assert found.nodes[1] == keys.load(tmp_path / "keys-alice").identity
 
 
 @pytest.mark.parametrize("again", ["alice", "ALICE"])
 def test_a_taken_name_is_refused(again: str, folder: Path, tmp_path: Path) -> None:
-    federation.add_node(folder, "alice", _new_identity("alice", tmp_path))
+    federation_folder.add_node(folder, "alice", _new_identity("alice", tmp_path))
     other = keys.generate(again, tmp_path / "other")
     with pytest.raises(IdentityError, match=f"name: must not be taken, .* has 'alice' already, got '{again}'"):
-        federation.add_node(folder, again, other)
-    assert len(federation.load(folder).nodes) == 1
+        federation_folder.add_node(folder, again, other)
+    assert len(federation_folder.load(folder).nodes) == 1
 
 
 @pytest.mark.parametrize("field", ["transport_key", "signing_key"])
 def test_a_key_of_another_node_is_refused(field: str, folder: Path, tmp_path: Path) -> None:
     alice, bob = _new_identity("alice", tmp_path), _new_identity("bob", tmp_path)
-    federation.add_node(folder, "alice", alice)
+    federation_folder.add_node(folder, "alice", alice)
     stolen = next(line for line in alice.read_text().splitlines() if line.startswith(field))
     lines = [stolen if line.startswith(field) else line for line in bob.read_text().splitlines()]
     bob.write_text("\n".join(lines))
     with pytest.raises(IdentityError, match=rf"bob\.pub: {field}: must not be shared, got the key of 'alice'"):
-        federation.add_node(folder, "bob", bob)
+        federation_folder.add_node(folder, "bob", bob)
 
 
 def test_a_public_file_that_names_someone_else_is_refused(folder: Path, tmp_path: Path) -> None:
     public_file = _new_identity("alice", tmp_path)
     with pytest.raises(IdentityError, match=r"alice\.pub: name: must be 'bob' as on the command line, got 'alice'"):
-        federation.add_node(folder, "bob", public_file)
+        federation_folder.add_node(folder, "bob", public_file)
 
 
 def test_a_bad_name_is_refused_before_anything_is_read(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(IdentityError, match="name: must match"):
-        federation.add_node(folder, "../../etc", tmp_path / "nowhere")
+        federation_folder.add_node(folder, "../../etc", tmp_path / "nowhere")
 
 
 def test_a_renamed_public_file_is_refused(folder: Path, tmp_path: Path) -> None:
-    federation.add_node(folder, "alice", _new_identity("alice", tmp_path))
+    federation_folder.add_node(folder, "alice", _new_identity("alice", tmp_path))
     (folder / "nodes" / "alice.pub").rename(folder / "nodes" / "bob.pub")
     with pytest.raises(IdentityError, match=r"bob\.pub: name: must be 'bob' like the file, got 'alice'"):
-        federation.load(folder)
+        federation_folder.load(folder)
 
 
 def test_an_open_server_key_is_refused(folder: Path) -> None:
     (folder / "server.key").chmod(0o644)
     with pytest.raises(IdentityError, match=r"server\.key: must be closed to group and others"):
-        federation.load(folder)
+        federation_folder.load(folder)
 
 
 def test_a_folder_that_is_no_federation_is_refused(folder: Path) -> None:
     shutil.rmtree(folder / "nodes")
     with pytest.raises(IdentityError, match="must be a federation folder made by `agfl-server init`"):
-        federation.load(folder)
+        federation_folder.load(folder)
