@@ -51,7 +51,10 @@ def start(
     columns: Columns = "",
     pretrained: Pretrained = None,
     roster: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Every owner's signing key, got out of band.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Every owner's signing key, got out of band; needed unless your policy allows plain."
+        ),
     ] = None,
     policy: Annotated[Path | None, typer.Option(metavar="FILE", help="What you accept, in YAML.")] = None,
     device: Device = "auto",

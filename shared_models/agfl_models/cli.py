@@ -52,7 +52,9 @@ for command in (
 @app.command()
 def evaluate(
     path: ModelPath,
-    data: Annotated[Path, typer.Option(metavar="PATH", help="Examples of the model's task: a file, or text.")],
+    data: Annotated[
+        Path, typer.Option(metavar="PATH", help="Examples of the model's task: a file, or a folder of text.")
+    ],
     columns: Annotated[
         str, typer.Option(metavar="NAME=COLUMN,...", help="What the file calls the task's columns.")
     ] = "",

@@ -151,8 +151,9 @@ class DataConfig(Config):
 class RunConfig(Config):
     """Everything that defines a federated run; a file may leave open what `agfl_protocol.defaults` fills in.
 
-    baselines: a simulation also trains each owner's own model, and one with all text in one place, to compare the
-    global model with. A deployment ignores it, as it ignores `data`: nobody has all text there.
+    baselines: a simulation also trains each owner's own model, the global one further at each owner, and one with all
+    text in one place, to compare the global model with. A deployment ignores it, as it ignores `data`: nobody has
+    all text there.
     search: architectures race, for all rounds or some, and the one that wins is trained to the last.
     """
 

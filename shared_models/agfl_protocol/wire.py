@@ -1,7 +1,8 @@
 """The wire: every message that server and client exchange, with its fields, and nothing else.
 
 What a client sends on its own is a privacy decision, and these are all of them: its NAME (`IdentifyReply`) and one
-vector of integers a round (`RoundReply`), of training and evaluating as of counting for a tokenizer (`counting.py`).
+vector of integers a round (`RoundReply`), of training and evaluating as of counting for a tokenizer (`counting.py`);
+where sums are secure, that vector is masked, and the messages around it are those of `secure_wire.py`.
 Legend: d parameters, K parameter tensors.
 """
 

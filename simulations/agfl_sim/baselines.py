@@ -1,4 +1,4 @@
-"""The baselines of a finished run, in baselines.jsonl: each owner's own model, and one model of all text in one place.
+"""The baselines of a finished run, in baselines.jsonl: models of one owner each, and one of all text in one place.
 
 Only a simulation can make them: nobody else has the text of all owners.
 """

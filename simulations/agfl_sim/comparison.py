@@ -14,7 +14,7 @@ GLOBAL, TUNED, LOCAL, CENTRALIZED = "global", "tuned", "local", "centralized"
 MODELS = (GLOBAL, TUNED, LOCAL, CENTRALIZED)
 NAMES = {
     GLOBAL: "global model",
-    TUNED: "global, then trained on at home",
+    TUNED: "global, trained further at home",
     LOCAL: "own model",
     CENTRALIZED: "all text in one place",
 }
@@ -93,7 +93,7 @@ class Comparison:
 
     @property
     def num_gaining_tuned(self) -> int:
-        """Owners for whom the global model, trained on at home, is better than their own."""
+        """Owners for whom the global model, trained further at home, is better than their own."""
         return sum(self.gain({**values, GLOBAL: values[TUNED]}) > 0 for values in self.owners.values())
 
     @property
@@ -123,7 +123,7 @@ class Comparison:
         return (
             f"{verdict}: for {self.num_gaining} of {total} owners ({100 * self.num_gaining / total:.0f} %) the global "
             f"model is better than what they train alone{even}. The median owner has {number_text(typical[GLOBAL])} "
-            f"{self.metric.title} with it and {number_text(typical[LOCAL])} alone. Trained on at home, the global "
+            f"{self.metric.title} with it and {number_text(typical[LOCAL])} alone. Trained further at home, the global "
             f"model reaches {number_text(typical[TUNED])} and is better than the own one for "
             f"{self.num_gaining_tuned} of {total}."
         )

@@ -90,11 +90,11 @@ def _note(comparison: Comparison) -> str:
     budget = comparison.budget
     return (
         f"Own model: each owner trains the same initial model alone on its own training text, as long as in the "
-        f"federation ({budget.local:,} {budget.unit}). Trained on at home: the global model goes on, on an owner's own "
-        f"training text ({budget.tuned:,} {budget.unit}). All text in one place: one model trains on the training text "
+        f"federation ({budget.local:,} {budget.unit}). Trained further at home: the global model goes on, on an "
+        f"owner's own training text ({budget.tuned:,} {budget.unit}). All text in one place: one model trains on that "
         f"of all owners, on as many examples as the federation saw ({budget.centralized:,} {budget.unit}). All keep "
-        f"their optimizer all along, and of {budget.num_points} models along the way the best one counts, chosen on "
-        f"the very validation text it is judged by, while the global model is that of the last round: this favors "
+        f"their optimizer all along, and of up to {budget.num_points} models along the way the best one counts, chosen "
+        f"on the very validation text it is judged by, while the global model is that of the last round: this favors "
         f"them. On the other hand, batch size and learning rate are those of the run, chosen for the federation. "
         f"The worst tenth is exact here; the curve below has it from a histogram, which is all that a server learns."
     )

@@ -1,9 +1,9 @@
 """Training without a federation: an owner alone, or all text in one place, with the client's own trainer.
 
-A learner begins with the run's initial model and trains as long as the federation did; and each owner trains the
-global model on at home, a quarter as long. It keeps its optimizer where a
-client begins anew each round, and of the models along the way the best one counts, by the very text that it is then
-judged by: all of that favors it.
+A learner begins with the run's initial model and takes as many steps as it took in the federation, the one with all
+text as many as all owners together; and each owner trains the global model further at home, a quarter as long. A
+learner keeps its optimizer where a client begins anew each round, and of the models along the way the best one counts,
+by the very text that it is then judged by: all of that favors it.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
 
 
 def same_but_for_the_attempt(one: RecordDict, two: RecordDict) -> bool:
-    """The pure functions leave the attempt's number to `SecureRound`."""
+    """The pure functions leave the attempt's number to `SecureMember`."""
     loose = ("run_id", "round", "attempt")
     a, b = ({k: v for k, v in r.config_records["config"].items() if k not in loose} for r in (one, two))
     return a == b

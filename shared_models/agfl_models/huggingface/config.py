@@ -29,7 +29,7 @@ class HuggingFaceConfig(Config):
         folder: the server's own copy, or the simulation's; it is never sent, and each owner names its own.
         fingerprint: SHA-256 of what is read of the folder; null is filled in when the run begins.
         num_layers: keep the first layers only; of a seq2seq model those of encoder and decoder.
-        lora: train an adapter, which is then all that travels; null trains everything.
+        lora: train an adapter, which is then all that travels beside a new head; null trains everything.
         head: of an encoder, span or classification, which is trained whole; the others come with their own.
     """
 
