@@ -91,8 +91,12 @@ def _node_of_context(context: Context) -> Node:
     """
     config = context.node_config
     if "name" in config and "data" in config:
-        policy = load_policy(Path(str(config["policy"]))) if "policy" in config else Policy()
-        columns = parse_columns(str(config["columns"])) if "columns" in config else {}
+        try:
+            policy = load_policy(Path(str(config["policy"]))) if "policy" in config else Policy()
+            columns = parse_columns(str(config["columns"])) if "columns" in config else {}
+        except ConfigError as error:
+            log.error("%s", error)  # the line quotes what the owner wrote, and where, so it stays here
+            raise ConfigError("node config: this owner's policy or columns cannot be used") from None
         pretrained = Path(str(config["pretrained"])) if "pretrained" in config else None
         name, data = str(config["name"]), Path(str(config["data"]))
         return Node(name, data, columns=columns, pretrained=pretrained, policy=policy)

@@ -25,8 +25,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from agfl_models.durable_files import write_atomically
 from agfl_models.errors import ConfigError
-from agfl_models.store import write_atomically
 from agfl_protocol.drift import Drift
 from agfl_protocol.private_files import check_private
 from agfl_protocol.run_config import TrainingConfig

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from agfl_models.errors import IdentityError
+from agfl_protocol.folder_lock import held
 from agfl_protocol.identity import PublicIdentity, check_name
 from agfl_protocol.private_files import check_private, new_folder, read_private, write_private
 
@@ -89,19 +88,9 @@ def hold(folder: Path) -> Iterator[None]:
         IdentityError: another process holds the keys, or the folder is missing or open to others.
     """
     check_private(folder)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        _lock(descriptor, folder)
+    refusal = IdentityError(f"{folder}: keys: must serve one node at a time, and one is running already")
+    with held(folder, refusal):
         yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise IdentityError(f"{folder}: keys: must serve one node at a time, and one is running already") from None
 
 
 def _to_pem(key: EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from agfl_models.durable_files import write_atomically
 from agfl_models.errors import ConfigError
-from agfl_models.store import write_atomically
 from agfl_protocol.secagg.context import AttemptId
 from agfl_protocol.secagg.errors import ProtocolViolation, require
 

@@ -54,6 +54,8 @@ def run_federation(
     observer = observer or Observer()
     run_folder = RunFolder(folder)
     aggregator, min_cohort = build_aggregator(config.aggregation, roster, observer)
+    num_owners = None if roster is None else len(roster)
+    _refuse_few_owners(num_owners, min_cohort)
     parties = Parties(
         config=config,
         grid=grid,
@@ -62,14 +64,22 @@ def run_federation(
         observer=observer,
         min_cohort=min_cohort,
         next_attempt=run_folder.next_attempt,
+        num_owners=num_owners,
     )
-    if config.search is not None:
-        parties = replace(parties, config=run_search(parties, run_folder, resume=resume))
-        resume = True
-    federation, state = _train(parties, run_folder, resume)
-    if config.search is not None:
-        write_skip_costs(federation, state, run_folder)
+    with run_folder.hold():
+        state = _run(parties, run_folder, resume)
     _finish(grid, state)
+    return state
+
+
+def _run(parties: Parties, run_folder: RunFolder, resume: bool) -> ServerState:
+    """Search where the run says so, and train."""
+    if parties.config.search is None:
+        _, state = _train(parties, run_folder, resume)
+        return state
+    chosen = run_search(parties, run_folder, resume=resume)
+    federation, state = _train(replace(parties, config=chosen), run_folder, resume=True)
+    write_skip_costs(federation, state, run_folder)
     return state
 
 
@@ -103,19 +113,27 @@ def _opened(config: RunConfig, run_folder: RunFolder, resume: bool) -> tuple[Run
     return config, is_new
 
 
-def refuse_run(config: RunConfig, folder: Path, *, resume: bool, roster: SigningRoster | None) -> None:
+def refuse_run(config: RunConfig, folder: Path, *, resume: bool, roster: SigningRoster | None, num_owners: int) -> None:
     """Raise what `run_federation` would before it writes, so that a caller writes nothing for a run that cannot be.
 
     Raises:
         AgflError: one line for a person.
     """
-    build_aggregator(config.aggregation, roster, Observer())
+    _, min_cohort = build_aggregator(config.aggregation, roster, Observer())
+    _refuse_few_owners(num_owners, min_cohort)
     if config.search is not None:
         open_search(config, RunFolder(folder), resume=resume)
     else:
         _opened(config, RunFolder(folder), resume)
     if not resume:
         public_rows(config)
+
+
+def _refuse_few_owners(num_owners: int | None, min_cohort: int) -> None:
+    """Raise ConfigError where a run would wait for ever for owners that there are not."""
+    if num_owners is not None and num_owners < min_cohort:
+        rule = f"must be at most {num_owners}, the owners that there are"
+        raise ConfigError(f"aggregation.min_cohort: {rule}, got {min_cohort}")
 
 
 def build_aggregator(

@@ -23,7 +23,8 @@ CodecT = TypeVar("CodecT", bound=LaneCodec)
 class Parties:
     """Who takes part in sums, and by which rules.
 
-    next_attempt: as `RunFolder.next_attempt`; members: sums are over exactly these, if given.
+    next_attempt: as `RunFolder.next_attempt`; members: sums are over exactly these, if given. num_owners: that can
+    ever take part; None where nobody knows.
     """
 
     config: RunConfig
@@ -34,6 +35,13 @@ class Parties:
     min_cohort: int
     next_attempt: Callable[[str, int, frozenset[str]], tuple[int, frozenset[str]]]
     members: frozenset[str] | None = None
+    num_owners: int | None = None
+
+    def cannot_do_without(self, excluded: Collection[str]) -> bool:
+        """Whether no sum can come about any more without these owners."""
+        if not excluded or self.members is not None:
+            return bool(excluded)  # a sum needs all members
+        return self.num_owners is not None and self.num_owners - len(excluded) < self.min_cohort
 
 
 def sum_in_attempts(
@@ -48,7 +56,8 @@ def sum_in_attempts(
     drawn again while there are enough others.
 
     Raises:
-        RoundError: after `max_attempts` attempts, or where a member broke the protocol, with the reasons of the last.
+        RoundError: after `max_attempts` attempts, or where too few are left without those who broke the protocol, with
+            the reasons of the last.
     """
     aggregation = parties.config.aggregation
     excluded: set[str] = set()
@@ -66,7 +75,6 @@ def sum_in_attempts(
             parties.observer.repeated(number, attempt, str(error))
             excluded |= error.guilty
             refused |= error.refused.keys()
-            is_hopeless = bool(excluded) and parties.members is not None  # a sum needs all members
-            if is_hopeless or tried == aggregation.max_attempts:
+            if parties.cannot_do_without(excluded) or tried == aggregation.max_attempts:
                 line = f"round {number}: failed in {tried} attempts, the last because {error}"
                 raise RoundError(line) from None

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from agfl_models.durable_files import write_atomically
 from agfl_models.errors import CheckpointError
-from agfl_models.store import write_atomically
 from agfl_protocol.transforms.quantization import Scales
 from agfl_server.ring_plan import RingState
 from agfl_server.state import ServerState

@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from agfl_models.durable_files import write_atomically
 from agfl_models.errors import IdentityError
 from agfl_protocol.identity import PublicIdentity, check_name
 from agfl_protocol.private_files import check_private, new_folder, write_private
@@ -100,7 +101,7 @@ def add_node(folder: Path, name: str, public_file: Path) -> None:
         for field in ("transport_key", "signing_key"):
             if getattr(other, field) == getattr(identity, field):
                 raise IdentityError(f"{public_file}: {field}: must not be shared, got the key of {other.name!r}")
-    (folder / "nodes" / f"{name}.pub").write_text(identity.format(), encoding="utf-8")
+    write_atomically(folder / "nodes" / f"{name}.pub", identity.format().encode())
 
 
 def load(folder: Path) -> FederationFolder:
@@ -113,7 +114,7 @@ def load(folder: Path) -> FederationFolder:
         raise IdentityError(f"{folder}: must be a federation folder made by `agfl-server init`, got none")
     check_private(folder / "server.key")
     nodes = []
-    for path in sorted((folder / "nodes").glob("*.pub")):
+    for path in sorted((folder / "nodes").glob("[!.]*.pub")):
         identity = PublicIdentity.read(path)
         if identity.name != path.stem:
             raise IdentityError(f"{path}: name: must be {path.stem!r} like the file, got {identity.name!r}")

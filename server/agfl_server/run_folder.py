@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from agfl_models.durable_files import read_json_lines, write_atomically
 from agfl_models.errors import CheckpointError, ConfigError
-from agfl_models.store import CONFIG_FILE, METRICS_FILE, read_json_lines, save_model, write_atomically
+from agfl_models.store import CONFIG_FILE, METRICS_FILE, save_model
 from agfl_models.tokenizer import BPETokenizerConfig
+from agfl_protocol.folder_lock import held
 from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_protocol.update import Layout
 from agfl_server.checkpoint import (
@@ -52,6 +55,21 @@ class RunFolder:
     def has_checkpoint(self) -> bool:
         """Whether there is a state from which a run can go on."""
         return has_checkpoint(self.checkpoints)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep a second process from running in the folder, which is made if it is not there.
+
+        Raises:
+            ConfigError: there is one already, or the folder cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{self.path}: cannot be written: {error.strerror}") from None
+        refusal = ConfigError(f"{self.path}: must serve one run at a time, and one is running already")
+        with held(self.path, refusal):
+            yield
 
     def refuse_existing_run(self) -> None:
         """Raise ConfigError if the folder holds a run already, or its search: nothing is overwritten."""
@@ -121,11 +139,16 @@ class RunFolder:
         """Return the state after the last whole round; rows of later rounds are dropped from metrics.jsonl.
 
         Raises:
-            CheckpointError: as `load_checkpoint` and `read_json_lines`.
+            CheckpointError: as `load_checkpoint` and `read_json_lines`, or the file cannot be written.
         """
         state = load_checkpoint(self.checkpoints, config.hash)
-        kept = [json.dumps(row) + "\n" for row in read_json_lines(self.metrics) if row["round"] < state.round]
-        write_atomically(self.metrics, "".join(kept).encode())
+        try:
+            kept = [json.dumps(row) + "\n" for row in read_json_lines(self.metrics) if row["round"] < state.round]
+            write_atomically(self.metrics, "".join(kept).encode())
+        except (KeyError, TypeError):
+            raise CheckpointError(f"metrics: {self.metrics}: each row must say its round, one does not") from None
+        except OSError as error:
+            raise CheckpointError(f"metrics: {self.metrics}: cannot be written: {error.strerror}") from None
         self.write_config(config)
         return state
 
@@ -136,13 +159,16 @@ class RunFolder:
         `refused` and those before.
 
         Raises:
-            CheckpointError: the disk is full or not writable.
+            CheckpointError: what was written before is damaged, or the disk is full or not writable.
         """
         path = self.path / _ATTEMPT_FILE
-        last = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        is_same = (last.get("run_id"), last.get("round")) == (run_id, round_number)
-        number: int = last["attempt"] + 1 if is_same else 0
-        refused = refused.union(last.get("refused", ()) if is_same else ())
+        try:
+            last = json.loads(path.read_text("utf-8")) if path.exists() else {}
+            is_same = (last.get("run_id"), last.get("round")) == (run_id, round_number)
+            number: int = last["attempt"] + 1 if is_same else 0
+            refused = refused.union(last.get("refused", ()) if is_same else ())
+        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+            raise CheckpointError(f"attempt: {path}: is damaged: {error!r}") from None
         content = {"run_id": run_id, "round": round_number, "attempt": number, "refused": sorted(refused)}
         try:
             write_atomically(path, json.dumps(content).encode())

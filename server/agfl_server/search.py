@@ -13,8 +13,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from agfl_models.durable_files import write_atomically
 from agfl_models.errors import CheckpointError, ConfigError
-from agfl_models.store import CONFIG_FILE, write_atomically
+from agfl_models.store import CONFIG_FILE
 from agfl_models.tokenizer import BPETokenizerConfig
 from agfl_models.validation import dump_yaml
 from agfl_protocol.run_config import RunConfig
@@ -99,7 +100,7 @@ def _rungs(config: RunConfig, told: Path) -> tuple[int, ...]:
     assert config.search is not None
     if config.search.rungs is not None or not told.exists():
         return config.search.rungs_of(config.num_rounds)
-    rungs = tuple(_read_race(told)["rungs"])
+    rungs, _ = _read_race(told)
     if sum(rungs) > config.num_rounds:
         rule = f"num_rounds must be at least {sum(rungs)}, the rounds of the race that has begun"
         raise CheckpointError(f"--resume: {told}: {rule}, got {config.num_rounds}")
@@ -108,20 +109,24 @@ def _rungs(config: RunConfig, told: Path) -> tuple[int, ...]:
 
 def _chosen_before(slate: Slate, told: Path) -> Candidate:
     """Return the candidate that won a race which is over."""
-    (name,) = [one["name"] for one in _read_race(told)["candidates"] if not one["fate"]]
-    found = next((candidate for candidate in slate.candidates if candidate.name == name), None)
+    _, alive = _read_race(told)
+    if len(alive) != 1:
+        raise CheckpointError(f"search: {told}: is damaged: must name one winner, names {', '.join(alive) or 'none'}")
+    found = next((candidate for candidate in slate.candidates if candidate.name in alive), None)
     if found is None:
         names = ", ".join(candidate.name for candidate in slate.candidates)
-        raise CheckpointError(f"--resume: {told}: search.slate must still hold the chosen {name}, got {names}")
+        raise CheckpointError(f"--resume: {told}: search.slate must still hold the chosen {alive[0]}, got {names}")
     return found
 
 
-def _read_race(told: Path) -> dict[str, Any]:
+def _read_race(told: Path) -> tuple[tuple[int, ...], list[str]]:
+    """Return the rungs of a race, and the names of those who are still in it."""
     try:
-        race: dict[str, Any] = json.loads(told.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"search: {told}: is damaged: {error}") from None
-    return race
+        race = json.loads(told.read_text("utf-8"))
+        alive = [str(one["name"]) for one in race["candidates"] if not one["fate"]]
+        return tuple(int(rounds) for rounds in race["rungs"]), alive
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"search: {told}: is damaged: {error!r}") from None
 
 
 def _with_tokenizer(parties: Parties, home: RunFolder, resume: bool) -> RunConfig:

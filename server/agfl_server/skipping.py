@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from agfl_models.config import ModelConfig, ResolvedModelConfig
+from agfl_models.durable_files import write_atomically
 from agfl_models.errors import CheckpointError
 from agfl_models.stack_config import settings_of
-from agfl_models.store import write_atomically
 from agfl_protocol.update import Layout, Vector
 from agfl_server.observer import Observer
 from agfl_server.rounds import Federation, evaluate_round

@@ -22,7 +22,7 @@ def new_app(help_text: str) -> typer.Typer:
 
 
 def run_app(app: Callable[[], object]) -> None:
-    """Run a command; print an `AgflError` as one line and exit 2; exit 130 on Ctrl-C or SIGTERM."""
+    """Run a command; print an `AgflError`, or what the system refused, as one line and exit 2; exit 130 on a signal."""
     signal.signal(signal.SIGTERM, _interrupt)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal cannot show
@@ -30,6 +30,8 @@ def run_app(app: Callable[[], object]) -> None:
         app()
     except AgflError as error:
         fail(str(error))
+    except OSError as error:  # no permission, a full disk, a file where a folder must be
+        fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
@@ -33,7 +34,7 @@ class GenerationConfig(Config):
     """
 
     # Order matters: a field is checked against those above it.
-    max_new_tokens: PositiveInt
+    max_new_tokens: Annotated[int, Field(gt=0, le=2**20)]
     temperature: float = Field(default=0.0, ge=0)
     top_k: PositiveInt | None = None
     num_beams: PositiveInt = 1

@@ -90,7 +90,7 @@ def generate(
     max_tokens: Annotated[int, typer.Option(min=1, help="Length of the continuation, at most.")] = 200,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the most probable token.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=1, help="Draw among so many most probable tokens.")] = 40,
-    seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed writes the same text.")] = 0,
 ) -> None:
     """Continue a text, printing as it is written."""
     from agfl_models.inference import Continuer

@@ -48,7 +48,11 @@ class _Loader(yaml.SafeLoader):
 
 def load_yaml(text: str) -> Any:
     """Return the plain data of a YAML document; raises yaml.YAMLError, also where a mapping has a key twice."""
-    return yaml.load(text, _Loader)  # a SafeLoader
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader
+    except (ValueError, IndexError, AttributeError, RecursionError) as error:
+        # What PyYAML lets through: a 13th month, an empty `!!int`, thousands of brackets.
+        raise yaml.YAMLError(f"a value cannot be read ({type(error).__name__}: {error})") from None
 
 
 def read_yaml(path: Path, *, may_be_empty: bool = False) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
+from agfl_models.durable_files import write_atomically
 from agfl_models.errors import ConfigError, IdentityError
 from agfl_models.validation import read_yaml
 from agfl_protocol.identity import PublicIdentity
@@ -48,7 +49,7 @@ def write_roster(path: Path, identities: Iterable[PublicIdentity]) -> None:
             f"{path}: must be a new file or a roster, since nothing else is replaced; {error}"
         ) from None
     try:
-        path.write_text(format_roster(nodes), encoding="utf-8")
+        write_atomically(path, format_roster(nodes).encode())
     except OSError as error:
         raise IdentityError(f"{path}: cannot be written: {error.strerror}") from None
 
@@ -70,7 +71,9 @@ def read_roster(path: Path) -> SigningRoster:
         raise IdentityError(f"--roster: {error}") from None
     owners = content.get("owners")
     if content.get("version") != _VERSION or not isinstance(owners, dict) or set(content) != {"version", "owners"}:
-        raise IdentityError(f"--roster: {path}: must hold version: {_VERSION} and owners, got {sorted(content)}")
+        raise IdentityError(
+            f"--roster: {path}: must hold version: {_VERSION} and owners, got {sorted(map(str, content))}"
+        )
     try:
         return SigningRoster({str(name): _signing_key(str(name), line) for name, line in owners.items()})
     except IdentityError as error:

@@ -367,7 +367,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     node: Any = content
     for parent in parents:
-        if isinstance(node, list) and parent.isdigit() and int(parent) < len(node):
+        if isinstance(node, list) and parent.isdecimal() and int(parent) < len(node):
             node = node[int(parent)]
         elif isinstance(node, dict):
             node = node.setdefault(parent, {})

@@ -16,9 +16,10 @@ from threading import Lock
 from typing import Any
 
 from agfl_client.device import AUTO, choose_device
+from agfl_models.durable_files import read_json_lines, write_atomically
 from agfl_models.errors import CheckpointError, DataError
 from agfl_models.examples import Row, read_rows
-from agfl_models.store import CONFIG_FILE, read_json_lines, write_atomically
+from agfl_models.store import CONFIG_FILE
 from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_server.checkpoint import load_checkpoint
@@ -144,8 +145,11 @@ class ScoreFile:
             raise self._unwritable(error) from None
 
     def _read(self) -> list[Score]:
-        own = [row for row in read_json_lines(self._path) if row.pop("run") == self._key]
-        return [Score(**row) for row in own if row["owner"] is not None]
+        try:
+            own = [row for row in read_json_lines(self._path) if row.pop("run") == self._key]
+            return [Score(**row) for row in own if row["owner"] is not None]
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"baselines: {self._path}: is damaged: {error!r}") from None
 
     def _line(self, score: Score) -> str:
         return json.dumps({"run": self._key, **asdict(score)}) + "\n"

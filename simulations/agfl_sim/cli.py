@@ -48,6 +48,8 @@ def simulate(
     path = _find(config)
     run_config, taken = load_with_defaults(path, overrides or [])
     if export_owners is not None:
+        if output is not None or resume or engine != "inline":
+            raise ConfigError("--export-owners: runs nothing, so --output, --resume and --engine must be left out")
         written = owner_files(run_config, export_owners)
         print(f"{len(written)} owners in {written[0].parent}")  # files that `data.path` holds already stay there
         return
@@ -101,7 +103,7 @@ def _run(
         has_run = run_folder.has_checkpoint or run_folder.search.exists()  # else there is nothing yet to resume
         print(f"stopped; go on with: {shlex.join([*again, *(['--resume'] if has_run else [])])}")
         raise
-    write_widths(folder, owners[0])
+    write_widths(folder, owners)
     report = write_report(folder, run_config.task.main_metric, comparison)
     use = f"agfl-model {run_config.task.command} {folder}"
     print(f"model    {folder / 'model'}   ({use}, or agfl-model serve {folder})")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from agfl_models.corpora import corpus_of
+from agfl_models.durable_files import write_atomically
 from agfl_models.errors import ConfigError, DataError
 from agfl_models.examples import JSONL_SUFFIX, SUFFIXES, Row, format_rows, read_rows
-from agfl_models.store import write_atomically
 from agfl_protocol.randomness import generator
 from agfl_protocol.run_config import DataConfig, RunConfig
 
@@ -45,7 +45,7 @@ class Owners:
             for path, content in self.content.items():
                 if not path.exists():
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    write_atomically(path, content)
+                    write_atomically(path, content, mode=0o600)
         except OSError as error:
             raise DataError(f"owners: {self.folder}: cannot be written: {error.strerror}") from None
         return self.files

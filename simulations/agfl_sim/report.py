@@ -7,8 +7,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from agfl_models.durable_files import read_json_lines
 from agfl_models.errors import DataError
-from agfl_models.store import CONFIG_FILE, METRICS_FILE, read_json_lines
+from agfl_models.store import CONFIG_FILE, METRICS_FILE
 from agfl_models.tasks import distribution
 from agfl_models.tasks.task import MainMetric
 from agfl_server.run_folder import RunFolder

@@ -80,7 +80,8 @@ class RayEngine:
         """Say early what the engine cannot run.
 
         Raises:
-            ConfigError: the run is secure or has owners keep state, or the extra `ray` is not installed.
+            ConfigError: the run is secure, or has owners keep state or hold parts of the model; or the extra `ray` is
+                not installed.
         """
         self._config, self._owners = config, owners
         if config.aggregation.type == "secure":
@@ -148,7 +149,7 @@ def simulate(config: RunConfig, folder: Path, engine: str, resume: bool, observe
     prepare_flower()
     owners = owners_of(config, folder / OWNERS_FOLDER)
     chosen = ENGINES[engine](config, owners.files)
-    refuse_run(config, folder, resume=resume, roster=chosen.roster)
+    refuse_run(config, folder, resume=resume, roster=chosen.roster, num_owners=len(owners.files))
     owners.write(is_new=not resume)
     chosen.run(folder, resume=resume, observer=observer)
     return owners.files

@@ -11,13 +11,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from agfl_models.durable_files import read_json_lines, write_atomically
 from agfl_models.errors import CheckpointError, DataError
 from agfl_models.examples import read_rows
 from agfl_models.families import build_model
-from agfl_models.store import CONFIG_FILE, METRICS_FILE, read_json_lines, write_atomically
+from agfl_models.store import CONFIG_FILE, METRICS_FILE
 from agfl_protocol.run_config import RunConfig, load_run_config
 
 FILE = "widths.json"
@@ -43,10 +45,10 @@ class Width:
     use: float
 
 
-def write_widths(folder: Path, owner: Path) -> None:
+def write_widths(folder: Path, owners: Sequence[Path]) -> None:
     """Write OUTPUT/widths.json of the finished run in `folder`; of a model that is not elastic nothing is written.
 
-    owner: a file of examples to be fast or slow on.
+    owners: files of examples; the first that can be used is the one to be fast or slow on.
 
     Raises:
         AgflError: one line for a person.
@@ -54,8 +56,9 @@ def write_widths(folder: Path, owner: Path) -> None:
     config = load_run_config(folder / CONFIG_FILE)
     if config.elastic is None:
         return
-    gains, owners = _last_of(folder / METRICS_FILE, config.max_rings)
-    speeds = [_milliseconds(config, k, owner) for k in range(1, config.max_rings + 1)]
+    gains, holders = _last_of(folder / METRICS_FILE, config.max_rings)
+    batch = _a_batch(config, owners)
+    speeds = [_milliseconds(config, k, batch) for k in range(1, config.max_rings + 1)]
     chosen = choose(gains, speeds)
     widths = config.elastic.widths
     table = [
@@ -63,7 +66,7 @@ def write_widths(folder: Path, owner: Path) -> None:
             width,
             config.narrowed_model(k).num_parameters(),
             config.narrowed_model(k).flops_per_token(config.task.context_length),
-            owners[k - 1],
+            holders[k - 1],
             gains[k - 1],
             round(speeds[k - 1], 3),
             widths[chosen[k - 1]],
@@ -117,10 +120,20 @@ def _last_of(path: Path, num_rings: int) -> tuple[list[float | None], list[int |
     return [None, *(last("gain", k) for k in outer)], [None, *(None if n is None else round(n) for n in owners)]
 
 
-def _milliseconds(config: RunConfig, num_rings: int, owner: Path) -> float:
+def _a_batch(config: RunConfig, owners: Sequence[Path]) -> Any:
+    task = config.build_task()
+    for owner in owners:
+        try:
+            held_out = task.hold_out(read_rows(owner, config.task.row))
+        except DataError:
+            continue  # its node refused each round, and the run did without
+        return next(iter(held_out.validation(config.training.batch_size, 64)))
+    raise DataError("data: at least one owner must have text that can be used, none has")
+
+
+def _milliseconds(config: RunConfig, num_rings: int, batch: Any) -> float:
     model = build_model(config.narrowed_model(num_rings), seed=0).eval()
     task = config.build_task()
-    batch = next(iter(task.hold_out(read_rows(owner, config.task.row)).validation(config.training.batch_size, 64)))
     seconds = []
     with torch.no_grad():
         for _ in range(_REPEATS):

@@ -312,6 +312,18 @@ def test_node_of_flowers_own_runtimes_finds_its_file(
     assert "must hold a file for node 2, holds 2" in answer(**{"partition-id": 2})
 
 
+def test_what_a_stock_node_s_owner_wrote_wrongly_stays_on_its_machine(
+    deliver: Callable[..., Message], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy, record = tmp_path / "policy.yaml", wire.IdentifyRequest().to_record()
+    policy.write_text("uploads_per_round: -1")
+    wrong = ({"policy": str(policy)}, {"policy": str(tmp_path / "none.yaml")}, {"columns": "my-words"})
+    for setting in wrong:
+        reply = deliver(stock_app, record, wire.IDENTIFY, name="carol", data="x.jsonl", **setting)
+        assert reply.error.reason == "node config: this owner's policy or columns cannot be used"
+    assert f"{policy}: uploads_per_round: Input should be greater than 0, got -1" in caplog.text
+
+
 def test_stock_node_reads_the_columns_that_its_owner_names(
     make_owners: Callable[..., Path], run_config: MakeConfig, deliver: Callable[..., Message], tmp_path: Path
 ) -> None:

@@ -193,6 +193,19 @@ def test_a_temperature_that_is_no_number_is_one_line_and_exit_code_2(run_folder:
     assert refusal("generate", run_folder, "--temperature", "nan") == line
 
 
+def test_a_number_that_no_machine_can_use_is_one_line(run_folder: Path) -> None:
+    long = refusal("generate", run_folder, "--max-tokens", "1000000000000")
+    assert long == "decoding: max_new_tokens: Input should be less than or equal to 1048576, got 1000000000000"
+    result = agfl_model("generate", run_folder, "--seed", str(2**64))
+    assert (result.returncode, "Invalid value for '--seed'" in result.stderr) == (2, True)
+
+
+def test_a_path_that_the_system_refuses_is_one_line(tmp_path: Path) -> None:
+    result = agfl_model("generate", tmp_path / ("x" * 300))
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert result.stderr.endswith("/model/config.yaml: File name too long\n")
+
+
 def test_a_missing_model_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     result = agfl_model("translate", tmp_path)
     assert (result.returncode, result.stdout) == (2, "")

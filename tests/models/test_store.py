@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from agfl_models import AutoGenModel
 from agfl_models.errors import CheckpointError, ConfigError
-from agfl_models.store import load_model, read_json_lines, save_model
+from agfl_models.store import load_model, save_model
 from agfl_models.tasks.language_modeling import LanguageModelingConfig
 from agfl_models.tasks.translation import TranslationConfig
 from agfl_models.tokenizer import BPETokenizerConfig, BytesTokenizerConfig
@@ -168,30 +167,3 @@ def refuses(path: Path, message: str) -> None:
     with pytest.raises(CheckpointError, match=re.escape(message)) as caught:
         load_model(path)
     assert "\n" not in str(caught.value)
-
-
-def test_only_whole_lines_are_read(tmp_path: Path) -> None:
-    rows = [{"round": number, "sums": {"loss": 0.5}, "name": "a\u2028b"} for number in range(3)]
-    whole = "".join(json.dumps(row) + "\n" for row in rows)
-    path = tmp_path / "rows.jsonl"
-    for size in range(len(whole) + 1):
-        path.write_text(whole[:size])
-        assert read_json_lines(path) == rows[: whole[:size].count("\n")]
-    assert [repr(row["round"]) for row in read_json_lines(path, parse_int=float)] == ["0.0", "1.0", "2.0"]
-
-
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        (b'{"round": 0}\n{"round"\n', r"rows\.jsonl:2: must be one JSON object, got '\{\"round\"'"),
-        (b'{"round": 0}\n\n[1]\n', r"rows\.jsonl:3: must be one JSON object, got '\[1\]'"),
-        (b"\xff\n", r"rows\.jsonl: cannot be read: .*utf-8"),
-        (None, r"rows\.jsonl: no such file$"),
-    ],
-)
-def test_lines_that_are_no_objects_are_one_line_of_error(tmp_path: Path, content: bytes | None, problem: str) -> None:
-    path = tmp_path / "rows.jsonl"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=problem):
-        read_json_lines(path)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import resource
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,8 +15,8 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from agfl_models.durable_files import write_atomically
 from agfl_models.errors import CheckpointError
-from agfl_models.store import write_atomically
 from agfl_protocol.transforms.quantization import Scales
 from agfl_server.checkpoint import load_checkpoint, save_checkpoint
 from agfl_server.state import ServerState
@@ -113,31 +110,6 @@ def test_failed_overwrite_leaves_the_old_file(tmp_path: Path) -> None:
         write_atomically(path, b"new" * 100)
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"old"
-
-
-KILLED_WRITER = """
-import resource, signal, sys
-from pathlib import Path
-from agfl_models.store import write_atomically
-signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # which Python ignores: the kernel kills in the midst of the write
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-resource.setrlimit(resource.RLIMIT_FSIZE, (999, 999))
-write_atomically(Path(sys.argv[1]), b"new" * 10**6, mode=0o600)
-"""
-
-
-def test_what_kills_left_half_written_is_written_over(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, b"old", mode=0o600)
-    for _ in range(2):
-        command = [sys.executable, "-c", KILLED_WRITER, str(path)]
-        assert subprocess.run(command).returncode == -signal.SIGXFSZ
-        assert path.read_bytes() == b"old"
-        assert len(list(tmp_path.iterdir())) == 2
-    write_atomically(path, b"new", mode=0o600)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
-    assert path.read_bytes() == b"new"
-    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_roster_replaces_a_roster_and_nothing_else(tmp_path: Path) -> None:
         _run("add-node", name, str(keys.generate(name, tmp_path / name)), "--federation", str(folder))
         assert _run("roster", str(roster), "--federation", str(folder)).returncode == 0
         assert len(read_roster(roster)) == number
-    notes.write_text("version: 1\n")
+    notes.write_text("version: 1\n7: x\n")
     for path, rule in (
         (notes, "must be a new file or a roster, since nothing else is replaced; "),
         (folder, "must be a new file or a roster, since nothing else is replaced; "),
@@ -135,7 +135,7 @@ def test_roster_replaces_a_roster_and_nothing_else(tmp_path: Path) -> None:
         result = _run("roster", str(path), "--federation", str(folder))
         assert (result.returncode, result.stderr.count("\n")) == (2, 1)
         assert result.stderr.startswith(f"error: {path}: {rule}")
-    assert notes.read_text() == "version: 1\n"
+    assert notes.read_text() == "version: 1\n7: x\n"
 
 
 def test_errors_are_one_line(tmp_path: Path) -> None:

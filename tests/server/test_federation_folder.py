@@ -116,6 +116,13 @@ def test_a_renamed_public_file_is_refused(folder: Path, tmp_path: Path) -> None:
         federation_folder.load(folder)
 
 
+def test_what_a_crash_left_of_admitting_a_node_is_no_node(folder: Path, tmp_path: Path) -> None:
+    (folder / "nodes" / ".writing-alice.pub").touch()
+    assert federation_folder.load(folder).nodes == ()
+    federation_folder.add_node(folder, "alice", _new_identity("alice", tmp_path))
+    assert [path.name for path in (folder / "nodes").iterdir()] == ["alice.pub"]
+
+
 def test_an_open_server_key_is_refused(folder: Path) -> None:
     (folder / "server.key").chmod(0o644)
     with pytest.raises(IdentityError, match=r"server\.key: must be closed to group and others"):

@@ -7,7 +7,7 @@ import json
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,11 +33,13 @@ from agfl_protocol.run_config import RunConfig
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.update import Layout
+from agfl_server.aggregator import AttemptFailed, CohortSum, LaneCodec
 from agfl_server.app import build_aggregator, run_federation
 from agfl_server.attempts import Parties
 from agfl_server.connected_nodes import ConnectedNodes
 from agfl_server.observer import Observer
 from agfl_server.optimizers import build_optimizer
+from agfl_server.plain_sum import PlainSum
 from agfl_server.rounds import DivergedError, Federation, sum_of_cohort, train_round
 from agfl_server.sampling import sample_cohort
 from agfl_server.state import ServerState, initial_state
@@ -244,6 +247,41 @@ def test_owner_whose_data_is_bad_does_not_end_a_run_in_which_others_can_take_its
     assert [(number, attempt) for number, attempt, _ in observer.repetitions] == [(1, 0)]
     assert observer.refusals == [(BAD, "no power")]
     assert (state.row["clients"], state.row["refused"]) == (3, 0)
+
+
+class Betrayed(PlainSum):
+    """One owner is proven to have broken the protocol."""
+
+    def sum(
+        self,
+        grid: Grid,
+        cohort: Mapping[str, int],
+        request: wire.SumRequest,
+        codec: LaneCodec,
+        timeout_s: float,
+    ) -> CohortSum:
+        raise AttemptFailed(f"{BAD}: lied", {BAD: "lied"}, frozenset({BAD}))
+
+
+@pytest.mark.parametrize(("num_owners", "attempts"), [(2, 1), (3, 3), (None, 3)])
+def test_who_broke_the_protocol_is_not_waited_for_where_too_few_others_can_come(
+    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, num_owners: int | None, attempts: int
+) -> None:
+    federation, state, observer = start(run_config("aggregation.min_cohort=2"), open_grid(make_owners(3)))
+    parties = replace(federation.parties, num_owners=num_owners, aggregator=Betrayed(observer, 2))
+    with pytest.raises(RoundError, match=rf"^round 1: failed in {attempts} attempts, the last because {BAD}: lied"):
+        train_round(replace(federation, parties=parties), state, evaluate=False)
+    assert len(observer.repetitions) == attempts
+
+
+@pytest.mark.parametrize("least", ["null", "4"])
+def test_a_run_does_not_wait_for_owners_that_there_are_not(run_config: MakeConfig, tmp_path: Path, least: str) -> None:
+    config = run_config(f"aggregation={{type: plain, min_cohort: {least}}}")
+    roster = SigningRoster({"a": Ed25519PrivateKey.generate().public_key()})
+    rule = r"^aggregation\.min_cohort: must be at most 1, the owners that there are, got [24]$"
+    with InProcessGrid({}, 1) as grid, pytest.raises(ConfigError, match=rule):
+        run_federation(grid, config, tmp_path / "run", roster=roster)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,20 @@ def test_run_without_metrics_is_one_line(tmp_path: Path, run_config: MakeConfig)
         folder.resume(run_config())
 
 
+def test_rows_without_a_round_are_one_line(tmp_path: Path, run_config: MakeConfig) -> None:
+    folder, _, _ = written(tmp_path / "run", run_config(), 2)
+    folder.metrics.write_text('{"loss": 1}\n')
+    with pytest.raises(CheckpointError, match=rf"^metrics: {folder.metrics}: each row must say its round"):
+        folder.resume(run_config())
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"run_id": "a", "round": 1}', "\0"])
+def test_damaged_count_of_attempts_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "attempt.json").write_text(content)
+    with pytest.raises(CheckpointError, match=rf"^attempt: {tmp_path / 'attempt.json'}: is damaged: "):
+        RunFolder(tmp_path).next_attempt("a", 1, frozenset())
+
+
 def test_run_that_was_killed_before_its_first_checkpoint_can_start_again(
     tmp_path: Path, run_config: MakeConfig
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from agfl_server.run_folder import RunFolder
 from agfl_sim.cli import main
 
 COMMAND = Path(sys.executable).parent / "agfl-simulate"
@@ -163,6 +164,8 @@ REFUSED_RUNS = [
     ["--output", "whole"],
     ["--output", "fresh", "--resume"],
     ["--output", "fresh", "--set", "aggregation.type=secure", "--set", "data.num_owners=1"],
+    ["--output", "fresh", "--set", "data.num_owners=1"],
+    ["--output", "fresh", "--set", "aggregation.min_cohort=5"],
     ["--output", "fresh", "--set", "search={slate: [configured, nobody]}"],
     [
         *("--output", "fresh", "--set", "model.vocab_size=300"),
@@ -170,6 +173,9 @@ REFUSED_RUNS = [
     ],
     ["--output", "edited"],
     ["--export-owners", "edited/owners"],
+    ["--export-owners", "fresh", "--resume"],
+    ["--export-owners", "fresh", "--output", "beside"],
+    ["--export-owners", "fresh", "--engine", "ray"],
 ]
 
 
@@ -183,6 +189,14 @@ def test_refused_run_writes_nothing(simulate: Simulate, home: Path, arguments: l
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before
     assert not (home / "fresh").exists()
+
+
+def test_a_folder_serves_one_run_at_a_time(simulate: Simulate, home: Path) -> None:
+    with RunFolder(home / "busy").hold():
+        done = simulate("small.yaml", "--output", "busy")
+    assert done.returncode == 2
+    assert done.stderr == "error: busy: must serve one run at a time, and one is running already\n"
+    assert not (home / "busy" / "config.yaml").exists()
 
 
 def test_exported_owners_give_the_same_model(simulate: Simulate, home: Path) -> None:

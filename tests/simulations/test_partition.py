@@ -204,6 +204,7 @@ def test_files_that_are_there_are_kept_and_others_never_replaced(
 ) -> None:
     folder = tmp_path / "owners"
     six = owner_files(run_config("data.num_owners=6"), folder)
+    assert {path.stat().st_mode & 0o777 for path in six} == {0o600}
     times = [path.stat().st_mtime_ns for path in six]
     six[2].replace(folder / f".writing-{six[2].name}")
     assert owner_files(run_config("data.num_owners=6"), folder) == six, "as after kill -9 while one of them was written"

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from agfl_models.config import ModelConfig
+from agfl_models.durable_files import write_atomically
 from agfl_models.errors import CheckpointError, ConfigError, RoundError
 from agfl_models.model import AutoGenModel
-from agfl_models.store import load_model, write_atomically
+from agfl_models.store import load_model
 from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_protocol.update import Layout
 from agfl_server.app import run_federation
@@ -189,6 +190,18 @@ def test_more_rounds_later_are_of_the_chosen_candidate(runs: Runs, tmp_path: Pat
     runs.run(tmp_path / "run", slate, "num_rounds=3")
     events = runs.run(tmp_path / "run", slate, "num_rounds=5", resume=True).events
     assert [event[:2] for event in events if event[0] in ("turn", "round")] == [("round", 4), ("round", 5)]
+
+
+def test_a_damaged_race_is_one_line(runs: Runs, tmp_path: Path) -> None:
+    runs.run(tmp_path / "run")
+    told = tmp_path / "run" / "search" / RACE_FILE
+    whole = json.loads(told.read_text())
+    nobody = {**whole, "candidates": [{**one, "fate": "lost"} for one in whole["candidates"]]}
+    contents: list[Any] = [{}, [], {**whole, "rungs": None}, nobody]
+    for content in contents:
+        told.write_text(json.dumps(content))
+        with pytest.raises(CheckpointError, match=rf"^search: {told}: is damaged: "):
+            runs.run(tmp_path / "run", resume=True)
 
 
 def test_rungs_are_part_of_the_run(run_config: MakeConfig) -> None:

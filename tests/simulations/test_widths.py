@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from agfl_models.errors import DataError
+from agfl_models.examples import TextRow, write_rows
 from agfl_protocol.run_config import RunConfig
 from agfl_server.observer import Observer
 from agfl_sim.run import InlineEngine
@@ -39,7 +40,9 @@ def test_a_run_writes_its_widths_and_the_report_shows_them(
     InlineEngine(config, owners).run(tmp_path / "run", resume=False, observer=Observer())
     with (tmp_path / "run" / "metrics.jsonl").open("a") as metrics:
         metrics.write('{"round": 4, "ev')  # as a crash may have cut it short
-    write_widths(tmp_path / "run", owners[0])
+    blank = tmp_path / "blank.jsonl"
+    write_rows(blank, [TextRow(text=" ")])
+    write_widths(tmp_path / "run", [blank, *owners])
     narrow, whole = read_widths(tmp_path / "run" / "widths.json")
     assert (narrow.width, whole.width, narrow.owners, whole.owners) == (0.5, 1.0, None, 2)
     assert (narrow.num_parameters, whole.num_parameters) == tuple(
@@ -65,7 +68,7 @@ def test_a_model_of_one_width_has_no_section(
 ) -> None:
     owners = sorted(make_owners(2).iterdir())
     InlineEngine(run_config("num_rounds=1"), owners).run(tmp_path, resume=False, observer=Observer())
-    write_widths(tmp_path, owners[0])
+    write_widths(tmp_path, owners)
     assert not (tmp_path / "widths.json").exists()
     assert width_section(tmp_path) == ""
 

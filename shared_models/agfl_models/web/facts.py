@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from agfl_models.durable_files import read_json_lines
 from agfl_models.inference import User
-from agfl_models.store import METRICS_FILE, read_json_lines
+from agfl_models.store import METRICS_FILE
 from agfl_models.tasks import TaskConfig
 from agfl_models.tokenizer import TextTokenizer, Tokenizer
 from agfl_models.validation import Config
