@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,18 +58,25 @@ class RunFolder:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep a second process from running in the folder, which is made if it is not there.
+        """Keep a second process from running in the folder; one that is made here goes if a refusal leaves it empty.
 
         Raises:
             ConfigError: there is one already, or the folder cannot be made.
         """
+        is_new = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"{self.path}: cannot be written: {error.strerror}") from None
         refusal = ConfigError(f"{self.path}: must serve one run at a time, and one is running already")
-        with held(self.path, refusal):
-            yield
+        try:
+            with held(self.path, refusal):
+                yield
+        except BaseException:
+            if is_new:
+                with suppress(OSError):  # it holds something
+                    self.path.rmdir()
+            raise
 
     def refuse_existing_run(self) -> None:
         """Raise ConfigError if the folder holds a run already, or its search: nothing is overwritten."""
