@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +19,7 @@ from agfl_protocol.flower_settings import prepare_flower
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_server.app import refuse_run, run_federation
+from agfl_server.connected_nodes import ConnectedNodes
 from agfl_server.observer import Observer
 from agfl_sim.grid import InProcessGrid
 from agfl_sim.partition import device_widths, owners_of
@@ -116,8 +116,8 @@ class RayEngine:
 
         @server_app.main()
         def main(grid: Grid, context: Context) -> None:
-            while len(list(grid.get_node_ids())) < len(self._owners):
-                time.sleep(0.1)  # Ray's nodes appear one by one; the first cohort is to be that of the other engine
+            # Ray's nodes start one by one, slowly on a busy machine; the first cohort is to be the other engine's.
+            ConnectedNodes(grid, Observer()).wait_for(len(self._owners))
             try:
                 run_federation(grid, self._config, folder, resume=resume, observer=observer)
             except AgflError as error:
