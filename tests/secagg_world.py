@@ -21,7 +21,7 @@ from agfl_protocol import secure_wire as sw
 from agfl_protocol import wire
 from agfl_protocol.counting import COUNT, CountRequest
 from agfl_protocol.secagg import messages
-from agfl_protocol.secagg.context import AttemptId
+from agfl_protocol.secagg.context import ExchangeId
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.messages import KeyRecord, SealedShares
@@ -42,23 +42,25 @@ READERS: dict[str, Callable[[RecordDict], wire.SumRequest]] = {
 Hook = Callable[[str, str, RecordDict], RecordDict | None]
 
 
-def attempt_id(attempt: int = 0, round_number: int = 1, run_id: str = "run") -> AttemptId:
-    """The attempt that `round_request` names."""
-    return AttemptId(run_id, round_number, attempt)
+def exchange_id(exchange: int = 0, round_number: int = 1, run_id: str = "run") -> ExchangeId:
+    """The exchange that `round_request` names."""
+    return ExchangeId(run_id, round_number, exchange)
 
 
 def round_request(
-    run_id: str = "run", round_number: int = 1, attempt: int = 0, model: Vector | None = None, max_cohort: int = 1000
+    run_id: str = "run", round_number: int = 1, exchange: int = 0, model: Vector | None = None, max_cohort: int = 1000
 ) -> wire.RoundRequest:
     """The request of trip 1; the secure sum never looks into model or configuration."""
     plan = QuantizationPlan(2, max_cohort, np.array([1.0]))
     vector = MODEL if model is None else model
-    return wire.RoundRequest(run_id, round_number, attempt, "{}", "c" * 64, False, True, vector, plan)
+    return wire.RoundRequest(run_id, round_number, exchange, "{}", "c" * 64, False, True, vector, plan)
 
 
-def count_request(run_id: str = "run", round_number: int = 1, attempt: int = 0, max_cohort: int = 1000) -> CountRequest:
+def count_request(
+    run_id: str = "run", round_number: int = 1, exchange: int = 0, max_cohort: int = 1000
+) -> CountRequest:
     """As `round_request`, but to count pairs."""
-    return CountRequest(run_id, round_number, attempt, "{}", "c" * 64, ((97, 98), (259, 99)), 1, max_cohort)
+    return CountRequest(run_id, round_number, exchange, "{}", "c" * 64, ((97, 98), (259, 99)), 1, max_cohort)
 
 
 class Half:
@@ -75,29 +77,29 @@ class Half:
     def begin(self, request: wire.SumRequest, lanes: Lanes, rings: int = 1) -> messages.AdvertiseReply:
         """Trip 1."""
         self.member.check(request)
-        return sw.read_advertise_reply(self.member.advertise(request, lanes, rings), sw.attempt_of(request))
+        return sw.read_advertise_reply(self.member.advertise(request, lanes, rings), sw.exchange_of(request))
 
     def share(self, request: messages.ShareRequest) -> messages.ShareReply:
         """Trip 2."""
         reply = self.member.share(sw.write_share_request(request))
-        return sw.read_share_reply(reply, request.attempt, len(request.records) - 1)
+        return sw.read_share_reply(reply, request.exchange, len(request.records) - 1)
 
     def mask(self, request: messages.MaskRequest) -> messages.MaskReply:
         """Trip 3."""
         reply = self.member.mask(sw.write_mask_request(request))
         size = reply.array_records["arrays"]["lanes"].shape[0]
-        return sw.read_mask_reply(reply, request.attempt, size)
+        return sw.read_mask_reply(reply, request.exchange, size)
 
     def agree(self, request: messages.AgreeRequest) -> messages.AgreeReply:
         """Trip 4."""
-        return sw.read_agree_reply(self.member.agree(sw.write_agree_request(request)), request.attempt)
+        return sw.read_agree_reply(self.member.agree(sw.write_agree_request(request)), request.exchange)
 
     def unmask(self, request: messages.UnmaskRequest) -> messages.UnmaskReply:
         """Trip 5."""
         reply = self.member.unmask(sw.write_unmask_request(request))
         shares = reply.config_records["config"]["shares"]
         assert isinstance(shares, bytes)
-        return sw.read_unmask_reply(reply, request.attempt, len(shares) // 32)
+        return sw.read_unmask_reply(reply, request.exchange, len(shares) // 32)
 
 
 @dataclass
@@ -172,7 +174,7 @@ class World:
         timeout_s: float = 30.0,
         observer: Observer | None = None,
     ) -> CohortSum:
-        """One attempt with the real server half. The hooks see (trip, name, content); None loses the message."""
+        """One exchange with the real server half. The hooks see (trip, name, content); None loses the message."""
         grid = MemoryGrid(self.owners, on_request, on_reply)
         aggregator = SecureSum(observer or Observer(), self.roster, self.parameters, timeout_s, num_threads=1)
         names = self.names if cohort is None else cohort
@@ -182,19 +184,19 @@ class World:
 
 
 class Attempt:
-    """One attempt led by hand, as a server leads it that keeps to no rule; all owners announce keys at once.
+    """One exchange led by hand, as a server leads it that keeps to no rule; all owners announce keys at once.
 
     requests: what each owner is told in trip 1, where it is not the same for all.
     """
 
-    def __init__(self, world: World, attempt: int = 0, requests: Mapping[str, wire.SumRequest] | None = None) -> None:
-        self.id = attempt_id(attempt)
+    def __init__(self, world: World, exchange: int = 0, requests: Mapping[str, wire.SumRequest] | None = None) -> None:
+        self.id = exchange_id(exchange)
         self.names = tuple(world.names)
         self._owners = world.owners
         told = requests or {}
         self.records = {
             name: owner.half.begin(
-                told.get(name, round_request(attempt=attempt)), owner.vector.copy(), owner.rings
+                told.get(name, round_request(exchange=exchange)), owner.vector.copy(), owner.rings
             ).record
             for name, owner in sorted(world.owners.items())
         }

@@ -2,7 +2,7 @@
 
 A state counts only if the server counted the update that it follows from, and an owner cannot know that by itself: its
 reply may have come too late, or its node may have crashed. So the file holds two states, each under the round and the
-attempt that it follows from: the one that was known to count, and the one that may. The next request says which attempt
+exchange that it follows from: the one known to count, and the one that may. The next request says which exchange
 of this owner was counted last, and so which of them holds:
 
     state-RUN_ID.safetensors    float32 (d,) each: "12.0", "13.1"
@@ -31,7 +31,7 @@ from agfl_protocol.drift import Drift
 from agfl_protocol.private_files import check_private
 from agfl_protocol.run_config import TrainingConfig
 from agfl_protocol.search_config import MAX_CANDIDATES
-from agfl_protocol.secagg.context import AttemptId
+from agfl_protocol.secagg.context import ExchangeId
 from agfl_protocol.update import Vector
 from agfl_protocol.wire import Counted
 
@@ -40,9 +40,9 @@ log = logging.getLogger("agfl.client")
 
 @dataclass(frozen=True)
 class Recollection:
-    """An owner's state `own` (d,) at the beginning of an attempt, and what a method does with it.
+    """An owner's state `own` (d,) at the beginning of an exchange, and what a method does with it.
 
-    counted: the attempt that it follows from, None where it is zero; is_lost: it is zero in place of that.
+    counted: the exchange that it follows from, None where it is zero; is_lost: it is zero in place of that.
     """
 
     drift: Drift
@@ -78,35 +78,35 @@ class ClientStates:
             check_private(path)
 
     def recall(self, run_id: str, last: Counted | None, size: int) -> tuple[Vector, bool]:
-        """Return the state (size,) that follows from the attempt `last`, and whether it is lost."""
+        """Return the state (size,) that follows from the exchange `last`, and whether it is lost."""
         if last is None:
             return np.zeros(size, np.float32), False
         found = self._read(run_id).get(_key(last))
         if found is not None and found.dtype == np.float32 and found.shape == (size,):
             return found, False
-        round_number, attempt = last
+        round_number, exchange = last
         log.warning(
-            "run %s: the state after round %d attempt %d, which the server counted, is not here; all owners begin anew",
+            "run %s: the state after round %d exchange %d, which counted, is not here; all owners begin anew",
             run_id,
             round_number,
-            attempt,
+            exchange,
         )
         return np.zeros(size, np.float32), True
 
-    def keep(self, attempt: AttemptId, before: Recollection, sent: Vector) -> None:
+    def keep(self, exchange: ExchangeId, before: Recollection, sent: Vector) -> None:
         """Write the state that was known to count and the one that may, durably, before the reply leaves.
 
         Of other runs the files that were written longest ago are dropped, or a server could fill the disk with runs.
 
         Raises:
-            ConfigError: the file cannot be written, so the attempt must not be answered.
+            ConfigError: the file cannot be written, so the exchange must not be answered.
         """
-        states = {_key((attempt.round, attempt.attempt)): before.after(sent)}
+        states = {_key((exchange.round, exchange.exchange)): before.after(sent)}
         if before.counted is not None and not before.is_lost:
             states[_key(before.counted)] = before.own
         try:
-            write_atomically(self._path(attempt.run_id), save(states), mode=0o600)
-            others = sorted(self._others(attempt.run_id), key=lambda path: path.stat().st_mtime_ns)
+            write_atomically(self._path(exchange.run_id), save(states), mode=0o600)
+            others = sorted(self._others(exchange.run_id), key=lambda path: path.stat().st_mtime_ns)
             for path in others[: -(MAX_CANDIDATES - 1)]:
                 path.unlink()
         except OSError as error:
@@ -139,5 +139,5 @@ class ClientStates:
 
 
 def _key(counted: Counted) -> str:
-    round_number, attempt = counted
-    return f"{round_number}.{attempt}"
+    round_number, exchange = counted
+    return f"{round_number}.{exchange}"

@@ -53,7 +53,7 @@ def advertise(terms: Terms, lanes: Lanes) -> tuple[Advertised, AdvertiseReply]:
     )
     record = replace(unsigned, signature=sign(terms.signing_key, SIGN_KEYS, terms.ctx0, *unsigned.parts))
     state = Advertised(terms, record, channel_key, mask_secret, self_secret, lanes)
-    return state, AdvertiseReply(terms.attempt, record)
+    return state, AdvertiseReply(terms.exchange, record)
 
 
 def share(state: Advertised, request: ShareRequest) -> tuple[Shared, ShareReply]:
@@ -76,7 +76,7 @@ def share(state: Advertised, request: ShareRequest) -> tuple[Shared, ShareReply]
         opening_keys[other] = keys.channel_key(secret, members.ctx1, other, terms.name)
         dealt.append(_seal(terms.name, other, members.ctx1, sealing_key, HeldShares(of_self, of_mask, terms.rings)))
     shared = Shared(terms, members, opening_keys, state.mask_secret, state.self_secret, state.lanes)
-    return shared, ShareReply(terms.attempt, tuple(dealt))
+    return shared, ShareReply(terms.exchange, tuple(dealt))
 
 
 def mask(state: Shared, request: MaskRequest) -> tuple[Masked, MaskReply]:
@@ -100,11 +100,11 @@ def mask(state: Shared, request: MaskRequest) -> tuple[Masked, MaskReply]:
     ctx2 = dealers_context(members.ctx1, request.dealers)
     apply_masks(state.lanes, _masks(state, others, ctx2))
     state.lanes.flags.writeable = False
-    return Masked(terms, members, ctx2, held, state.self_secret), MaskReply(terms.attempt, state.lanes)
+    return Masked(terms, members, ctx2, held, state.self_secret), MaskReply(terms.exchange, state.lanes)
 
 
 def agree(state: Masked, request: AgreeRequest) -> tuple[Agreed, AgreeReply]:
-    """Trip 4: check U3 and sign it, the only U3 that this client signs in the attempt.
+    """Trip 4: check U3 and sign it, the only U3 that this client signs in the exchange.
 
     Raises:
         ProtocolViolation: names the check that failed.
@@ -114,7 +114,7 @@ def agree(state: Masked, request: AgreeRequest) -> tuple[Agreed, AgreeReply]:
     _check_survivors("survivors", request.survivors, dealers, "U2", terms, state.members)  # C4.1 to C4.4
     ctx3 = survivors_context(state.ctx2, request.survivors)
     signature = sign(terms.signing_key, SIGN_AGREEMENT, ctx3, terms.name)
-    return Agreed(state, request.survivors, ctx3), AgreeReply(terms.attempt, signature)
+    return Agreed(state, request.survivors, ctx3), AgreeReply(terms.exchange, signature)
 
 
 def unmask(state: Agreed, request: UnmaskRequest) -> tuple[Finished, UnmaskReply]:
@@ -134,7 +134,7 @@ def unmask(state: Agreed, request: UnmaskRequest) -> tuple[Finished, UnmaskReply
     check_fillers(_rings(state.survivors, masked.held, terms), "U3", min_cohort)  # C5.5
     survivors = set(state.survivors)
     shares = [held.of_self if dealer in survivors else held.of_mask for dealer, held in masked.held.items()]
-    return Finished(terms.attempt), UnmaskReply(terms.attempt, masked.self_secret, tuple(shares))
+    return Finished(terms.exchange), UnmaskReply(terms.exchange, masked.self_secret, tuple(shares))
 
 
 def _check_members(state: Advertised, records: Sequence[KeyRecord]) -> Members:

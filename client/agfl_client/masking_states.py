@@ -1,4 +1,4 @@
-"""What a client keeps between the trips of an attempt: one type a stage, so that no stage can be skipped.
+"""What a client keeps between the trips of an exchange: one type a stage, so that no stage can be skipped.
 
 No state shows a secret when it is printed. `Terms` is the client's own word; no message changes it.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from agfl_protocol.secagg.context import AttemptId
+from agfl_protocol.secagg.context import ExchangeId
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.members import Members
@@ -22,7 +22,7 @@ from agfl_protocol.secagg.rings import MAX_RINGS
 
 @dataclass(frozen=True)
 class Terms:
-    """What this client goes by in an attempt.
+    """What this client goes by in an exchange.
 
     max_cohort: clients for which the fields of a lane have room; rings: how many of an elastic model its lanes fill.
     """
@@ -31,7 +31,7 @@ class Terms:
     signing_key: Ed25519PrivateKey = field(repr=False)
     roster: SigningRoster = field(repr=False)
     parameters: Parameters
-    attempt: AttemptId
+    exchange: ExchangeId
     max_cohort: int
     ctx0: bytes
     rings: int = field(default=1, repr=False)
@@ -102,7 +102,7 @@ class Agreed:
 class Finished:
     """After trip 5: nothing secret is left."""
 
-    attempt: AttemptId
+    exchange: ExchangeId
 
 
 State = Advertised | Shared | Masked | Agreed

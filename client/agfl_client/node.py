@@ -125,7 +125,7 @@ class Node:
 
         Raises:
             PolicyViolation: the owner does not permit this.
-            ProtocolViolation: this attempt was answered before.
+            ProtocolViolation: this exchange was answered before.
             WireError: the request does not fit its own configuration.
         """
         torch.set_num_threads(self._num_threads)
@@ -150,14 +150,14 @@ class Node:
             rings=space.rings,
         )
         check_control(config, request, layout.size)
-        self._check_attempt(config, request)
+        self._check_exchange(config, request)
         self._words = None  # the tokenizer is there
         memory = self._recall(space, request)
         update = self._update(space, request, memory)
         lanes = codec.encode(update, generator(config.seed, self.name, request.round, "rounding"))
         if memory is not None:
             sent = codec.decode_mean(codec.decode_sum(lanes)).delta
-            self.states.keep(secure_wire.attempt_of(request), memory, sent)
+            self.states.keep(secure_wire.exchange_of(request), memory, sent)
         return self._answer(config, request, lanes, space.part.num_rings)
 
     def handle_count(self, request: CountRequest) -> RecordDict:
@@ -169,7 +169,7 @@ class Node:
         self.finished = False
         config = pair_counts.check_request(request)
         self._policy.tier(config)
-        self._check_attempt(config, request)
+        self._check_exchange(config, request)
         self._words = pair_counts.cut(self._words, request, config, lambda: self._rows(config))
         counts = self._words.words.pairs(request.first_new)
         return self._answer(config, request, CountCodec.of(request).encode(counts))
@@ -186,7 +186,7 @@ class Node:
     def _rows(self, config: RunConfig) -> list[Row]:
         return read_rows(self._data, config.task.row, self._columns)
 
-    def _check_attempt(self, config: RunConfig, request: SumRequest) -> None:
+    def _check_exchange(self, config: RunConfig, request: SumRequest) -> None:
         """Check, before any text is touched, that a secure sum may be answered."""
         if config.aggregation.type == "secure":
             self.member.check(request)
@@ -195,7 +195,7 @@ class Node:
         """Return what enters the sum, or what goes before it where the lanes are to be masked."""
         if config.aggregation.type == "secure":
             return self.member.advertise(request, lanes, num_rings)
-        return RoundReply(request.config_hash, request.round, request.attempt, lanes).to_record()
+        return RoundReply(request.config_hash, request.round, request.exchange, lanes).to_record()
 
     def _recall(self, space: _Workspace, request: RoundRequest) -> Recollection | None:
         """Return the state with which this round begins, where the method has owners keep one."""
@@ -203,7 +203,7 @@ class Node:
         if method is None:
             return None
         last = request.counted.get(self.name)
-        own, is_lost = self.states.recall(secure_wire.attempt_of(request).run_id, last, space.layout.size)
+        own, is_lost = self.states.recall(secure_wire.exchange_of(request).run_id, last, space.layout.size)
         return Recollection(method, request.control, own, last, is_lost)
 
     def _update(self, space: _Workspace, request: RoundRequest, memory: Recollection | None) -> Update:
@@ -284,7 +284,7 @@ class Node:
     def _make_workspace(self, request: RoundRequest) -> _Workspace:
         config = run_config_from_json(request.config_json).with_pretrained(self._pretrained, "--pretrained")
         tier = self._policy.tier(config)  # before the model is built and the text is touched
-        self._check_attempt(config, request)
+        self._check_exchange(config, request)
         task = config.build_task()
         dataset = task.prepare(self._rows(config))
         rings = config.build_rings()

@@ -3,7 +3,7 @@
 min_cohort: 5            # fewest owners in a sum; default max_colluders + 2
 max_colluders: 3         # owners that may conspire with the server; default a third of the roster, at least 1
 allow_plain: false       # true: the server may see this owner's update itself
-uploads_per_round: 3     # attempts at one round that are answered
+uploads_per_round: 3     # exchanges at one round that are answered
 max_parameters: 100000000
 max_width: 0.5           # of a model that is trained in several widths, the widest that this device may hold; default 1
 tasks: [language_modeling, translation]   # default: every task, summarization and question_answering too

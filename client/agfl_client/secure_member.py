@@ -1,6 +1,6 @@
-"""A node's part in secure sums: its identity among the owners, and the state of the one attempt under way.
+"""A node's part in secure sums: its identity among the owners, and the state of the one exchange under way.
 
-The secrets of an attempt live here, in the memory of the node's process, and nowhere else; they are dropped after the
+The secrets of an exchange live here, in the memory of the node's process, and nowhere else; they are dropped after the
 last trip, and as soon as any check fails.
 """
 
@@ -19,20 +19,20 @@ from agfl_client.policy import Policy
 from agfl_client.replay import ReplayMemory
 from agfl_models.errors import IdentityError
 from agfl_protocol import secure_wire
-from agfl_protocol.secagg.context import AttemptId
+from agfl_protocol.secagg.context import ExchangeId
 from agfl_protocol.secagg.errors import require
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.wire import SumRequest
 
 
-class _OfAttempt(Protocol):
+class _OfExchange(Protocol):
     @property
-    def attempt(self) -> AttemptId: ...
+    def exchange(self) -> ExchangeId: ...
 
 
 StateT = TypeVar("StateT", Advertised, Shared, Masked, Agreed)
-RequestT = TypeVar("RequestT", bound=_OfAttempt)
+RequestT = TypeVar("RequestT", bound=_OfExchange)
 ReplyT = TypeVar("ReplyT")
 
 
@@ -40,7 +40,7 @@ class SecureMember:
     """One owner as a member of the pinned roster.
 
     name, signing_key: who this is; roster: every owner, from the file that was handed over out of band; folder: where
-    the answered attempts are remembered.
+    the answered exchanges are remembered.
 
     Raises:
         IdentityError: the roster does not hold this name with this key.
@@ -60,36 +60,36 @@ class SecureMember:
         self._state: State | None = None
 
     def check(self, request: SumRequest) -> None:
-        """Check that this attempt may be answered, before any text is touched, and forget the one before it.
+        """Check that this exchange may be answered, before any text is touched, and forget the one before it.
 
         Raises:
-            ProtocolViolation: this attempt or a later one was answered; the attempt under way is kept.
+            ProtocolViolation: this exchange or a later one was answered; the exchange under way is kept.
         """
-        self._replay.check(secure_wire.attempt_of(request))
+        self._replay.check(secure_wire.exchange_of(request))
         self.forget()
 
     def forget(self) -> None:
-        """Drop the secrets of the attempt under way, if there is one."""
+        """Drop the secrets of the exchange under way, if there is one."""
         self._state = None
 
     def advertise(self, request: SumRequest, lanes: Lanes, rings: int = 1) -> RecordDict:
-        """Trip 1, with the lanes that will be masked. The attempt is remembered on disk before this returns.
+        """Trip 1, with the lanes that will be masked. The exchange is remembered on disk before this returns.
 
         rings: how many rings of an elastic model the lanes fill, in [1, MAX_RINGS]; the other members are told.
 
         Raises:
-            ProtocolViolation: the attempt was answered before.
+            ProtocolViolation: the exchange was answered before.
         """
-        attempt = secure_wire.attempt_of(request)
-        self._replay.record(attempt)
+        exchange = secure_wire.exchange_of(request)
+        self._replay.record(exchange)
         ctx0 = secure_wire.context_of(request, self._roster)
         room = request.max_cohort
-        terms = Terms(self._name, self._signing_key, self._roster, self._parameters, attempt, room, ctx0, rings)
+        terms = Terms(self._name, self._signing_key, self._roster, self._parameters, exchange, room, ctx0, rings)
         self._state, reply = masking.advertise(terms, lanes)
         return secure_wire.write_advertise_reply(reply)
 
     def share(self, record: RecordDict) -> RecordDict:
-        """Trip 2; as the later ones, raises WireError or ProtocolViolation and then forgets the attempt."""
+        """Trip 2; as the later ones, raises WireError or ProtocolViolation and then forgets the exchange."""
         request = secure_wire.read_share_request
         return secure_wire.write_share_reply(self._advance(Advertised, record, request, masking.share))
 
@@ -120,10 +120,10 @@ class SecureMember:
         request = read(record)
         if not isinstance(state, stage):
             found = type(state).__name__ if state is not None else "nothing"
-            require(False, f"trip: must follow {stage.__name__} of an attempt under way, follows {found}")
+            require(False, f"trip: must follow {stage.__name__} of an exchange under way, follows {found}")
         assert isinstance(state, stage)
-        mine = state.terms.attempt
-        require(request.attempt == mine, f"attempt: must be the one under way, {mine}, got {request.attempt}")
+        mine = state.terms.exchange
+        require(request.exchange == mine, f"exchange: must be the one under way, {mine}, got {request.exchange}")
         after, reply = trip(state, request)
         self._state = None if isinstance(after, Finished) else after
         return reply

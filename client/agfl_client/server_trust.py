@@ -49,7 +49,7 @@ class TrustedServer:
         return context
 
     def raise_if_hopeless(self, error: BaseException) -> None:
-        """Raise if no further attempt to connect can help.
+        """Raise if no further exchange to connect can help.
 
         Raises:
             IdentityError: the certificate is not signed by the CA, or not valid for the address or now.

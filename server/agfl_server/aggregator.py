@@ -19,10 +19,10 @@ def reasons(refused: Mapping[str, str]) -> str:
 
 
 class AttemptFailed(RoundError):
-    """An attempt ended without a sum; it may be repeated under the next number, with fresh keys.
+    """An exchange ended without a sum; it may be repeated under the next number, with fresh keys.
 
     refused: NAME -> reason of whoever was left out; guilty: names proven to have broken the protocol, which the next
-    attempt should leave out.
+    exchange should leave out.
     """
 
     def __init__(self, line: str, refused: Mapping[str, str], guilty: frozenset[str] = frozenset()) -> None:
@@ -33,13 +33,13 @@ class AttemptFailed(RoundError):
 
 @dataclass(frozen=True)
 class CohortSum:
-    """What one attempt at a round brought.
+    """What one exchange at a round brought.
 
-    attempt: its number. lanes: the sum, uint64 (num_lanes,), over `survivors`; refused: NAME -> reason of replies left
+    exchange: its number. lanes: the sum, uint64 (num_lanes,), over `survivors`; refused: NAME -> reason of replies left
     out.
     """
 
-    attempt: int
+    exchange: int
     lanes: Lanes
     survivors: tuple[str, ...]
     refused: Mapping[str, str]

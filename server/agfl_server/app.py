@@ -18,7 +18,7 @@ from agfl_protocol.secagg.parameters import Parameters
 from agfl_server.aggregator import Aggregator
 from agfl_server.attempts import Parties
 from agfl_server.connected_nodes import ConnectedNodes
-from agfl_server.exchange import exchange
+from agfl_server.messaging import ask_nodes
 from agfl_server.observer import Observer, Row
 from agfl_server.opened_run import open_run
 from agfl_server.plain_sum import PlainSum
@@ -90,11 +90,11 @@ def _train(parties: Parties, run_folder: RunFolder, resume: bool) -> tuple[Feder
     config = with_public_tokenizer(config, observer)
     if is_new:
         run_folder.begin(config)
-    exchange: Row = {}
+    cost: Row = {}
     if not config.tokenizer.is_trained:
-        config, exchange = train_tokenizer(replace(parties, config=config))
+        config, cost = train_tokenizer(replace(parties, config=config))
         run_folder.write_config(config)
-    federation, state = open_run(replace(parties, config=config), run_folder, is_new=is_new, exchange=exchange)
+    federation, state = open_run(replace(parties, config=config), run_folder, is_new=is_new, cost=cost)
     state = run_rounds(federation, state, partial(run_folder.save, config))
     run_folder.save_model(config, federation.layout, state)
     return federation, state
@@ -173,7 +173,7 @@ def _finish(grid: Grid, state: ServerState) -> None:
     """Tell every node that the run is over; who does not answer soon learns it from the closed door."""
     content = wire.FinishRequest(state.run_id, state.round).to_record()
     requests = [Message(content, node, wire.FINISH) for node in grid.get_node_ids()]
-    for _ in exchange(grid, requests, _FINISH_TIMEOUT_S):
+    for _ in ask_nodes(grid, requests, _FINISH_TIMEOUT_S):
         pass
 
 

@@ -52,11 +52,11 @@ def sum_in_attempts(
 ) -> tuple[CodecT, CohortSum]:
     """Return the sum of round `number`; `broadcast` makes the request and its codec.
 
-    It is given the cohort, the number of the attempt, and whoever was refused in attempts that failed; they are not
+    It is given the cohort, the number of the exchange, and whoever was refused in exchanges that failed; they are not
     drawn again while there are enough others.
 
     Raises:
-        RoundError: after `max_attempts` attempts, or where too few are left without those who broke the protocol, with
+        RoundError: after `max_attempts` exchanges, or where too few are left without those who broke the protocol, with
             the reasons of the last.
     """
     aggregation = parties.config.aggregation
@@ -65,16 +65,16 @@ def sum_in_attempts(
     tried = 0
     while True:
         tried += 1
-        attempt, refused = parties.next_attempt(run_id, number, refused)
+        exchange, refused = parties.next_attempt(run_id, number, refused)
         nodes = parties.nodes.wait_for(parties.min_cohort, excluded, parties.members)
         cohort = sample_cohort(nodes, aggregation.cohort_size, parties.config.seed, number, refused)
-        request, codec = broadcast(cohort, attempt, refused)
+        request, codec = broadcast(cohort, exchange, refused)
         try:
             return codec, parties.aggregator.sum(parties.grid, cohort, request, codec, aggregation.round_timeout_s)
         except AttemptFailed as error:
-            parties.observer.repeated(number, attempt, str(error))
+            parties.observer.repeated(number, exchange, str(error))
             excluded |= error.guilty
             refused |= error.refused.keys()
             if parties.cannot_do_without(excluded) or tried == aggregation.max_attempts:
-                line = f"round {number}: failed in {tried} attempts, the last because {error}"
+                line = f"round {number}: failed in {tried} exchanges, the last because {error}"
                 raise RoundError(line) from None

@@ -21,7 +21,7 @@ from agfl_server.ring_plan import RingState
 from agfl_server.state import ServerState
 
 # The newest one may be lost with the disk sector it stood on. From the one before it only a plain run goes on: owners
-# in a secure one answer no attempt at a round before the last that they answered.
+# in a secure one answer no exchange at a round before the last that they answered.
 _KEPT = 2
 _MODEL, _PREVIOUS, _SCALES, _OPTIMIZER = "model", "previous", "scales", "optimizer."
 
@@ -91,7 +91,7 @@ def load_checkpoint(folder: Path, config_hash: str) -> ServerState:
             scales=Scales(tensors[_SCALES], facts["norm"]),
             row=facts["row"],
             rings=_rings(facts["rings"]),
-            counted={name: (number, attempt) for name, (number, attempt) in facts["counted"].items()},
+            counted={name: (number, exchange) for name, (number, exchange) in facts["counted"].items()},
             previous=tensors[_PREVIOUS],
         )
 

@@ -181,8 +181,8 @@ class LogObserver(Observer):
     def refused(self, name: str, reason: str) -> None:
         log.warning("%s refused: %s", name, reason)
 
-    def repeated(self, round_number: int, attempt: int, reason: str) -> None:
-        log.warning("round %d: attempt %d is repeated: %s", round_number, attempt + 1, reason)
+    def repeated(self, round_number: int, exchange: int, reason: str) -> None:
+        log.warning("round %d: exchange %d is repeated: %s", round_number, exchange + 1, reason)
 
     def round_finished(self, row: Row) -> None:
         log.info("round %s done: %s", row["round"], _numbers(row, "clients", "train/loss", "seconds"))

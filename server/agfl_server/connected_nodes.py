@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from agfl_models.errors import WireError
 from agfl_protocol import wire
-from agfl_server.exchange import exchange
+from agfl_server.messaging import ask_nodes
 from agfl_server.observer import Observer
 
 _IDENTIFY_TIMEOUT_S = 10.0
@@ -65,7 +65,7 @@ class ConnectedNodes:
             return
         requests = [Message(wire.IdentifyRequest().to_record(), node, wire.IDENTIFY) for node in nodes]
         self._ask_at |= dict.fromkeys(nodes, time.monotonic() + _ASK_AGAIN_S)
-        for node, reply in exchange(self.grid, requests, _IDENTIFY_TIMEOUT_S):
+        for node, reply in ask_nodes(self.grid, requests, _IDENTIFY_TIMEOUT_S):
             try:
                 if reply.has_error():
                     raise WireError(reply.error.reason or "no reason given")

@@ -31,7 +31,7 @@ class Observer:
     def refused(self, name: str, reason: str) -> None:
         """A node's reply, or the node itself, was refused."""
 
-    def repeated(self, round_number: int, attempt: int, reason: str) -> None:
+    def repeated(self, round_number: int, exchange: int, reason: str) -> None:
         """A round is repeated because too few updates came."""
 
     def round_finished(self, row: Row) -> None:

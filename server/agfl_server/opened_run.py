@@ -14,11 +14,11 @@ from agfl_server.state import ServerState, initial_state
 
 
 def open_run(
-    parties: Parties, folder: RunFolder, *, is_new: bool, exchange: Row | None = None
+    parties: Parties, folder: RunFolder, *, is_new: bool, cost: Row | None = None
 ) -> tuple[Federation, ServerState]:
     """Return the fixed parts of the run in `folder`, and its state: saved before round 1, or the last that was saved.
 
-    exchange: what learning the tokenizer took, for the row of round 0.
+    cost: what learning the tokenizer took, for the row of round 0.
 
     Raises:
         CheckpointError: the state cannot be written or read, or belongs to another run.
@@ -31,7 +31,7 @@ def open_run(
     )
     layout, state = initial_state(config, optimizer)
     if is_new:
-        state = replace(state, row={**state.row, **(exchange or {})})
+        state = replace(state, row={**state.row, **(cost or {})})
         folder.save(config, state, [])
     else:
         state = folder.resume(config)

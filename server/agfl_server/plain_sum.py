@@ -13,7 +13,7 @@ from agfl_models.errors import WireError
 from agfl_protocol import wire
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_server.aggregator import AttemptFailed, CohortSum, LaneCodec, reasons
-from agfl_server.exchange import exchange
+from agfl_server.messaging import ask_nodes
 from agfl_server.observer import Observer
 
 
@@ -48,7 +48,7 @@ class PlainSum:
         survivors: list[str] = []
         refused: dict[str, str] = {}
         bytes_up = 0
-        for node, reply in exchange(grid, requests, timeout_s):
+        for node, reply in ask_nodes(grid, requests, timeout_s):
             name = names.pop(node)
             bytes_up += wire.content_bytes(reply)
             try:
@@ -65,7 +65,7 @@ class PlainSum:
             line = f"updates: must be at least min_cohort = {self.min_cohort}, got {len(survivors)}{reasons(refused)}"
             raise AttemptFailed(line, refused)
         bytes_down = wire.content_bytes(requests[0]) * len(requests)
-        return CohortSum(request.attempt, lanes, tuple(sorted(survivors)), refused, bytes_up, bytes_down)
+        return CohortSum(request.exchange, lanes, tuple(sorted(survivors)), refused, bytes_up, bytes_down)
 
 
 def _read(reply: Message, request: wire.SumRequest, codec: LaneCodec) -> Lanes:

@@ -27,7 +27,7 @@ from agfl_server.state import ServerState, empty_row
 
 
 class DivergedError(RoundError):
-    """The model, or what owners computed with it, is not finite: no further attempt at the round can help."""
+    """The model, or what owners computed with it, is not finite: no further exchange at the round can help."""
 
 
 @dataclass(frozen=True)
@@ -135,17 +135,17 @@ def evaluate_round(federation: Federation, state: ServerState) -> Row:
 def sum_of_cohort(
     federation: Federation, state: ServerState, *, train: bool, evaluate: bool
 ) -> tuple[UpdateCodec, CohortSum]:
-    """Sample a cohort, broadcast, and sum; repeat with a new attempt while fewer than `min_cohort` updates come.
+    """Sample a cohort, broadcast, and sum; repeat with a new exchange while fewer than `min_cohort` updates come.
 
     Raises:
-        RoundError: after `max_attempts` attempts, with the reasons of the last one.
+        RoundError: after `max_attempts` exchanges, with the reasons of the last one.
     """
     config, number = federation.parties.config, state.round + 1
     models = federation.optimizer.broadcast(state.model, state.optimizer) if train else state.model
     control = _control(federation, state) if train else state.model[:0]
 
     def broadcast(
-        cohort: Collection[str], attempt: int, refused: Collection[str]
+        cohort: Collection[str], exchange: int, refused: Collection[str]
     ) -> tuple[wire.RoundRequest, UpdateCodec]:
         layout, plan = federation.layout, quantization.plan_round(state.scales, federation.layout, len(cohort))
         num_models = models.size // layout.size
@@ -159,13 +159,13 @@ def sum_of_cohort(
             num_models=num_models,
             rings=federation.rings,
         )
-        # An attempt may have failed because too few who hold a ring were left: then nobody trains more than the first.
+        # An exchange may have failed because too few who hold a ring were left: then nobody trains more than the first.
         by_tier = state.rings.by_tier if state.rings is not None and not refused else (1,) * config.max_rings
         counted = {name: state.counted[name] for name in cohort if train and name in state.counted}
         request = wire.RoundRequest(
             state.run_id,
             number,
-            attempt,
+            exchange,
             config.to_json(),
             config.hash,
             evaluate,
@@ -216,7 +216,7 @@ def _counted(
     if lost:
         federation.parties.observer.states_lost(lost)
         return {}
-    return {**state.counted, **dict.fromkeys(cohort_sum.survivors, (state.round + 1, cohort_sum.attempt))}
+    return {**state.counted, **dict.fromkeys(cohort_sum.survivors, (state.round + 1, cohort_sum.exchange))}
 
 
 def _round_metrics(mean: Total, cohort_sum: CohortSum) -> dict[str, int | float | None]:

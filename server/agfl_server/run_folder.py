@@ -27,7 +27,7 @@ from agfl_server.checkpoint import (
 from agfl_server.observer import Row
 from agfl_server.state import ServerState
 
-_ATTEMPT_FILE = "attempt.json"
+_ATTEMPT_FILE = "exchange.json"
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class RunFolder:
         return state
 
     def next_attempt(self, run_id: str, round_number: int, refused: frozenset[str]) -> tuple[int, frozenset[str]]:
-        """Return the number of a new attempt at a round, durably used up: no client answers an attempt twice.
+        """Return the number of a new exchange at a round, durably used up: no client answers an exchange twice.
 
         And whoever was refused in earlier ones, as durably, since a run that is resumed must draw the same cohort:
         `refused` and those before.
@@ -172,15 +172,15 @@ class RunFolder:
         try:
             last = json.loads(path.read_text("utf-8")) if path.exists() else {}
             is_same = (last.get("run_id"), last.get("round")) == (run_id, round_number)
-            number: int = last["attempt"] + 1 if is_same else 0
+            number: int = last["exchange"] + 1 if is_same else 0
             refused = refused.union(last.get("refused", ()) if is_same else ())
         except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-            raise CheckpointError(f"attempt: {path}: is damaged: {error!r}") from None
-        content = {"run_id": run_id, "round": round_number, "attempt": number, "refused": sorted(refused)}
+            raise CheckpointError(f"exchange: {path}: is damaged: {error!r}") from None
+        content = {"run_id": run_id, "round": round_number, "exchange": number, "refused": sorted(refused)}
         try:
             write_atomically(path, json.dumps(content).encode())
         except OSError as error:
-            raise CheckpointError(f"attempt: {path}: cannot be written: {error.strerror}") from None
+            raise CheckpointError(f"exchange: {path}: cannot be written: {error.strerror}") from None
         return number, refused
 
     def save(self, config: RunConfig, state: ServerState, rows: Sequence[Row]) -> None:

@@ -23,7 +23,7 @@ from flwr.serverapp import Grid
 from agfl_models.errors import WireError
 from agfl_protocol import secure_wire, wire
 from agfl_protocol.secagg import messages
-from agfl_protocol.secagg.context import AttemptId, dealers_context, survivors_context
+from agfl_protocol.secagg.context import ExchangeId, dealers_context, survivors_context
 from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.identity import SIGN_AGREEMENT, SigningRoster
 from agfl_protocol.secagg.lanes import Lanes
@@ -32,7 +32,7 @@ from agfl_protocol.secagg.members import Members
 from agfl_protocol.secagg.messages import KeyRecord, SealedShares, UnmaskReply
 from agfl_protocol.secagg.parameters import Parameters
 from agfl_server.aggregator import AttemptFailed, CohortSum, LaneCodec, reasons
-from agfl_server.exchange import exchange
+from agfl_server.messaging import ask_nodes
 from agfl_server.observer import Observer
 from agfl_server.unmasking import Dealt, Recovery, check_keys, find_shared_keys, find_too_strict
 
@@ -67,8 +67,8 @@ class SecureSum:
         Raises:
             AttemptFailed: too few clients or shares are left, or a client lied where it cannot be left out.
         """
-        attempt = secure_wire.attempt_of(request)
-        talk = _Talk(grid, cohort, self.observer, attempt)
+        exchange = secure_wire.exchange_of(request)
+        talk = _Talk(grid, cohort, self.observer, exchange)
         ctx0 = secure_wire.context_of(request, self.roster)
         members = self._collect_keys(talk, request, ctx0, timeout_s)
         dealt = self._collect_shares(talk, members)
@@ -79,14 +79,14 @@ class SecureSum:
         apply_masks(lanes, self._open(talk, recovery), self.num_threads)
         if lanes[0] != len(survivors):  # S5.6, the canary: every client counts 1
             raise AttemptFailed(f"count: must be {len(survivors)} after unmasking, got {lanes[0]}", talk.refused)
-        return CohortSum(attempt.attempt, lanes, survivors, talk.refused, talk.bytes_up, talk.bytes_down)
+        return CohortSum(exchange.exchange, lanes, survivors, talk.refused, talk.bytes_up, talk.bytes_down)
 
     def _collect_keys(self, talk: _Talk, request: wire.SumRequest, ctx0: bytes, timeout_s: float) -> Members:
         """Trip 1."""
         records: dict[str, KeyRecord] = {}
         for name, content in talk.ask_all(request.kind, request.to_record(), sorted(talk.cohort), timeout_s):
             with talk.refusing(name):
-                record = secure_wire.read_advertise_reply(content, talk.attempt).record
+                record = secure_wire.read_advertise_reply(content, talk.exchange).record
                 check_keys(name, record, ctx0, self.roster, self.parameters)
                 records[name] = record
         for name in find_shared_keys(records):
@@ -102,13 +102,13 @@ class SecureSum:
 
     def _collect_shares(self, talk: _Talk, members: Members) -> Dealt:
         """Trip 2: return what each of U2, sorted, dealt to each other member."""
-        request = messages.ShareRequest(talk.attempt, tuple(members.records.values()))
+        request = messages.ShareRequest(talk.exchange, tuple(members.records.values()))
         content = secure_wire.write_share_request(request)
         dealt: dict[str, dict[str, SealedShares]] = {}
         for name, reply in talk.ask_all(secure_wire.SHARE, content, members.names, self.trip_timeout_s):
             with talk.refusing(name):
                 others = members.others(name)
-                shares = secure_wire.read_share_reply(reply, talk.attempt, len(others)).dealt
+                shares = secure_wire.read_share_reply(reply, talk.exchange, len(others)).dealt
                 dealt[name] = dict(zip(others, shares, strict=True))
         talk.require(len(dealt), self._least(members), "U2, clients that dealt shares")
         return dict(sorted(dealt.items()))
@@ -120,7 +120,7 @@ class SecureSum:
         dealers = tuple(dealt)
         contents = {
             name: secure_wire.write_mask_request(
-                messages.MaskRequest(talk.attempt, dealers, tuple(dealt[d][name] for d in dealers if d != name))
+                messages.MaskRequest(talk.exchange, dealers, tuple(dealt[d][name] for d in dealers if d != name))
             )
             for name in dealers
         }
@@ -128,7 +128,7 @@ class SecureSum:
         survivors: list[str] = []
         for name, reply in talk.ask(secure_wire.MASK, contents, self.trip_timeout_s):
             with talk.refusing(name):
-                total += secure_wire.read_mask_reply(reply, talk.attempt, num_lanes).lanes
+                total += secure_wire.read_mask_reply(reply, talk.exchange, num_lanes).lanes
                 survivors.append(name)
                 self.observer.replied(name)
         talk.require(len(survivors), self._least(members), "U3, clients that sent a vector")
@@ -139,11 +139,11 @@ class SecureSum:
     ) -> dict[str, bytes]:
         """Trip 4: return the signatures over U3, sorted by name."""
         ctx3 = survivors_context(dealers_context(members.ctx1, tuple(dealt)), survivors)
-        content = secure_wire.write_agree_request(messages.AgreeRequest(talk.attempt, tuple(survivors)))
+        content = secure_wire.write_agree_request(messages.AgreeRequest(talk.exchange, tuple(survivors)))
         signatures: dict[str, bytes] = {}
         for name, reply in talk.ask_all(secure_wire.AGREE, content, survivors, self.trip_timeout_s):
             with talk.refusing(name):
-                signature = secure_wire.read_agree_reply(reply, talk.attempt).signature
+                signature = secure_wire.read_agree_reply(reply, talk.exchange).signature
                 self.roster.verify(name, signature, SIGN_AGREEMENT, ctx3, name)  # S4.1
                 signatures[name] = signature
         talk.require(len(signatures), self.parameters.quorum(len(members.records)), "signatures over U3")
@@ -154,12 +154,12 @@ class SecureSum:
     ) -> dict[str, UnmaskReply]:
         """Trip 5: show a quorum to those that signed; return their replies, sorted by name."""
         quorum = list(signatures)[: self.parameters.quorum(len(members.records))]
-        request = messages.UnmaskRequest(talk.attempt, tuple(quorum), tuple(signatures[name] for name in quorum))
+        request = messages.UnmaskRequest(talk.exchange, tuple(quorum), tuple(signatures[name] for name in quorum))
         content = secure_wire.write_unmask_request(request)
         replies: dict[str, UnmaskReply] = {}
         for name, reply in talk.ask_all(secure_wire.UNMASK, content, list(signatures), self.trip_timeout_s):
             with talk.refusing(name):
-                replies[name] = secure_wire.read_unmask_reply(reply, talk.attempt, len(dealt) - 1)
+                replies[name] = secure_wire.read_unmask_reply(reply, talk.exchange, len(dealt) - 1)
         talk.require(len(replies), self.parameters.threshold, "openings, clients that gave shares")  # S5.0
         return dict(sorted(replies.items()))
 
@@ -179,12 +179,12 @@ class SecureSum:
 
 @dataclass
 class _Talk:
-    """The exchanges of one attempt: who was refused and why, and how many bytes went each way."""
+    """The trips of one exchange: who was refused and why, and how many bytes went each way."""
 
     grid: Grid
     cohort: Mapping[str, int]
     observer: Observer
-    attempt: AttemptId
+    exchange: ExchangeId
     refused: dict[str, str] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
@@ -200,7 +200,7 @@ class _Talk:
         names = {self.cohort[name]: name for name in contents}
         requests = [Message(content, self.cohort[name], kind) for name, content in contents.items()]
         self.bytes_down += sum(map(wire.content_bytes, requests))
-        for node, reply in exchange(self.grid, requests, timeout_s):
+        for node, reply in ask_nodes(self.grid, requests, timeout_s):
             name = names.pop(node)
             if reply.has_error():
                 self.refuse(name, reply.error.reason or "no reason given")

@@ -37,7 +37,7 @@ def write_skip_costs(federation: Federation, state: ServerState, folder: RunFold
     path = folder.search / BLOCKS_FILE
     if not isinstance(config, ModelConfig) or config.resolve().residual != "pre" or _round_of(path) == state.round:
         return
-    # The numbers of the run's own attempts stay as they are.
+    # The numbers of the run's own exchanges stay as they are.
     home = RunFolder(folder.search)
     quiet = replace(federation.parties, observer=Observer(), next_attempt=home.next_attempt)
     federation = replace(federation, parties=quiet)

@@ -66,9 +66,9 @@ def initial_state(config: RunConfig, optimizer: ServerOptimizer) -> tuple[Layout
 
 def empty_row(task: AnyTask, num_rings: int = 1) -> Row:
     """Return the row of a round of which nothing is known: every row of metrics.jsonl has these keys."""
-    exchange = {"clients": 0, "refused": 0, "bytes_up": 0, "bytes_down": 0, "seconds": 0.0}
+    traffic = {"clients": 0, "refused": 0, "bytes_up": 0, "bytes_down": 0, "seconds": 0.0}
     update = dict.fromkeys(("update/l2", clipping.FRACTION, quantization.RELATIVE_ERROR))
-    return {"round": 0, **dict.fromkeys(task.metrics), **exchange, **update, **dict.fromkeys(ring_metrics(num_rings))}
+    return {"round": 0, **dict.fromkeys(task.metrics), **traffic, **update, **dict.fromkeys(ring_metrics(num_rings))}
 
 
 def ring_metrics(num_rings: int) -> tuple[str, ...]:

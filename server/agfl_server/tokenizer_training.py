@@ -80,14 +80,14 @@ def train_tokenizer(parties: Parties) -> tuple[RunConfig, Row]:
         if num_new in (0, room):
             break
     observer.tokenizer_trained(len(table.merges), tokenizer.max_merges)
-    exchange: Row = {
+    cost: Row = {
         "clients": clients,
         "refused": refused,
         "bytes_up": bytes_up,
         "bytes_down": bytes_down,
         "seconds": round(time.monotonic() - started, 4),
     }
-    return config.with_merges(table.merges), exchange
+    return config.with_merges(table.merges), cost
 
 
 def _sum_counts(
@@ -99,9 +99,9 @@ def _sum_counts(
     """
     config = parties.config
 
-    def broadcast(cohort: Collection[str], attempt: int, refused: Collection[str]) -> tuple[CountRequest, CountCodec]:
+    def broadcast(cohort: Collection[str], exchange: int, refused: Collection[str]) -> tuple[CountRequest, CountCodec]:
         request = CountRequest(
-            run_id, number, attempt, config.to_json(), config.hash, tuple(merges), num_new, len(cohort)
+            run_id, number, exchange, config.to_json(), config.hash, tuple(merges), num_new, len(cohort)
         )
         parties.observer.tokenizer_round(len(merges), config.tokenizer.max_merges, len(cohort))
         return request, CountCodec.of(request)

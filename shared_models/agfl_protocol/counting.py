@@ -37,7 +37,7 @@ class CountRequest:
 
     run_id: str
     round: int
-    attempt: int
+    exchange: int
     config_json: str
     config_hash: str
     merges: tuple[Pair, ...]
@@ -64,7 +64,7 @@ class CountRequest:
         scalars: dict[str, Scalar] = {
             "run_id": self.run_id,
             "round": self.round,
-            "attempt": self.attempt,
+            "exchange": self.exchange,
             "config_json": self.config_json,
             "config_hash": self.config_hash,
             "num_new": self.num_new,
@@ -83,7 +83,7 @@ class CountRequest:
         return CountRequest(
             run_id=read_scalar(record, "run_id", str),
             round=read_bounded(record, "round", 1, 2**31),
-            attempt=read_bounded(record, "attempt", 0, 2**31),
+            exchange=read_bounded(record, "exchange", 0, 2**31),
             config_json=read_scalar(record, "config_json", str),
             config_hash=read_scalar(record, "config_hash", str),
             merges=tuple(zip(flat[::2].tolist(), flat[1::2].tolist(), strict=True)),

@@ -12,7 +12,7 @@ SERVER = "server"
 def derive_seed(run_seed: int, name: str, round_number: int, purpose: str) -> int:
     """Return a 63-bit seed: SHA-256 of run seed, owner NAME, round and purpose.
 
-    Neither Flower's node ids nor the attempt nor the configuration enters, so a repeated round trains on the same
+    Neither Flower's node ids nor the exchange nor the configuration enters, so a repeated round trains on the same
     batches and a simulation draws what a deployment draws.
     """
     label = "\x1f".join(("agfl/seed/v1", str(run_seed), name, str(round_number), purpose))

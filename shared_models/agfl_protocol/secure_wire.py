@@ -11,7 +11,7 @@ from flwr.app import RecordDict
 from agfl_models.errors import WireError
 from agfl_protocol.run_config import PROTOCOL_VERSION
 from agfl_protocol.secagg import messages
-from agfl_protocol.secagg.context import MAX_COUNTER, AttemptId, attempt_context
+from agfl_protocol.secagg.context import MAX_COUNTER, ExchangeId, exchange_context
 from agfl_protocol.secagg.identity import SIGNATURE_BYTES, SigningRoster
 from agfl_protocol.secagg.keys import HASH_BYTES, PUBLIC_KEY_BYTES, SEAL_BYTES, SHARE_HASH_BYTES
 from agfl_protocol.secagg.messages import KeyRecord, SealedShares
@@ -26,33 +26,33 @@ _RECORD_CUTS = (PUBLIC_KEY_BYTES, PUBLIC_KEY_BYTES, HASH_BYTES, 4, 4, SIGNATURE_
 _DEALT_CUTS = (2 * SHARE_BYTES + RINGS_BYTES + SEAL_BYTES, SHARE_HASH_BYTES, SHARE_HASH_BYTES)
 
 
-def attempt_of(request: SumRequest) -> AttemptId:
+def exchange_of(request: SumRequest) -> ExchangeId:
     """Return what a request says of itself; raises ProtocolViolation."""
-    return AttemptId(request.run_id, request.round, request.attempt)
+    return ExchangeId(request.run_id, request.round, request.exchange)
 
 
 def context_of(request: SumRequest, roster: SigningRoster) -> bytes:
-    """Return ctx0 of an attempt, as the holder of `roster` sees it."""
-    attempt, broadcast = attempt_of(request), request.broadcast_hash
-    return attempt_context(PROTOCOL_VERSION, attempt, roster.hash, request.config_hash, broadcast)
+    """Return ctx0 of an exchange, as the holder of `roster` sees it."""
+    exchange, broadcast = exchange_of(request), request.broadcast_hash
+    return exchange_context(PROTOCOL_VERSION, exchange, roster.hash, request.config_hash, broadcast)
 
 
 def write_advertise_reply(reply: messages.AdvertiseReply) -> RecordDict:
     """Trip 1, client."""
-    return _new(reply.attempt, name=reply.record.name, record=_pack_record(reply.record))
+    return _new(reply.exchange, name=reply.record.name, record=_pack_record(reply.record))
 
 
-def read_advertise_reply(record: RecordDict, attempt: AttemptId) -> messages.AdvertiseReply:
+def read_advertise_reply(record: RecordDict, exchange: ExchangeId) -> messages.AdvertiseReply:
     """Trip 1, server; raises WireError, as all readers do."""
-    _check_attempt(record, attempt)
+    _check_exchange(record, exchange)
     name = read_scalar(record, "name", str)
-    return messages.AdvertiseReply(attempt, _unpack_record(name, _read_bytes(record, "record", sum(_RECORD_CUTS))))
+    return messages.AdvertiseReply(exchange, _unpack_record(name, _read_bytes(record, "record", sum(_RECORD_CUTS))))
 
 
 def write_share_request(request: messages.ShareRequest) -> RecordDict:
     """Trip 2, server."""
     names = "\n".join(r.name for r in request.records)
-    return _new(request.attempt, names=names, records=b"".join(map(_pack_record, request.records)))
+    return _new(request.exchange, names=names, records=b"".join(map(_pack_record, request.records)))
 
 
 def read_share_request(record: RecordDict) -> messages.ShareRequest:
@@ -60,106 +60,106 @@ def read_share_request(record: RecordDict) -> messages.ShareRequest:
     names = _read_names(record)
     blocks = _read_blocks(record, "records", sum(_RECORD_CUTS), len(names))
     records = tuple(_unpack_record(name, block) for name, block in zip(names, blocks, strict=True))
-    return messages.ShareRequest(_read_attempt(record), records)
+    return messages.ShareRequest(_read_exchange(record), records)
 
 
 def write_share_reply(reply: messages.ShareReply) -> RecordDict:
     """Trip 2, client."""
-    return _new(reply.attempt, dealt=b"".join(map(_pack_dealt, reply.dealt)))
+    return _new(reply.exchange, dealt=b"".join(map(_pack_dealt, reply.dealt)))
 
 
-def read_share_reply(record: RecordDict, attempt: AttemptId, count: int) -> messages.ShareReply:
+def read_share_reply(record: RecordDict, exchange: ExchangeId, count: int) -> messages.ShareReply:
     """Trip 2, server: shares for `count` others."""
-    _check_attempt(record, attempt)
-    return messages.ShareReply(attempt, _read_dealt(record, count))
+    _check_exchange(record, exchange)
+    return messages.ShareReply(exchange, _read_dealt(record, count))
 
 
 def write_mask_request(request: messages.MaskRequest) -> RecordDict:
     """Trip 3, server."""
     dealt = b"".join(map(_pack_dealt, request.dealt))
-    return _new(request.attempt, names="\n".join(request.dealers), dealt=dealt)
+    return _new(request.exchange, names="\n".join(request.dealers), dealt=dealt)
 
 
 def read_mask_request(record: RecordDict) -> messages.MaskRequest:
     """Trip 3, client."""
     names = _read_names(record)
-    return messages.MaskRequest(_read_attempt(record), names, _read_dealt(record, len(names) - 1))
+    return messages.MaskRequest(_read_exchange(record), names, _read_dealt(record, len(names) - 1))
 
 
 def write_mask_reply(reply: messages.MaskReply) -> RecordDict:
     """Trip 3, client."""
-    return new_record(_head(reply.attempt), {"lanes": reply.lanes})
+    return new_record(_head(reply.exchange), {"lanes": reply.lanes})
 
 
-def read_mask_reply(record: RecordDict, attempt: AttemptId, num_lanes: int) -> messages.MaskReply:
+def read_mask_reply(record: RecordDict, exchange: ExchangeId, num_lanes: int) -> messages.MaskReply:
     """Trip 3, server."""
-    _check_attempt(record, attempt)
-    return messages.MaskReply(attempt, read_vector(record, "lanes", np.uint64, num_lanes))
+    _check_exchange(record, exchange)
+    return messages.MaskReply(exchange, read_vector(record, "lanes", np.uint64, num_lanes))
 
 
 def write_agree_request(request: messages.AgreeRequest) -> RecordDict:
     """Trip 4, server."""
-    return _new(request.attempt, names="\n".join(request.survivors))
+    return _new(request.exchange, names="\n".join(request.survivors))
 
 
 def read_agree_request(record: RecordDict) -> messages.AgreeRequest:
     """Trip 4, client."""
-    return messages.AgreeRequest(_read_attempt(record), _read_names(record))
+    return messages.AgreeRequest(_read_exchange(record), _read_names(record))
 
 
 def write_agree_reply(reply: messages.AgreeReply) -> RecordDict:
     """Trip 4, client."""
-    return _new(reply.attempt, signature=reply.signature)
+    return _new(reply.exchange, signature=reply.signature)
 
 
-def read_agree_reply(record: RecordDict, attempt: AttemptId) -> messages.AgreeReply:
+def read_agree_reply(record: RecordDict, exchange: ExchangeId) -> messages.AgreeReply:
     """Trip 4, server."""
-    _check_attempt(record, attempt)
-    return messages.AgreeReply(attempt, _read_bytes(record, "signature", SIGNATURE_BYTES))
+    _check_exchange(record, exchange)
+    return messages.AgreeReply(exchange, _read_bytes(record, "signature", SIGNATURE_BYTES))
 
 
 def write_unmask_request(request: messages.UnmaskRequest) -> RecordDict:
     """Trip 5, server."""
-    return _new(request.attempt, names="\n".join(request.signers), signatures=b"".join(request.signatures))
+    return _new(request.exchange, names="\n".join(request.signers), signatures=b"".join(request.signatures))
 
 
 def read_unmask_request(record: RecordDict) -> messages.UnmaskRequest:
     """Trip 5, client."""
     names = _read_names(record)
     signatures = _read_blocks(record, "signatures", SIGNATURE_BYTES, len(names))
-    return messages.UnmaskRequest(_read_attempt(record), names, signatures)
+    return messages.UnmaskRequest(_read_exchange(record), names, signatures)
 
 
 def write_unmask_reply(reply: messages.UnmaskReply) -> RecordDict:
     """Trip 5, client."""
-    return _new(reply.attempt, self_secret=reply.self_secret, shares=b"".join(reply.shares))
+    return _new(reply.exchange, self_secret=reply.self_secret, shares=b"".join(reply.shares))
 
 
-def read_unmask_reply(record: RecordDict, attempt: AttemptId, count: int) -> messages.UnmaskReply:
+def read_unmask_reply(record: RecordDict, exchange: ExchangeId, count: int) -> messages.UnmaskReply:
     """Trip 5, server: shares of `count` others."""
-    _check_attempt(record, attempt)
+    _check_exchange(record, exchange)
     self_secret = _read_bytes(record, "self_secret", SHARE_BYTES)
-    return messages.UnmaskReply(attempt, self_secret, _read_blocks(record, "shares", SHARE_BYTES, count))
+    return messages.UnmaskReply(exchange, self_secret, _read_blocks(record, "shares", SHARE_BYTES, count))
 
 
-def _head(attempt: AttemptId) -> dict[str, Scalar]:
-    return {"run_id": attempt.run_id, "round": attempt.round, "attempt": attempt.attempt}
+def _head(exchange: ExchangeId) -> dict[str, Scalar]:
+    return {"run_id": exchange.run_id, "round": exchange.round, "exchange": exchange.exchange}
 
 
-def _new(attempt: AttemptId, **fields: str | bytes) -> RecordDict:
-    return new_record({**_head(attempt), **fields})
+def _new(exchange: ExchangeId, **fields: str | bytes) -> RecordDict:
+    return new_record({**_head(exchange), **fields})
 
 
-def _read_attempt(record: RecordDict) -> AttemptId:
+def _read_exchange(record: RecordDict) -> ExchangeId:
     round_number = read_bounded(record, "round", 1, MAX_COUNTER - 1)
-    attempt = read_bounded(record, "attempt", 0, MAX_COUNTER - 1)
-    return AttemptId(read_scalar(record, "run_id", str), round_number, attempt)
+    exchange = read_bounded(record, "exchange", 0, MAX_COUNTER - 1)
+    return ExchangeId(read_scalar(record, "run_id", str), round_number, exchange)
 
 
-def _check_attempt(record: RecordDict, expected: AttemptId) -> None:
-    got = _read_attempt(record)
+def _check_exchange(record: RecordDict, expected: ExchangeId) -> None:
+    got = _read_exchange(record)
     if got != expected:
-        raise WireError(f"attempt: must answer {expected}, got {got}")
+        raise WireError(f"exchange: must answer {expected}, got {got}")
 
 
 def _read_bytes(record: RecordDict, key: str, size: int) -> bytes:

@@ -29,7 +29,7 @@ IDENTIFY, FINISH = "query.identify", "query.finish"
 TRAIN, EVALUATE = "train", "evaluate"
 _CONFIG, _ARRAYS = "config", "arrays"
 
-Counted: TypeAlias = tuple[int, int]  # (round, attempt) whose sum an owner's update was in
+Counted: TypeAlias = tuple[int, int]  # (round, exchange) whose sum an owner's update was in
 Scalar: TypeAlias = bool | int | str | bytes
 ScalarT = TypeVar("ScalarT", bool, int, str, bytes)
 
@@ -67,7 +67,7 @@ class SumRequest(Protocol):
     @property
     def round(self) -> int: ...
     @property
-    def attempt(self) -> int: ...
+    def exchange(self) -> int: ...
     @property
     def config_hash(self) -> str: ...
     @property
@@ -102,7 +102,7 @@ class RoundRequest:
 
     run_id: str
     round: int
-    attempt: int
+    exchange: int
     config_json: str
     config_hash: str
     evaluate: bool
@@ -145,7 +145,7 @@ class RoundRequest:
         scalars: dict[str, Scalar] = {
             "run_id": self.run_id,
             "round": self.round,
-            "attempt": self.attempt,
+            "exchange": self.exchange,
             "config_json": self.config_json,
             "config_hash": self.config_hash,
             "evaluate": self.evaluate,
@@ -180,7 +180,7 @@ class RoundRequest:
         return RoundRequest(
             run_id=read_scalar(record, "run_id", str),
             round=read_bounded(record, "round", 1, 2**31),
-            attempt=read_bounded(record, "attempt", 0, 2**31),
+            exchange=read_bounded(record, "exchange", 0, 2**31),
             config_json=read_scalar(record, "config_json", str),
             config_hash=read_scalar(record, "config_hash", str),
             evaluate=read_scalar(record, "evaluate", bool),
@@ -199,12 +199,12 @@ class RoundReply:
 
     config_hash: str
     round: int
-    attempt: int
+    exchange: int
     lanes: Lanes
 
     def to_record(self) -> RecordDict:
         """Return the message content."""
-        scalars: dict[str, Scalar] = {"config_hash": self.config_hash, "round": self.round, "attempt": self.attempt}
+        scalars: dict[str, Scalar] = {"config_hash": self.config_hash, "round": self.round, "exchange": self.exchange}
         return new_record(scalars, {"lanes": self.lanes})
 
     @staticmethod
@@ -212,13 +212,13 @@ class RoundReply:
         """Read a reply to `request`.
 
         Raises:
-            WireError: wrong version, configuration hash, round, attempt, type or length.
+            WireError: wrong version, configuration hash, round, exchange, type or length.
         """
         _expect(record, "config_hash", request.config_hash)
         _expect(record, "round", request.round)
-        _expect(record, "attempt", request.attempt)
+        _expect(record, "exchange", request.exchange)
         lanes = read_vector(record, "lanes", np.uint64, num_lanes)
-        return RoundReply(request.config_hash, request.round, request.attempt, lanes)
+        return RoundReply(request.config_hash, request.round, request.exchange, lanes)
 
 
 @dataclass(frozen=True)
@@ -309,17 +309,17 @@ def read_vector(record: RecordDict, key: str, dtype: DTypeLike, size: int | None
 
 
 def _counted_text(counted: Mapping[str, Counted]) -> str:
-    """Return the canonical text: lines of NAME, round and attempt, sorted; no NAME has a space in it."""
-    return "\n".join(f"{name} {number} {attempt}" for name, (number, attempt) in sorted(counted.items()))
+    """Return the canonical text: lines of NAME, round and exchange, sorted; no NAME has a space in it."""
+    return "\n".join(f"{name} {number} {exchange}" for name, (number, exchange) in sorted(counted.items()))
 
 
 def _read_counted(record: RecordDict) -> dict[str, Counted]:
     text = read_scalar(record, "counted", str)
     try:
         fields = [line.split(" ") for line in text.split("\n")] if text else []
-        return {name: (int(number), int(attempt)) for name, number, attempt in fields}
+        return {name: (int(number), int(exchange)) for name, number, exchange in fields}
     except ValueError:
-        raise WireError(f"counted: must be lines of NAME, round and attempt, got {text[:80]!r}") from None
+        raise WireError(f"counted: must be lines of NAME, round and exchange, got {text[:80]!r}") from None
 
 
 def _npy_header(dtype: np.dtype[Any], size: int) -> bytes:

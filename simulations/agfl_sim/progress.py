@@ -111,9 +111,9 @@ class ProgressObserver(Observer):
         """Name who was refused, and why."""
         self._say(f"[yellow]refused {escape(name)}: {escape(reason)}[/]")
 
-    def repeated(self, round_number: int, attempt: int, reason: str) -> None:
+    def repeated(self, round_number: int, exchange: int, reason: str) -> None:
         """Say that the round starts again."""
-        self._say(f"[yellow]round {round_number}: attempt {attempt + 1} failed ({escape(reason)})[/]")
+        self._say(f"[yellow]round {round_number}: exchange {exchange + 1} failed ({escape(reason)})[/]")
 
     def round_finished(self, row: Row) -> None:
         """One line a round."""

@@ -1,4 +1,4 @@
-"""One attempt at a secure sum with real messages of all clients, taken trip by trip, so that each can be timed."""
+"""One exchange at a secure sum with real messages of all clients, taken trip by trip, so that each can be timed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agfl_protocol import secure_wire
 from agfl_protocol.header import Header
 from agfl_protocol.randomness import generator
 from agfl_protocol.secagg import messages
-from agfl_protocol.secagg.context import AttemptId
+from agfl_protocol.secagg.context import ExchangeId
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.masks import Mask, apply_masks
@@ -99,15 +99,15 @@ class Attempt:
     def run(work: Work) -> Attempt:
         """Draw owners and lead them through the trips."""
         terms, whole = _terms(work), work.encode()
-        attempt, names, first = terms[0].attempt, tuple(t.name for t in terms), terms[0].name
+        exchange, names, first = terms[0].exchange, tuple(t.name for t in terms), terms[0].name
         vectors = _first_lanes(names, whole)
         begun = {t.name: masking.advertise(t, vectors[t.name].copy()) for t in terms}
-        share_request = messages.ShareRequest(attempt, tuple(reply.record for _, reply in begun.values()))
+        share_request = messages.ShareRequest(exchange, tuple(reply.record for _, reply in begun.values()))
         shared = {name: masking.share(state, share_request) for name, (state, _) in begun.items()}
         members = shared[first][0].members
         dealt = {name: dict(zip(members.others(name), reply.dealt, strict=True)) for name, (_, reply) in shared.items()}
         requests = {
-            holder: messages.MaskRequest(attempt, names, tuple(dealt[d][holder] for d in names if d != holder))
+            holder: messages.MaskRequest(exchange, names, tuple(dealt[d][holder] for d in names if d != holder))
             for holder in names
         }
         states = {name: state for name, (state, _) in shared.items()}
@@ -134,12 +134,12 @@ class Attempt:
 
     def open(self, survivors: Sequence[str]) -> Opening:
         """Trips 4 and 5 of the survivors, of whom the first client is one."""
-        attempt_id, names = self.shared.terms.attempt, tuple(survivors)
-        agree_request = messages.AgreeRequest(attempt_id, names)
+        exchange_id, names = self.shared.terms.exchange, tuple(survivors)
+        agree_request = messages.AgreeRequest(exchange_id, names)
         agreed = {name: masking.agree(self.states[name], agree_request) for name in names}
         signers = names[: self.quorum]
         signatures = tuple(agreed[name][1].signature for name in signers)
-        unmask_request = messages.UnmaskRequest(attempt_id, signers, signatures)
+        unmask_request = messages.UnmaskRequest(exchange_id, signers, signatures)
         replies = {name: masking.unmask(agreed[name][0], unmask_request)[1] for name in names}
         return Opening(self, names, agree_request, agreed[names[0]][0], unmask_request, replies)
 
@@ -147,10 +147,10 @@ class Attempt:
 def _terms(work: Work) -> list[Terms]:
     signing = {f"owner-{i:03}": Ed25519PrivateKey.generate() for i in range(work.n)}
     roster = SigningRoster({name: key.public_key() for name, key in signing.items()})
-    attempt: AttemptId = secure_wire.attempt_of(work.request)
+    exchange: ExchangeId = secure_wire.exchange_of(work.request)
     ctx0 = secure_wire.context_of(work.request, roster)
     parameters = Parameters.of(work.n)
-    return [Terms(name, key, roster, parameters, attempt, work.n, ctx0) for name, key in signing.items()]
+    return [Terms(name, key, roster, parameters, exchange, work.n, ctx0) for name, key in signing.items()]
 
 
 def _first_lanes(names: Sequence[str], whole: Lanes) -> dict[str, Lanes]:
@@ -166,7 +166,7 @@ def _first_lanes(names: Sequence[str], whole: Lanes) -> dict[str, Lanes]:
 class Opening:
     """Trips 4 and 5 with those who survived trip 3."""
 
-    attempt: Attempt
+    exchange: Attempt
     survivors: tuple[str, ...]
     agree_request: messages.AgreeRequest
     agreed: Agreed
@@ -175,21 +175,21 @@ class Opening:
 
     def rebuild(self) -> list[Mask]:
         """Return what is left to take away, as the server does after trip 5."""
-        attempt = self.attempt
+        exchange = self.exchange
         return Recovery(
-            attempt.ctx0, attempt.members, attempt.parameters, attempt.dealt, self.survivors, self.replies
+            exchange.ctx0, exchange.members, exchange.parameters, exchange.dealt, self.survivors, self.replies
         ).masks()
 
     def sum_of_masked(self) -> Lanes:
         """Return the sum after trip 3: whole vectors' worth of words, of which the first lanes are everybody's."""
-        total = self.attempt.masked[self.survivors[0]].copy()
+        total = self.exchange.masked[self.survivors[0]].copy()
         for name in self.survivors[1:]:
-            total[:CHECKED_LANES] += self.attempt.masked[name]
+            total[:CHECKED_LANES] += self.exchange.masked[name]
         return total
 
     def check(self, opened: Lanes) -> None:
         """Exit unless the first lanes hold just the sum over the survivors."""
-        vectors = [self.attempt.vectors[name] for name in self.survivors]
+        vectors = [self.exchange.vectors[name] for name in self.survivors]
         if not np.array_equal(opened[:CHECKED_LANES], np.sum(vectors, axis=0, dtype=np.uint64)):
             raise SystemExit("the opened sum is wrong")
 
@@ -212,17 +212,17 @@ class ClientTimes:
     @staticmethod
     def measure(work: Work, opening: Opening) -> ClientTimes:
         """Take each trip again and again; trip 3 masks in place, so it gets fresh lanes each time."""
-        attempt = opening.attempt
-        terms, lanes = attempt.shared.terms, attempt.shared.lanes
-        fresh = [attempt.shared]
+        exchange = opening.exchange
+        terms, lanes = exchange.shared.terms, exchange.shared.lanes
+        fresh = [exchange.shared]
 
         def refresh() -> None:
-            fresh[0] = replace(attempt.shared, lanes=lanes.copy())
+            fresh[0] = replace(exchange.shared, lanes=lanes.copy())
 
         trips = (
             lambda: masking.advertise(terms, lanes),
-            lambda: masking.share(attempt.advertised, attempt.share_request),
-            lambda: masking.agree(attempt.states[terms.name], opening.agree_request),
+            lambda: masking.share(exchange.advertised, exchange.share_request),
+            lambda: masking.agree(exchange.states[terms.name], opening.agree_request),
             lambda: masking.unmask(opening.agreed, opening.unmask_request),
         )
         codec = cpu_seconds(work.encode)
@@ -230,20 +230,20 @@ class ClientTimes:
             codec=codec,
             context=cpu_seconds(lambda: secure_wire.context_of(work.request, terms.roster)),
             keys=sum(map(cpu_seconds, trips)),
-            mask=cpu_seconds(lambda: masking.mask(fresh[0], attempt.mask_request), refresh),
+            mask=cpu_seconds(lambda: masking.mask(fresh[0], exchange.mask_request), refresh),
             upload=sum(map(_payload, _records(opening))),
         )
 
 
 def _records(opening: Opening) -> Iterator[RecordDict]:
     """Yield the content of all messages that the first client sends."""
-    attempt = opening.attempt
-    terms = attempt.shared.terms
-    yield secure_wire.write_advertise_reply(messages.AdvertiseReply(terms.attempt, attempt.advertised.record))
-    dealt = tuple(attempt.dealt[terms.name].values())
-    yield secure_wire.write_share_reply(messages.ShareReply(terms.attempt, dealt))
-    yield secure_wire.write_mask_reply(messages.MaskReply(terms.attempt, attempt.masked[terms.name]))
-    yield secure_wire.write_agree_reply(masking.agree(attempt.states[terms.name], opening.agree_request)[1])
+    exchange = opening.exchange
+    terms = exchange.shared.terms
+    yield secure_wire.write_advertise_reply(messages.AdvertiseReply(terms.exchange, exchange.advertised.record))
+    dealt = tuple(exchange.dealt[terms.name].values())
+    yield secure_wire.write_share_reply(messages.ShareReply(terms.exchange, dealt))
+    yield secure_wire.write_mask_reply(messages.MaskReply(terms.exchange, exchange.masked[terms.name]))
+    yield secure_wire.write_agree_reply(masking.agree(exchange.states[terms.name], opening.agree_request)[1])
     yield secure_wire.write_unmask_reply(opening.replies[terms.name])
 
 

@@ -38,7 +38,7 @@ from agfl_protocol.secagg.parameters import Parameters
 from agfl_protocol.transforms import quantization
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_server.aggregator import Aggregator
-from agfl_server.exchange import exchange
+from agfl_server.messaging import ask_nodes
 from agfl_server.observer import Observer
 from agfl_server.optimizers import build_optimizer
 from agfl_server.plain_sum import PlainSum
@@ -95,7 +95,7 @@ def ask_names(grid: InProcessGrid, cohort: Mapping[str, int]) -> float:
     """Return the wall time of one exchange in which nodes do nothing."""
     content = wire.IdentifyRequest().to_record()
     began = time.perf_counter()
-    replies = list(exchange(grid, [Message(content, node, wire.IDENTIFY) for node in cohort.values()], TIMEOUT_S))
+    replies = list(ask_nodes(grid, [Message(content, node, wire.IDENTIFY) for node in cohort.values()], TIMEOUT_S))
     if len(replies) != len(cohort):
         raise SystemExit("a node did not answer")
     return time.perf_counter() - began

@@ -64,23 +64,23 @@ class Case:
     server_flower: float
 
     @staticmethod
-    def measure(work: Work, attempt: Attempt, lost: int) -> Case:
+    def measure(work: Work, exchange: Attempt, lost: int) -> Case:
         """Measure client, rates and server in turn, PASSES times, since others use this machine; take the least."""
         n, num_lanes, survivors = work.n, work.codec.num_lanes, work.n - lost
-        opening = attempt.open(attempt.members.names[:survivors])
+        opening = exchange.open(exchange.members.names[:survivors])
         passes = [
             (ClientTimes.measure(work, opening), Rates.measure(), ServerTimes.measure(opening)) for _ in range(PASSES)
         ]
         client, rates = _least([client for client, _, _ in passes]), _least([rates for _, rates, _ in passes])
         server = _least([server for _, _, server in passes])
-        keys = FlowerKeys.measure(n, attempt.parameters.threshold, survivors)
+        keys = FlowerKeys.measure(n, exchange.parameters.threshold, survivors)
         vectors = FlowerVectors.measure(work.d)
         model_hash = 4 * work.d * rates.sha256
         return Case(
             work=work,
             lost=lost,
             client=client,
-            client_limit=rates.masks(n, num_lanes) + rates.client_keys(n, attempt.quorum) + model_hash,
+            client_limit=rates.masks(n, num_lanes) + rates.client_keys(n, exchange.quorum) + model_hash,
             model_hash_limit=model_hash,
             client_flower=flower_client(n, keys, vectors),
             server=server,
@@ -191,9 +191,9 @@ def measure(cohorts: Sequence[int], sizes: Sequence[int]) -> Iterator[Case]:
         for d in sizes:
             print(f"n = {n}, d = {d}: {_load()}", file=sys.stderr, flush=True)
             work = Work.of(n, d)
-            attempt = Attempt.run(work)
+            exchange = Attempt.run(work)
             for dropout in DROPOUTS:
-                yield Case.measure(work, attempt, int(n * dropout))
+                yield Case.measure(work, exchange, int(n * dropout))
 
 
 def main() -> None:

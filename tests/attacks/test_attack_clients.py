@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ConfigRecord, RecordDict
-from tests.secagg_world import Hook, World, attempt_id, round_request
+from tests.secagg_world import Hook, World, exchange_id, round_request
 
 from agfl_client import masking
 from agfl_client.masking_states import HeldShares, Shared
@@ -23,7 +23,7 @@ from agfl_protocol.secure_wire import context_of
 from agfl_server.aggregator import AttemptFailed, CohortSum
 
 EVIL, OTHER = "owner-001", "owner-002"
-ID = attempt_id()
+ID = exchange_id()
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_attack_a_stranger_announces_keys(world: World) -> None:
     world.owners[EVIL].key = Ed25519PrivateKey.generate()
     hook = reply_of(wire.TRAIN, lambda content: record_with(world, content))
     result = world.secure_sum(on_reply=hook)
-    without(world, result, "signature: must be that of 'owner-001' over this attempt (sign/keys); it is not")
+    without(world, result, "signature: must be that of 'owner-001' over this exchange (sign/keys); it is not")
 
 
 def test_attack_a_smaller_c_is_announced(world: World) -> None:
@@ -111,12 +111,12 @@ def garbage(content: RecordDict) -> RecordDict:
 
 
 def test_attack_shares_that_nobody_can_open_are_dealt(world: World) -> None:
-    """All honest clients name the dealer; the attempt ends without a sum."""
+    """All honest clients name the dealer; the exchange ends without a sum."""
     with pytest.raises(AttemptFailed, match=r"^U3, clients that sent a vector: must be at least 4, got 1; ") as failed:
         world.secure_sum(on_reply=reply_of(sw.SHARE, garbage))
     honest = [name for name in world.names if name != EVIL]
     for name in honest:
-        line = f"sealed shares of 'owner-001': must open for '{name}' in this attempt; they do not"
+        line = f"sealed shares of 'owner-001': must open for '{name}' in this exchange; they do not"
         assert world.owners[name].log == [line]
         assert failed.value.refused[name] == line
 
@@ -191,7 +191,7 @@ def test_attack_a_vector_of_another_type_is_sent(world: World) -> None:
     vector = np.full(7, np.nan)
     hook = reply_of(
         sw.MASK,
-        lambda content: wire.new_record({"run_id": "run", "round": 1, "attempt": 0}, {"lanes": vector}),
+        lambda content: wire.new_record({"run_id": "run", "round": 1, "exchange": 0}, {"lanes": vector}),
     )
     result = world.secure_sum(on_reply=hook)
     without(world, result, "lanes: must be uint64 of shape (7,), got float64 of shape (7,)")
@@ -223,7 +223,7 @@ def test_attack_a_client_masks_with_keys_it_did_not_announce(world: World, monke
 def test_attack_another_u3_is_signed(world: World) -> None:
     hook = reply_of(sw.AGREE, lambda content: sw.write_agree_reply(messages.AgreeReply(ID, bytes(64))))
     result = world.secure_sum(on_reply=hook)
-    line = "signature: must be that of 'owner-001' over this attempt (sign/agreement); it is not"
+    line = "signature: must be that of 'owner-001' over this exchange (sign/agreement); it is not"
     assert result.refused == {EVIL: line}
     assert EVIL in result.survivors  # its vector was added before, and is opened with its peers' shares
     np.testing.assert_array_equal(result.lanes, world.plain_sum(world.names))
@@ -277,11 +277,11 @@ def test_attack_so_many_wrong_shares_that_too_few_are_left(tmp_path: Path) -> No
 
 def test_attack_a_reply_for_another_attempt_is_sent(world: World) -> None:
     def stale(content: RecordDict) -> RecordDict:
-        fields = {**content.config_records["config"], "attempt": 9}
+        fields = {**content.config_records["config"], "exchange": 9}
         return RecordDict({**content, "config": ConfigRecord(fields)})
 
     result = world.secure_sum(on_reply=reply_of(sw.MASK, stale))
-    line = "attempt: must answer run run round 1 attempt 0, got run run round 1 attempt 9"
+    line = "exchange: must answer run run round 1 exchange 0, got run run round 1 exchange 9"
     without(world, result, line)
 
 
@@ -298,7 +298,7 @@ def test_attack_c_colluders_pool_their_shares(tmp_path: Path) -> None:
 
 
 def test_attack_the_hash_of_one_attempts_secret_is_no_good_in_another(world: World) -> None:
-    one, two = (context_of(round_request(attempt=a), world.roster) for a in (0, 1))
+    one, two = (context_of(round_request(exchange=a), world.roster) for a in (0, 1))
     secret = shamir.random_secret()
     assert keys.commitment(secret, one, EVIL) != keys.commitment(secret, two, EVIL)
     assert keys.commitment(secret, one, EVIL) != keys.commitment(secret, one, OTHER)

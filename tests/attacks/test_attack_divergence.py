@@ -1,6 +1,6 @@
 """A server makes up the model under which an owner trains. Whatever its numbers become, the owner's answer is the same.
 
-A refusal would be in clear, of one owner alone, and would count for no attempt: asked whether "Zanzibar" occurs in the
+A refusal would be in clear, of one owner alone, and would count for no exchange: asked whether "Zanzibar" occurs in the
 text, an owner would say so by refusing.
 """
 

@@ -73,7 +73,7 @@ def spoil(data: st.DataObject, content: RecordDict) -> RecordDict:
 
 @dataclass
 class Stages:
-    """The victim's states in an attempt, and the requests that the real server sends in them."""
+    """The victim's states in an exchange, and the requests that the real server sends in them."""
 
     requests: dict[str, RecordDict]
     answer: dict[str, Callable[[RecordDict], object]]
@@ -83,17 +83,17 @@ class Stages:
 def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
     world = World.of(4, tmp_path_factory.mktemp("world"))
     half = world.owners[VICTIM].half
-    attempt = Attempt(world)
+    exchange = Attempt(world)
     states: list[object] = [half.state]
-    share = attempt.share_request()
-    attempt.share()
+    share = exchange.share_request()
+    exchange.share()
     assert isinstance(half.state, Shared)
     states.append(replace(half.state, lanes=half.state.lanes.copy()))
-    mask = attempt.mask_request(VICTIM)
-    attempt.mask()
+    mask = exchange.mask_request(VICTIM)
+    exchange.mask()
     states.append(half.state)
-    agree = messages.AgreeRequest(attempt.id, attempt.names)
-    signatures = attempt.agree()
+    agree = messages.AgreeRequest(exchange.id, exchange.names)
+    signatures = exchange.agree()
     states.append(half.state)
     advertised, shared, masked, agreed = states
 
@@ -106,7 +106,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
             sw.SHARE: sw.write_share_request(share),
             sw.MASK: sw.write_mask_request(mask),
             sw.AGREE: sw.write_agree_request(agree),
-            sw.UNMASK: sw.write_unmask_request(attempt.unmask_request(signatures)),
+            sw.UNMASK: sw.write_unmask_request(exchange.unmask_request(signatures)),
         },
         {
             sw.SHARE: lambda content: masking.share(advertised, sw.read_share_request(content)),  # type: ignore[arg-type]
@@ -118,8 +118,8 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
 
 
 def same_but_for_the_attempt(one: RecordDict, two: RecordDict) -> bool:
-    """The pure functions leave the attempt's number to `SecureMember`."""
-    loose = ("run_id", "round", "attempt")
+    """The pure functions leave the exchange's number to `SecureMember`."""
+    loose = ("run_id", "round", "exchange")
     a, b = ({k: v for k, v in r.config_records["config"].items() if k not in loose} for r in (one, two))
     return a == b
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from tests.secagg_world import Attempt, Half, World, attempt_id, count_request, round_request
+from tests.secagg_world import Attempt, Half, World, count_request, exchange_id, round_request
 
 from agfl_client.policy import Policy
 from agfl_client.secure_member import SecureMember
@@ -23,7 +23,7 @@ from agfl_protocol.secure_wire import context_of
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.wire import RoundRequest, SumRequest
 
-NOT_SIGNED = r"^signature: must be that of 'owner-001' over this attempt \(sign/keys\); it is not$"
+NOT_SIGNED = r"^signature: must be that of 'owner-001' over this exchange \(sign/keys\); it is not$"
 VICTIM, PEER = "owner-000", "owner-001"
 
 
@@ -32,14 +32,14 @@ def world(tmp_path: Path) -> World:
     return World.of(5, tmp_path)
 
 
-def refuses_members(world: World, attempt: Attempt, changes: Mapping[str, KeyRecord], line: str) -> None:
+def refuses_members(world: World, exchange: Attempt, changes: Mapping[str, KeyRecord], line: str) -> None:
     with pytest.raises(ProtocolViolation, match=line):
-        world.owners[VICTIM].half.share(attempt.share_request(changes))
+        world.owners[VICTIM].half.share(exchange.share_request(changes))
 
 
-def resigned(world: World, record: KeyRecord, key: Ed25519PrivateKey, attempt: int = 0) -> KeyRecord:
+def resigned(world: World, record: KeyRecord, key: Ed25519PrivateKey, exchange: int = 0) -> KeyRecord:
     """The record under another signature, as `key` makes it."""
-    ctx0 = context_of(round_request(attempt=attempt), world.roster)
+    ctx0 = context_of(round_request(exchange=exchange), world.roster)
     return replace(record, signature=sign(key, SIGN_KEYS, ctx0, *record.parts))
 
 
@@ -61,33 +61,33 @@ def new_public_key() -> bytes:
     ids=["channel key", "mask key", "commitment", "max_colluders", "min_cohort", "signature", "keys swapped"],
 )
 def test_attack_anything_in_a_peers_record_is_replaced(world: World, forge: Callable[[KeyRecord], KeyRecord]) -> None:
-    attempt = Attempt(world)
-    refuses_members(world, attempt, {PEER: forge(attempt.records[PEER])}, NOT_SIGNED)
+    exchange = Attempt(world)
+    refuses_members(world, exchange, {PEER: forge(exchange.records[PEER])}, NOT_SIGNED)
 
 
 def test_attack_a_peers_keys_are_signed_by_the_server_itself(world: World) -> None:
-    attempt = Attempt(world)
-    forged = replace(attempt.records[PEER], channel_key=new_public_key(), mask_key=new_public_key())
-    refuses_members(world, attempt, {PEER: resigned(world, forged, Ed25519PrivateKey.generate())}, NOT_SIGNED)
+    exchange = Attempt(world)
+    forged = replace(exchange.records[PEER], channel_key=new_public_key(), mask_key=new_public_key())
+    refuses_members(world, exchange, {PEER: resigned(world, forged, Ed25519PrivateKey.generate())}, NOT_SIGNED)
 
 
 def test_attack_a_peers_keys_are_signed_by_a_colluder(world: World) -> None:
-    attempt = Attempt(world)
-    forged = replace(attempt.records[PEER], channel_key=new_public_key())
-    refuses_members(world, attempt, {PEER: resigned(world, forged, world.owners["owner-004"].key)}, NOT_SIGNED)
+    exchange = Attempt(world)
+    forged = replace(exchange.records[PEER], channel_key=new_public_key())
+    refuses_members(world, exchange, {PEER: resigned(world, forged, world.owners["owner-004"].key)}, NOT_SIGNED)
 
 
 def test_attack_a_colluders_record_comes_under_a_peers_name(world: World) -> None:
-    attempt = Attempt(world)
-    refuses_members(world, attempt, {PEER: replace(attempt.records["owner-004"], name=PEER)}, NOT_SIGNED)
+    exchange = Attempt(world)
+    refuses_members(world, exchange, {PEER: replace(exchange.records["owner-004"], name=PEER)}, NOT_SIGNED)
 
 
 def test_attack_a_sybil_outside_the_roster_joins(world: World) -> None:
-    attempt = Attempt(world)
-    sybil = replace(attempt.records[PEER], name="owner-005", channel_key=new_public_key(), mask_key=new_public_key())
+    exchange = Attempt(world)
+    sybil = replace(exchange.records[PEER], name="owner-005", channel_key=new_public_key(), mask_key=new_public_key())
     sybil = resigned(world, sybil, Ed25519PrivateKey.generate())
     line = r"^members: must be among the roster, got 'owner-005'$"
-    refuses_members(world, attempt, {"owner-005": sybil}, line)
+    refuses_members(world, exchange, {"owner-005": sybil}, line)
 
 
 def test_attack_the_server_adds_itself_to_the_roster(world: World, tmp_path: Path) -> None:
@@ -96,105 +96,105 @@ def test_attack_the_server_adds_itself_to_the_roster(world: World, tmp_path: Pat
     roster = SigningRoster({name: key.public_key() for name, key in fed.items()})
     (tmp_path / "fed").mkdir()
     misled = Half(SecureMember(PEER, fed[PEER], roster, Policy(), tmp_path / "fed"))
-    attempt = Attempt(world)
+    exchange = Attempt(world)
     record = misled.begin(round_request(), np.zeros(7, np.uint64)).record
-    refuses_members(world, attempt, {PEER: record}, NOT_SIGNED)
+    refuses_members(world, exchange, {PEER: record}, NOT_SIGNED)
 
 
 def test_attack_a_colluder_announces_a_peers_channel_key_as_its_own(world: World) -> None:
-    attempt = Attempt(world)
-    copied = replace(attempt.records["owner-004"], channel_key=attempt.records[PEER].channel_key)
+    exchange = Attempt(world)
+    copied = replace(exchange.records["owner-004"], channel_key=exchange.records[PEER].channel_key)
     signed = resigned(world, copied, world.owners["owner-004"].key)
     line = r"^members: must announce each key once, one came twice$"
-    refuses_members(world, attempt, {"owner-004": signed}, line)
+    refuses_members(world, exchange, {"owner-004": signed}, line)
 
 
 def test_attack_a_colluder_announces_the_victims_mask_key_as_its_own(world: World) -> None:
-    attempt = Attempt(world)
-    copied = replace(attempt.records["owner-004"], mask_key=attempt.records[VICTIM].mask_key)
+    exchange = Attempt(world)
+    copied = replace(exchange.records["owner-004"], mask_key=exchange.records[VICTIM].mask_key)
     signed = resigned(world, copied, world.owners["owner-004"].key)
-    refuses_members(world, attempt, {"owner-004": signed}, r"^members: must announce each key once")
+    refuses_members(world, exchange, {"owner-004": signed}, r"^members: must announce each key once")
 
 
 def test_attack_a_colluder_announces_a_smaller_c(world: World) -> None:
-    attempt = Attempt(world)
-    lower = resigned(world, replace(attempt.records[PEER], max_colluders=0), world.owners[PEER].key)
-    refuses_members(world, attempt, {PEER: lower}, r"^max_colluders: must be 1 as here, 'owner-001' has 0$")
+    exchange = Attempt(world)
+    lower = resigned(world, replace(exchange.records[PEER], max_colluders=0), world.owners[PEER].key)
+    refuses_members(world, exchange, {PEER: lower}, r"^max_colluders: must be 1 as here, 'owner-001' has 0$")
 
 
 @pytest.mark.parametrize("min_cohort", [0, 2, 6, 2**32 - 1])
 def test_attack_a_colluder_announces_a_min_cohort_that_no_policy_can_have(world: World, min_cohort: int) -> None:
-    attempt = Attempt(world)
-    other = resigned(world, replace(attempt.records[PEER], min_cohort=min_cohort), world.owners[PEER].key)
+    exchange = Attempt(world)
+    other = resigned(world, replace(exchange.records[PEER], min_cohort=min_cohort), world.owners[PEER].key)
     line = rf"^min_cohort: must be in \[3, 5\], 'owner-001' has {min_cohort}$"
-    refuses_members(world, attempt, {PEER: other}, line)
+    refuses_members(world, exchange, {PEER: other}, line)
 
 
 @pytest.mark.parametrize("point", [0, 1, 2**255 - 20, 2**255 - 19, 2**255 - 18])
 def test_attack_a_colluder_announces_a_channel_key_of_low_order(world: World, point: int) -> None:
     """Everybody would know the secret that such a key agrees on."""
-    attempt = Attempt(world)
-    weak = replace(attempt.records[PEER], channel_key=point.to_bytes(32, "little"))
+    exchange = Attempt(world)
+    weak = replace(exchange.records[PEER], channel_key=point.to_bytes(32, "little"))
     line = r"^public key of 'owner-001': must be a point of full order; it is not$"
-    refuses_members(world, attempt, {PEER: resigned(world, weak, world.owners[PEER].key)}, line)
+    refuses_members(world, exchange, {PEER: resigned(world, weak, world.owners[PEER].key)}, line)
 
 
 def test_attack_a_colluder_announces_a_mask_key_of_low_order(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     genuine = keys.public_key
     announced = iter(world.names)
     monkeypatch.setattr(keys, "public_key", lambda s: bytes(32) if next(announced) == PEER else genuine(s))
-    attempt = Attempt(world)
-    attempt.share()
+    exchange = Attempt(world)
+    exchange.share()
     line = r"^public key of 'owner-001': must be a point of full order; it is not$"
     with pytest.raises(ProtocolViolation, match=line):
-        world.owners[VICTIM].half.mask(attempt.mask_request(VICTIM))
+        world.owners[VICTIM].half.mask(exchange.mask_request(VICTIM))
 
 
 def test_attack_the_victims_own_record_is_replaced(world: World) -> None:
-    attempt = Attempt(world)
-    own = resigned(world, replace(attempt.records[VICTIM], mask_key=new_public_key()), world.owners[VICTIM].key)
+    exchange = Attempt(world)
+    own = resigned(world, replace(exchange.records[VICTIM], mask_key=new_public_key()), world.owners[VICTIM].key)
     line = r"^members: must hold this client's own record, that of 'owner-000'$"
-    refuses_members(world, attempt, {VICTIM: own}, line)
+    refuses_members(world, exchange, {VICTIM: own}, line)
 
 
 def test_attack_the_victim_is_left_out_of_u1(world: World) -> None:
-    attempt = Attempt(world)
-    del attempt.records[VICTIM]
-    refuses_members(world, attempt, {}, r"^members: must hold this client's own record, that of 'owner-000'$")
+    exchange = Attempt(world)
+    del exchange.records[VICTIM]
+    refuses_members(world, exchange, {}, r"^members: must hold this client's own record, that of 'owner-000'$")
 
 
 def test_attack_members_come_twice_or_out_of_order(world: World) -> None:
-    for attempt_number, order in enumerate(((0, 1, 1, 2, 3), (1, 0, 2, 3, 4))):
-        attempt = Attempt(world, attempt_number)
-        records = list(attempt.records.values())
-        request = replace(attempt.share_request(), records=tuple(records[i] for i in order))
+    for exchange_number, order in enumerate(((0, 1, 1, 2, 3), (1, 0, 2, 3, 4))):
+        exchange = Attempt(world, exchange_number)
+        records = list(exchange.records.values())
+        request = replace(exchange.share_request(), records=tuple(records[i] for i in order))
         with pytest.raises(ProtocolViolation, match=r"^members: must be sorted and distinct, got \['owner-00"):
             world.owners[VICTIM].half.share(request)
 
 
 def test_attack_a_cohort_smaller_than_the_owners_min_cohort(tmp_path: Path) -> None:
     world = World.of(5, tmp_path, min_cohort=4)
-    attempt = Attempt(world)
+    exchange = Attempt(world)
     for name in ("owner-003", "owner-004"):
-        del attempt.records[name]
-    refuses_members(world, attempt, {}, r"^members: must be at least min_cohort = 4, got 3$")
+        del exchange.records[name]
+    refuses_members(world, exchange, {}, r"^members: must be at least min_cohort = 4, got 3$")
 
 
 def test_attack_a_cohort_smaller_than_another_owners_min_cohort(world: World) -> None:
     """The victim asks for three; one of the others asks for five, and the victim helps it."""
     world.owners[PEER].half.member._parameters = Parameters(1, 5)
-    attempt = Attempt(world)
-    del attempt.records["owner-004"]
-    refuses_members(world, attempt, {}, r"^members: must be at least min_cohort = 5, got 4$")
+    exchange = Attempt(world)
+    del exchange.records["owner-004"]
+    refuses_members(world, exchange, {}, r"^members: must be at least min_cohort = 5, got 4$")
 
 
 def test_attack_a_cohort_of_the_victim_and_colluders_only(tmp_path: Path) -> None:
     """With c of them the sum would be the victim's own vector; min_cohort is c + 2 whatever the server says."""
     world = World.of(9, tmp_path)
-    attempt = Attempt(world)
+    exchange = Attempt(world)
     for name in world.names[4:]:
-        del attempt.records[name]
-    refuses_members(world, attempt, {}, r"^members: must be at least min_cohort = 5, got 4$")
+        del exchange.records[name]
+    refuses_members(world, exchange, {}, r"^members: must be at least min_cohort = 5, got 4$")
 
 
 @pytest.mark.parametrize(
@@ -202,17 +202,17 @@ def test_attack_a_cohort_of_the_victim_and_colluders_only(tmp_path: Path) -> Non
 )
 def test_attack_no_configuration_lowers_what_protects_the_owner(world: World, config: str) -> None:
     lowered = replace(round_request(), config_json=config)
-    attempt = Attempt(world, requests=dict.fromkeys(world.names, lowered))
+    exchange = Attempt(world, requests=dict.fromkeys(world.names, lowered))
     for name in world.names[2:]:
-        del attempt.records[name]
-    refuses_members(world, attempt, {}, r"^members: must be at least min_cohort = 3, got 2$")
+        del exchange.records[name]
+    refuses_members(world, exchange, {}, r"^members: must be at least min_cohort = 3, got 2$")
 
 
 def test_attack_fields_that_a_cohort_overflows(world: World) -> None:
     """More clients than the plan's max_cohort could carry from one field into the next."""
     request = round_request(max_cohort=4)
-    attempt = Attempt(world, requests=dict.fromkeys(world.names, request))
-    refuses_members(world, attempt, {}, r"^members: must be at most max_cohort = 4, got 5$")
+    exchange = Attempt(world, requests=dict.fromkeys(world.names, request))
+    refuses_members(world, exchange, {}, r"^members: must be at most max_cohort = 4, got 5$")
 
 
 BASE = round_request()
@@ -234,10 +234,10 @@ BASE = round_request()
 )
 def test_attack_one_client_is_told_something_else(world: World, told: RoundRequest) -> None:
     """Pasquini et al. 2021: another model for the victim alone would open its update in the sum."""
-    attempt = Attempt(world, requests={PEER: told})
-    refuses_members(world, attempt, {}, NOT_SIGNED)
-    with pytest.raises(ProtocolViolation, match=r"^signature: must be that of 'owner-000' over this attempt"):
-        world.owners[PEER].half.share(attempt.share_request())
+    exchange = Attempt(world, requests={PEER: told})
+    refuses_members(world, exchange, {}, NOT_SIGNED)
+    with pytest.raises(ProtocolViolation, match=r"^signature: must be that of 'owner-000' over this exchange"):
+        world.owners[PEER].half.share(exchange.share_request())
 
 
 COUNTED = count_request()
@@ -259,24 +259,24 @@ MERGES = np.array(COUNTED.merges, np.uint32)
 )
 def test_attack_one_client_is_asked_to_count_something_else(world: World, told: SumRequest) -> None:
     """Whoever counts other pairs, or trains instead, has other masks."""
-    attempt = Attempt(world, requests={**dict.fromkeys(world.names, COUNTED), PEER: told})
+    exchange = Attempt(world, requests={**dict.fromkeys(world.names, COUNTED), PEER: told})
     ctx0 = {context_of(request, world.roster) for request in (COUNTED, told)}
     assert len(ctx0) == 2
-    refuses_members(world, attempt, {}, NOT_SIGNED)
-    with pytest.raises(ProtocolViolation, match=r"^signature: must be that of 'owner-000' over this attempt"):
-        world.owners[PEER].half.share(attempt.share_request())
+    refuses_members(world, exchange, {}, NOT_SIGNED)
+    with pytest.raises(ProtocolViolation, match=r"^signature: must be that of 'owner-000' over this exchange"):
+        world.owners[PEER].half.share(exchange.share_request())
 
 
 def test_attack_a_signature_for_another_purpose_is_shown_as_one_over_keys(world: World) -> None:
-    attempt = Attempt(world)
-    record = attempt.records[PEER]
+    exchange = Attempt(world)
+    record = exchange.records[PEER]
     ctx0 = context_of(round_request(), world.roster)
     signed = sign(world.owners[PEER].key, SIGN_AGREEMENT, ctx0, *record.parts)
-    refuses_members(world, attempt, {PEER: replace(record, signature=signed)}, NOT_SIGNED)
+    refuses_members(world, exchange, {PEER: replace(record, signature=signed)}, NOT_SIGNED)
 
 
 def test_attack_keys_of_another_attempt_round_or_run_are_shown_again(world: World) -> None:
     old = Attempt(world, 0).records[PEER]
-    attempt = Attempt(world, 1)
-    refuses_members(world, attempt, {PEER: old}, NOT_SIGNED)
-    assert attempt.id == attempt_id(1)
+    exchange = Attempt(world, 1)
+    refuses_members(world, exchange, {PEER: old}, NOT_SIGNED)
+    assert exchange.id == exchange_id(1)

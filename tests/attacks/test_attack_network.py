@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
-from tests.secagg_world import Attempt, MemoryGrid, World, attempt_id
+from tests.secagg_world import Attempt, MemoryGrid, World, exchange_id
 
 from agfl_models.errors import WireError
 from agfl_protocol import secure_wire as sw
@@ -20,8 +20,8 @@ from agfl_server.aggregator import AttemptFailed
 from agfl_server.unmasking import Recovery
 
 VICTIM, DEALER = "owner-000", "owner-001"
-ID = attempt_id()
-DO_NOT_OPEN = r"^sealed shares of 'owner-001': must open for 'owner-000' in this attempt; they do not$"
+ID = exchange_id()
+DO_NOT_OPEN = r"^sealed shares of 'owner-001': must open for 'owner-000' in this exchange; they do not$"
 
 
 @pytest.fixture
@@ -29,10 +29,10 @@ def world(tmp_path: Path) -> World:
     return World.of(5, tmp_path)
 
 
-def refuses_shares(world: World, attempt: Attempt, changed: SealedShares, line: str) -> None:
-    attempt.dealt[DEALER][VICTIM] = changed
+def refuses_shares(world: World, exchange: Attempt, changed: SealedShares, line: str) -> None:
+    exchange.dealt[DEALER][VICTIM] = changed
     with pytest.raises(ProtocolViolation, match=line):
-        world.owners[VICTIM].half.mask(attempt.mask_request(VICTIM))
+        world.owners[VICTIM].half.mask(exchange.mask_request(VICTIM))
 
 
 def flip(block: bytes, place: int) -> bytes:
@@ -41,47 +41,47 @@ def flip(block: bytes, place: int) -> bytes:
 
 @pytest.mark.parametrize("place", [0, 31, 32, 63, 64, 65, 80])
 def test_attack_one_bit_of_a_ciphertext_is_flipped(world: World, place: int) -> None:
-    attempt = Attempt(world)
-    attempt.share()
-    dealt = attempt.dealt[DEALER][VICTIM]
-    refuses_shares(world, attempt, replace(dealt, sealed=flip(dealt.sealed, place)), DO_NOT_OPEN)
+    exchange = Attempt(world)
+    exchange.share()
+    dealt = exchange.dealt[DEALER][VICTIM]
+    refuses_shares(world, exchange, replace(dealt, sealed=flip(dealt.sealed, place)), DO_NOT_OPEN)
 
 
 @pytest.mark.parametrize("kind", ["self_hash", "mask_hash"])
 def test_attack_the_hash_of_a_share_is_changed(world: World, kind: str) -> None:
     """Otherwise an honest holder would be blamed in trip 5 for a share that it was really dealt."""
-    attempt = Attempt(world)
-    attempt.share()
-    dealt = attempt.dealt[DEALER][VICTIM]
+    exchange = Attempt(world)
+    exchange.share()
+    dealt = exchange.dealt[DEALER][VICTIM]
     changed = replace(dealt, **{kind: flip(getattr(dealt, kind), 0)})
     line = r"^shares of 'owner-001': must have the hashes that it sent; they do not$"
-    refuses_shares(world, attempt, changed, line)
+    refuses_shares(world, exchange, changed, line)
 
 
 def test_attack_shares_for_another_holder_are_delivered(world: World) -> None:
-    attempt = Attempt(world)
-    attempt.share()
-    refuses_shares(world, attempt, attempt.dealt[DEALER]["owner-002"], DO_NOT_OPEN)
+    exchange = Attempt(world)
+    exchange.share()
+    refuses_shares(world, exchange, exchange.dealt[DEALER]["owner-002"], DO_NOT_OPEN)
 
 
 def test_attack_shares_of_another_dealer_are_delivered(world: World) -> None:
-    attempt = Attempt(world)
-    attempt.share()
-    refuses_shares(world, attempt, attempt.dealt["owner-002"][VICTIM], DO_NOT_OPEN)
+    exchange = Attempt(world)
+    exchange.share()
+    refuses_shares(world, exchange, exchange.dealt["owner-002"][VICTIM], DO_NOT_OPEN)
 
 
 def test_attack_the_victims_own_shares_come_back_as_a_peers(world: World) -> None:
     """Both directions of a channel have keys of their own."""
-    attempt = Attempt(world)
-    attempt.share()
-    refuses_shares(world, attempt, attempt.dealt[VICTIM][DEALER], DO_NOT_OPEN)
+    exchange = Attempt(world)
+    exchange.share()
+    refuses_shares(world, exchange, exchange.dealt[VICTIM][DEALER], DO_NOT_OPEN)
 
 
 def test_attack_a_peer_was_shown_another_u1(world: World) -> None:
     """Shares that were dealt among four do not open among five: all holders of a share share one U1."""
-    attempt = Attempt(world)
-    four = attempt.names[:4]
-    attempt.share()
+    exchange = Attempt(world)
+    four = exchange.names[:4]
+    exchange.share()
     other = World(world.owners, world.roster, world.parameters)
     split = Attempt(other, 1)
     request = messages.ShareRequest(split.id, tuple(split.records[n] for n in four))

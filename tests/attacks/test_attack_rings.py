@@ -48,7 +48,7 @@ def line_of(number: int, count: int, whole: str, min_cohort: int = 5) -> str:
 
 
 def fails(world: World, lost: Mapping[str, str]) -> tuple[AttemptFailed, Sent]:
-    """Run an attempt that must fail, in which owners are `lost` in a trip; return who answered in each trip."""
+    """Run an exchange that must fail, in which owners are `lost` in a trip; return who answered in each trip."""
     sent: Sent = {trip: [] for trip in TRIPS}
 
     def note(kind: str, name: str, content: RecordDict) -> RecordDict | None:
@@ -182,29 +182,29 @@ def fill_two(world: World) -> set[str]:
     return {name for name in world.names if world.owners[name].rings == 2}
 
 
-def probe(attempt: Attempt, ask: Callable[[str, tuple[str, ...]], object]) -> set[str]:
+def probe(exchange: Attempt, ask: Callable[[str, tuple[str, ...]], object]) -> set[str]:
     """Ask each owner of all but the next one, as a server may that shows each another set; return who was missing."""
     refused = set()
-    for place, name in enumerate(attempt.names):
-        missing = attempt.names[(place + 1) % len(attempt.names)]
+    for place, name in enumerate(exchange.names):
+        missing = exchange.names[(place + 1) % len(exchange.names)]
         try:
-            ask(name, tuple(n for n in attempt.names if n != missing))
+            ask(name, tuple(n for n in exchange.names if n != missing))
         except ProtocolViolation:
             refused.add(missing)
     return refused
 
 
 def probe_dealers(world: World) -> set[str]:
-    attempt = Attempt(world)
-    attempt.share()
-    return probe(attempt, lambda name, u2: attempt.mask([name], u2))
+    exchange = Attempt(world)
+    exchange.share()
+    return probe(exchange, lambda name, u2: exchange.mask([name], u2))
 
 
 def probe_survivors(world: World) -> set[str]:
-    attempt = Attempt(world)
-    attempt.share()
-    attempt.mask()
-    return probe(attempt, lambda name, u3: attempt.agree([name], u3))
+    exchange = Attempt(world)
+    exchange.share()
+    exchange.mask()
+    return probe(exchange, lambda name, u3: exchange.agree([name], u3))
 
 
 def test_attack_each_client_is_shown_another_u2(eleven: World) -> None:
@@ -247,14 +247,14 @@ def test_attack_each_client_is_shown_another_u3_would_tell_who_fills_what_were_i
 
 def test_attack_a_u3_that_nobody_else_signed_is_refused_for_that_alone(eleven: World) -> None:
     """In the last trip, too, the line says nothing of rings until a quorum signed this U3."""
-    attempt = Attempt(eleven)
-    attempt.share()
-    attempt.mask()
-    signatures = {name: attempt.agree([name], attempt.names[1:])[name] for name in attempt.names[1:2]}
-    signatures |= attempt.agree(attempt.names[2:], attempt.names)
-    line = r"^signature: must be that of 'owner-002' over this attempt \(sign/agreement\); it is not$"
+    exchange = Attempt(eleven)
+    exchange.share()
+    exchange.mask()
+    signatures = {name: exchange.agree([name], exchange.names[1:])[name] for name in exchange.names[1:2]}
+    signatures |= exchange.agree(exchange.names[2:], exchange.names)
+    line = r"^signature: must be that of 'owner-002' over this exchange \(sign/agreement\); it is not$"
     with pytest.raises(ProtocolViolation, match=line):
-        eleven.owners["owner-001"].half.unmask(attempt.unmask_request(signatures))
+        eleven.owners["owner-001"].half.unmask(exchange.unmask_request(signatures))
 
 
 def test_attack_the_size_of_what_a_client_sends_tells_nothing(world: World) -> None:

@@ -1,4 +1,4 @@
-"""What a client sends in an attempt, all of it, and what a server that keeps everything can read of it."""
+"""What a client sends in an exchange, all of it, and what a server that keeps everything can read of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from agfl_protocol.secure_wire import context_of
 from agfl_protocol.wire import SumRequest
 
 VICTIM = "owner-000"
-HEAD = {"version", "run_id", "round", "attempt"}
+HEAD = {"version", "run_id", "round", "exchange"}
 # Every field of every reply, and its bytes; besides the head, which repeats the request.
 SENT = {
     wire.TRAIN: {"name": 9, "record": 168},
@@ -40,7 +40,7 @@ def world(tmp_path: Path) -> World:
 
 
 def listen(world: World, request: SumRequest) -> dict[str, RecordDict]:
-    """Run an attempt; return what the victim sent in each trip."""
+    """Run an exchange; return what the victim sent in each trip."""
     heard: dict[str, RecordDict] = {}
 
     def note(kind: str, name: str, content: RecordDict) -> RecordDict:
@@ -74,20 +74,20 @@ def test_attack_the_server_reads_every_byte_that_a_client_sends(world: World, re
 
 
 def test_attack_the_same_vector_is_sent_twice(world: World) -> None:
-    """No two attempts look alike, so nothing can be told from comparing them."""
+    """No two exchanges look alike, so nothing can be told from comparing them."""
     sent = []
-    for attempt in range(2):
-        led = Attempt(world, attempt)
+    for exchange in range(2):
+        led = Attempt(world, exchange)
         led.share()
         sent.append(led.mask()[VICTIM].copy())
     assert not np.equal(*sent).any()
 
 
-def strip(world: World, attempt: Attempt, vector: Lanes, peers: list[str]) -> Lanes:
+def strip(world: World, exchange: Attempt, vector: Lanes, peers: list[str]) -> Lanes:
     """Take away the masks that the victim shares with `peers`, who tell the server their mask keys."""
     ctx0 = context_of(round_request(), world.roster)
-    members = Members.of(ctx0, attempt.records.values())
-    ctx2 = dealers_context(members.ctx1, attempt.names)
+    members = Members.of(ctx0, exchange.records.values())
+    ctx2 = dealers_context(members.ctx1, exchange.names)
     masks = []
     for peer in peers:
         state = world.owners[peer].half.state
@@ -104,10 +104,10 @@ def test_attack_c_colluders_tell_the_server_all_their_keys(tmp_path: Path) -> No
     """What is left still hides the vector: its words are uniform, bit by bit."""
     world = World.of(10, tmp_path, num_lanes=20_000)
     world.owners[VICTIM].vector[:] = 1  # as regular as a vector can be
-    attempt = Attempt(world)
-    attempt.share()
-    vector = attempt.mask([VICTIM], attempt.names)[VICTIM]
-    left = strip(world, attempt, vector, world.names[7:])
+    exchange = Attempt(world)
+    exchange.share()
+    vector = exchange.mask([VICTIM], exchange.names)[VICTIM]
+    left = strip(world, exchange, vector, world.names[7:])
     assert not np.array_equal(left, vector)
     ones = np.unpackbits(left.view(np.uint8)).mean()
     assert abs(ones - 0.5) < 5 * 0.5 / np.sqrt(64 * left.size)
@@ -118,10 +118,10 @@ def test_attack_c_colluders_tell_the_server_all_their_keys(tmp_path: Path) -> No
 
 def test_attack_all_peers_tell_the_server_all_their_keys(world: World) -> None:
     """Even then the self mask is left: as long as U3 is not agreed on, nothing opens one client's vector."""
-    attempt = Attempt(world)
-    attempt.share()
-    vector = attempt.mask([VICTIM], attempt.names)[VICTIM]
-    left = strip(world, attempt, vector, world.names[1:])
+    exchange = Attempt(world)
+    exchange.share()
+    vector = exchange.mask([VICTIM], exchange.names)[VICTIM]
+    left = strip(world, exchange, vector, world.names[1:])
     assert not np.equal(left, world.owners[VICTIM].vector).any()
 
 

@@ -33,143 +33,143 @@ def world(tmp_path: Path) -> World:
 
 
 def shared(world: World) -> Attempt:
-    attempt = Attempt(world)
-    attempt.share()
-    return attempt
+    exchange = Attempt(world)
+    exchange.share()
+    return exchange
 
 
 def masked(world: World) -> Attempt:
-    attempt = shared(world)
-    attempt.mask()
-    return attempt
+    exchange = shared(world)
+    exchange.mask()
+    return exchange
 
 
 # --- trip 3
 
 
 def test_attack_u2_without_the_victim(world: World) -> None:
-    attempt = shared(world)
-    request = attempt.mask_request(VICTIM)
+    exchange = shared(world)
+    request = exchange.mask_request(VICTIM)
     without = replace(request, dealers=request.dealers[1:], dealt=request.dealt[1:])
     with pytest.raises(ProtocolViolation, match=r"^dealers: must hold this client, 'owner-000'$"):
         world.owners[VICTIM].half.mask(without)
 
 
 def test_attack_u2_with_a_stranger(world: World) -> None:
-    attempt = Attempt(world)
-    attempt.share(attempt.names[:8])
-    request = attempt.mask_request(VICTIM)
+    exchange = Attempt(world)
+    exchange.share(exchange.names[:8])
+    request = exchange.mask_request(VICTIM)
     stranger = replace(request, dealers=(*request.dealers, "owner-009"), dealt=(*request.dealt, request.dealt[0]))
     with pytest.raises(ProtocolViolation, match=r"^dealers: must be among U1, got 'owner-009'$"):
         world.owners[VICTIM].half.mask(stranger)
 
 
 def test_attack_u2_with_a_dealer_twice(world: World) -> None:
-    attempt = shared(world)
-    twice = (*attempt.names[:8], "owner-007", "owner-008")
+    exchange = shared(world)
+    twice = (*exchange.names[:8], "owner-007", "owner-008")
     with pytest.raises(ProtocolViolation, match=r"^dealers: must be sorted and distinct, got"):
-        world.owners[VICTIM].half.mask(attempt.mask_request(VICTIM, twice))
+        world.owners[VICTIM].half.mask(exchange.mask_request(VICTIM, twice))
 
 
 def test_attack_u2_below_the_owners_min_cohort(tmp_path: Path) -> None:
     world = World.of(10, tmp_path, min_cohort=9)
-    attempt = shared(world)
+    exchange = shared(world)
     with pytest.raises(ProtocolViolation, match=r"^dealers: must be at least 9 of 10 members, got 8$"):
-        world.owners[VICTIM].half.mask(attempt.mask_request(VICTIM, attempt.names[:8]))
+        world.owners[VICTIM].half.mask(exchange.mask_request(VICTIM, exchange.names[:8]))
 
 
 def test_attack_u2_of_the_victim_and_colluders(world: World) -> None:
-    attempt = shared(world)
+    exchange = shared(world)
     with pytest.raises(ProtocolViolation, match=r"^dealers: must be at least 7 of 10 members, got 4$"):
-        world.owners[VICTIM].half.mask(attempt.mask_request(VICTIM, attempt.names[:4]))
+        world.owners[VICTIM].half.mask(exchange.mask_request(VICTIM, exchange.names[:4]))
 
 
 # --- trip 4
 
 
 def test_attack_u3_without_the_victim(world: World) -> None:
-    attempt = masked(world)
+    exchange = masked(world)
     with pytest.raises(ProtocolViolation, match=r"^survivors: must hold this client, 'owner-000'$"):
-        attempt.agree([VICTIM], attempt.names[1:])
+        exchange.agree([VICTIM], exchange.names[1:])
 
 
 def test_attack_u3_with_one_who_is_not_in_u2(world: World) -> None:
-    attempt = shared(world)
-    attempt.mask(dealers=attempt.names[:9])
+    exchange = shared(world)
+    exchange.mask(dealers=exchange.names[:9])
     with pytest.raises(ProtocolViolation, match=r"^survivors: must be among U2, got 'owner-009'$"):
-        attempt.agree([VICTIM], attempt.names)
+        exchange.agree([VICTIM], exchange.names)
 
 
 def test_attack_u3_with_a_survivor_twice(world: World) -> None:
-    attempt = masked(world)
+    exchange = masked(world)
     with pytest.raises(ProtocolViolation, match=r"^survivors: must be sorted and distinct, got"):
-        attempt.agree([VICTIM], (*attempt.names, "owner-009"))
+        exchange.agree([VICTIM], (*exchange.names, "owner-009"))
 
 
 def test_attack_u3_below_the_owners_min_cohort(tmp_path: Path) -> None:
     world = World.of(10, tmp_path, min_cohort=9)
-    attempt = masked(world)
+    exchange = masked(world)
     with pytest.raises(ProtocolViolation, match=r"^survivors: must be at least 9 of 10 members, got 8$"):
-        attempt.agree([VICTIM], attempt.names[:8])
+        exchange.agree([VICTIM], exchange.names[:8])
 
 
 def test_attack_others_are_asked_for_a_sum_too_small_for_the_victim(tmp_path: Path) -> None:
     """Only the victim asks for nine. Its masked vector has left; nobody helps to open it in company of seven others."""
     world = World.of(10, tmp_path)
     world.owners[VICTIM].half.member._parameters = Parameters(3, 9)
-    attempt = masked(world)
-    for name in attempt.names[:8]:
+    exchange = masked(world)
+    for name in exchange.names[:8]:
         with pytest.raises(ProtocolViolation, match=r"^survivors: must be at least 9 of 10 members, got 8$"):
-            attempt.agree([name], attempt.names[:8])
+            exchange.agree([name], exchange.names[:8])
 
 
 def test_attack_u3_of_the_victim_and_colluders(world: World) -> None:
-    attempt = masked(world)
+    exchange = masked(world)
     with pytest.raises(ProtocolViolation, match=r"^survivors: must be at least 7 of 10 members, got 4$"):
-        attempt.agree([VICTIM], attempt.names[:4])
+        exchange.agree([VICTIM], exchange.names[:4])
 
 
 def test_attack_a_second_u3(world: World) -> None:
-    attempt = masked(world)
-    attempt.agree()
-    line = r"^trip: must follow Masked of an attempt under way, follows Agreed$"
+    exchange = masked(world)
+    exchange.agree()
+    line = r"^trip: must follow Masked of an exchange under way, follows Agreed$"
     with pytest.raises(ProtocolViolation, match=line):
-        attempt.agree([VICTIM], attempt.names[:9])
+        exchange.agree([VICTIM], exchange.names[:9])
 
 
 # --- trip 5
 
 
 def test_attack_fewer_signatures_than_a_quorum(world: World) -> None:
-    attempt = masked(world)
-    signatures = attempt.agree()
+    exchange = masked(world)
+    signatures = exchange.agree()
     few = dict(list(signatures.items())[:6])
     with pytest.raises(ProtocolViolation, match=r"^signers: must be at least 7, got 6$"):
-        world.owners[VICTIM].half.unmask(attempt.unmask_request(few))
+        world.owners[VICTIM].half.unmask(exchange.unmask_request(few))
 
 
 def test_attack_no_signature_but_the_victims_own(world: World) -> None:
-    attempt = masked(world)
-    attempt.agree()
+    exchange = masked(world)
+    exchange.agree()
     with pytest.raises(ProtocolViolation, match=r"^signers: must be at least 7, got 1$"):
-        world.owners[VICTIM].half.unmask(attempt.unmask_request({VICTIM: bytes(64)}))
+        world.owners[VICTIM].half.unmask(exchange.unmask_request({VICTIM: bytes(64)}))
 
 
 def test_attack_a_quorum_of_u2_that_is_none_of_u1(world: World) -> None:
     """Shares lie with all of U1, so two quorums must meet there: floor((8 + 3) / 2) + 1 = 6 of |U2| = 8 is too few."""
-    attempt = shared(world)
-    attempt.mask(dealers=attempt.names[:8])
-    signatures = attempt.agree(survivors=attempt.names[:8])
+    exchange = shared(world)
+    exchange.mask(dealers=exchange.names[:8])
+    signatures = exchange.agree(survivors=exchange.names[:8])
     assert world.parameters.quorum(8) == 6
     few = dict(list(signatures.items())[:6])
     with pytest.raises(ProtocolViolation, match=r"^signers: must be at least 7, got 6$"):
-        world.owners[VICTIM].half.unmask(attempt.unmask_request(few))
+        world.owners[VICTIM].half.unmask(exchange.unmask_request(few))
 
 
 def test_attack_one_signature_counted_twice(world: World) -> None:
-    attempt = masked(world)
-    signatures = list(attempt.agree().items())[:6]
-    request = attempt.unmask_request({})
+    exchange = masked(world)
+    signatures = list(exchange.agree().items())[:6]
+    request = exchange.unmask_request({})
     twice = [*signatures, signatures[-1]]
     request = replace(request, signers=tuple(n for n, _ in twice), signatures=tuple(s for _, s in twice))
     with pytest.raises(ProtocolViolation, match=r"^signers: must be sorted and distinct, got"):
@@ -177,30 +177,30 @@ def test_attack_one_signature_counted_twice(world: World) -> None:
 
 
 def test_attack_a_signer_that_is_no_survivor(world: World) -> None:
-    attempt = masked(world)
-    signatures = attempt.agree(survivors=attempt.names[:8])
+    exchange = masked(world)
+    signatures = exchange.agree(survivors=exchange.names[:8])
     forged = {**signatures, "owner-009": signatures[VICTIM]}
     with pytest.raises(ProtocolViolation, match=r"^signers: must be among U3, got 'owner-009'$"):
-        world.owners[VICTIM].half.unmask(attempt.unmask_request(forged))
+        world.owners[VICTIM].half.unmask(exchange.unmask_request(forged))
 
 
 @pytest.mark.parametrize("place", [0, 5, 6])
 def test_attack_a_forged_signature_among_good_ones(world: World, place: int) -> None:
-    attempt = masked(world)
-    signatures = dict(list(attempt.agree().items())[:7])
+    exchange = masked(world)
+    signatures = dict(list(exchange.agree().items())[:7])
     name = list(signatures)[place]
     signatures[name] = signatures[name][:-1] + bytes([signatures[name][-1] ^ 1])
-    line = rf"^signature: must be that of '{name}' over this attempt \(sign/agreement\); it is not$"
+    line = rf"^signature: must be that of '{name}' over this exchange \(sign/agreement\); it is not$"
     with pytest.raises(ProtocolViolation, match=line):
-        world.owners[VICTIM].half.unmask(attempt.unmask_request(signatures))
+        world.owners[VICTIM].half.unmask(exchange.unmask_request(signatures))
 
 
 def test_attack_one_signers_signature_under_anothers_name(world: World) -> None:
-    attempt = masked(world)
-    signatures = dict(list(attempt.agree().items())[:7])
+    exchange = masked(world)
+    signatures = dict(list(exchange.agree().items())[:7])
     signatures["owner-003"] = signatures["owner-004"]
     with pytest.raises(ProtocolViolation, match=r"^signature: must be that of 'owner-003'"):
-        world.owners[VICTIM].half.unmask(attempt.unmask_request(signatures))
+        world.owners[VICTIM].half.unmask(exchange.unmask_request(signatures))
 
 
 def signed_by_colluders(world: World, names: tuple[str, ...], ctx3: bytes) -> dict[str, bytes]:
@@ -209,38 +209,38 @@ def signed_by_colluders(world: World, names: tuple[str, ...], ctx3: bytes) -> di
 
 def test_attack_u3_is_split_between_two_halves(world: World) -> None:
     """One half is told that the victim lives, the other that it is lost: together they would give both its secrets."""
-    attempt = masked(world)
-    colluders, honest = attempt.names[7:], attempt.names[:7]
+    exchange = masked(world)
+    colluders, honest = exchange.names[7:], exchange.names[:7]
     one, two = honest[:4], honest[4:]
-    says_lives = attempt.agree(one, attempt.names)
-    says_lost = attempt.agree(two, tuple(n for n in attempt.names if n != VICTIM))
+    says_lives = exchange.agree(one, exchange.names)
+    says_lost = exchange.agree(two, tuple(n for n in exchange.names if n != VICTIM))
     ctx3 = world.owners[honest[1]].half.state.ctx3  # type: ignore[union-attr]
     other = world.owners[two[0]].half.state.ctx3  # type: ignore[union-attr]
     assert ctx3 != other
     lives = {**says_lives, **signed_by_colluders(world, colluders, ctx3)}
     lost = {**says_lost, **signed_by_colluders(world, colluders, other)}
-    # With c colluders one half has a quorum, as in any honest attempt: 4 + 3 = 7. The other has not.
-    world.owners[one[1]].half.unmask(attempt.unmask_request(lives))
+    # With c colluders one half has a quorum, as in any honest exchange: 4 + 3 = 7. The other has not.
+    world.owners[one[1]].half.unmask(exchange.unmask_request(lives))
     with pytest.raises(ProtocolViolation, match=r"^signers: must be at least 7, got 6$"):
-        world.owners[two[0]].half.unmask(attempt.unmask_request(lost))
+        world.owners[two[0]].half.unmask(exchange.unmask_request(lost))
 
 
 def test_attack_signatures_over_two_different_u3_are_mixed(world: World) -> None:
-    attempt = masked(world)
-    one = attempt.agree(attempt.names[:4], attempt.names)
-    two = attempt.agree(attempt.names[4:9], attempt.names[:9])
-    with pytest.raises(ProtocolViolation, match=r"^signature: must be that of 'owner-004' over this attempt"):
-        world.owners[VICTIM].half.unmask(attempt.unmask_request({**one, **two}))
+    exchange = masked(world)
+    one = exchange.agree(exchange.names[:4], exchange.names)
+    two = exchange.agree(exchange.names[4:9], exchange.names[:9])
+    with pytest.raises(ProtocolViolation, match=r"^signature: must be that of 'owner-004' over this exchange"):
+        world.owners[VICTIM].half.unmask(exchange.unmask_request({**one, **two}))
 
 
 def test_attack_two_clients_are_told_different_u2(world: World) -> None:
     """Their masks differ, and so does what they sign: there is no agreement between them."""
-    attempt = shared(world)
-    attempt.mask([VICTIM], attempt.names)
-    attempt.mask(attempt.names[1:9], attempt.names[:9])
-    signatures = attempt.agree(attempt.names[:9], attempt.names[:9])
-    with pytest.raises(ProtocolViolation, match=r"^signature: must be that of 'owner-001' over this attempt"):
-        world.owners[VICTIM].half.unmask(attempt.unmask_request(signatures))
+    exchange = shared(world)
+    exchange.mask([VICTIM], exchange.names)
+    exchange.mask(exchange.names[1:9], exchange.names[:9])
+    signatures = exchange.agree(exchange.names[:9], exchange.names[:9])
+    with pytest.raises(ProtocolViolation, match=r"^signature: must be that of 'owner-001' over this exchange"):
+        world.owners[VICTIM].half.unmask(exchange.unmask_request(signatures))
 
 
 # --- the break of the document's first version
@@ -253,25 +253,25 @@ def two_views_of_u2(world: World) -> tuple[Lanes, Lanes]:
     two: so a quorum gives the victim's self-mask secret, since it is in U3, and the mask keys of the two, since they
     are lost. Nothing else masks the victim's vector.
     """
-    attempt = shared(world)
-    honest, colluders = attempt.names[:7], attempt.names[7:]
+    exchange = shared(world)
+    honest, colluders = exchange.names[:7], exchange.names[7:]
     (_, *isolated), signers = honest[:3], honest[3:]
     mask_keys = {n: state_of(world, n).mask_secret for n in colluders}
     ctx0 = context_of(round_request(), world.roster)
-    members = Members.of(ctx0, attempt.records.values())
+    members = Members.of(ctx0, exchange.records.values())
     view = tuple(sorted((VICTIM, *isolated, *colluders)))
 
-    vector = attempt.mask([VICTIM], view)[VICTIM].copy()
-    attempt.mask(signers, attempt.names)
-    survivors = tuple(n for n in attempt.names if n not in isolated)
-    signatures = attempt.agree(signers, survivors)
+    vector = exchange.mask([VICTIM], view)[VICTIM].copy()
+    exchange.mask(signers, exchange.names)
+    survivors = tuple(n for n in exchange.names if n not in isolated)
+    signatures = exchange.agree(signers, survivors)
     ctx3 = world.owners[signers[0]].half.state.ctx3  # type: ignore[union-attr]
     signatures |= signed_by_colluders(world, colluders, ctx3)
-    openings = {n: world.owners[n].half.unmask(attempt.unmask_request(signatures)) for n in signers}
+    openings = {n: world.owners[n].half.unmask(exchange.unmask_request(signatures)) for n in signers}
 
-    secret = rebuilt(members, openings, VICTIM, attempt.names)
+    secret = rebuilt(members, openings, VICTIM, exchange.names)
     for name in isolated:
-        mask_keys[name] = rebuilt(members, openings, name, attempt.names)
+        mask_keys[name] = rebuilt(members, openings, name, exchange.names)
     ctx2 = dealers_context(members.ctx1, view)
     masks = [Mask(keys.self_seed(secret, ctx2, VICTIM), subtract=True)]
     for name, key in mask_keys.items():

@@ -15,7 +15,7 @@ from agfl_models.errors import ConfigError, IdentityError
 from agfl_protocol.drift import ControlVariates, DynamicRegularizer
 from agfl_protocol.private_files import write_private
 from agfl_protocol.search_config import MAX_CANDIDATES
-from agfl_protocol.secagg.context import AttemptId
+from agfl_protocol.secagg.context import ExchangeId
 from agfl_protocol.update import Vector
 from agfl_protocol.wire import Counted
 
@@ -24,12 +24,12 @@ DRIFT = DynamicRegularizer(0.5)
 NOTHING = np.zeros(0, np.float32)
 
 
-def answer(folder: Path, number: int, attempt: int, last: Counted | None, run_id: str = "run") -> tuple[Vector, bool]:
-    """A node that starts anew for every attempt: recall, train, keep; return what it recalled."""
+def answer(folder: Path, number: int, exchange: int, last: Counted | None, run_id: str = "run") -> tuple[Vector, bool]:
+    """A node that starts anew for every exchange: recall, train, keep; return what it recalled."""
     states = ClientStates(folder)
     own, is_lost = states.recall(run_id, last, SIZE)
-    update = np.full(SIZE, 10.0 * number + attempt, np.float32)
-    states.keep(AttemptId(run_id, number, attempt), Recollection(DRIFT, NOTHING, own, last, is_lost), update)
+    update = np.full(SIZE, 10.0 * number + exchange, np.float32)
+    states.keep(ExchangeId(run_id, number, exchange), Recollection(DRIFT, NOTHING, own, last, is_lost), update)
     return own, is_lost
 
 
@@ -46,12 +46,12 @@ def test_a_state_begins_at_zero_and_follows_what_was_counted(tmp_path: Path) -> 
 
 
 def test_what_was_not_counted_leaves_no_trace(tmp_path: Path) -> None:
-    """The attempt failed, the reply came too late, or the node was killed after it had written its state."""
+    """The exchange failed, the reply came too late, or the node was killed after it had written its state."""
     expect(answer(tmp_path, 1, 0, None), 0)
     expect(answer(tmp_path, 1, 1, None), 0)
     expect(answer(tmp_path, 2, 0, (1, 1)), -11)
-    for attempt in (1, 2):
-        expect(answer(tmp_path, 2, attempt, (1, 1)), -11)
+    for exchange in (1, 2):
+        expect(answer(tmp_path, 2, exchange, (1, 1)), -11)
     expect(answer(tmp_path, 7, 0, (1, 1)), -11)
 
 
@@ -74,7 +74,7 @@ def test_a_state_that_is_not_here_is_lost_and_said_so(
         expect(answer(tmp_path, 10, 0, last), 0, is_lost=True)
     (line,) = caplog.messages
     assert line.startswith(
-        f"run run: the state after round {last[0]} attempt {last[1]}, which the server counted, is not"
+        f"run run: the state after round {last[0]} exchange {last[1]}, which the server counted, is not"
     )
     expect(answer(tmp_path, 10, 1, None), 0)  # all begin anew
     expect(answer(tmp_path, 11, 0, (10, 1)), -101)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.secagg_world import Attempt, Owner, World, attempt_id, round_request
+from tests.secagg_world import Attempt, Owner, World, exchange_id, round_request
 
 from agfl_client import masking
 from agfl_client.masking_states import Advertised, Agreed, Finished, Masked, Shared, Terms
@@ -21,7 +21,7 @@ from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.members import Members
 
-ATTEMPT = attempt_id()
+ATTEMPT = exchange_id()
 Secrets = dict[str, bytes]
 
 
@@ -43,43 +43,43 @@ def states_of(owner: Owner) -> object:
 
 @pytest.mark.parametrize(("trip", "stage"), [("mask", "Shared"), ("agree", "Masked"), ("unmask", "Agreed")])
 def test_no_other_trip_can_come_first(world: World, trip: str, stage: str) -> None:
-    attempt, owner = Attempt(world), first(world)
+    exchange, owner = Attempt(world), first(world)
     shares = (messages.SealedShares(bytes(81), bytes(16), bytes(16)),) * 2
     requests = {
-        "mask": messages.MaskRequest(ATTEMPT, attempt.names, shares),
-        "agree": messages.AgreeRequest(ATTEMPT, attempt.names),
-        "unmask": messages.UnmaskRequest(ATTEMPT, attempt.names, (bytes(64),) * 3),
+        "mask": messages.MaskRequest(ATTEMPT, exchange.names, shares),
+        "agree": messages.AgreeRequest(ATTEMPT, exchange.names),
+        "unmask": messages.UnmaskRequest(ATTEMPT, exchange.names, (bytes(64),) * 3),
     }
-    line = rf"^trip: must follow {stage} of an attempt under way, follows Advertised$"
+    line = rf"^trip: must follow {stage} of an exchange under way, follows Advertised$"
     with pytest.raises(ProtocolViolation, match=line):
         getattr(owner.half, trip)(requests[trip])
     with pytest.raises(ProtocolViolation, match=r"^trip: must follow Advertised .*, follows nothing$"):
-        owner.half.share(attempt.share_request())  # the attempt is over for good
+        owner.half.share(exchange.share_request())  # the exchange is over for good
 
 
 def test_no_trip_can_be_repeated(world: World) -> None:
     half = first(world).half
-    attempt = Attempt(world, 0)
-    attempt.share()
+    exchange = Attempt(world, 0)
+    exchange.share()
     with pytest.raises(ProtocolViolation, match=r"^trip: must follow Advertised .*, follows Shared$"):
-        half.share(attempt.share_request())
-    attempt = Attempt(world, 1)
-    attempt.share()
-    attempt.mask()
+        half.share(exchange.share_request())
+    exchange = Attempt(world, 1)
+    exchange.share()
+    exchange.mask()
     with pytest.raises(ProtocolViolation, match=r"^trip: must follow Shared .*, follows Masked$"):
-        half.mask(attempt.mask_request(first(world).name))
-    attempt = Attempt(world, 2)
-    attempt.share()
-    attempt.mask()
-    attempt.agree()
+        half.mask(exchange.mask_request(first(world).name))
+    exchange = Attempt(world, 2)
+    exchange.share()
+    exchange.mask()
+    exchange.agree()
     with pytest.raises(ProtocolViolation, match=r"^trip: must follow Masked .*, follows Agreed$"):
-        half.agree(messages.AgreeRequest(attempt.id, attempt.names))
+        half.agree(messages.AgreeRequest(exchange.id, exchange.names))
     assert states_of(first(world)) is None
 
 
-def whole(world: World, attempt: int = 0) -> messages.UnmaskRequest:
+def whole(world: World, exchange: int = 0) -> messages.UnmaskRequest:
     """Lead all through trip 4; return the request of trip 5."""
-    led = Attempt(world, attempt)
+    led = Attempt(world, exchange)
     led.share()
     led.mask()
     return led.unmask_request(led.agree())
@@ -93,25 +93,25 @@ def test_the_last_trip_is_the_last(world: World) -> None:
 
 
 def test_a_message_of_another_attempt_ends_the_one_under_way(world: World) -> None:
-    attempt = Attempt(world)
-    stale = replace(attempt.share_request(), attempt=attempt_id(7))
-    line = r"^attempt: must be the one under way, run run round 1 attempt 0, got run run round 1 attempt 7$"
+    exchange = Attempt(world)
+    stale = replace(exchange.share_request(), exchange=exchange_id(7))
+    line = r"^exchange: must be the one under way, run run round 1 exchange 0, got run run round 1 exchange 7$"
     with pytest.raises(ProtocolViolation, match=line):
         first(world).half.share(stale)
     assert states_of(first(world)) is None
 
 
 def test_a_message_that_cannot_be_read_ends_the_attempt(world: World) -> None:
-    attempt = Attempt(world)
+    exchange = Attempt(world)
     with pytest.raises(WireError, match=r"^names: must be a str, got NoneType$"):
-        first(world).half.member.share(sw.write_agree_reply(messages.AgreeReply(attempt.id, bytes(64))))
+        first(world).half.member.share(sw.write_agree_reply(messages.AgreeReply(exchange.id, bytes(64))))
     assert states_of(first(world)) is None
 
 
 def test_a_new_attempt_ends_the_one_before_and_a_refused_one_does_not(world: World) -> None:
     old, new = Attempt(world, 0), Attempt(world, 1)
-    with pytest.raises(ProtocolViolation, match=r"^attempt: must come after"):
-        first(world).half.begin(round_request(attempt=0), first(world).vector.copy())
+    with pytest.raises(ProtocolViolation, match=r"^exchange: must come after"):
+        first(world).half.begin(round_request(exchange=0), first(world).vector.copy())
     new.share()
     with pytest.raises(ProtocolViolation, match=r"^trip: must follow Advertised .*, follows Shared$"):
         first(world).half.share(old.share_request())
@@ -119,9 +119,9 @@ def test_a_new_attempt_ends_the_one_before_and_a_refused_one_does_not(world: Wor
 
 def test_a_state_masks_once(world: World) -> None:
     """Masking the same lanes a second time would give the masks away."""
-    attempt = Attempt(world)
-    attempt.share()
-    request = attempt.mask_request(first(world).name)
+    exchange = Attempt(world)
+    exchange.share()
+    request = exchange.mask_request(first(world).name)
     state = states_of(first(world))
     assert isinstance(state, Shared)
     masking.mask(state, request)
@@ -177,11 +177,11 @@ def holds(root: object, secret: bytes) -> bool:
 
 def test_secrets_are_dropped_as_soon_as_they_are_used(world: World) -> None:
     owner = first(world)
-    attempt = Attempt(world)
+    exchange = Attempt(world)
     after = {"share": secrets_of(states_of(owner))}
-    attempt.share()
+    exchange.share()
     after["mask"] = secrets_of(states_of(owner))
-    attempt.mask()
+    exchange.mask()
     after["agree"] = secrets_of(states_of(owner))
     all_secrets = {**after["share"], **after["mask"], **after["agree"]}
     assert set(after["agree"]) == {"self_secret"} | {
@@ -191,7 +191,7 @@ def test_secrets_are_dropped_as_soon_as_they_are_used(world: World) -> None:
         assert not holds(owner.half, all_secrets[gone]), gone
     assert holds(owner.half, all_secrets["self_secret"])  # the search does find what is there
 
-    owner.half.unmask(attempt.unmask_request(attempt.agree()))
+    owner.half.unmask(exchange.unmask_request(exchange.agree()))
     assert states_of(owner) is None
     for name, secret in all_secrets.items():
         assert not holds(owner.half, secret), name
@@ -203,20 +203,20 @@ def test_the_last_state_holds_nothing_but_the_attempts_name(world: World) -> Non
     assert isinstance(state, Agreed)
     finished, _ = masking.unmask(state, request)
     assert finished == Finished(ATTEMPT)
-    assert vars(finished) == {"attempt": ATTEMPT}
+    assert vars(finished) == {"exchange": ATTEMPT}
 
 
 def test_a_refusal_drops_the_secrets(world: World) -> None:
-    attempt = Attempt(world)
+    exchange = Attempt(world)
     owner = first(world)
     secrets = secrets_of(states_of(owner))
     with pytest.raises(ProtocolViolation):
-        owner.half.share(messages.ShareRequest(attempt.id, tuple(attempt.records.values())[1:]))
+        owner.half.share(messages.ShareRequest(exchange.id, tuple(exchange.records.values())[1:]))
     assert not any(holds(owner.half, secret) for secret in secrets.values())
 
 
 def test_no_state_prints_a_secret(world: World) -> None:
-    owner, attempt = first(world), Attempt(world)
+    owner, exchange = first(world), Attempt(world)
     printed: list[str] = []
     secrets: list[bytes] = []
 
@@ -225,11 +225,11 @@ def test_no_state_prints_a_secret(world: World) -> None:
         secrets.extend(secrets_of(states_of(owner)).values())
 
     note()
-    attempt.share()
+    exchange.share()
     note()
-    attempt.mask()
+    exchange.mask()
     note()
-    attempt.agree()
+    exchange.agree()
     note()
     for text in printed:
         assert "rings" not in text
@@ -243,11 +243,11 @@ def test_no_state_prints_a_secret(world: World) -> None:
 
 def test_the_update_is_masked_where_it_lies(world: World) -> None:
     """No copy of the update is left when its masked form leaves."""
-    owner, attempt = first(world), Attempt(world)
+    owner, exchange = first(world), Attempt(world)
     state = states_of(owner)
     assert isinstance(state, Advertised)
-    attempt.share()
-    masked = attempt.mask()[owner.name]
+    exchange.share()
+    masked = exchange.mask()[owner.name]
     np.testing.assert_array_equal(state.lanes, masked)
     assert not np.array_equal(masked, owner.vector)
     assert not state.lanes.flags.writeable

@@ -70,7 +70,7 @@ def test_round_depends_on_neither_order_nor_attempt_nor_process(run_config: Make
     node = make_node()
     for i in (2, 0, 0, 1, 2):
         assert np.array_equal(lanes(node, requests[i]), fresh[i])
-    later = replace(requests[0], attempt=2, run_id="another")
+    later = replace(requests[0], exchange=2, run_id="another")
     again = wire.RoundReply.from_record(node.handle_round(later), later, fresh[0].size)
     assert np.array_equal(again.lanes, fresh[0])
 

@@ -40,9 +40,9 @@ SECRET = "Zanzibar"
 
 
 def count_request(
-    config: RunConfig, merges: tuple[Pair, ...] = (), num_new: int = 0, number: int = 1, attempt: int = 0
+    config: RunConfig, merges: tuple[Pair, ...] = (), num_new: int = 0, number: int = 1, exchange: int = 0
 ) -> CountRequest:
-    return CountRequest("r", number, attempt, config.to_json(), config.hash, merges, num_new, 3)
+    return CountRequest("r", number, exchange, config.to_json(), config.hash, merges, num_new, 3)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_counts_depend_on_neither_order_nor_what_is_warm(run_config: MakeConfig,
         count_request(config),
         count_request(config, MERGES[:2], 2, number=2),
         count_request(config, MERGES, 2, number=3),
-        count_request(config, MERGES, 4, number=3, attempt=1),
+        count_request(config, MERGES, 4, number=3, exchange=1),
         count_request(config, (MERGES[2], *MERGES[:2]), 1, number=4),  # not a continuation
         count_request(other, MERGES, 2, number=5),
     ]

@@ -29,7 +29,7 @@ SHAPES = st.integers(0, 12).flatmap(lambda m: st.tuples(st.just(m), st.integers(
 Read = Callable[[RecordDict], object]
 
 
-@pytest.mark.parametrize("request_", [REQUEST, FIRST, replace(REQUEST, num_new=4), replace(REQUEST, attempt=0)])
+@pytest.mark.parametrize("request_", [REQUEST, FIRST, replace(REQUEST, num_new=4), replace(REQUEST, exchange=0)])
 def test_a_request_survives_its_bytes(
     through_bytes: Callable[[RecordDict], RecordDict], request_: CountRequest
 ) -> None:
@@ -48,7 +48,7 @@ def test_a_request_is_a_query_and_its_answer_is_that_to_a_round() -> None:
     ("key", "kind"),
     [
         *((key, "str") for key in ("run_id", "config_json", "config_hash")),
-        *((key, "int") for key in ("version", "round", "attempt", "num_new", "max_cohort")),
+        *((key, "int") for key in ("version", "round", "exchange", "num_new", "max_cohort")),
     ],
 )
 def test_scalar_that_is_missing_or_of_another_type_is_named(key: str, kind: str) -> None:
@@ -69,7 +69,7 @@ def test_lying_array_is_named_and_never_unpickled(tmp_path: Path, lie: str) -> N
     ("key", "value", "rule"),
     [
         ("round", 0, r"must be in \[1, 2147483648\], got 0"),
-        ("attempt", -1, r"must be in \[0, 2147483648\], got -1"),
+        ("exchange", -1, r"must be in \[0, 2147483648\], got -1"),
         ("num_new", 0, r"must be in \[1, 4\], got 0"),
         ("num_new", 5, r"must be in \[1, 4\], got 5"),
         ("max_cohort", 0, r"must be in \[1, 1048576\], got 0"),
@@ -99,7 +99,7 @@ def test_merges_that_no_vocabulary_has_room_for_are_refused(size: int) -> None:
         CountRequest.from_record(record)
 
 
-FIELDS = ["version", "run_id", "round", "attempt", "config_json", "config_hash", "num_new", "max_cohort"]
+FIELDS = ["version", "run_id", "round", "exchange", "config_json", "config_hash", "num_new", "max_cohort"]
 VALUES = st.one_of(
     st.integers(-(2**63), 2**64 - 1),
     st.text(max_size=50),

@@ -40,7 +40,7 @@ def test_every_part_of_the_label_counts() -> None:
 
 
 def test_nothing_else_enters() -> None:
-    """Neither the attempt nor a node id nor the configuration: a repeated round trains on the same batches."""
+    """Neither the exchange nor a node id nor the configuration: a repeated round trains on the same batches."""
     assert list(inspect.signature(derive_seed).parameters) == ["run_seed", "name", "round_number", "purpose"]
 
 

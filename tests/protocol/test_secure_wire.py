@@ -10,7 +10,7 @@ import pytest
 from flwr.app import ConfigRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.secagg_world import attempt_id
+from tests.secagg_world import exchange_id
 
 from agfl_models.errors import WireError
 from agfl_protocol import secure_wire as sw
@@ -18,7 +18,7 @@ from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.messages import KeyRecord, SealedShares
 
-ID = attempt_id()
+ID = exchange_id()
 RECORDS = tuple(KeyRecord(n, n.encode() * 32, b"m" * 32, b"c" * 32, 7, 9, b"s" * 64) for n in "ab")
 DEALT = tuple(SealedShares(bytes([i]) * 81, b"h" * 16, b"k" * 16) for i in range(2))
 LANES = np.array([1, 2**64 - 1, 7], np.uint64)
@@ -96,8 +96,8 @@ def test_a_masked_vector_survives_its_bytes(through_bytes: Callable[[RecordDict]
     np.testing.assert_array_equal(sw.read_mask_reply(record, ID, 3).lanes, LANES)
     with pytest.raises(WireError, match=r"^lanes: must be uint64 of shape \(4,\), got uint64 of shape \(3,\)$"):
         sw.read_mask_reply(record, ID, 4)
-    with pytest.raises(WireError, match=r"^attempt: must answer run run round 1 attempt 1, got .* attempt 0$"):
-        sw.read_mask_reply(record, attempt_id(1), 3)
+    with pytest.raises(WireError, match=r"^exchange: must answer run run round 1 exchange 1, got .* exchange 0$"):
+        sw.read_mask_reply(record, exchange_id(1), 3)
 
 
 def changed(record: RecordDict, key: str, value: object) -> RecordDict:

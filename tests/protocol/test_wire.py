@@ -23,7 +23,7 @@ from agfl_protocol.transforms.quantization import QuantizationPlan
 REQUEST = wire.RoundRequest(
     run_id="0123abcd",
     round=3,
-    attempt=1,
+    exchange=1,
     config_json='{"num_rounds": 3}',
     config_hash="f" * 64,
     evaluate=True,
@@ -83,7 +83,7 @@ def assert_equal(left: object, right: object) -> None:
     ("message", "read"),
     [
         (REQUEST, read_request),
-        (replace(REQUEST, evaluate=False, train=True, attempt=0), read_request),
+        (replace(REQUEST, evaluate=False, train=True, exchange=0), read_request),
         (replace(REQUEST, model=np.zeros(0, np.float32)), read_request),
         (replace(REQUEST, control=np.zeros(0, np.float32), counted={}), read_request),
         (REPLY, read_reply),
@@ -110,7 +110,7 @@ def test_messages_without_content_survive_their_bytes(through_bytes: Callable[[R
 def test_a_client_sends_nothing_but_its_name_and_its_vector() -> None:
     """The schema, pinned: a new field that a client sends is a privacy decision."""
     assert set(IDENTITY.to_record().config_records["config"]) == {"version", "name"}
-    assert set(REPLY.to_record().config_records["config"]) == {"version", "config_hash", "round", "attempt"}
+    assert set(REPLY.to_record().config_records["config"]) == {"version", "config_hash", "round", "exchange"}
     assert set(REPLY.to_record().array_records["arrays"]) == {"lanes"}
     assert not IDENTITY.to_record().array_records
 
@@ -122,7 +122,7 @@ WRONG_TYPES: dict[str, tuple[object, ...]] = {
 }
 REQUEST_FIELDS = {
     "str": ("run_id", "config_json", "config_hash", "counted"),
-    "int": ("version", "round", "attempt", "fields_per_lane", "max_cohort"),
+    "int": ("version", "round", "exchange", "fields_per_lane", "max_cohort"),
     "bool": ("evaluate", "train"),
 }
 
@@ -132,7 +132,7 @@ REQUEST_FIELDS = {
     [
         *((REQUEST.to_record(), read_request, key, kind) for kind, keys in REQUEST_FIELDS.items() for key in keys),
         (REPLY.to_record(), read_reply, "config_hash", "str"),
-        *((REPLY.to_record(), read_reply, key, "int") for key in ("version", "round", "attempt")),
+        *((REPLY.to_record(), read_reply, key, "int") for key in ("version", "round", "exchange")),
         (FINISH.to_record(), wire.FinishRequest.from_record, "run_id", "str"),
         *((FINISH.to_record(), wire.FinishRequest.from_record, key, "int") for key in ("version", "rounds")),
         (IDENTITY.to_record(), wire.IdentifyReply.from_record, "name", "str"),
@@ -152,7 +152,7 @@ def test_scalar_that_is_missing_or_of_another_type_is_named(
     [
         ("round", 0, r"must be in \[1, 2147483648\], got 0"),
         ("round", 2**31 + 1, r"must be in \[1, 2147483648\], got 2147483649"),
-        ("attempt", -1, r"must be in \[0, "),
+        ("exchange", -1, r"must be in \[0, "),
         ("fields_per_lane", 0, r"must be in \[1, 4\], got 0"),
         ("fields_per_lane", 5, r"must be in \[1, 4\], got 5"),
         ("max_cohort", 0, r"must be in \[1, 1048576\], got 0"),
@@ -185,7 +185,7 @@ def test_scale_that_is_no_positive_number_is_refused(value: float) -> None:
     [
         ("config_hash", "0" * 64, f"must be '{'f' * 64}' as in the request, got '{'0' * 64}'"),
         ("round", 2, "must be 3 as in the request, got 2"),
-        ("attempt", 0, "must be 1 as in the request, got 0"),
+        ("exchange", 0, "must be 1 as in the request, got 0"),
     ],
 )
 def test_reply_to_another_request_is_refused(key: str, value: object, rule: str) -> None:
@@ -195,7 +195,7 @@ def test_reply_to_another_request_is_refused(key: str, value: object, rule: str)
 
 @pytest.mark.parametrize("text", ["alice", "alice 1", "alice 1 2 3", "alice one 2", "alice 1 2\n", " ", "alice  1 2"])
 def test_who_was_counted_is_a_line_each_or_refused(text: str) -> None:
-    with pytest.raises(WireError, match=r"^counted: must be lines of NAME, round and attempt, got '"):
+    with pytest.raises(WireError, match=r"^counted: must be lines of NAME, round and exchange, got '"):
         read_request(with_scalar(REQUEST.to_record(), "counted", text))
 
 

@@ -79,8 +79,8 @@ class Recorder(Observer):
     def diverged(self, owners: int) -> None:
         self.divergences.append(owners)
 
-    def repeated(self, round_number: int, attempt: int, reason: str) -> None:
-        self.repetitions.append((round_number, attempt, reason))
+    def repeated(self, round_number: int, exchange: int, reason: str) -> None:
+        self.repetitions.append((round_number, exchange, reason))
 
 
 def start(
@@ -89,7 +89,7 @@ def start(
     observer, optimizer = Recorder(), build_optimizer(config.aggregation.server_optimizer)
     layout, state = initial_state(config, optimizer)
     aggregator, min_cohort = build_aggregator(config.aggregation, None, observer)
-    attempts = itertools.count()
+    exchanges = itertools.count()
     parties = Parties(
         config=config,
         grid=grid,
@@ -97,7 +97,7 @@ def start(
         aggregator=aggregator,
         observer=observer,
         min_cohort=min_cohort,
-        next_attempt=lambda run_id, number, refused: (next(attempts), refused),
+        next_attempt=lambda run_id, number, refused: (next(exchanges), refused),
     )
     return Federation(parties, config.build_task(), layout, optimizer), state, observer
 
@@ -108,7 +108,7 @@ def altered(change: Callable[[wire.RoundReply], wire.RoundReply]) -> Fault:
     def fault(answer: Answer, message: Message) -> Message:
         request = wire.RoundRequest.from_record(message.content)
         lanes = answer(message).content.array_records["arrays"]["lanes"].numpy()
-        reply = wire.RoundReply(request.config_hash, request.round, request.attempt, lanes)
+        reply = wire.RoundReply(request.config_hash, request.round, request.exchange, lanes)
         return Message(change(reply).to_record(), reply_to=message)
 
     return fault
@@ -144,7 +144,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "dtype": (altered(lambda r: replace(r, lanes=r.lanes.view(np.int64))), "lanes: must be uint64 of shape"),
     "hash": (altered(lambda r: replace(r, config_hash="0" * 64)), "config_hash: must be"),
     "round": (altered(lambda r: replace(r, round=r.round + 1)), "round: must be 1 as in the request, got 2"),
-    "attempt": (altered(lambda r: replace(r, attempt=5)), "attempt: must be 0 as in the request, got 5"),
+    "exchange": (altered(lambda r: replace(r, exchange=5)), "exchange: must be 0 as in the request, got 5"),
     "version": (with_version, "version: this side speaks protocol 1, the other side 2"),
     "no round": (lambda a, m: Message(wire.acknowledgment(), reply_to=m), "config_hash: must be a str"),
     "count": (with_lane(0, 2), "count: must be 1, got 2"),
@@ -217,12 +217,12 @@ def test_silent_node_is_missed_by_name(run_one: RunOne) -> None:
 
 def test_round_is_repeated_while_too_few_reply_and_is_then_the_same(run_one: RunOne) -> None:
     def not_at_first(answer: Answer, message: Message) -> Message:
-        first = message.content.config_records["config"]["attempt"] == 0
+        first = message.content.config_records["config"]["exchange"] == 0
         return refuse(answer, message) if first else answer(message)
 
     state, observer = run_one(not_at_first, "aggregation.min_cohort=3", count=3)
-    ((number, attempt, reason),) = observer.repetitions
-    assert (number, attempt) == (1, 0)
+    ((number, exchange, reason),) = observer.repetitions
+    assert (number, exchange) == (1, 0)
     assert reason == f"updates: must be at least min_cohort = 3, got 2; {BAD}: no power"
     assert (state.row["clients"], state.row["refused"]) == (3, 0)
     undisturbed, _ = run_one(None, "aggregation.min_cohort=3", count=3)
@@ -230,21 +230,21 @@ def test_round_is_repeated_while_too_few_reply_and_is_then_the_same(run_one: Run
 
 
 def test_round_that_fails_for_good_says_who_and_why(run_one: RunOne) -> None:
-    attempts: list[object] = []
+    exchanges: list[object] = []
 
     def count(answer: Answer, message: Message) -> Message:
-        attempts.append(message.content.config_records["config"]["attempt"])
+        exchanges.append(message.content.config_records["config"]["exchange"])
         return refuse(answer, message)
 
-    rule = rf"^round 1: failed in 4 attempts, the last because updates: .* min_cohort = 2, got 1; {BAD}: no power$"
+    rule = rf"^round 1: failed in 4 exchanges, the last because updates: .* min_cohort = 2, got 1; {BAD}: no power$"
     with pytest.raises(RoundError, match=rule):
         run_one(count, "aggregation.max_attempts=4", count=2)
-    assert attempts == [0, 1, 2, 3]
+    assert exchanges == [0, 1, 2, 3]
 
 
 def test_owner_whose_data_is_bad_does_not_end_a_run_in_which_others_can_take_its_place(run_one: RunOne) -> None:
     state, observer = run_one(refuse, "aggregation.min_cohort=3", "aggregation.cohort_size=3", count=5)
-    assert [(number, attempt) for number, attempt, _ in observer.repetitions] == [(1, 0)]
+    assert [(number, exchange) for number, exchange, _ in observer.repetitions] == [(1, 0)]
     assert observer.refusals == [(BAD, "no power")]
     assert (state.row["clients"], state.row["refused"]) == (3, 0)
 
@@ -263,15 +263,15 @@ class Betrayed(PlainSum):
         raise AttemptFailed(f"{BAD}: lied", {BAD: "lied"}, frozenset({BAD}))
 
 
-@pytest.mark.parametrize(("num_owners", "attempts"), [(2, 1), (3, 3), (None, 3)])
+@pytest.mark.parametrize(("num_owners", "exchanges"), [(2, 1), (3, 3), (None, 3)])
 def test_who_broke_the_protocol_is_not_waited_for_where_too_few_others_can_come(
-    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, num_owners: int | None, attempts: int
+    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, num_owners: int | None, exchanges: int
 ) -> None:
     federation, state, observer = start(run_config("aggregation.min_cohort=2"), open_grid(make_owners(3)))
     parties = replace(federation.parties, num_owners=num_owners, aggregator=Betrayed(observer, 2))
-    with pytest.raises(RoundError, match=rf"^round 1: failed in {attempts} attempts, the last because {BAD}: lied"):
+    with pytest.raises(RoundError, match=rf"^round 1: failed in {exchanges} exchanges, the last because {BAD}: lied"):
         train_round(replace(federation, parties=parties), state, evaluate=False)
-    assert len(observer.repetitions) == attempts
+    assert len(observer.repetitions) == exchanges
 
 
 @pytest.mark.parametrize("least", ["null", "4"])

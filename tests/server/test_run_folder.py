@@ -133,8 +133,8 @@ def test_rows_without_a_round_are_one_line(tmp_path: Path, run_config: MakeConfi
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"run_id": "a", "round": 1}', "\0"])
 def test_damaged_count_of_attempts_is_one_line(tmp_path: Path, content: str) -> None:
-    (tmp_path / "attempt.json").write_text(content)
-    with pytest.raises(CheckpointError, match=rf"^attempt: {tmp_path / 'attempt.json'}: is damaged: "):
+    (tmp_path / "exchange.json").write_text(content)
+    with pytest.raises(CheckpointError, match=rf"^exchange: {tmp_path / 'exchange.json'}: is damaged: "):
         RunFolder(tmp_path).next_attempt("a", 1, frozenset())
 
 
@@ -161,7 +161,7 @@ def test_attempts_are_used_up_and_whoever_was_refused_stays_known_for_the_round(
 
 
 def test_an_attempt_that_an_older_version_noted_is_used_up_too(tmp_path: Path) -> None:
-    (tmp_path / "attempt.json").write_text('{"run_id": "run", "round": 1, "attempt": 4}')
+    (tmp_path / "exchange.json").write_text('{"run_id": "run", "round": 1, "exchange": 4}')
     assert RunFolder(tmp_path).next_attempt("run", 1, frozenset()) == (5, frozenset())
 
 

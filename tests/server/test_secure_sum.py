@@ -89,7 +89,7 @@ def test_a_sum_that_requires_everybody_is_not_opened_without_one(world: World, t
         aggregator.sum(grid, grid.ids, round_request(), LanesOnly(7), 1.0)
     assert asked[-1] == trip
     grid = MemoryGrid(world.owners, None, None)
-    result = aggregator.sum(grid, grid.ids, round_request(attempt=1), LanesOnly(7), 1.0)
+    result = aggregator.sum(grid, grid.ids, round_request(exchange=1), LanesOnly(7), 1.0)
     assert result.survivors == tuple(world.names)
 
 
@@ -117,7 +117,7 @@ def test_a_failed_attempt_says_how_many_were_needed_and_who_was_lost_why(world: 
     assert str(failed.value) == line
     assert failed.value.refused == dict.fromkeys(["owner-000", "owner-001"], "Node Unavailable")
     assert failed.value.guilty == frozenset()
-    result = world.secure_sum(round_request(attempt=1))  # and the next attempt, with fresh keys, succeeds
+    result = world.secure_sum(round_request(exchange=1))  # and the next exchange, with fresh keys, succeeds
     np.testing.assert_array_equal(result.lanes, world.plain_sum(world.names))
 
 

@@ -20,7 +20,7 @@ NEVER = len(TRIPS)  # a client is lost before its reply in trip 0, ..., 4, or ne
 
 @pytest.fixture(scope="module")
 def memory_folder() -> Iterator[Path]:
-    """A folder where syncing costs nothing, if there is one: thousands of attempts are remembered here."""
+    """A folder where syncing costs nothing, if there is one: thousands of exchanges are remembered here."""
     memory = Path("/dev/shm")
     with TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
         yield Path(folder)
@@ -31,7 +31,7 @@ def lost_at(pattern: Mapping[str, int]) -> Hook:
 
 
 def can_be_opened(pattern: Mapping[str, int], parameters: Parameters) -> bool:
-    """Predict from SPEC.md, section 6, whether an attempt gives a sum."""
+    """Predict from SPEC.md, section 6, whether an exchange gives a sum."""
     u1, u2, u3, signers, openers = ({n for n, at in pattern.items() if at > trip} for trip in range(NEVER))
     least, quorum = parameters.least_survivors(len(u1)), parameters.quorum(len(u1))
     if len(u1) < parameters.min_cohort or min(len(u2), len(u3)) < least or len(signers) < quorum:

@@ -85,8 +85,8 @@ class Diary(Observer):
     def refused(self, name: str, reason: str) -> None:
         self.refusals.append((name, reason))
 
-    def repeated(self, round_number: int, attempt: int, reason: str) -> None:
-        self.repetitions.append((round_number, attempt))
+    def repeated(self, round_number: int, exchange: int, reason: str) -> None:
+        self.repetitions.append((round_number, exchange))
 
 
 class Faulty(ClientApp):
@@ -196,9 +196,9 @@ def parties_of(config: RunConfig, grid: Grid, observer: Observer) -> Parties:
     )
 
 
-def in_round(number: int, attempts: int = 100) -> Fault:
-    """No power in a round, for some attempts."""
-    left = [attempts]
+def in_round(number: int, exchanges: int = 100) -> Fault:
+    """No power in a round, for some exchanges."""
+    left = [exchanges]
 
     def fault(answer: Answer, message: Message, request: CountRequest) -> Message:
         if request.round == number and left[0]:
@@ -222,14 +222,14 @@ def test_an_owner_who_is_not_in_the_first_sum_is_in_none(
 
 def test_an_owner_who_is_lost_later_is_waited_for(train: Callable[..., RunConfig], make_owners: MakeOwners) -> None:
     diary = Diary()
-    config = train(in_round(5, attempts=2), diary)
+    config = train(in_round(5, exchanges=2), diary)
     assert bpe_of(config).build().merges == central(config, make_owners(3).iterdir())
     assert [number for number, _ in diary.repetitions] == [5, 5]
 
 
 def test_an_owner_who_is_lost_for_good_ends_the_training_in_one_line(train: Callable[..., RunConfig]) -> None:
     line = (
-        r"^tokenizer: round 4: failed in 3 attempts, the last because updates: must be at least min_cohort = 3, "
+        r"^tokenizer: round 4: failed in 3 exchanges, the last because updates: must be at least min_cohort = 3, "
         rf"got 2; {BAD}: no power$"
     )
     with pytest.raises(RoundError, match=line):
@@ -262,7 +262,7 @@ def test_counts_that_do_not_hold_are_refused_by_name(
 
     def fault(answer: Answer, message: Message, request: CountRequest) -> Message:
         lanes = answer(message).content.array_records["arrays"]["lanes"].numpy()
-        reply = wire.RoundReply(request.config_hash, request.round, request.attempt, change(lanes))
+        reply = wire.RoundReply(request.config_hash, request.round, request.exchange, change(lanes))
         return Message(reply.to_record(), reply_to=message)
 
     diary = Diary()
@@ -301,10 +301,10 @@ def test_a_member_that_broke_the_protocol_is_not_waited_for(
     run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid
 ) -> None:
     parties = replace(parties_of(run_config(*bpe(1)), open_grid(make_owners(3)), Observer()), aggregator=Blaming())
-    with pytest.raises(RoundError, match=r"^tokenizer: round 1: failed in 3 attempts, the last because mask_key"):
+    with pytest.raises(RoundError, match=r"^tokenizer: round 1: failed in 3 exchanges, the last because mask_key"):
         train_tokenizer(parties)
     everybody = replace(parties, members=frozenset(f"owner-{i:02}" for i in range(3)))
-    with pytest.raises(RoundError, match=r"^tokenizer: round 1: failed in 1 attempts, the last because mask_key"):
+    with pytest.raises(RoundError, match=r"^tokenizer: round 1: failed in 1 exchanges, the last because mask_key"):
         train_tokenizer(everybody)
 
 

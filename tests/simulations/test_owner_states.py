@@ -59,8 +59,8 @@ class Diary(Observer):
     def diverged(self, owners: int) -> None:
         self.diverged_owners.append(owners)
 
-    def repeated(self, round_number: int, attempt: int, reason: str) -> None:
-        self.failed.append((round_number, attempt))
+    def repeated(self, round_number: int, exchange: int, reason: str) -> None:
+        self.failed.append((round_number, exchange))
 
     def round_finished(self, row: Row) -> None:
         if row["round"] == self.ends_at:
@@ -68,7 +68,7 @@ class Diary(Observer):
 
 
 class DiesAfterWork(ClientApp):
-    """A node that has trained and written its state, and then sends nothing, in the first attempt at a round."""
+    """A node that has trained and written its state, and then sends nothing, in the first exchange at a round."""
 
     def __init__(self, app: ClientApp, number: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class DiesAfterWork(ClientApp):
         if message.metadata.message_type != wire.TRAIN:
             return reply
         request = wire.RoundRequest.from_record(message.content)
-        is_dead = (request.round, request.attempt) == (self.number, 0)
+        is_dead = (request.round, request.exchange) == (self.number, 0)
         return Message(Error(100, "killed"), reply_to=message) if is_dead else reply
 
 
@@ -109,7 +109,7 @@ class Federation:
     def sum_of_states(self, name: str, state: ServerState) -> NDArray[np.float64]:
         """What all owners hold, by what the server says that it counted."""
         files = {f.parent.name: load_file(f) for f in (self.root / name / "nodes").glob("*/state-*.safetensors")}
-        counted = {owner: f"{number}.{attempt}" for owner, (number, attempt) in state.counted.items()}
+        counted = {owner: f"{number}.{exchange}" for owner, (number, exchange) in state.counted.items()}
         held = [files[owner][key] for owner, key in counted.items()]
         return np.asarray(np.sum(held, axis=0, dtype=np.float64))
 

@@ -99,7 +99,7 @@ def result(folder: Path) -> dict[str, Any]:
         *folder.glob("search/*.json"),
         folder / "search/chosen.yaml",
     ]
-    files = [path for path in files if path.name != "attempt.json"]
+    files = [path for path in files if path.name != "exchange.json"]
     found: dict[str, Any] = {str(path.relative_to(folder)): path.read_bytes() for path in files}
     for home in [folder, *sorted(path for path in (folder / "search").iterdir() if path.is_dir())]:
         rows = [json.loads(line) for line in (home / "metrics.jsonl").read_text().splitlines()]

@@ -1,6 +1,6 @@
 """Canonical encoding and the context chain: what everybody must agree on is in the salt of every derived key.
 
-ctx0 names the attempt and all that was broadcast in it, ctx1 adds U1 and its keys, ctx2 adds U2, ctx3 adds U3.
+ctx0 names the exchange and all that was broadcast in it, ctx1 adds U1 and its keys, ctx2 adds U2, ctx3 adds U3.
 Whoever was told something else has other contexts, hence other masks: its vector stays noise to all others. This is
 the defense against model inconsistency (Pasquini et al. 2021, arXiv:2111.07380).
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PREFIX = "agfl/secagg/v1/"
 RUN_ID_RULE = r"[A-Za-z0-9._-]{1,64}"
-MAX_COUNTER = 2**31  # of rounds, and of attempts at a round
+MAX_COUNTER = 2**31  # of rounds, and of exchanges at a round
 
 Part = bytes | str | int
 _LENGTH = struct.Struct(">Q")
@@ -47,8 +47,8 @@ def digest(label: str, *parts: Part) -> bytes:
 
 
 @dataclass(frozen=True, order=True)
-class AttemptId:
-    """Names one attempt at one round of one run.
+class ExchangeId:
+    """Names one exchange at one round of one run.
 
     Raises:
         ProtocolViolation: a field is out of its range.
@@ -56,21 +56,21 @@ class AttemptId:
 
     run_id: str
     round: int
-    attempt: int
+    exchange: int
 
     def __post_init__(self) -> None:
         named = re.fullmatch(RUN_ID_RULE, self.run_id) is not None
         require(named, f"run_id: must match {RUN_ID_RULE}, got {self.run_id[:80]!r}")
         require(1 <= self.round < MAX_COUNTER, f"round: must be in [1, {MAX_COUNTER}), got {self.round}")
-        require(0 <= self.attempt < MAX_COUNTER, f"attempt: must be in [0, {MAX_COUNTER}), got {self.attempt}")
+        require(0 <= self.exchange < MAX_COUNTER, f"exchange: must be in [0, {MAX_COUNTER}), got {self.exchange}")
 
     def __str__(self) -> str:
-        return f"run {self.run_id} round {self.round} attempt {self.attempt}"
+        return f"run {self.run_id} round {self.round} exchange {self.exchange}"
 
 
 @dataclass(frozen=True)
 class Broadcast:
-    """All that the first request says and that every client of an attempt must have received alike.
+    """All that the first request says and that every client of an exchange must have received alike.
 
     scales: float64 (K,), model and control: float32 (d,), counted: one line a name.
     """
@@ -121,16 +121,16 @@ class CountBroadcast:
         )
 
 
-def attempt_context(
-    protocol_version: int, attempt: AttemptId, roster_hash: bytes, config_hash: str, broadcast_hash: bytes
+def exchange_context(
+    protocol_version: int, exchange: ExchangeId, roster_hash: bytes, config_hash: str, broadcast_hash: bytes
 ) -> bytes:
     """Return ctx0."""
     return digest(
         "ctx0",
         protocol_version,
-        attempt.run_id,
-        attempt.round,
-        attempt.attempt,
+        exchange.run_id,
+        exchange.round,
+        exchange.exchange,
         roster_hash,
         config_hash,
         broadcast_hash,

@@ -66,5 +66,5 @@ class SigningRoster:
             key.verify(signature, frame(label, *parts))
         except InvalidSignature:
             raise ProtocolViolation(
-                f"signature: must be that of {name!r} over this attempt ({label}); it is not"
+                f"signature: must be that of {name!r} over this exchange ({label}); it is not"
             ) from None

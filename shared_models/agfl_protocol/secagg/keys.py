@@ -1,4 +1,4 @@
-"""Every key of an attempt: X25519 agreement, HKDF-SHA256 with a label for each use and the context as salt.
+"""Every key of an exchange: X25519 agreement, HKDF-SHA256 with a label for each use and the context as salt.
 
 Sources: RFC 7748 (X25519), RFC 5869 (HKDF), NIST SP 800-38D (AES-GCM). Each key encrypts once or masks once.
 """
@@ -79,7 +79,7 @@ def open_sealed(key: bytes, sealed: bytes, ctx1: bytes, sender: str, receiver: s
         return AESGCM(key).decrypt(_NONCE, sealed, frame("seal", ctx1, sender, receiver))
     except InvalidTag:
         raise ProtocolViolation(
-            f"sealed shares of {sender!r}: must open for {receiver!r} in this attempt; they do not"
+            f"sealed shares of {sender!r}: must open for {receiver!r} in this exchange; they do not"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""U1 as one side sees it: the members of an attempt, what they announced, and the context that binds all of it."""
+"""U1 as one side sees it: the members of an exchange, what they announced, and the context that binds all of it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Members:
 
 
 def check_record(record: KeyRecord, ctx0: bytes, roster: SigningRoster, parameters: Parameters) -> None:
-    """Check that a member of the roster announced these keys in this attempt, and has the same c.
+    """Check that a member of the roster announced these keys in this exchange, and has the same c.
 
     Raises:
         ProtocolViolation: names the member.

@@ -1,4 +1,4 @@
-"""What server and client say to each other in the five trips of an attempt, Mode P (pairwise masks).
+"""What server and client say to each other in the five trips of an exchange, Mode P (pairwise masks).
 
 Legend: U1 sent keys, U2 sent shares, U3 sent masked vectors (Bonawitz et al. 2017); n = |U1|. Lists over U1, U2 and
 U3 are sorted by name; "others" means without the client that the message is for or from.
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from agfl_protocol.secagg.context import AttemptId, Part
+from agfl_protocol.secagg.context import ExchangeId, Part
 from agfl_protocol.secagg.lanes import Lanes
 
 
 @dataclass(frozen=True)
 class KeyRecord:
-    """What a client announces, signed, in an attempt.
+    """What a client announces, signed, in an exchange.
 
     channel_key, mask_key: X25519 public keys, 32 bytes; self_commitment: 32 bytes; signature: 64 bytes.
     max_colluders: c of the owner's policy; all members must go by the same. min_cohort: of the same policy; all members
@@ -49,7 +49,7 @@ class SealedShares:
 class AdvertiseReply:
     """Trip 1, client to server. The request of this trip is `wire.RoundRequest`."""
 
-    attempt: AttemptId
+    exchange: ExchangeId
     record: KeyRecord
 
 
@@ -57,7 +57,7 @@ class AdvertiseReply:
 class ShareRequest:
     """Trip 2, server to client: the records of U1."""
 
-    attempt: AttemptId
+    exchange: ExchangeId
     records: tuple[KeyRecord, ...]
 
 
@@ -65,7 +65,7 @@ class ShareRequest:
 class ShareReply:
     """Trip 2, client to server: shares for the others of U1."""
 
-    attempt: AttemptId
+    exchange: ExchangeId
     dealt: tuple[SealedShares, ...]
 
 
@@ -73,7 +73,7 @@ class ShareReply:
 class MaskRequest:
     """Trip 3, server to client: U2, and what the others of U2 dealt to this client."""
 
-    attempt: AttemptId
+    exchange: ExchangeId
     dealers: tuple[str, ...]
     dealt: tuple[SealedShares, ...]
 
@@ -82,7 +82,7 @@ class MaskRequest:
 class MaskReply:
     """Trip 3, client to server: the masked vector, uint64 (num_lanes,)."""
 
-    attempt: AttemptId
+    exchange: ExchangeId
     lanes: Lanes
 
 
@@ -90,7 +90,7 @@ class MaskReply:
 class AgreeRequest:
     """Trip 4, server to client: U3, whose vectors are in the sum."""
 
-    attempt: AttemptId
+    exchange: ExchangeId
     survivors: tuple[str, ...]
 
 
@@ -98,7 +98,7 @@ class AgreeRequest:
 class AgreeReply:
     """Trip 4, client to server: the signature over U3, 64 bytes."""
 
-    attempt: AttemptId
+    exchange: ExchangeId
     signature: bytes
 
 
@@ -106,7 +106,7 @@ class AgreeReply:
 class UnmaskRequest:
     """Trip 5, server to client: members of U3 that signed it, and their signatures. It names no kind of share."""
 
-    attempt: AttemptId
+    exchange: ExchangeId
     signers: tuple[str, ...]
     signatures: tuple[bytes, ...]
 
@@ -118,6 +118,6 @@ class UnmaskReply:
     The share is of the self-mask secret where the other is in U3, else of the mask key. 32 bytes each.
     """
 
-    attempt: AttemptId
+    exchange: ExchangeId
     self_secret: bytes = field(repr=False)
     shares: tuple[bytes, ...] = field(repr=False)

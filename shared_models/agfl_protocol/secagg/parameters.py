@@ -11,7 +11,7 @@ from agfl_models.errors import ConfigError
 
 MIN_ROSTER = 3
 MIN_HONEST = 2  # a sum over fewer honest clients would be somebody's own vector
-MAX_MEMBERS = 1024  # of one attempt; the complete graph is meant for up to about 200
+MAX_MEMBERS = 1024  # of one exchange; the complete graph is meant for up to about 200
 
 
 @dataclass(frozen=True)

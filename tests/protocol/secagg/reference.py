@@ -112,7 +112,7 @@ LOW_ORDER = bytes(32)
 
 
 def transcript() -> dict[str, Any]:
-    """Return every value of one attempt, in hexadecimal."""
+    """Return every value of one exchange, in hexadecimal."""
     out: dict[str, Any] = {"names": NAMES, "survivors": U3}
     signing = {n: Ed25519PrivateKey.from_private_bytes(fixed_bytes("signing", n)) for n in NAMES}
     public = {n: key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw) for n, key in signing.items()}

@@ -15,7 +15,7 @@ from tests.protocol.secagg import reference as ref
 
 from agfl_models.errors import ConfigError, IdentityError
 from agfl_protocol.secagg import identity, keys, shamir
-from agfl_protocol.secagg.context import AttemptId, Broadcast, digest, frame
+from agfl_protocol.secagg.context import Broadcast, ExchangeId, digest, frame
 from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.identity import SIGN_AGREEMENT, SIGN_KEYS, SigningRoster, sign
 from agfl_protocol.secagg.masks import CHUNK_LANES, SEED_BYTES, Mask, apply_masks, pair_mask
@@ -92,21 +92,21 @@ def test_different_lists_have_different_frames(a: list[bytes | str | int], b: li
 @pytest.mark.parametrize("run_id", ["", "a" * 65, "a\n", "a/b", "é"])
 def test_a_run_id_that_breaks_its_rule_is_refused(run_id: str) -> None:
     with pytest.raises(ProtocolViolation, match=r"^run_id: must match"):
-        AttemptId(run_id, 1, 0)
+        ExchangeId(run_id, 1, 0)
 
 
 @pytest.mark.parametrize(
-    ("round_number", "attempt", "line"),
+    ("round_number", "exchange", "line"),
     [
         (0, 0, r"^round: must be in \[1, 2147483648\), got 0$"),
         (2**31, 0, r"^round: must be in"),
-        (1, -1, r"^attempt: must be in \[0, 2147483648\), got -1$"),
-        (1, 2**31, r"^attempt: must be in"),
+        (1, -1, r"^exchange: must be in \[0, 2147483648\), got -1$"),
+        (1, 2**31, r"^exchange: must be in"),
     ],
 )
-def test_an_attempt_out_of_range_is_refused(round_number: int, attempt: int, line: str) -> None:
+def test_an_attempt_out_of_range_is_refused(round_number: int, exchange: int, line: str) -> None:
     with pytest.raises(ProtocolViolation, match=line):
-        AttemptId("run", round_number, attempt)
+        ExchangeId("run", round_number, exchange)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from agfl_client.masking_states import Terms
 from agfl_protocol import secure_wire as sw
 from agfl_protocol.counting import CountRequest
 from agfl_protocol.secagg import messages, shamir
-from agfl_protocol.secagg.context import AttemptId, Broadcast, attempt_context, dealers_context, survivors_context
+from agfl_protocol.secagg.context import Broadcast, ExchangeId, dealers_context, exchange_context, survivors_context
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.masks import apply_masks
 from agfl_protocol.secagg.members import Members
@@ -26,7 +26,7 @@ from agfl_protocol.secagg.parameters import Parameters
 from agfl_server.unmasking import Recovery
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[2] / "vectors" / "secagg.json").read_text())
-ATTEMPT = AttemptId(ref.RUN_ID, ref.ROUND, ref.ATTEMPT)
+ATTEMPT = ExchangeId(ref.RUN_ID, ref.ROUND, ref.ATTEMPT)
 SIGNING = {n: Ed25519PrivateKey.from_private_bytes(ref.fixed_bytes("signing", n)) for n in ref.NAMES}
 ROSTER = SigningRoster({n: key.public_key() for n, key in SIGNING.items()})
 PARAMETERS = Parameters(ref.C, ref.C + 2)
@@ -42,7 +42,7 @@ BROADCAST = Broadcast(
     ref.COUNTED,
     tuple(ref.RINGS_BY_TIER),
 )
-CTX0 = attempt_context(ref.VERSION, ATTEMPT, ROSTER.hash, ref.CONFIG_HASH, BROADCAST.hash)
+CTX0 = exchange_context(ref.VERSION, ATTEMPT, ROSTER.hash, ref.CONFIG_HASH, BROADCAST.hash)
 
 
 def test_the_second_implementation_reproduces_the_vectors() -> None:

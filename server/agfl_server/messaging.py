@@ -13,7 +13,7 @@ _CLOCK_SKEW_S = 3600.0  # a message expires by the node's clock; its content is 
 _PULL_AT_ONCE = 4  # replies held in memory at one time, whatever the cohort's size
 
 
-def exchange(grid: Grid, requests: Sequence[Message], timeout_s: float) -> Iterator[tuple[int, Message]]:
+def ask_nodes(grid: Grid, requests: Sequence[Message], timeout_s: float) -> Iterator[tuple[int, Message]]:
     """Push `requests` and yield (node id, reply) as replies arrive, until all came or `timeout_s` passed.
 
     A node that does not answer in time yields nothing. Replies are pulled a few at a time and not kept, so memory
