@@ -53,8 +53,8 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from agfl_client.request_signer import RequestSigner, clock_problem
 from agfl_client.server_trust import TrustedServer
 from agfl_models.errors import AgflError, DataError, IdentityError, TransportError
 from agfl_protocol.identity import MARKER_FAB_ID
@@ -112,6 +112,10 @@ class _SessionLost(Exception):
     """The server does not know our node id (any more), or a poll got no answer: activate again."""
 
 
+class _ReplyUnwanted(Exception):
+    """The server waits for this reply no longer."""
+
+
 class _RunOver(Exception):
     """The server takes nothing for this run any more."""
 
@@ -136,7 +140,7 @@ class _Connection:
     def _new_client(self, timeout_s: float) -> FleetHttpClient:
         return FleetHttpClient(
             f"https://{self._server.address}",
-            interceptors=[NodeAuthHttpInterceptor(self._key, self._key.public_key())],
+            interceptors=[RequestSigner(self._key)],
             verify=self._tls,
             timeout=timeout_s,
         )
@@ -161,7 +165,7 @@ class _Connection:
         try:
             response = self.call(self.api.ActivateNode, request)
         except httpx.HTTPStatusError as error:
-            raise self._not_admitted(error.response.status_code) from None
+            raise self._not_admitted(error.response) from None
         is_new = response.node_id != self.node.node_id
         self.node = Node(node_id=response.node_id)
         if is_new:
@@ -202,17 +206,15 @@ class _Connection:
         self._answered_at = time.monotonic()
         return response
 
-    def _not_admitted(self, status: int) -> AgflError:
-        address = self._server.address
+    def _not_admitted(self, response: httpx.Response) -> AgflError:
+        address, status = self._server.address, response.status_code
         if status == 412:
             return IdentityError(
                 f"transport key: {address} does not admit this key; its operator must register the public "
                 f"file with `agfl-server add-node` and start the server anew"
             )
         if status == 401:
-            return IdentityError(
-                f"transport key: {address} rejects our signed time; the two clocks must agree to 5 minutes"
-            )
+            return IdentityError(clock_problem(response) or f"transport key: {address} rejects our signature")
         return TransportError(f"--server: must be an agfl server, but {address} answers HTTP {status}")
 
     def _heartbeat(self) -> None:
@@ -369,6 +371,8 @@ class _Loop:
             except ObjectPushError:
                 # A repeated call finds its object stored, or the upload has expired: ask what is missing now.
                 return False
+            except _ReplyUnwanted:
+                log.info("the server no longer waits for this reply")
         return True
 
     def _call(self, method: Callable[[RequestT], ResponseT], request: RequestT) -> ResponseT:
@@ -381,4 +385,6 @@ class _Loop:
                 raise _SessionLost from None
             if status == 403:
                 raise _RunOver from None
+            if status == 410:
+                raise _ReplyUnwanted from None
             raise TransportError(f"--server: must answer our calls, got HTTP {status}") from None

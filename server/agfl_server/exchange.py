@@ -8,31 +8,39 @@ from collections.abc import Iterator, Sequence
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from agfl_server.limits import SMALL_REPLY_BYTES, forget, push
+
 _POLL_S = 0.02
 _CLOCK_SKEW_S = 3600.0  # a message expires by the node's clock; its content is freed when it does
 _PULL_AT_ONCE = 4  # replies held in memory at one time, whatever the cohort's size
 
 
-def exchange(grid: Grid, requests: Sequence[Message], timeout_s: float) -> Iterator[tuple[int, Message]]:
+def exchange(
+    grid: Grid, requests: Sequence[Message], timeout_s: float, max_reply_bytes: int = SMALL_REPLY_BYTES
+) -> Iterator[tuple[int, Message]]:
     """Push `requests` and yield (node id, reply) as replies arrive, until all came or `timeout_s` passed.
 
-    A node that does not answer in time yields nothing. Replies are pulled a few at a time and not kept, so memory
-    does not grow with the cohort.
+    A node that does not answer in time yields nothing, and what came of its reply is dropped. Replies are pulled a few
+    at a time and not kept, so memory does not grow with the cohort.
+    max_reply_bytes: what the longest honest reply has; no more is taken.
     """
     for request in requests:
         request.metadata.ttl = timeout_s + _CLOCK_SKEW_S
-    message_ids = list(grid.push_messages(requests))
+    message_ids = push(grid, requests, max_reply_bytes)
     # A message for a node that has just left gets no id.
     nodes = {mid: request.metadata.dst_node_id for mid, request in zip(message_ids, requests, strict=True) if mid}
     deadline = time.monotonic() + timeout_s
-    while nodes and time.monotonic() < deadline:
-        arrived = False
-        waiting = list(nodes)
-        for i in range(0, len(waiting), _PULL_AT_ONCE):
-            for reply in grid.pull_messages(waiting[i : i + _PULL_AT_ONCE]):
-                node = nodes.pop(reply.metadata.reply_to_message_id, None)
-                if node is not None:
-                    arrived = True
-                    yield node, reply
-        if not arrived:
-            time.sleep(_POLL_S)
+    try:
+        while nodes and time.monotonic() < deadline:
+            arrived = False
+            waiting = list(nodes)
+            for i in range(0, len(waiting), _PULL_AT_ONCE):
+                for reply in grid.pull_messages(waiting[i : i + _PULL_AT_ONCE]):
+                    node = nodes.pop(reply.metadata.reply_to_message_id, None)
+                    if node is not None:
+                        arrived = True
+                        yield node, reply
+            if not arrived:
+                time.sleep(_POLL_S)
+    finally:
+        forget(grid, list(nodes))

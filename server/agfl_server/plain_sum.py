@@ -14,6 +14,7 @@ from agfl_protocol import wire
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_server.aggregator import AttemptFailed, CohortSum, LaneCodec, reasons
 from agfl_server.exchange import exchange
+from agfl_server.limits import vector_reply_bytes
 from agfl_server.observer import Observer
 
 
@@ -48,7 +49,7 @@ class PlainSum:
         survivors: list[str] = []
         refused: dict[str, str] = {}
         bytes_up = 0
-        for node, reply in exchange(grid, requests, timeout_s):
+        for node, reply in exchange(grid, requests, timeout_s, vector_reply_bytes(codec.num_lanes)):
             name = names.pop(node)
             bytes_up += wire.content_bytes(reply)
             try:

@@ -33,6 +33,7 @@ from agfl_protocol.secagg.messages import KeyRecord, SealedShares, UnmaskReply
 from agfl_protocol.secagg.parameters import Parameters
 from agfl_server.aggregator import AttemptFailed, CohortSum, LaneCodec, reasons
 from agfl_server.exchange import exchange
+from agfl_server.limits import SMALL_REPLY_BYTES, vector_reply_bytes
 from agfl_server.observer import Observer
 from agfl_server.unmasking import Dealt, Recovery, check_keys, find_shared_keys, find_too_strict
 
@@ -126,7 +127,7 @@ class SecureSum:
         }
         total = np.zeros(num_lanes, np.uint64)
         survivors: list[str] = []
-        for name, reply in talk.ask(secure_wire.MASK, contents, self.trip_timeout_s):
+        for name, reply in talk.ask(secure_wire.MASK, contents, self.trip_timeout_s, vector_reply_bytes(num_lanes)):
             with talk.refusing(name):
                 total += secure_wire.read_mask_reply(reply, talk.attempt, num_lanes).lanes
                 survivors.append(name)
@@ -195,12 +196,18 @@ class _Talk:
         """Send one content to all of `names`, as `ask` does."""
         return self.ask(kind, dict.fromkeys(names, content), timeout_s)
 
-    def ask(self, kind: str, contents: Mapping[str, RecordDict], timeout_s: float) -> Iterator[tuple[str, RecordDict]]:
+    def ask(
+        self,
+        kind: str,
+        contents: Mapping[str, RecordDict],
+        timeout_s: float,
+        max_reply_bytes: int = SMALL_REPLY_BYTES,
+    ) -> Iterator[tuple[str, RecordDict]]:
         """Send each name its content and yield (name, reply) as replies come; who fails or is silent is refused."""
         names = {self.cohort[name]: name for name in contents}
         requests = [Message(content, self.cohort[name], kind) for name, content in contents.items()]
         self.bytes_down += sum(map(wire.content_bytes, requests))
-        for node, reply in exchange(self.grid, requests, timeout_s):
+        for node, reply in exchange(self.grid, requests, timeout_s, max_reply_bytes):
             name = names.pop(node)
             if reply.has_error():
                 self.refuse(name, reply.error.reason or "no reason given")
