@@ -232,18 +232,22 @@ class _LinkState(InMemoryLinkState):
                 return None
             return _Reply(instruction, upload.root, dict(upload.contents), upload.max_bytes, upload.fault)
 
-    def is_addressed_to(self, node_id: int, message_id: str) -> bool:
-        """Return whether a message was sent to a node and waits for its reply."""
-        message = self.message_ins_store.get(message_id)
-        return message is not None and message.metadata.dst_node_id == node_id
-
     def may_read(self, node_id: int, object_id: str) -> bool:
         """Return whether an object belongs to a message that was sent to the node."""
         with self.lock:
             return any(
-                object_id in objects and self.is_addressed_to(node_id, message_id)
+                object_id in objects and self._is_addressed_to(node_id, message_id)
                 for message_id, objects in self._sent_objects.items()
             )
+
+    def may_drop(self, node_id: int, object_id: str) -> bool:
+        """Return whether an object is a message to the node, or not there (any more)."""
+        with self.lock:
+            return object_id not in self.object_store or self._is_addressed_to(node_id, object_id)
+
+    def _is_addressed_to(self, node_id: int, message_id: str) -> bool:
+        message = self.message_ins_store.get(message_id)
+        return message is not None and message.metadata.dst_node_id == node_id
 
     def _cleanup_expired_task_tokens_locked(self) -> None:
         # Flower fails a run whose process has been silent for a minute. Ours is this process.
@@ -362,6 +366,14 @@ class _LinkStateGrid(Grid):
         return replies
 
 
+class _NotItsOwn(Exception):
+    """A call in another node's name (401), or to what is another's (403)."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
 class _OwnCallsOnly:
     """Innermost ASGI layer: a node calls in its own name and touches its own messages, which Flower does not check."""
 
@@ -370,26 +382,33 @@ class _OwnCallsOnly:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = scope.get("state", {}).get("protobuf_request")
-        if request is not None:
-            caller = self._callers[scope[KEY_ID]]
-            status = 401 if not _is_of(request, caller) else 403 if not self._permits(request, caller.node_id) else 0
-            if status:
-                await JSONResponse({"detail": "not this node's"}, status_code=status)(scope, receive, send)
-                return
+        try:
+            if request is not None:
+                self._check_call(request, self._callers[scope[KEY_ID]])
+        except _NotItsOwn as error:
+            await JSONResponse({"detail": "not this node's"}, status_code=error.status)(scope, receive, send)
+            return
         await self._app(scope, receive, send)
 
-    def _permits(self, request: object, node_id: int) -> bool:
+    def _check_call(self, request: Any, caller: _Caller) -> None:
+        if not _is_of(request, caller):
+            raise _NotItsOwn(401)
+        node_id = caller.node_id
         if isinstance(request, PushMessagesRequest):
             senders = [message.metadata.src_node_id for message in request.messages_list]
-            return senders == [node_id] and len(request.message_object_trees) == 1
-        if isinstance(request, PushObjectRequest):
-            return self._state.uploads.owner(request.session_id) in (node_id, None)
+            if senders != [node_id] or len(request.message_object_trees) != 1:
+                raise _NotItsOwn(403)
+        if isinstance(request, PushObjectRequest) and self._state.uploads.owner(request.session_id) not in (
+            node_id,
+            None,
+        ):
+            raise _NotItsOwn(403)
         if isinstance(request, PullObjectRequest) and not self._state.may_read(node_id, request.object_id):
             request.object_id = ""  # nobody's: the node learns that there is no such object
-        if isinstance(request, ConfirmMessageReceivedRequest):
-            message_id = request.message_object_id
-            return self._state.is_addressed_to(node_id, message_id) or message_id not in self._state.object_store
-        return True
+        if isinstance(request, ConfirmMessageReceivedRequest) and not self._state.may_drop(
+            node_id, request.message_object_id
+        ):
+            raise _NotItsOwn(403)
 
 
 def _is_of(request: Any, caller: _Caller) -> bool:

@@ -126,11 +126,12 @@ class Uploads:
         upload = self._by_session.get(session_id)
         if upload is None or object_id not in upload.children or object_id in upload.contents:
             return False
-        fault = _fault_of(object_id, content, upload.children[object_id])
-        if not fault and upload.taken_bytes + len(content) > upload.max_bytes:
-            fault = _too_long(upload)
-        if fault:
-            self._refuse(upload, fault)
+        try:
+            _check_object(object_id, content, upload.children[object_id])
+            if upload.taken_bytes + len(content) > upload.max_bytes:
+                raise ReplyRefused(_too_long(upload))
+        except ReplyRefused as error:
+            self._refuse(upload, str(error))
             return False
         upload.contents[object_id] = content
         upload.taken_bytes += len(content)
@@ -182,17 +183,16 @@ def _too_long(upload: Upload) -> str:
     return f"reply: must have at most {upload.max_bytes} bytes, got more"
 
 
-def _fault_of(object_id: str, content: bytes, children: tuple[str, ...]) -> str:
-    """Return what is wrong with an object, or "". No more of it is cut up than an honest head is long."""
+def _check_object(object_id: str, content: bytes, children: tuple[str, ...]) -> None:
+    """Raise ReplyRefused unless an object is the one announced. No more of it is cut up than an honest head is long."""
     if hashlib.sha256(content).hexdigest() != object_id:
-        return "reply: its objects must have the announced SHA-256"
+        raise ReplyRefused("reply: its objects must have the announced SHA-256")
     head, end, _ = content[: _MAX_ENVELOPE_BYTES + 65 * len(children)].partition(HEAD_END)
     parts = head.split(HEAD_DIVIDER)
     if not end or len(parts) != 3 or parts[1] != ",".join(children).encode("ascii"):
-        return "reply: its objects must name the parts that were announced"
+        raise ReplyRefused("reply: its objects must name the parts that were announced")
     if parts[2] != str(len(content) - len(head) - 1).encode("ascii"):
-        return "reply: its objects must have their declared length"
-    return ""
+        raise ReplyRefused("reply: its objects must have their declared length")
 
 
 def new_session_id() -> str:
