@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from agfl_models.errors import IdentityError
 from agfl_models.validation import load_yaml
+from agfl_protocol.secagg.points import ed25519_problem
 
 # The only application that our nodes answer. No code travels under this id: both sides run what is installed.
 MARKER_FAB_ID = "agfl/agfl-marker"
@@ -73,6 +74,9 @@ class PublicIdentity:
         key = _parse_key(self.signing_key)
         if not isinstance(key, Ed25519PublicKey):
             raise _not_a_key("signing_key", "Ed25519", self.signing_key)
+        problem = ed25519_problem(key.public_bytes_raw())
+        if problem is not None:
+            raise IdentityError(f"signing_key: Ed25519 public key: {problem}")
         return key
 
     def format(self) -> str:

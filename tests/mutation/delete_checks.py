@@ -40,6 +40,7 @@ CHECKED = (
     "shared_models/agfl_protocol/secagg/parameters.py",
     "shared_models/agfl_protocol/secagg/rings.py",
     "shared_models/agfl_protocol/secagg/shamir.py",
+    "shared_models/agfl_protocol/identity.py",
     "shared_models/agfl_protocol/secure_wire.py",
     "shared_models/agfl_protocol/counting.py",
     "client/agfl_client/pair_counts.py",
@@ -47,6 +48,7 @@ CHECKED = (
 SUITE = (  # the quick ones first, since the first failure ends it
     "tests/protocol/secagg",
     "tests/protocol/test_counting.py",
+    "tests/protocol/test_identity.py",
     "tests/protocol/test_secure_wire.py",
     "tests/client/test_masking.py",
     "tests/client/test_pair_counts.py",

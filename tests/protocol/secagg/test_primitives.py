@@ -216,7 +216,7 @@ def test_keys_of_different_uses_contexts_and_names_differ() -> None:
 
 @pytest.mark.parametrize("point", [0, 1, 2**255 - 19 - 1, 2**255 - 19, 2**255 - 19 + 1])
 def test_a_point_of_low_order_is_refused(point: int) -> None:
-    with pytest.raises(ProtocolViolation, match=r"^public key of 'eve': must be a point of full order"):
+    with pytest.raises(ProtocolViolation, match=r"^public key of 'eve': (u must be below|must be a point of full)"):
         keys.agree(X25519PrivateKey.generate(), point.to_bytes(32, "little"), "eve")
 
 
