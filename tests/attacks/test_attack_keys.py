@@ -139,7 +139,7 @@ def test_attack_a_colluder_announces_a_key_of_low_order(world: World, point: int
     attempt = Attempt(world)
     change: dict[str, Any] = {field: point.to_bytes(32, "little")}
     weak = replace(attempt.records[PEER], **change)
-    line = r"^public key of 'owner-001': must be a point of full order$"
+    line = r"^public key of 'owner-001': must be a point of full order; it is not$"
     refuses_members(world, attempt, {PEER: resigned(world, weak, world.owners[PEER].key)}, line)
 
 
@@ -154,7 +154,9 @@ def test_attack_a_colluder_announces_a_copied_key_in_its_second_form(world: Worl
     one, two = (private.exchange(X25519PublicKey.from_public_bytes(form)) for form in (key, twin))
     assert one == two
     record = resigned(world, replace(attempt.records["owner-004"], **{field: twin}), world.owners["owner-004"].key)
-    refuses_members(world, attempt, {"owner-004": record}, r"^public key of 'owner-004': u must be below 2\^255 - 19$")
+    refuses_members(
+        world, attempt, {"owner-004": record}, r"^public key of 'owner-004': u must be below 2\^255 - 19; it is not$"
+    )
 
 
 NEUTRAL = bytes([1]) + bytes(31)  # y = 1

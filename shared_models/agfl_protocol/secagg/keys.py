@@ -46,7 +46,7 @@ def check_public_key(public: bytes, owner: str) -> None:
             written in another form than the one that all others would compare.
     """
     problem = x25519_problem(public)
-    require(problem is None, f"public key of {owner!r}: {problem}")
+    require(problem is None, f"public key of {owner!r}: {problem}; it is not")
 
 
 def channel_key(shared: bytes, ctx1: bytes, sender: str, receiver: str) -> bytes:
