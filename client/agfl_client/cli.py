@@ -37,9 +37,24 @@ def keygen(
 ) -> None:
     """Make your keys; send the public file to the operator, and nobody the rest."""
     from agfl_client import keys
+    from agfl_protocol.fingerprint import words_of_file
 
     public_file = keys.generate(name, folder or Path("keys") / name)
     typer.echo(f"made {public_file.parent}; send {public_file} to the operator, and nobody the other files")
+    typer.echo(f"the public file in words, as the operator must see them:\n{words_of_file(public_file)}")
+
+
+@app.command()
+def fingerprint(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A roster, a NAME.pub or a ca.pem.")],
+    expect: Annotated[
+        str | None, typer.Option(metavar="WORDS", help="The 24 words that somebody else sees for the same file.")
+    ] = None,
+) -> None:
+    """Print the 24 words of a file, for people to compare; with --expect say `same` or DIFFERENT."""
+    from agfl_protocol.fingerprint import show_fingerprint
+
+    show_fingerprint(file, expect)
 
 
 @app.command()
@@ -154,14 +169,15 @@ def _member(own_keys: NodeKeys, roster: Path | None, rules: Policy, folder: Path
     """Return the node's part in secure sums; none without a roster, if the owner's policy permits that."""
     from agfl_client.secure_member import SecureMember
     from agfl_models.errors import ConfigError
-    from agfl_protocol.roster_file import fingerprint, read_roster
+    from agfl_protocol.fingerprint import words_of_roster
+    from agfl_protocol.roster_file import read_roster
 
     if roster is None:
         if not rules.allow_plain:
             raise ConfigError("--roster: required, since this owner's policy allows no plain aggregation, got none")
         return None
     owners = read_roster(roster)
-    log.info("roster of %d owners, fingerprint %s", len(owners), fingerprint(owners))
+    log.info("roster of %d owners, in words: %s", len(owners), words_of_roster(owners))
     return SecureMember(own_keys.name, own_keys.signing, owners, rules, folder)
 
 

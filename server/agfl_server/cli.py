@@ -55,10 +55,12 @@ def add_node(
     folder: Folder = Path("federation"),
 ) -> None:
     """Admit a data owner's node, from the next start on."""
+    from agfl_protocol.fingerprint import words_of_file
     from agfl_server import federation_folder
 
     federation_folder.add_node(folder, name, public_file)
     typer.echo(f"admitted {name}; nodes of {folder}: {_names(federation_folder.load(folder))}")
+    typer.echo(f"its public file in words, as its owner must see them:\n{words_of_file(public_file)}")
 
 
 @app.command()
@@ -67,13 +69,27 @@ def roster(
     folder: Folder = Path("federation"),
 ) -> None:
     """Write the roster: every owner's signing key. Owners must get it, or check it, without going through you."""
-    from agfl_protocol.roster_file import fingerprint, roster_of, write_roster
+    from agfl_protocol.fingerprint import words_of_roster
+    from agfl_protocol.roster_file import roster_of, write_roster
     from agfl_server import federation_folder
 
     nodes = federation_folder.load(folder).nodes
     write_roster(file, nodes)
-    typer.echo(f"{len(nodes)} owners in {file}, fingerprint {fingerprint(roster_of(nodes))}")
-    typer.echo("every owner should compare this fingerprint with the other owners, not with you")
+    typer.echo(f"{len(nodes)} owners in {file}, in words:\n{words_of_roster(roster_of(nodes))}")
+    typer.echo("every owner should compare these words with the other owners, not with you")
+
+
+@app.command()
+def fingerprint(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A roster, a NAME.pub or a ca.pem.")],
+    expect: Annotated[
+        str | None, typer.Option(metavar="WORDS", help="The 24 words that somebody else sees for the same file.")
+    ] = None,
+) -> None:
+    """Print the 24 words of a file, for people to compare; with --expect say `same` or DIFFERENT."""
+    from agfl_protocol.fingerprint import show_fingerprint
+
+    show_fingerprint(file, expect)
 
 
 @app.command()

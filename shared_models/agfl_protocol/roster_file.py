@@ -80,12 +80,6 @@ def read_roster(path: Path) -> SigningRoster:
         raise IdentityError(f"--roster: {path}: {error}") from None
 
 
-def fingerprint(roster: SigningRoster) -> str:
-    """Return 16 hexadecimal digits in groups of four, for owners to compare by telephone."""
-    digits = roster.hash.hex()[:16]
-    return "-".join(digits[i : i + 4] for i in range(0, 16, 4))
-
-
 def _signing_key(name: str, line: object) -> Ed25519PublicKey:
     try:
         key = load_ssh_public_key(str(line).encode())

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from agfl_client import keys
-from agfl_protocol.roster_file import fingerprint, read_roster
+from agfl_protocol.fingerprint import words_of_file
+from agfl_protocol.roster_file import read_roster
 
 HEAVY = ("flwr", "torch", "pydantic", "cryptography", "yaml", "numpy", "httpx", "uvicorn", "grpc")
 
@@ -46,10 +47,11 @@ def test_a_federation_is_made_filled_and_started(tmp_path: Path, free_port: int)
     for name in ("alice", "bob", "carol"):
         public_file = keys.generate(name, tmp_path / name)
         admitted = _run("add-node", name, str(public_file), "--federation", str(folder))
-    assert admitted.stdout == f"admitted carol; nodes of {folder}: alice, bob, carol\n"
+    assert admitted.stdout.startswith(f"admitted carol; nodes of {folder}: alice, bob, carol\n")
+    assert admitted.stdout.endswith(f":\n{words_of_file(public_file)}\n")
     roster = _run("roster", str(tmp_path / "roster.yaml"), "--federation", str(folder))
-    assert f"3 owners in {tmp_path / 'roster.yaml'}, fingerprint " in roster.stdout
-    assert fingerprint(read_roster(tmp_path / "roster.yaml")) in roster.stdout
+    words = words_of_file(tmp_path / "roster.yaml")
+    assert roster.stdout.startswith(f"3 owners in {tmp_path / 'roster.yaml'}, in words:\n{words}\n")
 
     command = _command("start", "--federation", str(folder), "--port", str(free_port), "--set", "baselines=true")
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
