@@ -36,6 +36,7 @@ def init(
     ] = None,
 ) -> None:
     """Make a federation folder: run configuration, certificates, room for nodes."""
+    from agfl_protocol.fingerprint import words_of_file
     from agfl_protocol.run_config import load_run_config
     from agfl_server import federation_folder
     from agfl_server.slate import make_slate
@@ -45,7 +46,9 @@ def init(
     if run.search is not None:
         make_slate(run)  # refuses what `start` would
     federation_folder.init(folder, source.read_text(encoding="utf-8"), host or [])
-    typer.echo(f"made {folder}; give every data owner {folder / 'ca.pem'}, and nobody {folder / 'ca.key'}")
+    certificate, apart = folder / "ca.pem", federation_folder.authority_folder(folder)
+    typer.echo(f"made {folder}; give every data owner {certificate}, in words:\n{words_of_file(certificate)}")
+    typer.echo(f"move {apart} to where nobody who takes over this machine finds it: the server runs without it")
 
 
 @app.command()
@@ -125,6 +128,8 @@ def start(
     print_defaults(Console(stderr=True), taken)
     if config.aggregation.type == "plain":
         typer.secho("aggregation is plain: this server sees every owner's update", fg="red", bold=True, err=True)
+    if found.exposed_authority_key is not None:
+        log.warning("%s: move it off this machine; the server runs without it", found.exposed_authority_key)
     if config.baselines:
         log.warning("baselines: left out, since nobody here has the text of all owners; agfl-simulate makes them")
     superlink = EmbeddedSuperLink(found.nodes, certificate=found.certificate, key=found.key, host=host, port=port)

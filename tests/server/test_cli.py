@@ -43,7 +43,10 @@ def test_a_federation_is_made_filled_and_started(tmp_path: Path, free_port: int)
     folder = tmp_path / "federation"
     made = _run("init", str(folder), "--host", "fed.example.org")
     assert (made.returncode, made.stderr) == (0, "")
-    assert str(folder / "ca.pem") in made.stdout
+    assert words_of_file(folder / "ca.pem") in made.stdout
+    assert f"move {folder}-ca to where nobody who takes over this machine finds it" in made.stdout
+    (tmp_path / "federation-ca").rename(tmp_path / "elsewhere")
+    (folder / "ca.key").touch()  # where older versions put it
     for name in ("alice", "bob", "carol"):
         public_file = keys.generate(name, tmp_path / name)
         admitted = _run("add-node", name, str(public_file), "--federation", str(folder))
@@ -58,6 +61,7 @@ def test_a_federation_is_made_filled_and_started(tmp_path: Path, free_port: int)
         assert process.stderr is not None
         try:
             lines = iter(process.stderr)
+            assert next(lines).endswith(f" {folder / 'ca.key'}: move it off this machine; the server runs without it\n")
             assert " baselines: left out, since nobody here has the text of all owners; " in next(lines)
             assert next(lines).endswith(f" listening on 127.0.0.1 port {free_port}; admitted: alice, bob, carol\n")
             assert " waiting for nodes: 0 of " in next(lines)
