@@ -54,10 +54,12 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
+from agfl_client.process_marker import ProcessMarker, superseded_problem
 from agfl_client.request_signer import RequestSigner, clock_problem
 from agfl_client.server_trust import TrustedServer
 from agfl_models.errors import AgflError, DataError, IdentityError, TransportError
 from agfl_protocol.identity import MARKER_FAB_ID
+from agfl_protocol.process_mark import SUPERSEDED_STATUS
 
 POLL_MIN_S, POLL_MAX_S = 0.05, 0.5
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 1.0
@@ -140,7 +142,7 @@ class _Connection:
     def _new_client(self, timeout_s: float) -> FleetHttpClient:
         return FleetHttpClient(
             f"https://{self._server.address}",
-            interceptors=[RequestSigner(self._key)],
+            interceptors=[RequestSigner(self._key), ProcessMarker()],
             verify=self._tls,
             timeout=timeout_s,
         )
@@ -208,6 +210,9 @@ class _Connection:
 
     def _not_admitted(self, response: httpx.Response) -> AgflError:
         address, status = self._server.address, response.status_code
+        superseded = superseded_problem(response)
+        if superseded is not None:
+            return IdentityError(superseded)
         if status == 412:
             return IdentityError(
                 f"transport key: {address} does not admit this key; its operator must register the public "
@@ -381,7 +386,7 @@ class _Loop:
             return self._connection.call(method, request, max_wait_s)
         except httpx.HTTPStatusError as error:
             status = error.response.status_code
-            if status == 401:
+            if status in (401, SUPERSEDED_STATUS):  # activating anew says why
                 raise _SessionLost from None
             if status == 403:
                 raise _RunOver from None

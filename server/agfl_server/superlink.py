@@ -54,6 +54,7 @@ from agfl_server.gate import KEY_ID, Gate
 from agfl_server.https import HttpsServer
 from agfl_server.limits import SMALL_REPLY_BYTES, Limits
 from agfl_server.log_limits import one_line
+from agfl_server.one_process import OneProcess
 from agfl_server.uploads import ReplyRefused, Uploads, new_session_id
 
 POLL_S = 0.05
@@ -88,7 +89,9 @@ class EmbeddedSuperLink:
             self._names[node_id] = node.name
             callers[key_id(node.transport_public_key)] = _Caller(node_id, public_key)
         gate = Gate(
-            _fleet_app(self._state, callers),
+            OneProcess(
+                _fleet_app(self._state, callers), {key_id(node.transport_public_key): node.name for node in nodes}
+            ),
             {key_id(node.transport_public_key): node.transport_public_key for node in nodes},
             lambda name, num_bytes: self._state.admits(callers[name].node_id, num_bytes),
             limits,
