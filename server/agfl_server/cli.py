@@ -117,6 +117,7 @@ def start(
     prepare_flower()
     found = federation_folder.load(folder)
 
+    from agfl_protocol.fingerprint import words_of_roster
     from agfl_protocol.roster_file import roster_of
     from agfl_protocol.run_config import load_with_defaults
     from agfl_server.app import run_federation
@@ -137,6 +138,8 @@ def start(
     try:
         with superlink, health:
             log.info("listening on %s port %d; admitted: %s", host, superlink.port, _names(found))
+            owners = roster_of(found.nodes)
+            log.info("roster of %d owners, in words: %s", len(owners), words_of_roster(owners))
             run_federation(
                 superlink.grid,
                 config,
@@ -144,7 +147,7 @@ def start(
                 resume=resume,
                 observer=LogObserver(config.task.main_metric.name),
                 registered_name=superlink.registered_name,
-                roster=roster_of(found.nodes),
+                roster=owners,
             )
     except KeyboardInterrupt:
         log.info("stopped by a signal; start --resume goes on after the last finished round")

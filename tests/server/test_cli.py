@@ -64,6 +64,7 @@ def test_a_federation_is_made_filled_and_started(tmp_path: Path, free_port: int)
             assert next(lines).endswith(f" {folder / 'ca.key'}: move it off this machine; the server runs without it\n")
             assert " baselines: left out, since nobody here has the text of all owners; " in next(lines)
             assert next(lines).endswith(f" listening on 127.0.0.1 port {free_port}; admitted: alice, bob, carol\n")
+            assert next(lines).endswith(f" roster of 3 owners, in words: {words}\n")
             assert " waiting for nodes: 0 of " in next(lines)
             process.send_signal(signal.SIGTERM)
             assert process.wait(10) == 130
