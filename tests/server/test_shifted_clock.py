@@ -1,8 +1,7 @@
-"""An owner's clock that is up to five minutes off in either direction: its node is let in and answers."""
+"""A machine whose clock is nearly five minutes off, for every module of its node: it is let in and answers."""
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -49,19 +48,5 @@ def test_a_clock_that_is_nearly_five_minutes_off_does_no_harm(seconds: int, site
             (node,) = server.grid.get_node_ids()
             (reply,) = server.grid.send_and_receive([Message(site.floats(10), node, "train")], timeout=20)
             assert reply.has_content()
-        finally:
-            process.kill()
-
-
-@pytest.mark.parametrize(("seconds", "said"), [(400, "s ahead of it"), (-400, "s behind it")])
-def test_a_clock_that_is_further_off_is_named(seconds: int, said: str, site: Site) -> None:
-    with site.superlink() as server, start(site, server, seconds) as process:
-        try:
-            assert process.wait(20) == 2
-            assert process.stderr is not None
-            line = process.stderr.read().splitlines()[-1]
-            assert re.fullmatch(
-                rf"error: clock: must be within 300 s of the server's, but is (399|40[01]) {said}", line
-            )
         finally:
             process.kill()
