@@ -63,6 +63,7 @@ class _Node:
     key: EllipticCurvePublicKey
     seen: SeenSignatures
     pace: Pace
+    uploads: asyncio.Semaphore
 
 
 class Gate:
@@ -82,7 +83,12 @@ class Gate:
         self._limits = limits = limits or Limits()
         self._app, self._admits, self._clock_ns = app, admits, clock_ns
         self._nodes = {
-            key_id: _Node(key, SeenSignatures(limits.signatures), Pace(limits.calls_per_s, limits.calls_at_once))
+            key_id: _Node(
+                key,
+                SeenSignatures(limits.signatures),
+                Pace(limits.calls_per_s, limits.calls_at_once),
+                asyncio.Semaphore(limits.uploads_at_once),
+            )
             for key_id, key in keys.items()
         }
 
@@ -114,11 +120,19 @@ class Gate:
         connection: Provable | None = scope.get(CONNECTION)
         if connection is not None:
             connection.prove(signature.key_id)
-        await asyncio.sleep(self._nodes[signature.key_id].pace.wait_s())
-        # An upload's envelope is small, and so is what an honest node has to send when it owes nothing.
-        if path == UPLOAD and not self._admits(signature.key_id, max(0, length - self._limits.body_bytes)):
-            # Honest nodes that come too late get an answer, which a closed connection would keep from them.
-            raise Refused(410, "no reply of this length is waited for", drain=True)
+        node = self._nodes[signature.key_id]
+        await asyncio.sleep(node.pace.wait_s())
+        if path != UPLOAD:
+            await self._call(scope, signature, length, receive, send)
+            return
+        async with node.uploads:
+            # An upload's envelope is small, and so is what an honest node has to send when it owes nothing.
+            if not self._admits(signature.key_id, max(0, length - self._limits.body_bytes)):
+                # Honest nodes that come too late get an answer, which a closed connection would keep from them.
+                raise Refused(410, "no reply of this length is waited for", drain=True)
+            await self._call(scope, signature, length, receive, send)
+
+    async def _call(self, scope: Scope, signature: RequestSignature, length: int, receive: Receive, send: Send) -> None:
         body = await _read(receive, length)
         if hashlib.sha256(body).digest() != signature.body_hash:
             raise Refused(401, "signature: must be of this body")
@@ -176,16 +190,17 @@ def _length(headers: Mapping[bytes, bytes], most: int) -> int:
 
 async def _read(receive: Receive, length: int) -> bytes:
     """Return the body, which has `length` bytes: the parser holds the sender to that."""
-    body = bytearray()
+    parts: list[bytes] = []
     while True:
         message = await receive()
         if message["type"] != "http.request":
             raise Refused(400, "body: must come whole")
-        body += message.get("body", b"")
-        if len(body) > length:
+        parts.append(message.get("body", b""))
+        length -= len(parts[-1])
+        if length < 0:
             raise Refused(400, "body: must have the length of its header")
         if not message.get("more_body", False):
-            return bytes(body)
+            return b"".join(parts)
 
 
 async def _drain(receive: Receive) -> None:

@@ -20,13 +20,13 @@ class Limits:
     unproven: connections on which nobody has signed a request yet; past it the oldest of the most crowded address goes.
     body_bytes, tree_bytes, object_bytes: of a request that announces a reply (tree), brings a part of it (object), or
     does anything else. Flower cuts arrays into objects of 5 MiB.
-    calls_per_s, calls_at_once: of one node; further ones wait.
+    uploads_at_once, calls_per_s, calls_at_once: of one node; further ones wait.
     signatures: of one node that are remembered, so that none is good twice.
     """
 
     connections: int = 4096
-    unproven: int = 256
-    unproven_per_address: int = 128
+    unproven: int = 128  # each takes 0.3 MB
+    unproven_per_address: int = 64
     per_node: int = 8
     headers_bytes: int = 32 * 2**10
     headers_s: float = 15.0
@@ -35,6 +35,7 @@ class Limits:
     body_bytes: int = 16 * 2**10
     tree_bytes: int = 256 * 2**10
     object_bytes: int = 5 * MIB + 64 * 2**10
+    uploads_at_once: int = 2  # Flower's client sends two
     calls_per_s: float = 200.0
     calls_at_once: int = 400
     signatures: int = 2**15
