@@ -206,7 +206,8 @@ class _LinkState(InMemoryLinkState):
     ) -> tuple[bool, list[str]]:
         metadata = message.metadata
         with self.lock:
-            if not metadata.reply_to_message_id or self.store_message_res(message) is None:
+            # The first, so that whoever comes too late, or invents it, fills no log.
+            if self.uploads.of(metadata.reply_to_message_id) is None or self.store_message_res(message) is None:
                 return False, []
             try:
                 return True, self.uploads.announce(
