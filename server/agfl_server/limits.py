@@ -36,7 +36,7 @@ class Limits:
     tree_bytes: int = 256 * 2**10
     object_bytes: int = 5 * MIB + 64 * 2**10
     uploads_at_once: int = 2  # Flower's client sends two
-    calls_per_s: float = 200.0
+    calls_per_s: float = 50.0  # a fifth of a processor
     calls_at_once: int = 400
     signatures: int = 2**15
     reserved_files: int = 128
