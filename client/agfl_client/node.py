@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from agfl_client import pair_counts
 from agfl_client.client_state import ClientStates, Recollection
+from agfl_client.deadline import Deadline
 from agfl_client.device import AUTO, choose_device
 from agfl_client.part import Part, whole_layout
 from agfl_client.policy import Policy, PolicyViolation
@@ -93,6 +94,7 @@ class Node:
         self._device = choose_device(device)
         self._num_threads = num_threads
         self._states = ClientStates(folder) if folder is not None else None
+        self._deadline = Deadline()
         self._workspace: _Workspace | None = None
         self._words: pair_counts.CutWords | None = None
 
@@ -130,6 +132,7 @@ class Node:
         """
         torch.set_num_threads(self._num_threads)
         self.finished = False
+        self._deadline = Deadline.after(self._policy.max_seconds_per_round)
         space = self._workspace_for(request)
         config, task, layout = space.config, space.task, space.layout
         num_models, rest = divmod(request.model.size, layout.size)
@@ -215,7 +218,7 @@ class Node:
         part.load(models[0])
         if request.evaluate:
             size, examples = config.training.batch_size, config.evaluation.max_examples
-            metrics |= evaluate(part.model, task, space.dataset, size, examples, self._device)
+            metrics |= evaluate(part.model, task, space.dataset, size, examples, self._device, self._deadline)
             metrics |= self._ring_losses(space)
         if not request.train:
             return Update(np.zeros(0, np.float32), 1.0, metrics)
@@ -226,7 +229,14 @@ class Node:
             metrics[drift.LOST] = float(memory.is_lost)
         trainer = LocalTrainer(training, self._device)
         result = trainer.train(
-            part.model, part.layout, task, space.dataset, rng, widths=part.widths, correction=correction
+            part.model,
+            part.layout,
+            task,
+            space.dataset,
+            rng,
+            widths=part.widths,
+            correction=correction,
+            deadline=self._deadline,
         )
         sums = (result.loss, float(result.num_predictions))
         metrics |= dict(zip(task.train_sums, sums, strict=True))
@@ -265,7 +275,8 @@ class Node:
 
     def _loss(self, space: _Workspace, max_examples: int) -> tuple[float, int]:
         size = space.config.training.batch_size
-        return validation_loss(space.part.model, space.task, space.dataset, size, max_examples, self._device)
+        model, deadline = space.part.model, self._deadline
+        return validation_loss(model, space.task, space.dataset, size, max_examples, self._device, deadline)
 
     def _workspace_for(self, request: RoundRequest) -> _Workspace:
         """Return the warm workspace of the request's configuration, or make it."""

@@ -6,6 +6,8 @@ allow_plain: false       # true: the server may see this owner's update itself
 uploads_per_round: 3     # attempts at one round that are answered
 max_parameters: 100000000
 max_width: 0.5           # of a model that is trained in several widths, the widest that this device may hold; default 1
+max_seconds_per_round: 3600   # after these a round is given up, and nothing of it leaves
+max_memory: 8GB          # of a run, as estimated before its model is built; default this machine's memory
 tasks: [language_modeling, translation]   # default: every task, summarization and question_answering too
 """
 
@@ -13,14 +15,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import PositiveInt
+from pydantic import ByteSize, Field, PositiveFloat, PositiveInt
 
+from agfl_client.memory_estimate import estimate, machine_bytes
 from agfl_models.errors import AgflError
 from agfl_models.tasks import TaskName
 from agfl_models.validation import Config, read_yaml, validate
 from agfl_protocol.elastic_config import Width
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.secagg.parameters import Parameters
+
+_MAX_FILE_BYTES = 1 << 16
 
 
 class PolicyViolation(AgflError):
@@ -36,6 +41,8 @@ class Policy(Config):
     uploads_per_round: PositiveInt = 3
     max_parameters: PositiveInt = 100_000_000
     max_width: Width = 1.0
+    max_seconds_per_round: PositiveFloat = 3600.0
+    max_memory: ByteSize = Field(default_factory=lambda: ByteSize(machine_bytes()), gt=0)
     tasks: tuple[TaskName, ...] | None = None
 
     def parameters(self, roster_size: int) -> Parameters:
@@ -49,7 +56,8 @@ class Policy(Config):
     def tier(self, config: RunConfig) -> int:
         """Check a run before any text is touched; return how many rings of its model this owner may train.
 
-        That is 1 where the model is not elastic, and else as many as both `max_width` and `max_parameters` permit.
+        That is 1 where the model is not elastic, and else as many as `max_width`, `max_parameters` and `max_memory`
+        permit.
 
         Raises:
             PolicyViolation: names the key and what the run asks for. The server gets the line, so it does not say what
@@ -67,7 +75,14 @@ class Policy(Config):
         if not fitting:
             least = min(sizes.values())
             raise PolicyViolation(f"max_parameters: must be at least {least}, the run's, to take part; it is not")
-        return fitting[-1]
+        needs = {k: estimate(config, k) for k in fitting}
+        in_memory = [k for k, need in needs.items() if need <= self.max_memory]
+        if not in_memory:
+            least = min(needs.values())
+            raise PolicyViolation(
+                f"max_memory: must be at least {least} bytes, the run's by estimate, to take part; it is not"
+            )
+        return in_memory[-1]
 
     def _check_kind(self, config: RunConfig) -> None:
         if config.aggregation.type == "plain" and not self.allow_plain:
@@ -82,4 +97,4 @@ def load_policy(path: Path) -> Policy:
     Raises:
         ConfigError: names the file, the key, the rule and the value.
     """
-    return validate(Policy, read_yaml(path, may_be_empty=True), str(path))
+    return validate(Policy, read_yaml(path, may_be_empty=True, most=_MAX_FILE_BYTES), str(path))

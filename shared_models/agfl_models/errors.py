@@ -13,9 +13,20 @@ AgflError
 
 from __future__ import annotations
 
+_MAX_LINE = 2000
+
 
 class AgflError(Exception):
-    """Base of all errors that the commands print as one line, with exit code 2 and no traceback."""
+    """Base of all errors that the commands print as one line, with exit code 2 and no traceback.
+
+    Its text is one bounded line whatever it quotes: it is printed, logged, and sent to the other side.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) > _MAX_LINE:
+            text = f"{text[: _MAX_LINE - 200]} ... {text[-150:]}"
+        return " ".join(text.splitlines())
 
 
 class ConfigError(AgflError):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
+from agfl_models.bounded import Examples, Rounds
 from agfl_models.validation import Config
 from agfl_protocol.presets import Preset, is_preset, server_settings
 
@@ -152,8 +153,8 @@ class PortfolioConfig(Config):
     """
 
     type: Literal["auto"]
-    every: PositiveInt = 3
-    max_examples: PositiveInt = 64
+    every: Rounds = 3
+    max_examples: Examples = 64
     margin: NonNegativeFloat = 0.1
     max_rise: PositiveFloat = 1.0
     arms: Annotated[tuple[ArmConfig, ...], Field(min_length=2, max_length=8)] = (

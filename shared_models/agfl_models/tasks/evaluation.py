@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,13 +16,23 @@ BATCH_SIZE = 32
 
 
 def evaluation_sums(
-    model: SequenceModel, task: AnyTask, dataset: Dataset[Any], batch_size: int, max_examples: int, device: str
+    model: SequenceModel,
+    task: AnyTask,
+    dataset: Dataset[Any],
+    batch_size: int,
+    max_examples: int,
+    device: str,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Return `task.eval_sums` over the validation examples of a dataset, in float32."""
+    """Return `task.eval_sums` over the validation examples of a dataset, in float32.
+
+    before_batch: called before each batch; what it raises ends the evaluation.
+    """
     sums = dict.fromkeys(task.eval_sums, 0.0)
     model.eval()
     with torch.no_grad():
         for batch in dataset.validation(batch_size, max_examples):
+            before_batch()
             for name, value in task.evaluate(model, batch.to(device)).items():
                 sums[name] += value
     return sums

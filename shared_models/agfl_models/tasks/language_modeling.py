@@ -14,10 +14,10 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
+from agfl_models.bounded import Length
 from agfl_models.errors import DataError
 from agfl_models.examples import Row, TextRow
 from agfl_models.families import AnyModelConfig
@@ -41,7 +41,7 @@ class LanguageModelingConfig(SplitConfig):
     command: ClassVar[str] = "generate"
 
     type: Literal["language_modeling"]
-    sequence_length: PositiveInt = 128
+    sequence_length: Length = 128
 
     @property
     def max_predictions(self) -> int:
