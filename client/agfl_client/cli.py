@@ -179,6 +179,7 @@ def _serve_run(node: Node, server: str, ca: Path, own_keys: NodeKeys, max_wait_s
         stop=threading.Event(),  # never set: run_app turns SIGTERM into KeyboardInterrupt
         finished=lambda: node.finished,
         max_wait_s=max_wait_s,
+        allowance=node.announced.most_bytes,
     )
     log.info("the run is finished")
 

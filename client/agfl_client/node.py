@@ -13,6 +13,7 @@ from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from agfl_client import pair_counts
+from agfl_client.announced import Announced
 from agfl_client.client_state import ClientStates, Recollection
 from agfl_client.deadline import Deadline
 from agfl_client.device import AUTO, choose_device
@@ -84,6 +85,7 @@ class Node:
         self.name = name
         self.finished = False
         self._policy = policy or Policy()
+        self.announced = Announced(self._policy, pretrained)
         self._member = member
         check_readable(data)
         if pretrained is not None:
