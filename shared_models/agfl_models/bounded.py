@@ -11,6 +11,7 @@ from pydantic import Field
 
 MAX_SHOWN = 80  # characters of a value in an error
 MAX_DEPTH = 64  # lists and mappings within each other: three times what a model of nested repeats takes
+MAX_ITEMS = 64  # of a mapping that may have any keys
 MAX_JSON = 4 << 20  # characters: a run with the most merges has 1 MB
 
 
@@ -22,6 +23,13 @@ Rounds = Annotated[int, Field(gt=0, le=1_000_000)]  # rounds, steps
 Examples = Annotated[int, Field(gt=0, le=10_000_000)]
 Owners = Annotated[int, Field(gt=0, le=1 << 20)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 64)]
+
+
+def few(value: Any) -> Any:
+    """Refuse a mapping of many items before each of them makes an error of its own."""
+    if isinstance(value, dict) and len(value) > MAX_ITEMS:
+        raise ValueError(f"must have at most {MAX_ITEMS} items, got {len(value)}")
+    return value
 
 
 class _Repr(reprlib.Repr):
@@ -62,8 +70,8 @@ def load_json(text: str, most: int = MAX_JSON) -> Any:
     except RecursionError:
         raise ValueError(f"must nest at most {MAX_DEPTH} deep") from None
     level, depth = [content], 0
-    while level := [item for node in level for item in _items(node)]:
-        depth += 1
+    while level:
+        level, depth = [item for node in level for item in _items(node)], depth + 1
         if depth > MAX_DEPTH:
             raise ValueError(f"must nest at most {MAX_DEPTH} deep")
     return content

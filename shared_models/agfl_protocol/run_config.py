@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
-from agfl_models.bounded import Examples, Owners, Rounds, Seed, load_json, shown
+from agfl_models.bounded import Examples, Owners, Rounds, Seed, few, load_json, shown
 from agfl_models.corpora import corpus_of
 from agfl_models.errors import ConfigError
 from agfl_models.families import AnyModelConfig, build_tokenizer, refuse_misfit
@@ -142,11 +142,11 @@ class DataConfig(Config):
     """
 
     path: Path | None = None
-    columns: dict[str, str] = Field(default_factory=dict, max_length=64)
+    columns: Annotated[dict[str, str], BeforeValidator(few)] = Field(default_factory=dict)
     corpus: str | None = None
     partition: Literal["natural", "grouped", "iid"] = "grouped"
     num_owners: Owners | None = 24
-    max_widths: Annotated[dict[Width, Owners], Field(max_length=64)] | None = None
+    max_widths: Annotated[dict[Width, Owners] | None, BeforeValidator(few)] = None
 
 
 class RunConfig(Config):
