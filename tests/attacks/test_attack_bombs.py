@@ -23,6 +23,7 @@ from agfl_client.node import Node
 from agfl_client.part import Part
 from agfl_client.policy import Policy, PolicyViolation, load_policy
 from agfl_client.probe import measure
+from agfl_client.training import LocalTrainer
 from agfl_models.bounded import MAX_DEPTH, MAX_SHOWN, load_json, shown
 from agfl_models.errors import AgflError, CheckpointError, ConfigError
 from agfl_models.store import load_model, save_model
@@ -85,31 +86,38 @@ def test_attack_aliases_of_aliases_are_refused(tmp_path: Path, config_file: Path
     is_one_short_line(refusal.value)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[" * 100_000,
-        "{a: " * 100_000,
-        "- " * 100_000,
-        "? " * 100_000,
-        "x: " + "[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1),
-        "x: " + "1:1" * 20_000,
-        "x: 0x" + "f" * 20_000,
-        "x: [" + "1," * 1_000 + "]",
-        "x: " + "y" * (4 * MB),
-        "k" * 100_000 + ": 1",
-    ],
-    ids=["lists", "mappings", "items", "keys", "depth", "base 60", "hexadecimal", "values", "length", "key"],
-)
+FILES: dict[str, tuple[str, str]] = {
+    "lists": ("[" * 100_000, "must nest at most 64 deep"),
+    "mappings": ("{a: " * 100_000, "must nest at most 64 deep"),
+    "items": ("- " * 100_000, "must nest at most 64 deep"),
+    "keys": ("? " * 100_000, "must nest at most 64 deep"),
+    "depth": ("x: " + "[" * MAX_DEPTH + "]" * MAX_DEPTH, "must nest at most 64 deep"),
+    "base 60": ("x: " + "1:1" * 20_000, "a number has at most 100 characters"),
+    "hexadecimal": ("x: 0x" + "f" * 20_000, "a number has at most 100 characters"),
+    "float": ("x: " + "1:1" * 20_000 + ".", "a number has at most 100 characters"),
+    "values": ("x: [" + "1," * 1_000 + "]", "at most 1000 values are allowed"),
+    "length": ("x: " + "y" * (4 * MB), "must have at most 4194304 bytes, has more"),
+    "key": ("k" * 100_000 + ": 1", "mapping values are not allowed here"),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
 def test_attack_a_file_is_deep_or_long_or_one_huge_number(
-    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agfl_models.validation._MAX_NODES", 1000)  # so many are read in a moment
     path = tmp_path / "run.yaml"
+    text, line = FILES[kind]
     path.write_text(text)
-    with cheap(), pytest.raises(ConfigError) as refusal:
+    with cheap(), pytest.raises(ConfigError, match=line) as refusal:
         load_run_config(path)
     is_one_short_line(refusal.value)
+
+
+@pytest.mark.parametrize("load", [load_yaml, load_json])
+def test_attack_a_text_is_too_long(load: Callable[[str], Any]) -> None:
+    with cheap(), pytest.raises(Exception, match=r"^must have at most 4194304 characters, got 4194305$"):
+        load("x" * (4 * MB + 1))
 
 
 def test_the_deepest_document_that_is_allowed_is_read() -> None:
@@ -211,9 +219,28 @@ def test_attack_a_million_steps_end_at_the_owners_limit(run_config: MakeConfig, 
     start = time.monotonic()
     with pytest.raises(PolicyViolation, match=r"^max_seconds_per_round: out of time$"):
         node.handle_round(request)
-    assert time.monotonic() - start < 5  # a batch takes a hundredth of a second
-    few = request_of(run_config("training.local_steps=2"))
-    node.handle_round(few)  # the next round has its own time
+    assert time.monotonic() - start < 60  # on a machine that is busy with other things; the steps would take hours
+    node._policy = Policy(allow_plain=True)
+    node.handle_round(request_of(run_config("training.local_steps=2")))  # the next round has its own time
+
+
+def test_a_round_ends_within_a_batch_of_its_limit(
+    run_config: MakeConfig, owner: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock on which each step takes one second."""
+    node = Node("alice", owner, device="cpu", policy=Policy(allow_plain=True, max_seconds_per_round=7.5))
+    steps: list[int] = []
+    step = LocalTrainer._step
+
+    def counted(*arguments: Any) -> None:
+        steps.append(1)
+        step(*arguments)
+
+    monkeypatch.setattr(LocalTrainer, "_step", counted)
+    monkeypatch.setattr("agfl_client.deadline.time.monotonic", lambda: 1000.0 + len(steps))
+    with pytest.raises(PolicyViolation, match=r"^max_seconds_per_round: out of time$"):
+        node.handle_round(request_of(run_config("training.local_steps=1000000"), evaluate=False))
+    assert len(steps) == 8
 
 
 def test_attack_a_round_that_only_evaluates_ends_there_too(

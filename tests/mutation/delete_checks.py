@@ -40,10 +40,17 @@ CHECKED = (
     "shared_models/agfl_protocol/secure_wire.py",
     "shared_models/agfl_protocol/counting.py",
     "client/agfl_client/pair_counts.py",
+    "client/agfl_client/deadline.py",
+    "client/agfl_client/training.py",
+    "client/agfl_client/bounded_http.py",
+    "client/agfl_client/pulling.py",
+    "shared_models/agfl_models/bounded.py",
+    "shared_models/agfl_models/validation.py",
 )
 SUITE = (  # the quick ones first, since the first failure ends it
     "tests/protocol/secagg",
     "tests/protocol/test_counting.py",
+    "tests/protocol/test_run_config.py",
     "tests/protocol/test_secure_wire.py",
     "tests/client/test_masking.py",
     "tests/client/test_pair_counts.py",
@@ -52,7 +59,7 @@ SUITE = (  # the quick ones first, since the first failure ends it
     *sorted(f"tests/attacks/{path.name}" for path in (ROOT / "tests/attacks").glob("test_*.py") if path != FUZZ),
     f"tests/attacks/{FUZZ.name}",
 )
-CHECK_NAME = re.compile(r"require|verify|record|_?check(_\w+)?")
+CHECK_NAME = re.compile(r"_?require|verify|record|_?check(_\w+)?")
 
 
 @dataclass(frozen=True)
