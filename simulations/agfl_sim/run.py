@@ -25,6 +25,7 @@ from agfl_sim.grid import InProcessGrid
 from agfl_sim.partition import device_widths, owners_of
 
 OWNERS_FOLDER, NODES_FOLDER = "owners", "nodes"
+_NO_LIMIT_S = 1e9  # of a round: the researcher has asked for it
 
 
 class Engine(Protocol):
@@ -64,9 +65,14 @@ class InlineEngine:
         name, aggregation, pretrained = path.stem, self._config.aggregation, self._config.pretrained
         folder.mkdir(parents=True, exist_ok=True)
         if aggregation.type == "plain":
-            policy = Policy(allow_plain=True, max_width=max_width)
+            policy = Policy(allow_plain=True, max_width=max_width, max_seconds_per_round=_NO_LIMIT_S)
             return Node(name, path, pretrained=pretrained, policy=policy, folder=folder)
-        policy = Policy(min_cohort=aggregation.min_cohort, max_colluders=aggregation.max_colluders, max_width=max_width)
+        policy = Policy(
+            min_cohort=aggregation.min_cohort,
+            max_colluders=aggregation.max_colluders,
+            max_width=max_width,
+            max_seconds_per_round=_NO_LIMIT_S,
+        )
         member = SecureMember(name, self._keys[name], self.roster, policy, folder)
         return Node(name, path, pretrained=pretrained, policy=policy, member=member, folder=folder)
 
