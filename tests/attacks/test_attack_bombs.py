@@ -259,9 +259,11 @@ def test_attack_a_round_that_only_evaluates_ends_there_too(
     for request in requests:
         node = Node("alice", owner, device="cpu", policy=Policy(allow_plain=True, max_seconds_per_round=1))
         monkeypatch.setattr("agfl_client.deadline.time.monotonic", passes)
+        monkeypatch.setattr(LocalTrainer, "train", lambda *_, **__: pytest.fail("it went on"))
         with pytest.raises(PolicyViolation, match=r"^max_seconds_per_round: out of time$"):
             node.handle_round(request)
         monkeypatch.undo()
+        node._policy = Policy(allow_plain=True)
         node.handle_round(request)
 
 
