@@ -51,7 +51,7 @@ def round_request(
     run_id: str = "run", round_number: int = 1, attempt: int = 0, model: Vector | None = None, max_cohort: int = 1000
 ) -> wire.RoundRequest:
     """The request of trip 1; the secure sum never looks into model or configuration."""
-    plan = QuantizationPlan(2, max_cohort, np.array([1.0]))
+    plan = QuantizationPlan(2, max_cohort, 40)
     vector = MODEL if model is None else model
     return wire.RoundRequest(run_id, round_number, attempt, "{}", "c" * 64, False, True, vector, plan)
 

@@ -31,6 +31,7 @@ from agfl_protocol.optimizer_config import PortfolioConfig
 from agfl_protocol.randomness import generator
 from agfl_protocol.run_config import RunConfig, run_config_from_json
 from agfl_protocol.secagg.lanes import Lanes
+from agfl_protocol.transforms import clipping
 from agfl_protocol.transforms.alignment import cosine
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.update import Layout, Update, Vector
@@ -135,15 +136,14 @@ class Node:
         num_models, rest = divmod(request.model.size, layout.size)
         if rest or num_models not in (1, config.max_models if request.train else 1):
             raise WireError(f"model: must have {layout.size} parameters as configured, got {request.model.size}")
-        if request.plan.scales.shape != (len(layout.sizes),):
-            raise WireError(
-                f"scales: must be one for each of {len(layout.sizes)} tensors, got {request.plan.scales.size}"
-            )
+        if request.plan.clip_step and not clipping.varies(config):
+            raise WireError(f"clip_step: must be 0 where the bound stays, got {request.plan.clip_step}")
         codec = UpdateCodec.for_round(
             config,
             task,
             layout,
             request.plan,
+            round_number=request.round,
             train=request.train,
             evaluate=request.evaluate,
             num_models=num_models,

@@ -16,14 +16,13 @@ from safetensors.numpy import save
 
 from agfl_models.durable_files import write_atomically
 from agfl_models.errors import CheckpointError
-from agfl_protocol.transforms.quantization import Scales
 from agfl_server.ring_plan import RingState
-from agfl_server.state import ServerState
+from agfl_server.state import Bounds, ServerState
 
 # The newest one may be lost with the disk sector it stood on. From the one before it only a plain run goes on: owners
 # in a secure one answer no attempt at a round before the last that they answered.
 _KEPT = 2
-_MODEL, _PREVIOUS, _SCALES, _OPTIMIZER = "model", "previous", "scales", "optimizer."
+_MODEL, _PREVIOUS, _OPTIMIZER = "model", "previous", "optimizer."
 
 
 def save_checkpoint(folder: Path, state: ServerState, config_hash: str) -> Path:
@@ -36,12 +35,12 @@ def save_checkpoint(folder: Path, state: ServerState, config_hash: str) -> Path:
         "run_id": state.run_id,
         "round": state.round,
         "row": state.row,
-        "norm": state.scales.norm,
+        "bounds": asdict(state.bounds),
         "counted": dict(state.counted),
         "config_hash": config_hash,
         "rings": asdict(state.rings) if state.rings is not None else None,
     }
-    tensors: dict[str, NDArray[Any]] = {_MODEL: state.model, _PREVIOUS: state.previous, _SCALES: state.scales.values}
+    tensors: dict[str, NDArray[Any]] = {_MODEL: state.model, _PREVIOUS: state.previous}
     tensors |= {_OPTIMIZER + name: np.asarray(value) for name, value in state.optimizer.items()}
     path = folder / f"round-{state.round:06d}.safetensors"
     try:
@@ -88,7 +87,7 @@ def load_checkpoint(folder: Path, config_hash: str) -> ServerState:
             round=facts["round"],
             model=tensors[_MODEL],
             optimizer={n.removeprefix(_OPTIMIZER): t for n, t in tensors.items() if n.startswith(_OPTIMIZER)},
-            scales=Scales(tensors[_SCALES], facts["norm"]),
+            bounds=Bounds(**facts["bounds"]),
             row=facts["row"],
             rings=_rings(facts["rings"]),
             counted={name: (number, attempt) for name, (number, attempt) in facts["counted"].items()},

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agfl_models.console import new_app, run_app
-from agfl_server.observer import Observer, Row
+from agfl_server.observer import IMPLAUSIBLE, Observer, Row
 
 if TYPE_CHECKING:
     from agfl_server.federation_folder import FederationFolder
@@ -198,6 +198,9 @@ class LogObserver(Observer):
 
     def diverged(self, owners: int) -> None:
         log.warning("updates or losses of %d owners are not finite and count as none", owners)
+
+    def implausible(self, round_number: int, reason: str) -> None:
+        log.warning("round %d: %s; the sum is not used: %s", round_number, IMPLAUSIBLE, reason)
 
     def evaluated(self, row: Row) -> None:
         numbers = _numbers(row, "eval/loss", self._main_metric) or "no owner has anything to evaluate on"

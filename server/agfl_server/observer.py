@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 Row = Mapping[str, int | float | None]
+IMPLAUSIBLE = "one owner or more sent what no honest one sends"
 
 
 class Observer:
@@ -48,6 +49,9 @@ class Observer:
 
     def diverged(self, owners: int) -> None:
         """What so many owners computed in this round is not finite; it is not in the sum."""
+
+    def implausible(self, round_number: int, reason: str) -> None:
+        """The round's sum is none of honest owners: one or more sent what no honest one sends. It is not used."""
 
     def evaluated(self, row: Row) -> None:
         """The evaluation of an earlier round's model has arrived."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from agfl_models.errors import RoundError
+from agfl_models.errors import ImplausibleSum, RoundError
 from agfl_models.rings import Rings
 from agfl_models.tasks.task import AnyTask
 from agfl_protocol import drift, wire
@@ -50,18 +50,32 @@ def run_rounds(
     returns, since a run resumes from what was saved last.
 
     Raises:
-        RoundError: a round failed `aggregation.max_attempts` times.
+        RoundError: a round failed `aggregation.max_attempts` times, or so many in a row had a sum that is not used.
         DivergedError: the model, or the numbers of too many owners, are not finite.
     """
-    config = federation.parties.config
+    config, lost = federation.parties.config, 0
     while state.round < config.num_rounds:
         evaluate = state.round % config.evaluation.every == 0
-        state, complete = train_round(federation, state, evaluate)
+        try:
+            state, complete = train_round(federation, state, evaluate)
+            lost = 0
+        except ImplausibleSum as error:
+            lost += 1
+            federation.parties.observer.implausible(state.round + 1, str(error))
+            if lost == config.aggregation.max_attempts:
+                raise
+            state, complete = _lost_round(federation, state), state.row
         save(state, [complete])
     if state.row["eval/loss"] is None:
         state = replace(state, row=evaluate_round(federation, state))
     save(state, [state.row])
     return state
+
+
+def _lost_round(federation: Federation, state: ServerState) -> ServerState:
+    """Return the state after a round that has no step, since its sum is not used; it is not asked for again."""
+    row = {**empty_row(federation.task, federation.parties.config.max_rings), "round": state.round + 1}
+    return replace(state, round=state.round + 1, row=row)
 
 
 def train_round(federation: Federation, state: ServerState, evaluate: bool) -> tuple[ServerState, Row]:
@@ -72,9 +86,9 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
     started = time.monotonic()
     task = federation.task
     codec, cohort_sum = sum_of_cohort(federation, state, train=True, evaluate=evaluate)
-    total = codec.decode_sum(cohort_sum.lanes)
-    scales = quantization.learn_scales(state.scales, federation.layout, total)
+    total = codec.decode_checked(cohort_sum.lanes)
     _check_finite(federation, state.round + 1, total)
+    bounds = state.bounds.after(total)
     counted = _counted(federation, state, cohort_sum, total)
     mean = replace(codec.decode_mean(total), owners=len(federation.parties.nodes.names | counted.keys()))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -100,7 +114,7 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
         round=state.round + 1,
         model=model,
         optimizer=optimizer_state,
-        scales=scales,
+        bounds=bounds,
         row=row,
         counted=counted,
         previous=state.model if is_aligned else state.previous,
@@ -127,7 +141,7 @@ def _with_next_rings(federation: Federation, state: ServerState, mean: Total, lo
 def evaluate_round(federation: Federation, state: ServerState) -> Row:
     """Evaluate the model of `state` in an exchange of its own; return the completed row."""
     codec, cohort_sum = sum_of_cohort(federation, state, train=False, evaluate=True)
-    total = codec.decode_sum(cohort_sum.lanes)
+    total = codec.decode_checked(cohort_sum.lanes)
     _check_finite(federation, state.round + 1, total)
     return _complete(federation, state.row, total.metrics)
 
@@ -147,13 +161,14 @@ def sum_of_cohort(
     def broadcast(
         cohort: Collection[str], attempt: int, refused: Collection[str]
     ) -> tuple[wire.RoundRequest, UpdateCodec]:
-        layout, plan = federation.layout, quantization.plan_round(state.scales, federation.layout, len(cohort))
+        layout, plan = federation.layout, state.bounds.plan(config, len(cohort))
         num_models = models.size // layout.size
         codec = UpdateCodec.for_round(
             config,
             federation.task,
             layout,
             plan,
+            round_number=number,
             train=train,
             evaluate=evaluate,
             num_models=num_models,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -13,12 +13,38 @@ from agfl_models.tasks.task import AnyTask
 from agfl_protocol.randomness import SERVER, derive_seed
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.transforms import clipping, quantization
-from agfl_protocol.transforms.quantization import Scales, initial_scales
-from agfl_protocol.update import Layout, Vector
+from agfl_protocol.transforms.clipping import MAX_STEP, START
+from agfl_protocol.transforms.divergence import DIVERGED
+from agfl_protocol.transforms.quantization import QuantizationPlan, plan_round
+from agfl_protocol.update import Layout, Total, Vector, square_sum
 from agfl_protocol.wire import Counted
 from agfl_server.observer import Row
 from agfl_server.ring_plan import RingState
 from agfl_server.server_optimizer import OptimizerState, ServerOptimizer
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What past sums say of the size of updates, from which the next round is planned.
+
+    clip_step: of the grid of `clipping`; max_step: the highest it may reach; norm: L2 norm of a client's share of the
+    last sum, None before the first.
+    """
+
+    clip_step: int = START
+    max_step: int = MAX_STEP
+    norm: float | None = None
+
+    def plan(self, config: RunConfig, cohort: int) -> QuantizationPlan:
+        """Return the quantizer of the next round, for a cohort of so many."""
+        step = self.clip_step if clipping.varies(config) else 0
+        return plan_round(step, clipping.bound(config, step), self.norm, config.max_rings, cohort)
+
+    def after(self, total: Total) -> Bounds:
+        """Return what is known after a round of training, whose sum was `total` before its weighting was undone."""
+        num_honest = total.count - round(total.metrics[DIVERGED])
+        step = min(clipping.next_step(self.clip_step, total, num_honest), self.max_step)
+        return replace(self, clip_step=step, norm=square_sum(total.delta) ** 0.5 / total.count)
 
 
 @dataclass(frozen=True)
@@ -34,7 +60,7 @@ class ServerState:
     round: int
     model: Vector
     optimizer: OptimizerState
-    scales: Scales
+    bounds: Bounds
     row: Row
     counted: Mapping[str, Counted] = field(default_factory=dict)
     previous: Vector = field(default_factory=lambda: np.zeros(0, np.float32))
@@ -58,7 +84,7 @@ def initial_state(config: RunConfig, optimizer: ServerOptimizer) -> tuple[Layout
         round=0,
         model=vector,
         optimizer=optimizer.initial_state(vector),
-        scales=initial_scales(layout, config.aggregation.clip_l2),
+        bounds=Bounds(),
         row=empty_row(config.build_task(), config.max_rings),
         rings=RingState.of(config.elastic) if config.elastic is not None else None,
     )

@@ -9,6 +9,7 @@ AgflError
  |- TransportError    the other side cannot be reached or answers with something we do not speak
  |- WireError         a message breaks the protocol
  |- RoundError        a round cannot be completed
+     |- ImplausibleSum  an opened sum is not one of honest owners: not used, never asked for again
 """
 
 from __future__ import annotations
@@ -48,3 +49,10 @@ class WireError(AgflError):
 
 class RoundError(AgflError):
     """A round cannot be completed."""
+
+
+class ImplausibleSum(RoundError):
+    """An opened sum is none that honest owners have: one of them or more sent what no honest one sends.
+
+    It is not used, and never asked for again, since it was seen.
+    """

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agfl_models.errors import WireError
+from agfl_models.errors import ImplausibleSum, WireError
 from agfl_protocol.secagg.lanes import Lanes
 
 RESOLUTION = 2**20  # fixed point: a metric of 1.0 is 2^20
@@ -78,14 +78,14 @@ class Header:
         """Return (number of clients, summed weight, metric sums) of summed header lanes (size,).
 
         Raises:
-            WireError: no clients within their bounds can have this sum, so that one of them lied.
+            ImplausibleSum: no clients within their bounds can have this sum, so that one of them lied.
         """
         count, *numbers = (int(lane) for lane in lanes)
         if not count <= numbers[0] <= count * RESOLUTION:
             lie = numbers[0] / RESOLUTION
-            raise WireError(f"weight: the sum must be in (0, {count}] over {count} clients, got {lie:g}: one lied")
+            raise ImplausibleSum(f"weight: the sum must be in (0, {count}] over {count} clients, got {lie:g}: one lied")
         for name, number in zip(self.metrics, numbers[1:], strict=True):
             if number >= 2**63:
-                raise WireError(f"metric {name}: the sum must be below {2**63 / RESOLUTION:g}: a client lied")
+                raise ImplausibleSum(f"metric {name}: the sum must be below {2**63 / RESOLUTION:g}: a client lied")
         weight, *values = (number / RESOLUTION for number in numbers)
         return count, weight, dict(zip(self.metrics, values, strict=True))

@@ -75,6 +75,7 @@ class AggregationConfig(Config):
     do; a loss counts as at most `max_loss` (q-FFL, Li et al. 2020, arXiv:1905.10497, Algorithm 2); or by predictions
     times exp(`alignment_kappa` cos), a factor in [1/3, 3], where cos is between the owner's update and the global
     model's last step ("alignment").
+    clip_l2: bound of the L2 norm of one owner's update; "auto" learns it from how many exceed it (`clipping`).
     max_weight: cap of one owner's weight, in predictions; None means one round's `local_steps` batches, of "alignment"
     three times that. averaging: of what clients moved in all, or "normalized", of what they moved in a step, for
     clients that take unequal numbers of them.
@@ -88,7 +89,7 @@ class AggregationConfig(Config):
     max_colluders: PositiveInt | None = None
     max_attempts: PositiveInt = 3
     round_timeout_s: PositiveFloat = 3600.0
-    clip_l2: PositiveFloat = 100.0
+    clip_l2: PositiveFloat | Literal["auto"] = "auto"
     weighting: Literal["tokens", "uniform", "loss", "alignment"] = "tokens"
     fairness_q: NonNegativeFloat = 1.0
     max_loss: PositiveFloat = 10.0

@@ -3,7 +3,7 @@
 What a client sends on its own is a privacy decision, and these are all of them: its NAME (`IdentifyReply`) and one
 vector of integers a round (`RoundReply`), of training and evaluating as of counting for a tokenizer (`counting.py`);
 where sums are secure, that vector is masked, and the messages around it are those of `secure_wire.py`.
-Legend: d parameters, K parameter tensors.
+Legend: d parameters.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from agfl_protocol.run_config import PROTOCOL_VERSION
 from agfl_protocol.secagg.context import Broadcast
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.rings import MAX_RINGS
-from agfl_protocol.transforms.quantization import MAX_SCALE, MIN_SCALE, QuantizationPlan
+from agfl_protocol.transforms.clipping import MAX_STEP
+from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.update import Vector
 
 IDENTIFY, FINISH = "query.identify", "query.finish"
@@ -133,7 +134,7 @@ class RoundRequest:
             self.evaluate,
             plan.fields_per_lane,
             plan.max_cohort,
-            plan.scales,
+            plan.clip_step,
             self.model,
             self.control,
             _counted_text(self.counted),
@@ -152,11 +153,11 @@ class RoundRequest:
             "train": self.train,
             "fields_per_lane": self.plan.fields_per_lane,
             "max_cohort": self.plan.max_cohort,
+            "clip_step": self.plan.clip_step,
             "counted": _counted_text(self.counted),
         }
         vectors: dict[str, NDArray[Any]] = {
             "model": self.model,
-            "scales": self.plan.scales,
             "control": self.control,
             "rings_by_tier": np.array(self.rings_by_tier, np.uint8),
         }
@@ -168,10 +169,8 @@ class RoundRequest:
         plan = QuantizationPlan(
             fields_per_lane=read_bounded(record, "fields_per_lane", 1, 4),
             max_cohort=read_bounded(record, "max_cohort", 1, 2**20),
-            scales=read_vector(record, "scales", np.float64),
+            clip_step=read_bounded(record, "clip_step", 0, MAX_STEP),
         )
-        if not ((plan.scales >= MIN_SCALE) & (plan.scales <= MAX_SCALE)).all():  # also false for NaN
-            raise WireError(f"scales: must be finite and positive, in [{MIN_SCALE:g}, {MAX_SCALE:g}]")
         if plan.levels < 2:
             raise WireError(f"max_cohort: must leave levels in {plan.fields_per_lane} fields, got {plan.max_cohort}")
         rings = read_vector(record, "rings_by_tier", np.uint8).tolist()

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from agfl_models.tasks.task import MainMetric
-from agfl_server.observer import Observer, Row
+from agfl_server.observer import IMPLAUSIBLE, Observer, Row
 
 
 class ProgressObserver(Observer):
@@ -110,6 +110,10 @@ class ProgressObserver(Observer):
     def refused(self, name: str, reason: str) -> None:
         """Name who was refused, and why."""
         self._say(f"[yellow]refused {escape(name)}: {escape(reason)}[/]")
+
+    def implausible(self, round_number: int, reason: str) -> None:
+        """Say why the round is lost."""
+        self._say(f"[red]round {round_number}: {IMPLAUSIBLE}; the sum is not used ({escape(reason)})[/]")
 
     def repeated(self, round_number: int, attempt: int, reason: str) -> None:
         """Say that the round starts again."""

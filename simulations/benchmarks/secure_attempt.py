@@ -24,15 +24,16 @@ from agfl_protocol.secagg.masks import Mask, apply_masks
 from agfl_protocol.secagg.members import Members
 from agfl_protocol.secagg.parameters import Parameters
 from agfl_protocol.transforms import clipping, quantization
+from agfl_protocol.transforms.basis import Basis
 from agfl_protocol.transforms.clipping import Clipping
 from agfl_protocol.transforms.codec import UpdateCodec
-from agfl_protocol.transforms.quantization import Quantization, Scales
+from agfl_protocol.transforms.quantization import Quantization
 from agfl_protocol.transforms.weighting import Weighting
-from agfl_protocol.update import Layout, Update
+from agfl_protocol.update import Update
 from agfl_protocol.wire import RoundRequest
 from agfl_server.unmasking import Dealt, Recovery
 
-NUM_TENSORS, ELEMENT, MAX_WEIGHT = 16, 1e-3, 16384.0  # of the update that is measured
+ELEMENT, MAX_WEIGHT = 1e-3, 16384.0  # of the update that is measured
 CHECKED_LANES = 1000
 
 
@@ -54,15 +55,14 @@ class Work:
     @staticmethod
     def of(n: int, d: int) -> Work:
         """Plan the round as the server does, after a sum of updates that had nothing in common."""
-        sizes = [d // NUM_TENSORS] * (NUM_TENSORS - 1)
-        shapes = tuple((size,) for size in (*sizes, d - sum(sizes)))
-        layout, delta = Layout(tuple(f"tensor{k}" for k in range(NUM_TENSORS)), shapes), random_delta(d)
-        scale = 3 * n**0.25 * float(np.abs(delta).max())  # what `learn_scales` tends to
-        scales = Scales(np.full(NUM_TENSORS, scale), float(np.linalg.norm(delta)) / n**0.5)
-        plan = quantization.plan_round(scales, layout, n)
+        delta = random_delta(d)
+        norm = float(np.linalg.norm(delta))
+        plan = quantization.plan_round(0, norm, norm / n**0.5, 1, n)
         metrics = {"loss": 2.0, "predictions": 100.0}
-        header = Header((*metrics, clipping.CLIPPED, *quantization.metric_names(layout)), n)
-        codec = UpdateCodec((Clipping(100.0), Weighting(MAX_WEIGHT)), Quantization(plan, layout, header))
+        header = Header((*metrics, clipping.CLIPPED, clipping.ABOVE_NEXT, *quantization.metric_names()), n)
+        codec = UpdateCodec(
+            (Clipping(norm), Weighting(MAX_WEIGHT)), Quantization(plan, norm, Basis(d, bytes(48)), header)
+        )
         request = RoundRequest("benchmark", 1, 0, "{}", "0" * 64, False, True, np.zeros(d, np.float32), plan)
         return Work(n, d, codec, request, Update(delta, 0.9 * MAX_WEIGHT, metrics))
 

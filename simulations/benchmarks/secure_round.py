@@ -35,7 +35,6 @@ from agfl_protocol.run_config import RunConfig, run_config_from_json
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.parameters import Parameters
-from agfl_protocol.transforms import quantization
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_server.aggregator import Aggregator
 from agfl_server.exchange import exchange
@@ -65,7 +64,7 @@ class Side:
         self._config, self._aggregator, self._cohort = config, aggregator, cohort
         self._task = config.build_task()
         self._layout, state = initial_state(config, build_optimizer(config.aggregation.server_optimizer))
-        self._run_id, self._model, self._scales, self._round = "benchmark", state.model, state.scales, 0
+        self._run_id, self._model, self._bounds, self._round = "benchmark", state.model, state.bounds, 0
         self.fields_per_lane = 0
 
     @property
@@ -76,8 +75,10 @@ class Side:
     def sum(self, grid: InProcessGrid) -> tuple[float, Lanes]:
         """One round up to the sum, under the next number: return its wall time and the lanes."""
         self._round += 1
-        config, plan = self._config, quantization.plan_round(self._scales, self._layout, len(self._cohort))
-        codec = UpdateCodec.for_round(config, self._task, self._layout, plan, train=True, evaluate=False)
+        config, plan = self._config, self._bounds.plan(self._config, len(self._cohort))
+        codec = UpdateCodec.for_round(
+            config, self._task, self._layout, plan, round_number=self._round, train=True, evaluate=False
+        )
         request = wire.RoundRequest(
             self._run_id, self._round, 0, config.to_json(), config.hash, False, True, self._model, plan
         )
@@ -87,7 +88,7 @@ class Side:
         seconds = time.perf_counter() - began
         if len(result.survivors) != NUM_CLIENTS:
             raise SystemExit(f"lost: {result.refused}")
-        self._scales = quantization.learn_scales(self._scales, self._layout, codec.decode_sum(result.lanes))
+        self._bounds = self._bounds.after(codec.decode_checked(result.lanes))
         return seconds, result.lanes
 
 
@@ -142,7 +143,7 @@ class Repetition:
 
 
 def measure(folder: Path, repetitions: int) -> tuple[list[Repetition], str]:
-    """Return all repetitions but the first two, in which nodes build their model and scales are learned."""
+    """Return all repetitions but the first two, in which nodes build their model and the size of updates is learned."""
     results = []
     with federation(folder) as (grid, secure, plain, cohort):
         for _ in range(repetitions + 2):

@@ -226,11 +226,11 @@ BASE = round_request()
         replace(BASE, config_hash="d" * 64),
         replace(BASE, evaluate=True),
         replace(BASE, train=False),
-        replace(BASE, plan=QuantizationPlan(3, 1000, np.array([1.0]))),
-        replace(BASE, plan=QuantizationPlan(2, 999, np.array([1.0]))),
-        replace(BASE, plan=QuantizationPlan(2, 1000, np.array([1.5]))),
+        replace(BASE, plan=QuantizationPlan(3, 1000, 40)),
+        replace(BASE, plan=QuantizationPlan(2, 999, 40)),
+        replace(BASE, plan=QuantizationPlan(2, 1000, 41)),
     ],
-    ids=["model", "config", "config hash", "evaluate", "train", "fields", "max_cohort", "scales"],
+    ids=["model", "config", "config hash", "evaluate", "train", "fields", "max_cohort", "clip step"],
 )
 def test_attack_one_client_is_told_something_else(world: World, told: RoundRequest) -> None:
     """Pasquini et al. 2021: another model for the victim alone would open its update in the sum."""
@@ -253,7 +253,7 @@ MERGES = np.array(COUNTED.merges, np.uint32)
         replace(COUNTED, config_json="{} "),
         replace(COUNTED, config_hash="d" * 64),
         replace(BASE, train=False, model=MERGES.reshape(-1).view(np.float32)),
-        replace(BASE, train=False, plan=QuantizationPlan(1, 1000, np.zeros(0)), model=MERGES.reshape(-1).view("f4")),
+        replace(BASE, train=False, plan=QuantizationPlan(1, 1000, 0), model=MERGES.reshape(-1).view("f4")),
     ],
     ids=["merges", "new merges", "max_cohort", "config", "config hash", "a round", "a round with equal bytes"],
 )

@@ -22,7 +22,8 @@ from agfl_models.errors import ConfigError, DataError, WireError
 from agfl_models.examples import TextRow, read_rows
 from agfl_protocol import wire
 from agfl_protocol.run_config import RunConfig
-from agfl_protocol.transforms.quantization import initial_scales, plan_round
+from agfl_protocol.transforms.clipping import START
+from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.update import Vector
 from agfl_protocol.wire import read_vector
 from agfl_server.optimizers import build_optimizer
@@ -35,8 +36,8 @@ SECRET = "Zanzibar"
 
 
 def request_of(config: RunConfig, *, train: bool = True, evaluate: bool = True, number: int = 1) -> wire.RoundRequest:
-    layout, state = initial_state(config, build_optimizer(config.aggregation.server_optimizer))
-    plan = plan_round(initial_scales(layout, 100.0), layout, 3)
+    _, state = initial_state(config, build_optimizer(config.aggregation.server_optimizer))
+    plan = QuantizationPlan(2, 3, START)
     return wire.RoundRequest("r", number, 0, config.to_json(), config.hash, evaluate, train, state.model, plan)
 
 
@@ -152,11 +153,6 @@ BAD_REQUESTS: dict[str, tuple[Callable[[wire.RoundRequest], wire.RoundRequest], 
     "hash": (lambda r: replace(r, config_hash="0" * 64), WireError, "config_hash: must be .* got 000000000000"),
     "config": (lambda r: replace(r, config_json="{}"), ConfigError, "configuration from the server: .*: required"),
     "model": (lambda r: replace(r, model=r.model[:-1]), WireError, r"model: must have \d+ parameters"),
-    "scales": (
-        lambda r: replace(r, plan=replace(r.plan, scales=r.plan.scales[:-1])),
-        WireError,
-        r"scales: must be one for each of \d+ tensors",
-    ),
 }
 
 
@@ -169,6 +165,17 @@ def test_request_that_does_not_fit_is_refused_by_name_and_leaves_no_trace(
     with pytest.raises(error, match=rule):
         node.handle_round(change(request))
     assert np.array_equal(lanes(node, request), lanes(make_node(), request))
+
+
+@pytest.mark.parametrize(
+    "pinned", ["aggregation.clip_l2=1.5", "training={optimizer: {type: sgd, lr: 0.5}, batch_size: 4, local_epochs: 1}"]
+)
+def test_a_bound_that_stays_is_the_configurations(run_config: MakeConfig, make_node: MakeNode, pinned: str) -> None:
+    """Sums over all text must not differ in the bound, nor those of a run whose file states it."""
+    node, request = make_node(), request_of(run_config(pinned, "aggregation.weighting=uniform"))
+    with pytest.raises(WireError, match="clip_step: must be 0 where the bound stays, got 46"):
+        node.handle_round(request)
+    lanes(node, replace(request, plan=replace(request.plan, clip_step=0)))
 
 
 SCAFFOLD = ("aggregation.server_optimizer={type: scaffold}", "aggregation.weighting=uniform")

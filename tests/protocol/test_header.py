@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agfl_models.errors import WireError
+from agfl_models.errors import ImplausibleSum, WireError
 from agfl_protocol.header import RESOLUTION, Header
 
 METRICS = ("nll", "tokens")
@@ -66,7 +66,7 @@ def test_a_sum_that_no_honest_clients_have_is_refused(lane: int, value: int, lin
     lanes = header.encode(0.5, {"nll": 1.0, "tokens": 2.0}) * np.uint64(3)
     assert header.decode(lanes)[1:] == (1.5, {"nll": 3.0, "tokens": 6.0})
     lanes[lane] = value
-    with pytest.raises(WireError, match=line):
+    with pytest.raises(ImplausibleSum, match=line):
         header.decode(lanes)
 
 

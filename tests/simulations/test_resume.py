@@ -83,13 +83,13 @@ def runs(
 def result(folder: Path, config: RunConfig) -> tuple[dict[str, bytes], list[dict[str, Any]], object]:
     """All that a run leaves, but for its own name and how long it took."""
     state = load_checkpoint(folder / "checkpoints", config.hash)
-    arrays: dict[str, NDArray[Any]] = {"model": state.model, "scales": state.scales.values, **state.optimizer}
+    arrays: dict[str, NDArray[Any]] = {"model": state.model, **state.optimizer}
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     files = {name: (folder / name).read_bytes() for name in ("model/model.safetensors", "model/config.yaml")}
     return (
         {**files, **{name: array.tobytes() for name, array in arrays.items()}},
         [{key: value for key, value in row.items() if key != "seconds"} for row in rows],
-        (state.round, state.scales.norm),
+        (state.round, state.bounds),
     )
 
 

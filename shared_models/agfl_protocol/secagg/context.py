@@ -72,7 +72,7 @@ class AttemptId:
 class Broadcast:
     """All that the first request says and that every client of an attempt must have received alike.
 
-    scales: float64 (K,), model and control: float32 (d,), counted: one line a name.
+    model and control: float32 (d,), counted: one line a name.
     """
 
     config_json: str
@@ -80,7 +80,7 @@ class Broadcast:
     evaluate: bool
     fields_per_lane: int
     max_cohort: int
-    scales: NDArray[np.float64]
+    clip_step: int
     model: NDArray[np.float32]
     control: NDArray[np.float32]
     counted: str
@@ -96,7 +96,7 @@ class Broadcast:
             int(self.evaluate),
             self.fields_per_lane,
             self.max_cohort,
-            _hash_array(self.scales, "<f8"),
+            self.clip_step,
             _hash_array(self.model, "<f4"),
             _hash_array(self.control, "<f4"),
             self.counted,

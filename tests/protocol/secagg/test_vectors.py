@@ -36,7 +36,7 @@ BROADCAST = Broadcast(
     False,
     ref.FIELDS,
     ref.MAX_COHORT,
-    np.array(ref.SCALES),
+    ref.CLIP_STEP,
     np.array(ref.MODEL, np.float32),
     np.array(ref.CONTROL, np.float32),
     ref.COUNTED,
