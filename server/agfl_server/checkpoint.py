@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from safetensors.numpy import save
 from agfl_models.durable_files import write_atomically
 from agfl_models.errors import CheckpointError
 from agfl_server.ring_plan import RingState
+from agfl_server.rollback import Confirmed
 from agfl_server.state import Bounds, ServerState
 
 # The newest one may be lost with the disk sector it stood on. From the one before it only a plain run goes on: owners
 # in a secure one answer no attempt at a round before the last that they answered.
 _KEPT = 2
-_MODEL, _PREVIOUS, _OPTIMIZER = "model", "previous", "optimizer."
+_MODEL, _PREVIOUS, _CONFIRMED, _OPTIMIZER = "model", "previous", "confirmed", "optimizer."
 
 
 def save_checkpoint(folder: Path, state: ServerState, config_hash: str) -> Path:
@@ -36,11 +37,16 @@ def save_checkpoint(folder: Path, state: ServerState, config_hash: str) -> Path:
         "round": state.round,
         "row": state.row,
         "bounds": asdict(state.bounds),
+        "confirmed": {**asdict(replace(state.confirmed, model=state.model[:0])), "model": None},
         "counted": dict(state.counted),
         "config_hash": config_hash,
         "rings": asdict(state.rings) if state.rings is not None else None,
     }
-    tensors: dict[str, NDArray[Any]] = {_MODEL: state.model, _PREVIOUS: state.previous}
+    tensors: dict[str, NDArray[Any]] = {
+        _MODEL: state.model,
+        _PREVIOUS: state.previous,
+        _CONFIRMED: state.confirmed.model,
+    }
     tensors |= {_OPTIMIZER + name: np.asarray(value) for name, value in state.optimizer.items()}
     path = folder / f"round-{state.round:06d}.safetensors"
     try:
@@ -88,6 +94,7 @@ def load_checkpoint(folder: Path, config_hash: str) -> ServerState:
             model=tensors[_MODEL],
             optimizer={n.removeprefix(_OPTIMIZER): t for n, t in tensors.items() if n.startswith(_OPTIMIZER)},
             bounds=Bounds(**facts["bounds"]),
+            confirmed=_confirmed(facts["confirmed"], tensors[_CONFIRMED]),
             row=facts["row"],
             rings=_rings(facts["rings"]),
             counted={name: (number, attempt) for name, (number, attempt) in facts["counted"].items()},
@@ -116,6 +123,11 @@ def refuse_other(where: str, found_hash: str, config_hash: str) -> None:
             f"{where}: belongs to a run with configuration hash {found_hash[:12]}, "
             f"this configuration has {config_hash[:12]} ({may_change})"
         )
+
+
+def _confirmed(facts: dict[str, Any], model: NDArray[np.float32]) -> Confirmed:
+    losses = {key: tuple(facts[key]) for key in ("evaluated", "trained")}
+    return Confirmed(**{**facts, **losses, "model": model})
 
 
 def _rings(facts: dict[str, Any] | None) -> RingState | None:

@@ -202,6 +202,9 @@ class LogObserver(Observer):
     def implausible(self, round_number: int, reason: str) -> None:
         log.warning("round %d: %s; the sum is not used: %s", round_number, IMPLAUSIBLE, reason)
 
+    def rolled_back(self, round_number: int, to_round: int, loss: float | None) -> None:
+        log.warning("the losses refute the model of round %d: back to that of round %d", round_number, to_round)
+
     def evaluated(self, row: Row) -> None:
         numbers = _numbers(row, "eval/loss", self._main_metric) or "no owner has anything to evaluate on"
         log.info("model after round %s: %s", row["round"], numbers)

@@ -53,6 +53,9 @@ class Observer:
     def implausible(self, round_number: int, reason: str) -> None:
         """The round's sum is none of honest owners: one or more sent what no honest one sends. It is not used."""
 
+    def rolled_back(self, round_number: int, to_round: int, loss: float | None) -> None:
+        """Losses refute the model of `round_number`; the run goes on from that of `to_round`, which has `loss`."""
+
     def evaluated(self, row: Row) -> None:
         """The evaluation of an earlier round's model has arrived."""
 

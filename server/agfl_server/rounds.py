@@ -17,6 +17,7 @@ from agfl_protocol.transforms import clipping, coverage, quantization
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.divergence import DIVERGED
 from agfl_protocol.update import Layout, Total, Vector
+from agfl_server import rollback
 from agfl_server.aggregator import CohortSum
 from agfl_server.attempts import Parties, sum_in_attempts
 from agfl_server.observer import Row
@@ -55,7 +56,7 @@ def run_rounds(
     """
     config, lost = federation.parties.config, 0
     while state.round < config.num_rounds:
-        evaluate = state.round % config.evaluation.every == 0
+        evaluate = state.round % config.evaluation.every == 0 and state.row["eval/loss"] is None
         try:
             state, complete = train_round(federation, state, evaluate)
             lost = 0
@@ -68,6 +69,7 @@ def run_rounds(
         save(state, [complete])
     if state.row["eval/loss"] is None:
         state = replace(state, row=evaluate_round(federation, state))
+        state = _noted(federation, state.round, *rollback.at_end(federation.optimizer, state))
     save(state, [state.row])
     return state
 
@@ -99,7 +101,7 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
         **empty_row(task, federation.parties.config.max_rings),
         "round": state.round + 1,
         **task.train_metrics(mean.metrics),
-        **_round_metrics(mean, cohort_sum),
+        **_round_metrics(mean, cohort_sum, codec.quantization.clip_l2),
         **_coverage(federation, mean),
         "seconds": round(time.monotonic() - started, 4),
     }
@@ -120,7 +122,16 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
         previous=state.model if is_aligned else state.previous,
     )
     loss = complete["eval/loss"] if evaluate else None
-    return _with_next_rings(federation, stepped, mean, loss), complete
+    after = _with_next_rings(federation, stepped, mean, loss)
+    after, is_back = rollback.after_round(federation.optimizer, state, after, complete if evaluate else None)
+    return _noted(federation, state.round, after, is_back), complete
+
+
+def _noted(federation: Federation, number: int, state: ServerState, is_back: bool) -> ServerState:
+    """Say so where the model of round `number` was given up for the one that was confirmed."""
+    if is_back:
+        federation.parties.observer.rolled_back(number, state.confirmed.round, state.confirmed.loss)
+    return state
 
 
 def _with_next_rings(federation: Federation, state: ServerState, mean: Total, loss: float | None) -> ServerState:
@@ -234,13 +245,14 @@ def _counted(
     return {**state.counted, **dict.fromkeys(cohort_sum.survivors, (state.round + 1, cohort_sum.attempt))}
 
 
-def _round_metrics(mean: Total, cohort_sum: CohortSum) -> dict[str, int | float | None]:
+def _round_metrics(mean: Total, cohort_sum: CohortSum, clip_l2: float) -> dict[str, int | float | None]:
     return {
         "clients": mean.count - round(mean.metrics[DIVERGED]),
         "refused": len(cohort_sum.refused),
         "bytes_up": cohort_sum.bytes_up,
         "bytes_down": cohort_sum.bytes_down,
         "update/l2": float(np.linalg.norm(mean.delta.astype(np.float64))),
+        clipping.L2: clip_l2,
         clipping.FRACTION: mean.metrics[clipping.FRACTION],
         quantization.RELATIVE_ERROR: mean.metrics[quantization.RELATIVE_ERROR],
     }

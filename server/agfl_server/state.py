@@ -20,6 +20,7 @@ from agfl_protocol.update import Layout, Total, Vector, square_sum
 from agfl_protocol.wire import Counted
 from agfl_server.observer import Row
 from agfl_server.ring_plan import RingState
+from agfl_server.rollback import Confirmed
 from agfl_server.server_optimizer import OptimizerState, ServerOptimizer
 
 
@@ -53,7 +54,7 @@ class ServerState:
 
     model: float32 (d,); row: the metrics of this round, to which its evaluation is still to come. counted: where owners
     keep state, when each was counted last; previous: the model before this one, where it is broadcast, else empty.
-    rings: of an elastic model.
+    rings: of an elastic model; confirmed: the model to which `rollback` goes back.
     """
 
     run_id: str
@@ -65,6 +66,7 @@ class ServerState:
     counted: Mapping[str, Counted] = field(default_factory=dict)
     previous: Vector = field(default_factory=lambda: np.zeros(0, np.float32))
     rings: RingState | None = None
+    confirmed: Confirmed = field(default_factory=Confirmed)
 
 
 def initial_state(config: RunConfig, optimizer: ServerOptimizer) -> tuple[Layout, ServerState]:
@@ -93,7 +95,7 @@ def initial_state(config: RunConfig, optimizer: ServerOptimizer) -> tuple[Layout
 def empty_row(task: AnyTask, num_rings: int = 1) -> Row:
     """Return the row of a round of which nothing is known: every row of metrics.jsonl has these keys."""
     exchange = {"clients": 0, "refused": 0, "bytes_up": 0, "bytes_down": 0, "seconds": 0.0}
-    update = dict.fromkeys(("update/l2", clipping.FRACTION, quantization.RELATIVE_ERROR))
+    update = dict.fromkeys(("update/l2", clipping.L2, clipping.FRACTION, quantization.RELATIVE_ERROR))
     return {"round": 0, **dict.fromkeys(task.metrics), **exchange, **update, **dict.fromkeys(ring_metrics(num_rings))}
 
 

@@ -115,6 +115,13 @@ class ProgressObserver(Observer):
         """Say why the round is lost."""
         self._say(f"[red]round {round_number}: {IMPLAUSIBLE}; the sum is not used ({escape(reason)})[/]")
 
+    def rolled_back(self, round_number: int, to_round: int, loss: float | None) -> None:
+        """Say which model is given up, and for which."""
+        found = "" if loss is None else f" (loss {_number(loss, 4)})"
+        self._say(
+            f"[red]the losses refute the model of round {round_number}: back to that of round {to_round}{found}[/]"
+        )
+
     def repeated(self, round_number: int, attempt: int, reason: str) -> None:
         """Say that the round starts again."""
         self._say(f"[yellow]round {round_number}: attempt {attempt + 1} failed ({escape(reason)})[/]")

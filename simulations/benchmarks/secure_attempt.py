@@ -59,7 +59,7 @@ class Work:
         norm = float(np.linalg.norm(delta))
         plan = quantization.plan_round(0, norm, norm / n**0.5, 1, n)
         metrics = {"loss": 2.0, "predictions": 100.0}
-        header = Header((*metrics, clipping.CLIPPED, clipping.ABOVE_NEXT, *quantization.metric_names()), n)
+        header = Header((*metrics, clipping.CLIPPED, *clipping.ABOVE, *quantization.metric_names()), n)
         codec = UpdateCodec(
             (Clipping(norm), Weighting(MAX_WEIGHT)), Quantization(plan, norm, Basis(d, bytes(48)), header)
         )

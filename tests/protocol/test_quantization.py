@@ -177,7 +177,7 @@ def test_error_of_realistic_rounds_is_measured_and_at_most_one_percent(n: int) -
         quantization.check_sum(total)
         measured, true = total.metrics[RELATIVE_ERROR], relative_error(total, deltas)
         assert true <= TARGET_RELATIVE_ERROR == 0.01, number
-        assert 0.5 * true <= measured <= (1 + n**0.5) * true, number  # what clipping cut off is added up at worst
+        assert 0.5 * true - 1e-6 <= measured <= (1 + n**0.5) * true, number  # what clipping cut off is added up at worst
         assert number == 0 or plan.fields_per_lane >= 3  # few bits, once the size of updates is known
         norm = float(np.linalg.norm(total.delta)) / n
 
@@ -273,7 +273,8 @@ def test_clipping_scales_to_the_bound_and_reports_it(magnitude: float, clip: flo
     before = np.linalg.norm(delta.astype(np.float64))
     after = np.linalg.norm((delta * np.float32(update.gain)).astype(np.float64))
     clipped = before > clip_l2
-    assert update.metrics == {"clip/clipped": float(clipped), "clip/above_next": float(before > clip_l2 / 2**0.5)}
+    above = {f"clip/above_{k}": float(before > clip_l2 / 2 ** (k / 2)) for k in (1, 2)}
+    assert update.metrics == {"clip/clipped": float(clipped), **above}
     assert after <= clip_l2
     if clipped:
         np.testing.assert_allclose(update.gain, clip_l2 / before, rtol=3e-5)

@@ -66,7 +66,7 @@ class UpdateCodec:
         if not train:
             empty = QuantizationPlan(1, plan.max_cohort, 0)
             return UpdateCodec((), Quantization(empty, 1.0, _NOTHING, Header((*sums, DIVERGED), plan.max_cohort)))
-        names = [*sums, *candidates.names(num_models), DIVERGED, clipping.CLIPPED, clipping.ABOVE_NEXT]
+        names = [*sums, *candidates.names(num_models), DIVERGED, clipping.CLIPPED, *clipping.ABOVE]
         clip = Clipping(clipping.bound(config, plan.clip_step))
         transforms: list[UpdateTransform] = [clip]
         if config.aggregation.weighting == "loss":
@@ -122,10 +122,11 @@ class UpdateCodec:
         """As `decode_sum`, of the sum over a cohort; raises ImplausibleSum where honest clients have no such sum."""
         decoded = self.decode_sum(total)
         self.quantization.check_sum(decoded)
-        clipped, above = (decoded.metrics.get(name, 0.0) for name in (clipping.CLIPPED, clipping.ABOVE_NEXT))
-        if not clipped <= above <= decoded.count:
-            got = f"{clipped:g} and {above:g}"
-            raise ImplausibleSum(f"clip: each bound must be exceeded by at most all {decoded.count} clients, got {got}")
+        votes = [decoded.metrics.get(name, 0.0) for name in (clipping.CLIPPED, *clipping.ABOVE)]
+        if not votes == sorted(votes) or votes[-1] > decoded.count:
+            raise ImplausibleSum(
+                f"clip: lower bounds must be exceeded by more, of {decoded.count} clients, got {votes}"
+            )
         return decoded
 
     def decode_mean(self, total: Total) -> Total:
