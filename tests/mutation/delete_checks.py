@@ -40,10 +40,16 @@ CHECKED = (
     "shared_models/agfl_protocol/secure_wire.py",
     "shared_models/agfl_protocol/counting.py",
     "client/agfl_client/pair_counts.py",
+    "shared_models/agfl_protocol/transforms/quantization.py",
+    "shared_models/agfl_protocol/transforms/codec.py",
+    "shared_models/agfl_protocol/header.py",
 )
 SUITE = (  # the quick ones first, since the first failure ends it
     "tests/protocol/secagg",
     "tests/protocol/test_counting.py",
+    "tests/protocol/test_clip_bound.py",
+    "tests/protocol/test_header.py",
+    "tests/protocol/test_quantization.py",
     "tests/protocol/test_secure_wire.py",
     "tests/client/test_masking.py",
     "tests/client/test_pair_counts.py",

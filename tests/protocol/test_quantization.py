@@ -177,7 +177,9 @@ def test_error_of_realistic_rounds_is_measured_and_at_most_one_percent(n: int) -
         quantization.check_sum(total)
         measured, true = total.metrics[RELATIVE_ERROR], relative_error(total, deltas)
         assert true <= TARGET_RELATIVE_ERROR == 0.01, number
-        assert 0.5 * true - 1e-6 <= measured <= (1 + n**0.5) * true, number  # what clipping cut off is added up at worst
+        assert 0.5 * true - 1e-6 <= measured <= (1 + n**0.5) * true, (
+            number
+        )  # what clipping cut off is added up at worst
         assert number == 0 or plan.fields_per_lane >= 3  # few bits, once the size of updates is known
         norm = float(np.linalg.norm(total.delta)) / n
 
