@@ -99,6 +99,11 @@ def at_end(optimizer: ServerOptimizer, state: ServerState) -> tuple[ServerState,
     return state, False
 
 
+def is_known(state: ServerState) -> bool:
+    """Whether the model is a restored one, of which its evaluation is known, so that it is not measured again."""
+    return state.confirmed.loss is not None and np.array_equal(state.model, state.confirmed.model)
+
+
 def _restored(optimizer: ServerOptimizer, state: ServerState) -> ServerState:
     """Return the state with the confirmed model: momentum, and the states of owners, begin anew."""
     confirmed, step = state.confirmed, max(1, state.bounds.clip_step - _SHRUNK)

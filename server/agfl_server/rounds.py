@@ -56,7 +56,7 @@ def run_rounds(
     """
     config, lost = federation.parties.config, 0
     while state.round < config.num_rounds:
-        evaluate = state.round % config.evaluation.every == 0 and state.row["eval/loss"] is None
+        evaluate = state.round % config.evaluation.every == 0 and not rollback.is_known(state)
         try:
             state, complete = train_round(federation, state, evaluate)
             lost = 0

@@ -15,7 +15,7 @@ from agfl_protocol.optimizer_config import FedAvgMConfig
 from agfl_protocol.update import Vector
 from agfl_server.observer import Row
 from agfl_server.optimizers import build_optimizer
-from agfl_server.rollback import EVAL_RISE, LAST_RISE, TRAIN_RISE, Confirmed, after_round, at_end, judge
+from agfl_server.rollback import EVAL_RISE, LAST_RISE, TRAIN_RISE, Confirmed, after_round, at_end, is_known, judge
 from agfl_server.state import Bounds, ServerState
 
 OPTIMIZER = build_optimizer(FedAvgMConfig(type="fedavgm"))
@@ -123,3 +123,11 @@ def test_a_restored_model_keeps_what_it_was_found_to_be() -> None:
     confirmed, is_refuted = judge(CONFIRMED, model_of(1), 5, 2.0, None)
     assert not is_refuted
     assert (confirmed.metrics, confirmed.round) == (CONFIRMED.metrics, 1)
+
+
+def test_only_a_restored_model_is_known_before_it_is_evaluated() -> None:
+    before = state_of(4, row_of(4, 2.0, 9.0), CONFIRMED)
+    assert not is_known(before)
+    after, _ = after_round(OPTIMIZER, before, state_of(5, row_of(5, 2.1), CONFIRMED), before.row)
+    assert is_known(after)
+    assert not is_known(replace(after, confirmed=replace(CONFIRMED, metrics={})))
