@@ -311,3 +311,24 @@ def test_mean_is_the_weighted_mean(
     np.testing.assert_allclose(mean.delta, w @ deltas.astype(np.float64) / w.sum(), atol=2e-5)
     assert mean.count == 5
     assert (mean.metrics["train/nll"], mean.metrics["train/tokens"]) == (2.5, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("lane", "value", "line"),
+    [
+        (0, 2, r"^count: must be 1, got 2$"),
+        (1, 0, r"^weight: must be in \(0, 1\], got 0"),
+        (1, 2**20 + 1, r"^weight: must be in \(0, 1\], got 1\.0"),
+        (2, 2**62, r"^metric .*: must be below"),
+        (-1, 2**64 - 1, r"^lanes: every field must be at most \d+, got \d+$"),
+    ],
+)
+def test_what_one_client_sent_in_the_open_is_checked(
+    run_config: Callable[..., RunConfig], lane: int, value: int, line: str
+) -> None:
+    codec = codec_of(run_config(), 50, 5)
+    lanes = codec.encode(Update(np.full(50, 0.1, np.float32), 128.0, SUMS), np.random.default_rng(0))
+    codec.check(lanes)
+    lanes[lane] = value
+    with pytest.raises(WireError, match=line):
+        codec.check(lanes)

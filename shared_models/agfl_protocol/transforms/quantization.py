@@ -171,8 +171,8 @@ class Quantization:
         most = self.clip_l2 * total.weight + _NOISE * noise
         if norm > most:
             raise ImplausibleSum(f"update: the norm of the sum must be at most {most:g}, got {norm:g}")
+        got = f"{total.metrics[FLATNESS]:.1f} times what chance explains"
         if total.metrics[FLATNESS] > 1:
-            got = f"{total.metrics[FLATNESS]:.1f} times what chance explains"
             raise ImplausibleSum(f"fields: their sum must be as good as normally distributed, is flatter: {got}")
 
     @cached_property
