@@ -26,6 +26,7 @@ from agfl_client.app import create_client_app
 from agfl_client.node import Node
 from agfl_client.policy import Policy
 from agfl_models.examples import TextRow, write_rows
+from agfl_protocol.randomness import OwnerRandomness
 from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_sim.grid import InProcessGrid
 
@@ -79,6 +80,12 @@ def make_owners(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+def plain_node(path: Path) -> Node:
+    """Return the node of an owner's file; what it draws follows from the seed, as in a simulation."""
+    policy, drawn = Policy(allow_plain=True, runs="all"), OwnerRandomness.of_seed(7, path.stem)
+    return Node(path.stem, path, "cpu", policy=policy, randomness=drawn)
+
+
 @pytest.fixture
 def open_grid() -> Iterator[Callable[..., InProcessGrid]]:
     """Return a Grid of one real node an owner file; `wrap` replaces the ClientApp of an owner by NAME."""
@@ -93,7 +100,7 @@ def open_grid() -> Iterator[Callable[..., InProcessGrid]]:
         ) -> InProcessGrid:
             apps = {}
             for i, path in enumerate(sorted(owners.glob("*.jsonl"))):
-                app = create_client_app(Node(path.stem, path, device="cpu", policy=Policy(allow_plain=True)))
+                app = create_client_app(plain_node(path))
                 if wrap is not None and path.stem in wrap:
                     app = wrap[path.stem](app)
                 apps[first_id + step * i] = app

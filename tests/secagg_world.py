@@ -13,9 +13,10 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from agfl_client.ledger_state import Asked
 from agfl_client.masking_states import State
 from agfl_client.policy import Policy
-from agfl_client.secure_member import SecureMember
+from agfl_client.secure_member import SecureMember, SumRules
 from agfl_models.errors import AgflError
 from agfl_protocol import secure_wire as sw
 from agfl_protocol import wire
@@ -25,7 +26,8 @@ from agfl_protocol.secagg.context import ExchangeId
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.messages import KeyRecord, SealedShares
-from agfl_protocol.secagg.parameters import Parameters
+from agfl_protocol.secagg.parameters import MIN_HONEST, Parameters
+from agfl_protocol.sum_kind import Kind
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.update import Vector
 from agfl_server.aggregator import CohortSum
@@ -33,6 +35,7 @@ from agfl_server.observer import Observer
 from agfl_server.secure_sum import SecureSum
 
 TRIPS = (wire.TRAIN, sw.SHARE, sw.MASK, sw.AGREE, sw.UNMASK)
+PLAN_HASH, CONFIG_HASH = "a" * 64, "c" * 64
 MODEL = np.array([0.5, -1.25, 3e-8], np.float32)
 READERS: dict[str, Callable[[RecordDict], wire.SumRequest]] = {
     wire.TRAIN: wire.RoundRequest.from_record,
@@ -51,23 +54,56 @@ def round_request(
     run_id: str = "run", round_number: int = 1, exchange: int = 0, model: Vector | None = None, max_cohort: int = 1000
 ) -> wire.RoundRequest:
     """The request of trip 1; the secure sum never looks into model or configuration."""
-    plan = QuantizationPlan(2, max_cohort, np.array([1.0]))
+    plan = QuantizationPlan(2, max_cohort, 40)
     vector = MODEL if model is None else model
-    return wire.RoundRequest(run_id, round_number, exchange, "{}", "c" * 64, False, True, vector, plan)
+    return wire.RoundRequest(
+        run_id,
+        round_number,
+        exchange,
+        PLAN_HASH,
+        "{}",
+        CONFIG_HASH,
+        evaluate=False,
+        train=True,
+        model=vector,
+        plan=plan,
+    )
 
 
 def count_request(
     run_id: str = "run", round_number: int = 1, exchange: int = 0, max_cohort: int = 1000
 ) -> CountRequest:
     """As `round_request`, but to count pairs."""
-    return CountRequest(run_id, round_number, exchange, "{}", "c" * 64, ((97, 98), (259, 99)), 1, max_cohort)
+    merges = ((97, 98), (259, 99))
+    return CountRequest(run_id, round_number, exchange, PLAN_HASH, "{}", CONFIG_HASH, merges, 1, max_cohort)
+
+
+def rules_of(request: wire.SumRequest, drawn: Iterable[str], groups: Iterable[tuple[str, ...]] = ()) -> SumRules:
+    """What a plan that draws `drawn` says of a request; with groups the sum is an exact one."""
+    names, cut = frozenset(drawn), tuple(groups)
+    asked = Asked(
+        kind=Kind.EXACT if cut else Kind.SAMPLED,
+        train=request.kind == wire.TRAIN,
+        evaluate=request.kind == wire.EVALUATE,
+        count=request.kind == COUNT,
+        cohort=len(names),
+        stage=f"{request.kind} {request.config_hash[:16]}",
+    )
+    return SumRules(asked, names, cut)
 
 
 class Half:
-    """An owner's real `SecureMember`, spoken to in messages: each goes through the records of the wire and back."""
+    """An owner's real `SecureMember`, spoken to in messages: each goes through the records of the wire and back.
 
-    def __init__(self, member: SecureMember) -> None:
+    drawn, groups: of the owner's plan; by default all in its roster are drawn, and any of them will do.
+    """
+
+    def __init__(
+        self, member: SecureMember, drawn: Iterable[str] | None = None, groups: Iterable[tuple[str, ...]] = ()
+    ) -> None:
         self.member = member
+        self.drawn = member.names if drawn is None else frozenset(drawn)
+        self.groups = tuple(groups)
 
     @property
     def state(self) -> State | None:
@@ -76,8 +112,16 @@ class Half:
 
     def begin(self, request: wire.SumRequest, lanes: Lanes, rings: int = 1) -> messages.AdvertiseReply:
         """Trip 1."""
-        self.member.check(request)
-        return sw.read_advertise_reply(self.member.advertise(request, lanes, rings), sw.exchange_of(request))
+        return sw.read_advertise_reply(self.announce(request, lanes, rings), sw.exchange_of(request))
+
+    def announce(self, request: wire.SumRequest, lanes: Lanes, rings: int = 1) -> RecordDict:
+        """Trip 1 as a node goes through it, in messages."""
+        again = self.member.answered(request)
+        if again is not None:
+            return again
+        rules = rules_of(request, self.drawn, self.groups)
+        self.member.check(request, rules)
+        return self.member.advertise(request, rules, lanes, rings)
 
     def share(self, request: messages.ShareRequest) -> messages.ShareReply:
         """Trip 2."""
@@ -117,9 +161,7 @@ class Owner:
         """Do what a node does with a message."""
         member = self.half.member
         if kind in READERS:
-            request = READERS[kind](content)
-            member.check(request)
-            return member.advertise(request, self.vector.copy(), self.rings)
+            return self.half.announce(READERS[kind](content), self.vector.copy(), self.rings)
         trips = {sw.SHARE: member.share, sw.MASK: member.mask, sw.AGREE: member.agree, sw.UNMASK: member.unmask}
         return trips[kind](content)
 
@@ -140,11 +182,23 @@ class World:
         max_colluders: int | None = None,
         min_cohort: int | None = None,
         uploads_per_round: int = 3,
+        announcements_per_round: int = 16,
+        groups: Iterable[tuple[str, ...]] = (),
     ) -> World:
-        """Make `size` owners `owner-000`, ..., all with the same policy."""
+        """Make `size` owners `owner-000`, ..., all with the same policy and plan.
+
+        min_cohort: by default c + 2, the least that an owner may ask for, where an attacker has the best of it.
+        """
         signing = {f"owner-{i:03}": Ed25519PrivateKey.generate() for i in range(size)}
         roster = SigningRoster({name: key.public_key() for name, key in signing.items()})
-        policy = Policy(max_colluders=max_colluders, min_cohort=min_cohort, uploads_per_round=uploads_per_round)
+        cut = tuple(groups)
+        colluders = Parameters.of(size, max_colluders).max_colluders
+        policy = Policy(
+            max_colluders=max_colluders,
+            min_cohort=colluders + MIN_HONEST if min_cohort is None else min_cohort,
+            uploads_per_round=uploads_per_round,
+            announcements_per_round=announcements_per_round,
+        )
         rng = np.random.default_rng(size)
         owners = {}
         for name, key in signing.items():
@@ -152,7 +206,7 @@ class World:
             member = SecureMember(name, key, roster, policy, folder / name)
             vector = rng.integers(0, 2**64, num_lanes, np.uint64)
             vector[0] = 1
-            owners[name] = Owner(name, key, Half(member), vector)
+            owners[name] = Owner(name, key, Half(member, groups=cut), vector)
         return World(owners, roster, policy.parameters(size))
 
     @property
@@ -173,6 +227,7 @@ class World:
         cohort: Iterable[str] | None = None,
         timeout_s: float = 30.0,
         observer: Observer | None = None,
+        groups: tuple[tuple[str, ...], ...] = (),
     ) -> CohortSum:
         """One exchange with the real server half. The hooks see (trip, name, content); None loses the message."""
         grid = MemoryGrid(self.owners, on_request, on_reply)
@@ -180,7 +235,7 @@ class World:
         names = self.names if cohort is None else cohort
         num_lanes = next(iter(self.owners.values())).vector.size
         cohort = {n: grid.ids[n] for n in names}
-        return aggregator.sum(grid, cohort, request or round_request(), LanesOnly(num_lanes), timeout_s)
+        return aggregator.sum(grid, cohort, request or round_request(), LanesOnly(num_lanes), timeout_s, groups)
 
 
 class Attempt:
@@ -190,10 +245,11 @@ class Attempt:
     """
 
     def __init__(self, world: World, exchange: int = 0, requests: Mapping[str, wire.SumRequest] | None = None) -> None:
-        self.id = exchange_id(exchange)
+        told = requests or {}
+        round_number = next((request.round for request in told.values()), 1)
+        self.id = exchange_id(exchange, round_number)
         self.names = tuple(world.names)
         self._owners = world.owners
-        told = requests or {}
         self.records = {
             name: owner.half.begin(
                 told.get(name, round_request(exchange=exchange)), owner.vector.copy(), owner.rings

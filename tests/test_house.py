@@ -43,3 +43,11 @@ def test_no_branch_on_simulation(folder: str) -> None:
         if re.match(r"\s*(if|elif)\b.*(simulat|is_sim)", line)
     ]
     assert not branches
+
+
+def test_security_names_an_attack_for_every_claim_and_every_attack_has_one() -> None:
+    index = (ROOT / "SECURITY.md").read_text().split("## From claim to attack")[1].split("\n## ")[0]
+    named = set(re.findall(r"\((tests/[\w/]+\.py)\)", index))
+    assert not [path for path in sorted(named) if not (ROOT / path).is_file()]
+    attacks = {f"tests/attacks/{path.name}" for path in (ROOT / "tests" / "attacks").glob("test_*.py")}
+    assert attacks <= named

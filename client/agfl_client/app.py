@@ -17,9 +17,10 @@ from agfl_models.errors import AgflError, ConfigError, DataError, PretrainedErro
 from agfl_models.examples import JSONL_SUFFIX, parse_columns
 from agfl_protocol import wire
 from agfl_protocol.counting import CountRequest
+from agfl_protocol.randomness import OwnerRandomness
 
 log = logging.getLogger("agfl.client")
-OWNERS_VARIABLE, PRETRAINED_VARIABLE = "AGFL_OWNERS", "AGFL_PRETRAINED"
+OWNERS_VARIABLE, PRETRAINED_VARIABLE, SEED_VARIABLE = "AGFL_OWNERS", "AGFL_PRETRAINED", "AGFL_SEED"
 REFUSED = 100  # Flower reserves the codes below
 NodeOf = Callable[[Context], Node]
 
@@ -62,6 +63,13 @@ def create_client_app(node_of: Node | NodeOf) -> ClientApp:
     def identify(message: Message, context: Context) -> Message:
         return answer(message, lambda: find(context).identify().to_record())
 
+    @app.query("propose")
+    def propose(message: Message, context: Context) -> Message:
+        def reply() -> RecordDict:
+            return find(context).propose(wire.ProposeRequest.from_record(message.content)).to_record()
+
+        return answer(message, reply)
+
     def trip(take: Callable[[SecureMember, RecordDict], RecordDict]) -> Callable[[Message, Context], Message]:
         return lambda message, context: answer(message, lambda: take(find(context).member, message.content))
 
@@ -86,8 +94,8 @@ def _node_of_context(context: Context) -> Node:
 
     A stock SuperNode names its owner in its node config (`name`, `data`, `columns`, `pretrained`, `policy`).
     Flower's simulation only numbers its nodes: partition i is the i-th file of the folder that the environment
-    variable AGFL_OWNERS names, AGFL_PRETRAINED names the pretrained model if the run starts from one, and all of them
-    belong to the one person who runs it.
+    variable AGFL_OWNERS names, AGFL_PRETRAINED names the pretrained model if the run starts from one, AGFL_SEED is the
+    run's seed if it is to repeat, and all of them belong to the one person who runs it.
     """
     config = context.node_config
     if "name" in config and "data" in config:
@@ -108,7 +116,9 @@ def _node_of_context(context: Context) -> Node:
     if index >= len(owners):
         raise ConfigError(f"{OWNERS_VARIABLE}: {folder}: must hold a file for node {index}, holds {len(owners)}")
     pretrained = Path(os.environ[PRETRAINED_VARIABLE]) if PRETRAINED_VARIABLE in os.environ else None
-    return Node(owners[index].stem, owners[index], pretrained=pretrained, policy=Policy(allow_plain=True))
+    name, policy = owners[index].stem, Policy(allow_plain=True, runs="all")
+    drawn = OwnerRandomness.of_seed(int(os.environ[SEED_VARIABLE]), name) if SEED_VARIABLE in os.environ else None
+    return Node(name, owners[index], pretrained=pretrained, policy=policy, randomness=drawn)
 
 
 app = create_client_app(_node_of_context)

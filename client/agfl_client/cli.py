@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from agfl_client.node import Node
     from agfl_client.policy import Policy
     from agfl_client.secure_member import SecureMember
+    from agfl_protocol.randomness import OwnerRandomness
 
 app = new_app("Take part in a federation: train on your own text without handing it over.")
 log = logging.getLogger("agfl.client")
@@ -25,6 +27,7 @@ Pretrained = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Your copy of the pretrained model, if the run has one.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps or cuda:N.")]
+Keys = Annotated[Path, typer.Option("--keys", metavar="DIR", help="Your keys, from keygen.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads for training.")]
 
 
@@ -37,9 +40,24 @@ def keygen(
 ) -> None:
     """Make your keys; send the public file to the operator, and nobody the rest."""
     from agfl_client import keys
+    from agfl_protocol.fingerprint import words_of_file
 
     public_file = keys.generate(name, folder or Path("keys") / name)
     typer.echo(f"made {public_file.parent}; send {public_file} to the operator, and nobody the other files")
+    typer.echo(f"the public file in words, as the operator must see them:\n{words_of_file(public_file)}")
+
+
+@app.command()
+def fingerprint(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A roster, a NAME.pub or a ca.pem.")],
+    expect: Annotated[
+        str | None, typer.Option(metavar="WORDS", help="The 24 words that somebody else sees for the same file.")
+    ] = None,
+) -> None:
+    """Print the 24 words of a file, for people to compare; with --expect say `same` or DIFFERENT."""
+    from agfl_protocol.fingerprint import show_fingerprint
+
+    show_fingerprint(file, expect)
 
 
 @app.command()
@@ -63,9 +81,11 @@ def start(
     max_wait: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="How long the server may be away at a time.")
     ] = 600.0,
+    draws_from: Annotated[int | None, typer.Option("--test-draws-from", metavar="SEED", hidden=True)] = None,
 ) -> None:
     """Run your node: it calls the server, listens on no port, and runs only the code that you installed."""
     from agfl_client import keys
+    from agfl_client.approvals import Approvals
     from agfl_client.server_trust import TrustedServer
     from agfl_models.examples import parse_columns
     from agfl_protocol.flower_settings import prepare_flower
@@ -92,6 +112,8 @@ def start(
             policy=rules,
             member=member,
             folder=folder,
+            randomness=_randomness(own_keys, draws_from),
+            approvals=Approvals(folder, rules, hashlib.sha256(ca.read_bytes()).hexdigest()),
         )
         log.info("%s serves %s with %s; stop with Ctrl-C", node.name, server, data)
         try:
@@ -133,6 +155,44 @@ def probe(
         print_proposal(proposed(found, steps, max_seconds, free), found, max_seconds)
 
 
+@app.command()
+def approve(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run that waits for you.")],
+    folder: Keys,
+    policy: Annotated[Path | None, typer.Option(metavar="FILE", help="What you accept, as for start.")] = None,
+    refuse: Annotated[bool, typer.Option("--refuse", help="Refuse it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Look at a run's plan and approve or refuse it; your node, if it is running, goes on by itself."""
+    from agfl_client.approval_commands import decide_on
+    from agfl_client.policy import Policy, load_policy
+
+    decide_on(folder, run_id, load_policy(policy) if policy is not None else Policy(), refuse=refuse, yes=yes)
+
+
+@app.command()
+def runs(folder: Keys) -> None:
+    """List the runs that were put to you, and what you answered."""
+    from agfl_client.approval_commands import print_runs
+
+    print_runs(folder)
+
+
+@app.command()
+def ledger(
+    folder: Keys,
+    run_id: Annotated[str | None, typer.Option("--run", metavar="RUN", help="One run; all if omitted.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Only check that no line was changed or left out.")] = False,
+) -> None:
+    """Show what your node was asked for and what left, and what that can give away of your updates."""
+    from agfl_client.ledger_table import print_ledger, print_verified
+
+    if verify:
+        print_verified(folder)
+    else:
+        print_ledger(folder, run_id)
+
+
 def _refuse_nan(option: str, seconds: float) -> None:
     from agfl_models.errors import ConfigError
 
@@ -154,15 +214,28 @@ def _member(own_keys: NodeKeys, roster: Path | None, rules: Policy, folder: Path
     """Return the node's part in secure sums; none without a roster, if the owner's policy permits that."""
     from agfl_client.secure_member import SecureMember
     from agfl_models.errors import ConfigError
-    from agfl_protocol.roster_file import fingerprint, read_roster
+    from agfl_protocol.fingerprint import words_of_roster
+    from agfl_protocol.roster_file import read_roster
 
     if roster is None:
         if not rules.allow_plain:
             raise ConfigError("--roster: required, since this owner's policy allows no plain aggregation, got none")
         return None
     owners = read_roster(roster)
-    log.info("roster of %d owners, fingerprint %s", len(owners), fingerprint(owners))
+    log.info("roster of %d owners, in words: %s", len(owners), words_of_roster(owners))
     return SecureMember(own_keys.name, own_keys.signing, owners, rules, folder)
+
+
+def _randomness(own_keys: NodeKeys, draws_from: int | None) -> OwnerRandomness:
+    """Return what the owner draws with: its own secret, unless a test compares the node with a simulation."""
+    from agfl_protocol.randomness import OwnerRandomness
+
+    if draws_from is None:
+        return own_keys.sampling
+    typer.secho(
+        "TEST ONLY: your draws follow from a public seed; sums can be subtracted", fg="red", bold=True, err=True
+    )
+    return OwnerRandomness.of_seed(draws_from, own_keys.name)
 
 
 def _serve_run(node: Node, server: str, ca: Path, own_keys: NodeKeys, max_wait_s: float) -> None:
@@ -179,6 +252,7 @@ def _serve_run(node: Node, server: str, ca: Path, own_keys: NodeKeys, max_wait_s
         stop=threading.Event(),  # never set: run_app turns SIGTERM into KeyboardInterrupt
         finished=lambda: node.finished,
         max_wait_s=max_wait_s,
+        allowance=node.announced.most_bytes,
     )
     log.info("the run is finished")
 

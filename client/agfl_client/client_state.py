@@ -1,17 +1,17 @@
 """What an owner keeps from round to round, where a method asks for it (`agfl_protocol.drift`): no message has it.
 
-A state counts only if the server counted the update that it follows from, and an owner cannot know that by itself: its
-reply may have come too late, or its node may have crashed. So the file holds two states, each under the round and the
-exchange that it follows from: the one known to count, and the one that may. The next request says which exchange
-of this owner was counted last, and so which of them holds:
+A state counts only if the server used the update that it follows from, and an owner cannot know that by itself: its
+reply may have come too late, or its node may have crashed. So the file holds two states, each under the exchange that
+it follows from: the one known to count, and the one that may. The next request lists the exchanges that were used, the
+same list for all owners, and so says which of them holds:
 
-    state-RUN_ID.safetensors    float32 (d,) each: "12.0", "13.1"
+    state-RUN_ID-CONFIG.safetensors    float32 (d,) each: "12", "13"
 
-An owner of which nothing was counted has the state zero. One whose counted state is not here (a new machine, an old
-backup, a server that went back) has lost it: the server's sum of states then holds a part that nobody has, for good.
-The owner says so in the sum, and the server lets all begin anew with zero.
+An owner of which nothing was used has the state zero. One whose used state is not here (a new machine, an old backup,
+a vector that left but of which it never signed the sum) has lost it: the server's sum of states then holds a part that
+nobody has, for good. The owner says so in the sum, and the server lets all begin anew with zero.
 
-As many runs' files are kept as a search has candidates, which take turns: those that were written last.
+As many files are kept as a search has candidates, which take turns: those that were written last.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
@@ -31,9 +32,7 @@ from agfl_protocol.drift import Drift
 from agfl_protocol.private_files import check_private
 from agfl_protocol.run_config import TrainingConfig
 from agfl_protocol.search_config import MAX_CANDIDATES
-from agfl_protocol.secagg.context import ExchangeId
 from agfl_protocol.update import Vector
-from agfl_protocol.wire import Counted
 
 log = logging.getLogger("agfl.client")
 
@@ -42,13 +41,13 @@ log = logging.getLogger("agfl.client")
 class Recollection:
     """An owner's state `own` (d,) at the beginning of an exchange, and what a method does with it.
 
-    counted: the exchange that it follows from, None where it is zero; is_lost: it is zero in place of that.
+    last: the exchange that it follows from, None where it is zero; is_lost: it is zero in place of that.
     """
 
     drift: Drift
     control: Vector
     own: Vector = field(repr=False)
-    counted: Counted | None
+    last: int | None
     is_lost: bool
 
     def training(self, config: TrainingConfig) -> TrainingConfig:
@@ -65,8 +64,15 @@ class Recollection:
         return (self.own + self.drift.change(self.control, sent)).astype(np.float32, copy=False)
 
 
+class StateKey(NamedTuple):
+    """Of which training a state is: a search trains several models in one run."""
+
+    run_id: str
+    config_hash: str
+
+
 class ClientStates:
-    """The states of one owner, a file a run in the node's folder, with mode 0600.
+    """The states of one owner, a file a training in the node's folder, with mode 0600.
 
     Raises:
         IdentityError: a file is open to group or others.
@@ -77,36 +83,32 @@ class ClientStates:
         for path in self._paths():
             check_private(path)
 
-    def recall(self, run_id: str, last: Counted | None, size: int) -> tuple[Vector, bool]:
+    def recall(self, key: StateKey, last: int | None, size: int) -> tuple[Vector, bool]:
         """Return the state (size,) that follows from the exchange `last`, and whether it is lost."""
         if last is None:
             return np.zeros(size, np.float32), False
-        found = self._read(run_id).get(_key(last))
+        found = self._read(key).get(str(last))
         if found is not None and found.dtype == np.float32 and found.shape == (size,):
             return found, False
-        round_number, exchange = last
         log.warning(
-            "run %s: the state after round %d exchange %d, which counted, is not here; all owners begin anew",
-            run_id,
-            round_number,
-            exchange,
+            "run %s: the state after exchange %d, which was used, is not here; all owners begin anew", key.run_id, last
         )
         return np.zeros(size, np.float32), True
 
-    def keep(self, exchange: ExchangeId, before: Recollection, sent: Vector) -> None:
+    def keep(self, key: StateKey, exchange: int, before: Recollection, sent: Vector) -> None:
         """Write the state that was known to count and the one that may, durably, before the reply leaves.
 
-        Of other runs the files that were written longest ago are dropped, or a server could fill the disk with runs.
+        Of others the files that were written longest ago are dropped, or a server could fill the disk with runs.
 
         Raises:
             ConfigError: the file cannot be written, so the exchange must not be answered.
         """
-        states = {_key((exchange.round, exchange.exchange)): before.after(sent)}
-        if before.counted is not None and not before.is_lost:
-            states[_key(before.counted)] = before.own
+        states = {str(exchange): before.after(sent)}
+        if before.last is not None and not before.is_lost:
+            states[str(before.last)] = before.own
         try:
-            write_atomically(self._path(exchange.run_id), save(states), mode=0o600)
-            others = sorted(self._others(exchange.run_id), key=lambda path: path.stat().st_mtime_ns)
+            write_atomically(self._path(key), save(states), mode=0o600)
+            others = sorted(set(self._paths()) - {self._path(key)}, key=lambda path: path.stat().st_mtime_ns)
             for path in others[: -(MAX_CANDIDATES - 1)]:
                 path.unlink()
         except OSError as error:
@@ -115,29 +117,22 @@ class ClientStates:
 
     def finish(self, run_id: str) -> None:
         """Drop what other runs have left; the run that is over may yet be made longer."""
-        for path in self._others(run_id):
-            path.unlink(missing_ok=True)
+        for path in self._paths():
+            if f"state-{run_id}-" not in path.name:
+                path.unlink(missing_ok=True)
 
-    def _read(self, run_id: str) -> Mapping[str, Vector]:
+    def _read(self, key: StateKey) -> Mapping[str, Vector]:
         try:
-            return load(self._path(run_id).read_bytes())
+            return load(self._path(key).read_bytes())
         except FileNotFoundError:
             return {}
         except (OSError, SafetensorError) as error:
-            log.error("run %s: the state of this owner cannot be read: %s", run_id, error)
+            log.error("run %s: the state of this owner cannot be read: %s", key.run_id, error)
             return {}
 
-    def _path(self, run_id: str) -> Path:
-        return self._folder / f"state-{run_id}.safetensors"
-
-    def _others(self, run_id: str) -> list[Path]:
-        return [path for path in self._paths() if path != self._path(run_id)]
+    def _path(self, key: StateKey) -> Path:
+        return self._folder / f"state-{key.run_id}-{key.config_hash[:16]}.safetensors"
 
     def _paths(self) -> list[Path]:
         """Return all files, and what a kill has left half written of one."""
         return sorted(self._folder.glob("*state-*.safetensors"))
-
-
-def _key(counted: Counted) -> str:
-    round_number, exchange = counted
-    return f"{round_number}.{exchange}"

@@ -1,7 +1,11 @@
-"""An owner's keys: a private folder with transport.key, signing.key, and NAME.pub for the operator."""
+"""An owner's keys: a private folder with transport.key, signing.key, sampling.key, and NAME.pub for the operator.
+
+sampling.key is the secret from which the owner draws its batches: 32 bytes, which nobody else ever learns.
+"""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,12 +25,14 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from agfl_models.durable_files import write_atomically
 from agfl_models.errors import IdentityError
 from agfl_protocol.folder_lock import held
 from agfl_protocol.identity import PublicIdentity, check_name
 from agfl_protocol.private_files import check_private, new_folder, read_private, write_private
+from agfl_protocol.randomness import SECRET_BYTES, OwnerRandomness
 
-TRANSPORT_FILE, SIGNING_FILE = "transport.key", "signing.key"
+TRANSPORT_FILE, SIGNING_FILE, SAMPLING_FILE = "transport.key", "signing.key", "sampling.key"
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class NodeKeys:
     identity: PublicIdentity
     transport: EllipticCurvePrivateKey = field(repr=False)
     signing: Ed25519PrivateKey = field(repr=False)
+    sampling: OwnerRandomness = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -56,28 +63,30 @@ def generate(name: str, folder: Path) -> Path:
     with new_folder(folder) as new:
         write_private(new / TRANSPORT_FILE, _to_pem(transport))
         write_private(new / SIGNING_FILE, _to_pem(signing))
+        write_private(new / SAMPLING_FILE, secrets.token_bytes(SECRET_BYTES))
         write_private(new / public_file, identity.format().encode())
     return folder / public_file
 
 
 def load(folder: Path) -> NodeKeys:
-    """Read what `generate` made.
+    """Read what `generate` made; a folder of before there was a sampling.key gets one.
 
     Raises:
         IdentityError: a file is missing, malformed, open to group or others, or does not fit the others.
     """
-    check_private(folder)
-    public_files = sorted(folder.glob("*.pub"))
-    if len(public_files) != 1:
-        found = [path.name for path in public_files] or "none"
-        raise IdentityError(f"{folder}: must hold exactly one public file NAME.pub, got {found}")
-    check_private(public_files[0])
-    identity = PublicIdentity.read(public_files[0])
+    public_file = _public_file(folder)
+    check_private(public_file)
+    identity = PublicIdentity.read(public_file)
     transport, signing = folder / TRANSPORT_FILE, folder / SIGNING_FILE
-    keys = NodeKeys(identity, _read_transport(transport), _read_signing(signing))
+    keys = NodeKeys(identity, _read_transport(transport), _read_signing(signing), _read_sampling(folder))
     if PublicIdentity.of(identity.name, keys.transport.public_key(), keys.signing.public_key()) != identity:
-        raise IdentityError(f"{public_files[0]}: must hold the public halves of {transport} and {signing}")
+        raise IdentityError(f"{public_file}: must hold the public halves of {transport} and {signing}")
     return keys
+
+
+def name_in(folder: Path) -> str:
+    """Return whose keys a folder holds; raises IdentityError as `load`."""
+    return _public_file(folder).stem
 
 
 @contextmanager
@@ -91,6 +100,15 @@ def hold(folder: Path) -> Iterator[None]:
     refusal = IdentityError(f"{folder}: keys: must serve one node at a time, and one is running already")
     with held(folder, refusal):
         yield
+
+
+def _public_file(folder: Path) -> Path:
+    check_private(folder)
+    public_files = sorted(folder.glob("*.pub"))
+    if len(public_files) != 1:
+        found = [path.name for path in public_files] or "none"
+        raise IdentityError(f"{folder}: must hold exactly one public file NAME.pub, got {found}")
+    return public_files[0]
 
 
 def _to_pem(key: EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:
@@ -109,6 +127,19 @@ def _read_signing(path: Path) -> Ed25519PrivateKey:
     if not isinstance(key, Ed25519PrivateKey):
         raise IdentityError(f"{path}: must hold an Ed25519 private key, got {type(key).__name__}")
     return key
+
+
+def _read_sampling(folder: Path) -> OwnerRandomness:
+    path = folder / SAMPLING_FILE
+    if not path.exists():
+        try:
+            write_atomically(path, secrets.token_bytes(SECRET_BYTES), mode=0o600)
+        except OSError as error:
+            raise IdentityError(f"{path}: cannot be written: {error.strerror}") from None
+    secret = read_private(path)
+    if len(secret) != SECRET_BYTES:
+        raise IdentityError(f"{path}: must hold {SECRET_BYTES} bytes, got {len(secret)}")
+    return OwnerRandomness(secret)
 
 
 def _read_key(path: Path) -> object:

@@ -14,9 +14,10 @@ from itertools import pairwise
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from agfl_client.masking_states import Advertised, Agreed, Finished, HeldShares, Masked, Shared, Terms
+from agfl_protocol.groups import is_union
 from agfl_protocol.secagg import keys, shamir
 from agfl_protocol.secagg.context import dealers_context, survivors_context
-from agfl_protocol.secagg.errors import require
+from agfl_protocol.secagg.errors import BadShares, require
 from agfl_protocol.secagg.identity import SIGN_AGREEMENT, SIGN_KEYS, sign
 from agfl_protocol.secagg.keys import MASK_SHARE, SELF_SHARE, share_hash
 from agfl_protocol.secagg.lanes import Lanes
@@ -35,7 +36,7 @@ from agfl_protocol.secagg.messages import (
     UnmaskReply,
     UnmaskRequest,
 )
-from agfl_protocol.secagg.rings import MAX_RINGS, RINGS_BYTES, check_fillers
+from agfl_protocol.secagg.rings import RINGS_BYTES, check_fillers
 
 
 def advertise(terms: Terms, lanes: Lanes) -> tuple[Advertised, AdvertiseReply]:
@@ -88,15 +89,16 @@ def mask(state: Shared, request: MaskRequest) -> tuple[Masked, MaskReply]:
     terms, members = state.terms, state.members
     # A state serves once: masking its lanes again would give away the masks.
     require(state.lanes.flags.writeable, "lanes: must be masked once; this state was used before")  # C3.0
-    _check_survivors("dealers", request.dealers, members.records, "U1", terms, members)  # C3.1 to C3.4
+    # C3.1 to C3.4 and C3.11, before the lanes are touched: U2 alone says whose masks are in them.
+    _check_survivors("dealers", request.dealers, members.records, "U1", terms, members)
     others = [dealer for dealer in request.dealers if dealer != terms.name]
     held = {
-        dealer: _open(dealer, terms.name, members.ctx1, state.opening_keys[dealer], sealed)
+        dealer: _open(dealer, terms.name, members.ctx1, state.opening_keys[dealer], sealed, terms.max_rings)
         for dealer, sealed in zip(others, request.dealt, strict=True)
     }
     if request.dealers == members.names:
         # No other U2: the server could ask each client of another one, and who refuses would tell who fills what.
-        check_fillers(_rings(request.dealers, held, terms), "U1", members.bind(terms.parameters).min_cohort)  # C3.10
+        _check_fillers(request.dealers, held, terms, members, "U1")  # C3.10
     ctx2 = dealers_context(members.ctx1, request.dealers)
     apply_masks(state.lanes, _masks(state, others, ctx2))
     state.lanes.flags.writeable = False
@@ -111,7 +113,7 @@ def agree(state: Masked, request: AgreeRequest) -> tuple[Agreed, AgreeReply]:
     """
     terms = state.terms
     dealers = {terms.name, *state.held}
-    _check_survivors("survivors", request.survivors, dealers, "U2", terms, state.members)  # C4.1 to C4.4
+    _check_survivors("survivors", request.survivors, dealers, "U2", terms, state.members)  # C4.1 to C4.5
     ctx3 = survivors_context(state.ctx2, request.survivors)
     signature = sign(terms.signing_key, SIGN_AGREEMENT, ctx3, terms.name)
     return Agreed(state, request.survivors, ctx3), AgreeReply(terms.exchange, signature)
@@ -130,8 +132,7 @@ def unmask(state: Agreed, request: UnmaskRequest) -> tuple[Finished, UnmaskReply
     for signer, signature in zip(request.signers, request.signatures, strict=True):
         terms.roster.verify(signer, signature, SIGN_AGREEMENT, state.ctx3, signer)  # C5.4
     # Only once a quorum signed this U3, for the same reason: until then each client can be shown another one.
-    min_cohort = masked.members.bind(terms.parameters).min_cohort
-    check_fillers(_rings(state.survivors, masked.held, terms), "U3", min_cohort)  # C5.5
+    _check_fillers(state.survivors, masked.held, terms, masked.members, "U3")  # C5.5
     survivors = set(state.survivors)
     shares = [held.of_self if dealer in survivors else held.of_mask for dealer, held in masked.held.items()]
     return Finished(terms.exchange), UnmaskReply(terms.exchange, masked.self_secret, tuple(shares))
@@ -141,6 +142,7 @@ def _check_members(state: Advertised, records: Sequence[KeyRecord]) -> Members:
     terms, size = state.terms, len(records)
     names = [record.name for record in records]
     _check_sorted("members", names, terms.roster.keys, "the roster")  # C2.1, C2.2
+    _check_sorted("members", names, terms.drawn, "the plan's draw")  # C2.10
     require(state.record in records, f"members: must hold this client's own record, that of {terms.name!r}")  # C2.3
     require(size <= terms.max_cohort, f"members: must be at most max_cohort = {terms.max_cohort}, got {size}")  # C2.5
     for record in records:
@@ -163,6 +165,11 @@ def _check_survivors(
     size = len(members.records)
     least = members.bind(terms.parameters).least_survivors(size)
     require(len(names) >= least, f"{what}: must be at least {least} of {size} members, got {len(names)}")
+    if terms.groups:
+        require(
+            is_union(names, terms.groups),
+            f"{what}: must be whole groups of the plan in a sum of this kind; they are not",
+        )
 
 
 def _check_sorted(what: str, names: Sequence[str], known: Collection[str], whole: str) -> None:
@@ -181,7 +188,7 @@ def _seal(dealer: str, holder: str, ctx1: bytes, key: bytes, shares: HeldShares)
     )
 
 
-def _open(dealer: str, holder: str, ctx1: bytes, key: bytes, dealt: SealedShares) -> HeldShares:
+def _open(dealer: str, holder: str, ctx1: bytes, key: bytes, dealt: SealedShares, max_rings: int) -> HeldShares:
     """Open one dealer's shares (C3.5), which it committed to (C3.6), in the field (C3.7), and its rings (C3.9)."""
     opened = keys.open_sealed(key, dealt.sealed, ctx1, dealer, holder)
     shares, rings = opened[:-RINGS_BYTES], int.from_bytes(opened[-RINGS_BYTES:], "big")
@@ -190,16 +197,24 @@ def _open(dealer: str, holder: str, ctx1: bytes, key: bytes, dealt: SealedShares
         share_hash(SELF_SHARE, of_self, ctx1, dealer, holder) == dealt.self_hash
         and share_hash(MASK_SHARE, of_mask, ctx1, dealer, holder) == dealt.mask_hash
     )
-    require(committed, f"shares of {dealer!r}: must have the hashes that it sent; they do not")
-    in_field = shamir.is_canonical(of_self) and shamir.is_canonical(of_mask)
-    require(in_field, f"shares of {dealer!r}: must be below 2^256 - 189; they are not")
-    require(1 <= rings <= MAX_RINGS, f"rings of {dealer!r}: must be in [1, {MAX_RINGS}]; they are not")
+    if not committed:
+        raise BadShares("shares", dealer, "must have the hashes that it sent; they do not")
+    if not (shamir.is_canonical(of_self) and shamir.is_canonical(of_mask)):
+        raise BadShares("shares", dealer, "must be below 2^256 - 189; they are not")
+    if not 1 <= rings <= max_rings:
+        raise BadShares("rings", dealer, f"must be in [1, {max_rings}]; they are not")
     return HeldShares(of_self, of_mask, rings)
 
 
-def _rings(names: Sequence[str], held: Mapping[str, HeldShares], terms: Terms) -> list[int]:
-    """Return how many rings each of `names` fills, this client included, whether it fills any that is in question."""
-    return [terms.rings if name == terms.name else held[name].rings for name in names]
+def _check_fillers(
+    names: Sequence[str], held: Mapping[str, HeldShares], terms: Terms, members: Members, whole: str
+) -> None:
+    """Check that no number of rings is that of too few: of all, and in an exact sum of each group's members."""
+    rings = {name: terms.rings if name == terms.name else held[name].rings for name in names}
+    min_cohort = members.bind(terms.parameters).min_cohort
+    for group in terms.groups or (tuple(names),):
+        if group[0] in rings:
+            check_fillers([rings[name] for name in group], whole, min_cohort)
 
 
 def _masks(state: Shared, others: Sequence[str], ctx2: bytes) -> list[Mask]:

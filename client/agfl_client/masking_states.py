@@ -24,7 +24,9 @@ from agfl_protocol.secagg.rings import MAX_RINGS
 class Terms:
     """What this client goes by in an exchange.
 
-    max_cohort: clients for which the fields of a lane have room; rings: how many of an elastic model its lanes fill.
+    max_cohort: clients for which the fields of a lane have room; rings: how many of an elastic model its lanes fill;
+    max_rings: the most that the broadcast has anybody fill.
+    drawn: who may be in U1. groups: of which U2 and U3 must be whole ones; none where any of U1 will do.
     """
 
     name: str
@@ -34,10 +36,13 @@ class Terms:
     exchange: ExchangeId
     max_cohort: int
     ctx0: bytes
+    drawn: frozenset[str] = frozenset()
+    groups: tuple[tuple[str, ...], ...] = ()
     rings: int = field(default=1, repr=False)
+    max_rings: int = field(default=MAX_RINGS, repr=False)
 
     def __post_init__(self) -> None:
-        assert 1 <= self.rings <= MAX_RINGS
+        assert 1 <= self.rings <= self.max_rings <= MAX_RINGS
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,28 +14,45 @@ from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from agfl_client import pair_counts
-from agfl_client.client_state import ClientStates, Recollection
+from agfl_client.announced import Announced
+from agfl_client.approvals import Approvals
+from agfl_client.client_state import ClientStates, Recollection, StateKey
+from agfl_client.deadline import Deadline
 from agfl_client.device import AUTO, choose_device
+from agfl_client.own_error import measure_sigma
 from agfl_client.part import Part, whole_layout
 from agfl_client.policy import Policy, PolicyViolation
-from agfl_client.secure_member import SecureMember
+from agfl_client.secure_member import SecureMember, SumRules
+from agfl_client.sum_rules import sum_rules
 from agfl_client.training import LocalTrainer, effective_steps, evaluate, validation_loss
 from agfl_models.errors import WireError
 from agfl_models.examples import Row, check_readable, read_rows
+from agfl_models.families import build_model
 from agfl_models.huggingface.folder import PretrainedFolder
 from agfl_models.rings import Rings
 from agfl_models.tasks.task import AnyTask, Dataset
-from agfl_protocol import candidates, drift, ring_losses, secure_wire
+from agfl_protocol import candidates, drift, ring_losses
 from agfl_protocol.control import check_control
 from agfl_protocol.counting import CountCodec, CountRequest
 from agfl_protocol.optimizer_config import PortfolioConfig
-from agfl_protocol.randomness import generator
+from agfl_protocol.plan import Plan, plan_from_json
+from agfl_protocol.randomness import SECRET_BYTES, OwnerRandomness, first_model_seed
 from agfl_protocol.run_config import RunConfig, run_config_from_json
 from agfl_protocol.secagg.lanes import Lanes
+from agfl_protocol.transforms import clipping
 from agfl_protocol.transforms.alignment import cosine
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.update import Layout, Update, Vector
-from agfl_protocol.wire import FinishRequest, IdentifyReply, RoundReply, RoundRequest, SumRequest
+from agfl_protocol.wire import (
+    Answer,
+    FinishRequest,
+    IdentifyReply,
+    ProposeReply,
+    ProposeRequest,
+    RoundReply,
+    RoundRequest,
+    SumRequest,
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +77,8 @@ class Node:
     what that task's columns are called there; device: "auto" or a PyTorch device; num_threads: PyTorch threads of
     this node; pretrained: the owner's copy of a pretrained model, for runs that start from one; policy: what the owner
     accepts; member: the node's part in secure sums, None where it has none; folder: this node's own, where it keeps
-    state from round to round for methods that need it.
+    state from round to round for methods that need it; randomness: what it draws with, None for a secret of this
+    process; approvals: the plans that the owner approved, None where its policy approves all of them.
 
     Raises:
         DataError, PretrainedError, ConfigError: the data is not there or cannot be opened, or the pretrained model or
@@ -79,10 +98,13 @@ class Node:
         policy: Policy | None = None,
         member: SecureMember | None = None,
         folder: Path | None = None,
+        randomness: OwnerRandomness | None = None,
+        approvals: Approvals | None = None,
     ) -> None:
         self.name = name
         self.finished = False
         self._policy = policy or Policy()
+        self.announced = Announced(self._policy, pretrained)
         self._member = member
         check_readable(data)
         if pretrained is not None:
@@ -93,12 +115,50 @@ class Node:
         self._device = choose_device(device)
         self._num_threads = num_threads
         self._states = ClientStates(folder) if folder is not None else None
+        self._randomness = randomness or OwnerRandomness(secrets.token_bytes(SECRET_BYTES))
+        self._approvals = approvals
+        self._deadline = Deadline()
         self._workspace: _Workspace | None = None
         self._words: pair_counts.CutWords | None = None
 
     def identify(self) -> IdentifyReply:
         """Say who this is."""
         return IdentifyReply(self.name)
+
+    def propose(self, request: ProposeRequest) -> ProposeReply:
+        """Say whether the owner approves a plan.
+
+        Raises:
+            ConfigError, PolicyViolation, PlanViolation: the plan is none, or not what this owner permits.
+        """
+        plan = plan_from_json(request.plan_json)
+        self._policy.tier(plan.run_config.with_pretrained(self._pretrained, "--pretrained"))
+        if plan.groups or self._member is not None:
+            plan.check_groups(self.member.names, self.member.min_cohort, self.name)
+        if self._approvals is None:
+            self._policy.check_unasked()
+            return ProposeReply(Answer.APPROVED)
+        status = self._approvals.propose(plan)
+        if self._policy.runs != "all" and self._approvals.sigma(plan.run_id) is None:
+            sigma = self._sigma(plan)
+            status = status if sigma is None else self._approvals.note_sigma(plan.run_id, sigma)
+        return ProposeReply(Answer(status.value))
+
+    def _sigma(self, plan: Plan) -> float | None:
+        """Return how much of an update of the first model is the noise of its batches; None where that is not drawn."""
+        config = plan.run_config.with_pretrained(self._pretrained, "--pretrained")
+        if config.training.local_steps is None or not config.tokenizer.is_trained:
+            return None
+        torch.set_num_threads(self._num_threads)
+        space = self._make_workspace("", config, 1)
+        part, trainer = space.part, LocalTrainer(config.training, self._device)
+        first = part.layout.flatten(build_model(config.narrowed_model(1), first_model_seed(config.seed)))
+        updates = []
+        for _ in range(2):
+            part.layout.load(part.model, first)
+            rng = np.random.default_rng()
+            updates.append(trainer.train(part.model, part.layout, space.task, space.dataset, rng, widths=part.widths))
+        return measure_sigma(*(update.delta for update in updates))
 
     @property
     def member(self) -> SecureMember:
@@ -130,35 +190,37 @@ class Node:
         """
         torch.set_num_threads(self._num_threads)
         self.finished = False
-        space = self._workspace_for(request)
+        again = self._answered(request)
+        if again is not None:
+            return again
+        self._deadline = Deadline.after(self._policy.max_seconds_per_round)
+        space, rules = self._workspace_for(request)
         config, task, layout = space.config, space.task, space.layout
         num_models, rest = divmod(request.model.size, layout.size)
         if rest or num_models not in (1, config.max_models if request.train else 1):
             raise WireError(f"model: must have {layout.size} parameters as configured, got {request.model.size}")
-        if request.plan.scales.shape != (len(layout.sizes),):
-            raise WireError(
-                f"scales: must be one for each of {len(layout.sizes)} tensors, got {request.plan.scales.size}"
-            )
+        if request.plan.clip_step and not clipping.varies(config):
+            raise WireError(f"clip_step: must be 0 where the bound stays, got {request.plan.clip_step}")
         codec = UpdateCodec.for_round(
             config,
             task,
             layout,
             request.plan,
+            round_number=request.round,
             train=request.train,
             evaluate=request.evaluate,
             num_models=num_models,
             rings=space.rings,
         )
         check_control(config, request, layout.size)
-        self._check_exchange(config, request)
         self._words = None  # the tokenizer is there
         memory = self._recall(space, request)
         update = self._update(space, request, memory)
-        lanes = codec.encode(update, generator(config.seed, self.name, request.round, "rounding"))
+        lanes = codec.encode(update, self._draw(request, "rounding"))
         if memory is not None:
             sent = codec.decode_mean(codec.decode_sum(lanes)).delta
-            self.states.keep(secure_wire.exchange_of(request), memory, sent)
-        return self._answer(config, request, lanes, space.part.num_rings)
+            self.states.keep(_state_key(request), request.exchange, memory, sent)
+        return self._answer(request, rules, lanes, space.part.num_rings)
 
     def handle_count(self, request: CountRequest) -> RecordDict:
         """Count pairs of tokens in the training text, for a tokenizer; reply as to a round.
@@ -167,12 +229,15 @@ class Node:
             PolicyViolation, ProtocolViolation, WireError: as `handle_round`.
         """
         self.finished = False
+        again = self._answered(request)
+        if again is not None:
+            return again
         config = pair_counts.check_request(request)
         self._policy.tier(config)
-        self._check_exchange(config, request)
+        rules = self._rules(config, request)
         self._words = pair_counts.cut(self._words, request, config, lambda: self._rows(config))
         counts = self._words.words.pairs(request.first_new)
-        return self._answer(config, request, CountCodec.of(request).encode(counts))
+        return self._answer(request, rules, CountCodec.of(request).encode(counts))
 
     def finish(self, request: FinishRequest) -> None:
         """Note that the run is over and let go of its model."""
@@ -186,47 +251,94 @@ class Node:
     def _rows(self, config: RunConfig) -> list[Row]:
         return read_rows(self._data, config.task.row, self._columns)
 
-    def _check_exchange(self, config: RunConfig, request: SumRequest) -> None:
-        """Check, before any text is touched, that a secure sum may be answered."""
-        if config.aggregation.type == "secure":
-            self.member.check(request)
+    def _answered(self, request: SumRequest) -> RecordDict | None:
+        """Return the reply to this very request, if the server has lost it."""
+        return None if self._member is None else self._member.answered(request)
 
-    def _answer(self, config: RunConfig, request: SumRequest, lanes: Lanes, num_rings: int = 1) -> RecordDict:
+    def _rules(self, config: RunConfig, request: SumRequest) -> SumRules | None:
+        """Check, before any text is touched, that the plan has this sum and that it may be answered.
+
+        Return what a secure sum goes by.
+        """
+        is_secure = config.aggregation.type == "secure"
+        if self._approvals is None:
+            self._policy.check_unasked()
+            if not is_secure:
+                return None
+        plan = None if self._approvals is None else self._approvals.approved(request.run_id)
+        merges = None if self._member is None else self._member.ledger.merges(request.run_id)
+        rules = sum_rules(plan, config, request, self._policy, merges)
+        if not is_secure:
+            return None
+        self.member.ledger.approve(request.run_id, request.plan_hash)
+        self.member.check(request, rules)
+        self._policy.check_pairs(self.member.ledger.pairs(request.run_id, self.name).k)
+        return rules
+
+    def _answer(self, request: SumRequest, rules: SumRules | None, lanes: Lanes, num_rings: int = 1) -> RecordDict:
         """Return what enters the sum, or what goes before it where the lanes are to be masked."""
-        if config.aggregation.type == "secure":
-            return self.member.advertise(request, lanes, num_rings)
+        if rules is not None:
+            return self.member.advertise(request, rules, lanes, num_rings)
         return RoundReply(request.config_hash, request.round, request.exchange, lanes).to_record()
+
+    def _draw(self, request: SumRequest, purpose: str) -> np.random.Generator:
+        """Return the owner's randomness for one purpose in this exchange, the same each time."""
+        return self._randomness.generator(request.run_id, request.exchange, purpose)
 
     def _recall(self, space: _Workspace, request: RoundRequest) -> Recollection | None:
         """Return the state with which this round begins, where the method has owners keep one."""
         method = drift.drift_of(space.config) if request.train else None
         if method is None:
             return None
-        last = request.counted.get(self.name)
-        own, is_lost = self.states.recall(secure_wire.exchange_of(request).run_id, last, space.layout.size)
+        last, is_known = self._last_used(request)
+        own, is_lost = self.states.recall(_state_key(request), last if is_known else -1, space.layout.size)
         return Recollection(method, request.control, own, last, is_lost)
+
+    def _last_used(self, request: RoundRequest) -> tuple[int | None, bool]:
+        """Return the last exchange whose sum, that was used, had this owner in it, and whether that is sure."""
+        if self._member is None:
+            used = [exchange for exchange, names in request.used if self.name in names]
+            return (used[-1] if used else None), True
+        ledger = self._member.ledger
+        used = [exchange for exchange, _ in request.used if ledger.has_left(request.run_id, exchange)]
+        signed = ledger.signed(request.run_id)
+        for exchange in reversed(used):
+            if exchange not in signed:  # the vector left, but nobody told whether it was in the sum
+                return exchange, False
+            if self.name in signed[exchange]:
+                return exchange, True
+        return None, True
 
     def _update(self, space: _Workspace, request: RoundRequest, memory: Recollection | None) -> Update:
         config, task, part = space.config, space.task, space.part
         metrics: dict[str, float] = {}
         models = request.model.reshape(-1, space.layout.size)
         if len(models) > 1:
-            metrics |= self._candidate_losses(space, models)
+            metrics |= self._candidate_losses(space, request, models)
         part.load(models[0])
         if request.evaluate:
             size, examples = config.training.batch_size, config.evaluation.max_examples
-            metrics |= evaluate(part.model, task, space.dataset, size, examples, self._device)
-            metrics |= self._ring_losses(space)
+            drawn = None if request.full else self._draw(request, "evaluation")
+            stop = self._deadline
+            metrics |= evaluate(part.model, task, space.dataset, size, examples, self._device, drawn, stop)
+            metrics |= self._ring_losses(space, request)
         if not request.train:
             return Update(np.zeros(0, np.float32), 1.0, metrics)
-        rng = generator(config.seed, self.name, request.round, "batches")
+        rng = self._draw(request, "batches")
         training, correction = config.training, None
         if memory is not None:
             training, correction = memory.training(training), memory.correction
             metrics[drift.LOST] = float(memory.is_lost)
         trainer = LocalTrainer(training, self._device)
         result = trainer.train(
-            part.model, part.layout, task, space.dataset, rng, widths=part.widths, correction=correction
+            part.model,
+            part.layout,
+            task,
+            space.dataset,
+            rng,
+            widths=part.widths,
+            correction=correction,
+            deadline=self._deadline,
         )
         sums = (result.loss, float(result.num_predictions))
         metrics |= dict(zip(task.train_sums, sums, strict=True))
@@ -242,7 +354,7 @@ class Node:
             tier=space.tier,
         )
 
-    def _ring_losses(self, space: _Workspace) -> dict[str, float]:
+    def _ring_losses(self, space: _Workspace, request: RoundRequest) -> dict[str, float]:
         """Return what each ring of this owner's part is worth to it; nothing where the model is not elastic."""
         part, widths, config = space.part, space.part.widths, space.config
         if widths is None:
@@ -250,28 +362,37 @@ class Node:
         losses, predictions = [], 0
         for k in range(1, part.num_rings + 1):
             with widths.at(k):
-                loss, predictions = self._loss(space, config.evaluation.max_examples)
+                loss, predictions = self._loss(space, config.evaluation.max_examples, self._draw(request, "rings"))
             losses.append(loss)
         return ring_losses.sums(losses, predictions, config.max_rings)
 
-    def _candidate_losses(self, space: _Workspace, models: NDArray[np.float32]) -> dict[str, float]:
+    def _candidate_losses(
+        self, space: _Workspace, request: RoundRequest, models: NDArray[np.float32]
+    ) -> dict[str, float]:
         optimizer, losses, predictions = space.config.aggregation.server_optimizer, [], 0
         assert isinstance(optimizer, PortfolioConfig), optimizer.type
         for vector in models:
             space.part.load(vector)
-            loss, predictions = self._loss(space, optimizer.max_examples)
+            loss, predictions = self._loss(space, optimizer.max_examples, self._draw(request, "candidates"))
             losses.append(loss)
         return candidates.sums(losses, predictions)
 
-    def _loss(self, space: _Workspace, max_examples: int) -> tuple[float, int]:
+    def _loss(self, space: _Workspace, max_examples: int, rng: np.random.Generator) -> tuple[float, int]:
         size = space.config.training.batch_size
-        return validation_loss(space.part.model, space.task, space.dataset, size, max_examples, self._device)
+        model, stop = space.part.model, self._deadline
+        return validation_loss(model, space.task, space.dataset, size, max_examples, self._device, rng, stop)
 
-    def _workspace_for(self, request: RoundRequest) -> _Workspace:
-        """Return the warm workspace of the request's configuration, or make it."""
-        if self._workspace is None or self._workspace.config_json != request.config_json:
-            self._workspace = self._make_workspace(request)
-        space = self._workspace
+    def _workspace_for(self, request: RoundRequest) -> tuple[_Workspace, SumRules | None]:
+        """Return the warm workspace of the request's configuration, or make it; and what the sum goes by."""
+        if self._workspace is not None and self._workspace.config_json == request.config_json:
+            space = self._workspace
+            rules = self._rules(space.config, request)
+        else:
+            self._workspace = None
+            config = run_config_from_json(request.config_json).with_pretrained(self._pretrained, "--pretrained")
+            tier = self._policy.tier(config)  # before the model is built and the text is touched
+            rules = self._rules(config, request)
+            self._workspace = space = self._make_workspace(request.config_json, config, tier)
         num_rings = _num_rings(space, request)
         if num_rings != space.part.num_rings:
             part = Part.of(space.config, space.rings, num_rings, self._device)
@@ -279,18 +400,19 @@ class Node:
         if request.config_hash != space.config_hash:
             got = request.config_hash[:12]
             raise WireError(f"config_hash: must be {space.config_hash[:12]} as of the configuration, got {got}")
-        return space
+        return space, rules
 
-    def _make_workspace(self, request: RoundRequest) -> _Workspace:
-        config = run_config_from_json(request.config_json).with_pretrained(self._pretrained, "--pretrained")
-        tier = self._policy.tier(config)  # before the model is built and the text is touched
-        self._check_exchange(config, request)
+    def _make_workspace(self, config_json: str, config: RunConfig, tier: int) -> _Workspace:
         task = config.build_task()
         dataset = task.prepare(self._rows(config))
         rings = config.build_rings()
         part = Part.of(config, rings, 1, self._device)  # the server's weights replace what is trained
         layout = part.layout if rings is None else whole_layout(config)
-        return _Workspace(request.config_json, config.hash, config, task, dataset, layout, rings, tier, part)
+        return _Workspace(config_json, config.hash, config, task, dataset, layout, rings, tier, part)
+
+
+def _state_key(request: RoundRequest) -> StateKey:
+    return StateKey(request.run_id, request.config_hash)
 
 
 def _num_rings(space: _Workspace, request: RoundRequest) -> int:

@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -31,13 +31,12 @@ from flwr.proto.fleet_pb2 import (
     PushMessagesRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
-    iterate_object_tree,
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
@@ -53,11 +52,16 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from agfl_client.bounded_http import bounded_client
+from agfl_client.process_marker import ProcessMarker, superseded_problem
+from agfl_client.pulling import MAX_OBJECT_BYTES, Allowance, pull_message, take_little
+from agfl_client.request_signer import RequestSigner, clock_problem
 from agfl_client.server_trust import TrustedServer
-from agfl_models.errors import AgflError, DataError, IdentityError, TransportError
+from agfl_models.bounded import shown
+from agfl_models.errors import AgflError, DataError, IdentityError, PretrainedError, TransportError, WireError
 from agfl_protocol.identity import MARKER_FAB_ID
+from agfl_protocol.process_mark import SUPERSEDED_STATUS
 
 POLL_MIN_S, POLL_MAX_S = 0.05, 0.5
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 1.0
@@ -83,10 +87,12 @@ def run_node(
     stop: threading.Event,
     finished: Callable[[], bool],
     max_wait_s: float,
+    allowance: Allowance = take_little,
 ) -> None:
     """Serve one server until `finished()` is true after a reply was delivered, or `stop` is set.
 
     server: HOST:PORT. ca: the federation's ca.pem. max_wait_s: how long the server may be away at a time.
+    allowance: how many bytes of arrays are fetched for a message, by its kind and its records without arrays.
     `stop` is looked at between messages and between calls to the server; a KeyboardInterrupt leaves at once.
 
     Raises:
@@ -95,7 +101,7 @@ def run_node(
     """
     logging.getLogger("flwr").setLevel(logging.WARNING)
     with _Connection(TrustedServer(server, ca), transport_key, stop, max_wait_s) as connection:
-        loop = _Loop(connection, client_app, stop, finished)
+        loop = _Loop(connection, client_app, stop, finished, allowance)
         with suppress(_Stopped):
             while not stop.is_set() and not finished():
                 try:
@@ -110,6 +116,10 @@ class _Stopped(Exception):
 
 class _SessionLost(Exception):
     """The server does not know our node id (any more), or a poll got no answer: activate again."""
+
+
+class _ReplyUnwanted(Exception):
+    """The server waits for this reply no longer."""
 
 
 class _RunOver(Exception):
@@ -134,12 +144,15 @@ class _Connection:
         self._closed = threading.Event()
 
     def _new_client(self, timeout_s: float) -> FleetHttpClient:
-        return FleetHttpClient(
+        client = FleetHttpClient(
             f"https://{self._server.address}",
-            interceptors=[NodeAuthHttpInterceptor(self._key, self._key.public_key())],
+            interceptors=[RequestSigner(self._key), ProcessMarker()],
             verify=self._tls,
             timeout=timeout_s,
         )
+        client._client.close()
+        client._client = bounded_client(self._tls, timeout_s, MAX_OBJECT_BYTES)
+        return client
 
     def __enter__(self) -> _Connection:
         threading.Thread(target=self._heartbeat, name="heartbeat", daemon=True).start()
@@ -151,7 +164,7 @@ class _Connection:
         if time.monotonic() - self._answered_at < LEAVE_WITHIN_S:
             # A courtesy, to a server that seems well: without it our silence would tell. On a connection of its
             # own, since an interrupt may have broken the other.
-            with suppress(httpx.HTTPError), self._new_client(LEAVE_TIMEOUT_S) as client:
+            with suppress(httpx.HTTPError, WireError), self._new_client(LEAVE_TIMEOUT_S) as client:
                 client.DeactivateNode(DeactivateNodeRequest(node_id=self.node.node_id))
 
     def activate(self) -> Node:
@@ -161,7 +174,7 @@ class _Connection:
         try:
             response = self.call(self.api.ActivateNode, request)
         except httpx.HTTPStatusError as error:
-            raise self._not_admitted(error.response.status_code) from None
+            raise self._not_admitted(error.response) from None
         is_new = response.node_id != self.node.node_id
         self.node = Node(node_id=response.node_id)
         if is_new:
@@ -202,24 +215,25 @@ class _Connection:
         self._answered_at = time.monotonic()
         return response
 
-    def _not_admitted(self, status: int) -> AgflError:
-        address = self._server.address
+    def _not_admitted(self, response: httpx.Response) -> AgflError:
+        address, status = self._server.address, response.status_code
+        superseded = superseded_problem(response)
+        if superseded is not None:
+            return IdentityError(superseded)
         if status == 412:
             return IdentityError(
                 f"transport key: {address} does not admit this key; its operator must register the public "
                 f"file with `agfl-server add-node` and start the server anew"
             )
         if status == 401:
-            return IdentityError(
-                f"transport key: {address} rejects our signed time; the two clocks must agree to 5 minutes"
-            )
+            return IdentityError(clock_problem(response) or f"transport key: {address} rejects our signature")
         return TransportError(f"--server: must be an agfl server, but {address} answers HTTP {status}")
 
     def _heartbeat(self) -> None:
         """Tell the server that we live, also while the loop is busy with an answer."""
         while not self._closed.wait(HEARTBEAT_S):
             # A failure is not ours to judge: the loop meets the same server.
-            with suppress(httpx.HTTPError, RuntimeError):
+            with suppress(httpx.HTTPError, RuntimeError, WireError):
                 if self.node.node_id:
                     request = SendNodeHeartbeatRequest(node=self.node, heartbeat_interval=HEARTBEAT_PROMISE_S)
                     self.try_call(self.api.SendNodeHeartbeat, request)
@@ -234,7 +248,9 @@ class _Loop:
         client_app: ClientApp,
         stop: threading.Event,
         finished: Callable[[], bool],
+        allowance: Allowance,
     ) -> None:
+        self._allowance = allowance
         self._connection, self._api = connection, connection.api
         self._client_app, self._stop, self._finished = client_app, stop, finished
         self._node = Node()
@@ -258,11 +274,11 @@ class _Loop:
                 continue
             delay = POLL_MIN_S
             try:
-                self._handle(*pulled)
+                self._handle(pulled)
             except _RunOver:
                 log.info("the server ended the run")
 
-    def _poll(self) -> tuple[Message, ObjectTree] | None:
+    def _poll(self) -> Message | None:
         # Not repeated by itself: the server holds a message for delivered once its answer is on the way, and
         # delivers it again only to a node that activates anew.
         try:
@@ -272,10 +288,11 @@ class _Loop:
             raise _SessionLost from None
         if not response.messages_list:
             return None
-        return message_from_proto(response.messages_list[0]), response.message_object_trees[0]
+        # The tree of its objects comes, too, but it is only what the server says; `pull_message` looks for itself.
+        return message_from_proto(response.messages_list[0])
 
-    def _handle(self, envelope: Message, tree: ObjectTree) -> None:
-        """Answer one message; `envelope` has its metadata, `tree` names its content."""
+    def _handle(self, envelope: Message) -> None:
+        """Answer one message, of which `envelope` has the metadata."""
         start = time.monotonic()
         refusal = self._refusal(envelope)
         if refusal is not None:
@@ -283,11 +300,16 @@ class _Loop:
             reply = Message(Error(ErrorCode.INVALID_FAB, refusal), reply_to=envelope)
         else:
             try:
-                contents = self._pull(envelope, tree)
+                contents = self._pull(envelope)
             except ObjectPullError:
                 log.info("the server withdrew a message before it was here whole")
                 return
-            reply = self._answer(envelope, contents)
+            except TransportError:
+                raise
+            except AgflError as error:
+                reply = self._refuse(envelope, error)
+            else:
+                reply = self._answer(envelope, contents)
         duration_s = time.monotonic() - start
         self._push(reply, duration_s)
         log.info("answered %s in %.2f s", envelope.metadata.message_type, duration_s)
@@ -300,18 +322,27 @@ class _Loop:
                 self._api.GetRun, GetRunRequest(node=self._node, run_id=run_id)
             ).run.fab_id
         if self._fab_ids[run_id] != MARKER_FAB_ID:
-            return f"fab_id: must be {MARKER_FAB_ID!r}, got {self._fab_ids[run_id]!r}"
+            return f"fab_id: must be {MARKER_FAB_ID!r}, got {shown(self._fab_ids[run_id])}"
         if kind.split(".")[0] not in ANSWERED_TYPES:
-            return f"message type: must be one of {', '.join(ANSWERED_TYPES)}, got {kind!r}"
+            return f"message type: must be one of {', '.join(ANSWERED_TYPES)}, got {shown(kind)}"
         return None
 
-    def _pull(self, envelope: Message, tree: ObjectTree) -> dict[str, bytes]:
-        """Fetch a message's objects; from here on the server has forgotten it."""
+    def _pull(self, envelope: Message) -> dict[str, bytes]:
+        """Fetch a message's objects, if they are not too large; from here on the server has forgotten it."""
         run_id, message_id = envelope.metadata.run_id, envelope.metadata.message_id
         pull = make_pull_object_fn_protobuf(
             lambda request: self._call(self._api.PullObject, request), self._node, run_id
         )
-        contents = pull_objects([node.object_id for node in iterate_object_tree(tree)], pull)
+
+        def fetch(ids: Sequence[str], arrived: Callable[[str, int], None]) -> dict[str, bytes]:
+            def pull_one(object_id: str) -> bytes:
+                content = pull(object_id)
+                arrived(object_id, len(content))
+                return content
+
+            return pull_objects(list(ids), pull_one)
+
+        contents = pull_message(message_id, envelope.metadata.message_type, fetch, self._allowance)
         confirmation = ConfirmMessageReceivedRequest(node=self._node, run_id=run_id, message_object_id=message_id)
         self._call(self._api.ConfirmMessageReceived, confirmation)
         return contents
@@ -327,11 +358,16 @@ class _Loop:
             message.metadata.__dict__["_message_id"] = envelope.metadata.message_id
             return self._client_app(message, self._contexts[run_id])
         except AgflError as error:
-            log.error("%s not answered: %s", kind, error)
-            reason = "DataError" if isinstance(error, DataError) else str(error)
+            return self._refuse(envelope, error)
         except Exception as error:
             log.exception("%s not answered", kind)
             reason = type(error).__name__
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=envelope)
+
+    def _refuse(self, envelope: Message, error: AgflError) -> Message:
+        log.error("%s not answered: %s", envelope.metadata.message_type, error)
+        is_own = isinstance(error, DataError | PretrainedError)  # the line may quote the owner's text or paths
+        reason = type(error).__name__ if is_own else str(error)
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=envelope)
 
     def _push(self, reply: Message, duration_s: float) -> None:
@@ -369,6 +405,8 @@ class _Loop:
             except ObjectPushError:
                 # A repeated call finds its object stored, or the upload has expired: ask what is missing now.
                 return False
+            except _ReplyUnwanted:
+                log.info("the server no longer waits for this reply")
         return True
 
     def _call(self, method: Callable[[RequestT], ResponseT], request: RequestT) -> ResponseT:
@@ -377,8 +415,10 @@ class _Loop:
             return self._connection.call(method, request, max_wait_s)
         except httpx.HTTPStatusError as error:
             status = error.response.status_code
-            if status == 401:
+            if status in (401, SUPERSEDED_STATUS):  # activating anew says why
                 raise _SessionLost from None
             if status == 403:
                 raise _RunOver from None
+            if status == 410:
+                raise _ReplyUnwanted from None
             raise TransportError(f"--server: must answer our calls, got HTTP {status}") from None

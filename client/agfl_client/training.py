@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from agfl_client.deadline import NO_DEADLINE, Deadline
 from agfl_client.delta_sgd import DeltaSGD
 from agfl_client.nested_widths import NestedWidths
 from agfl_models.sequence_model import SequenceModel, trained_parameters
 from agfl_models.tasks import distribution
-from agfl_models.tasks.evaluation import evaluation_sums
+from agfl_models.tasks.evaluation import evaluation_sums, validation_batches
 from agfl_models.tasks.task import AnyTask, BatchT, Dataset, Task
 from agfl_protocol.optimizer_config import DeltaSGDConfig, SGDConfig
 from agfl_protocol.run_config import TrainingConfig
@@ -55,11 +56,15 @@ class LocalTrainer:
         optimizer: Optimizer | None = None,
         widths: NestedWidths | None = None,
         correction: Vector | None = None,
+        deadline: Deadline = NO_DEADLINE,
     ) -> LocalResult:
         """Train `model` in place; all randomness comes from `rng`. Without an optimizer to go on with, begin anew.
 
         widths: of an elastic model, which are trained in turn.
         correction: added to each gradient before that is clipped, so that the bound is one of the whole step, (d,).
+
+        Raises:
+            PolicyViolation: `deadline` passes.
         """
         before = layout.flatten(model)
         optimizer = optimizer or self.optimizer(model)
@@ -68,6 +73,7 @@ class LocalTrainer:
         extra = [] if correction is None else [part.to(self.device) for part in layout.split(correction)]
         loss, count, steps, first_loss = torch.zeros((), dtype=torch.float64), 0, 0, 0.0
         for batch in self._batches(dataset, rng):
+            deadline.check()
             with nullcontext() if widths is None else widths.of_step(steps, rng):
                 batch_loss, predictions = self._differentiate(model, task, optimizer, batch.to(self.device))
             self._step(model, optimizer, anchor, extra)
@@ -144,21 +150,46 @@ def effective_steps(config: TrainingConfig, num_steps: int) -> float:
 
 
 def validation_loss(
-    model: SequenceModel, task: AnyTask, dataset: Dataset[Any], batch_size: int, max_examples: int, device: str
+    model: SequenceModel,
+    task: AnyTask,
+    dataset: Dataset[Any],
+    batch_size: int,
+    max_examples: int,
+    device: str,
+    rng: np.random.Generator | None = None,
+    deadline: Deadline = NO_DEADLINE,
 ) -> tuple[float, int]:
-    """Return (loss summed over the predictions of one owner's validation examples, their number), in float32."""
+    """Return (loss summed over the predictions of one owner's validation examples, their number), in float32.
+
+    They are its first ones, or with `rng` drawn ones: the same for several models if each gets a generator of one seed.
+
+    Raises:
+        PolicyViolation: `deadline` passes.
+    """
     model.eval()
     total, count = 0.0, 0
     with torch.no_grad():
-        for batch in dataset.validation(batch_size, max_examples):
+        for batch in validation_batches(dataset, batch_size, max_examples, rng):
+            deadline.check()
             loss, predictions = task.loss(model, batch.to(device))
             total, count = total + float(loss), count + predictions
     return total, count
 
 
 def evaluate(
-    model: SequenceModel, task: AnyTask, dataset: Dataset[Any], batch_size: int, max_examples: int, device: str
+    model: SequenceModel,
+    task: AnyTask,
+    dataset: Dataset[Any],
+    batch_size: int,
+    max_examples: int,
+    device: str,
+    rng: np.random.Generator | None = None,
+    deadline: Deadline = NO_DEADLINE,
 ) -> dict[str, float]:
-    """Return one owner's `task.eval_sums`: over its validation examples, in float32, and its place among owners."""
-    sums = evaluation_sums(model, task, dataset, batch_size, max_examples, device)
+    """Return one owner's `task.eval_sums`, as `evaluation_sums` finds them, and its place among owners.
+
+    Raises:
+        PolicyViolation: `deadline` passes.
+    """
+    sums = evaluation_sums(model, task, dataset, batch_size, max_examples, device, rng, deadline.check)
     return sums | distribution.one_hot(task.main_metric, task.eval_metrics(sums))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from flwr.serverapp import Grid
 
-from agfl_models.errors import RoundError
+from agfl_models.errors import ImplausibleSum, RoundError
 from agfl_protocol import wire
 from agfl_protocol.secagg.lanes import Lanes
+from agfl_server.journal import Records
+
+Groups: TypeAlias = tuple[tuple[str, ...], ...]
 
 
 def reasons(refused: Mapping[str, str]) -> str:
@@ -19,24 +22,38 @@ def reasons(refused: Mapping[str, str]) -> str:
 
 
 class AttemptFailed(RoundError):
-    """An exchange ended without a sum; it may be repeated under the next number, with fresh keys.
+    """An exchange ended without a sum; the round goes on in the next one, or in the same.
 
     refused: NAME -> reason of whoever was left out; guilty: names proven to have broken the protocol, which the next
-    exchange should leave out.
+    exchange should leave out. is_spent: a vector may have left a client, so the exchange is never asked for again.
+    bad: of whom one lied or more, where the sum is none of honest owners; kind: what that ends a round as. silent: who
+    did not answer in time.
     """
 
-    def __init__(self, line: str, refused: Mapping[str, str], guilty: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        line: str,
+        refused: Mapping[str, str],
+        guilty: frozenset[str] = frozenset(),
+        *,
+        is_spent: bool = False,
+        bad: Collection[str] = (),
+    ) -> None:
         super().__init__(line)
         self.refused = dict(refused)
         self.guilty = guilty
+        self.is_spent = is_spent
+        self.bad = tuple(bad)
+        self.silent: frozenset[str] = frozenset()
+        self.kind: type[RoundError] = ImplausibleSum
 
 
 @dataclass(frozen=True)
 class CohortSum:
-    """What one exchange at a round brought.
+    """What one exchange brought.
 
     exchange: its number. lanes: the sum, uint64 (num_lanes,), over `survivors`; refused: NAME -> reason of replies left
-    out.
+    out. silent: those of them that did not answer in time.
     """
 
     exchange: int
@@ -45,6 +62,7 @@ class CohortSum:
     refused: Mapping[str, str]
     bytes_up: int
     bytes_down: int
+    silent: frozenset[str] = frozenset()
 
 
 class LaneCodec(Protocol):
@@ -70,8 +88,14 @@ class Aggregator(Protocol):
         request: wire.SumRequest,
         codec: LaneCodec,
         timeout_s: float,
+        groups: Groups = (),
+        records: Records | None = None,
     ) -> CohortSum:
-        """Ask every client of `cohort` (NAME -> node id) and return the sum over those whose reply is good."""
+        """Ask every client of `cohort` (NAME -> node id) and return the sum over those whose reply is good.
+
+        groups: of which only whole ones may be in the sum; none where any owners may. records: what the trips of this
+        exchange brought before a crash, and will bring.
+        """
         ...
 
     def requiring(self, min_cohort: int) -> Aggregator:

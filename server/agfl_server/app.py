@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,14 +10,18 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
-from agfl_models.errors import ConfigError
+from agfl_models.errors import ConfigError, RoundError
 from agfl_protocol import wire
+from agfl_protocol.plan import Plan
+from agfl_protocol.plan_fields import PlanViolation
 from agfl_protocol.run_config import AggregationConfig, RunConfig, load_run_config
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.parameters import Parameters
 from agfl_server.aggregator import Aggregator
 from agfl_server.attempts import Parties
+from agfl_server.checkpoint import load_checkpoint
 from agfl_server.connected_nodes import ConnectedNodes
+from agfl_server.journal import Journal
 from agfl_server.messaging import ask_nodes
 from agfl_server.observer import Observer, Row
 from agfl_server.opened_run import open_run
@@ -27,7 +31,9 @@ from agfl_server.run_folder import RunFolder
 from agfl_server.search import open_search, run_search
 from agfl_server.secure_sum import SecureSum
 from agfl_server.skipping import write_skip_costs
+from agfl_server.slate import make_slate
 from agfl_server.state import ServerState
+from agfl_server.suspects import Suspects
 from agfl_server.tokenizer_training import public_rows, train_tokenizer, with_public_tokenizer
 
 _FINISH_TIMEOUT_S = 10.0
@@ -42,11 +48,13 @@ def run_federation(
     observer: Observer | None = None,
     registered_name: Callable[[int], str | None] | None = None,
     roster: SigningRoster | None = None,
+    owners: Collection[str] | None = None,
 ) -> ServerState:
     """Run a federation to its last round over `grid` and leave everything it made in `folder`.
 
     registered_name: the NAME under which the transport admitted a node id, where it knows one.
-    roster: the signing keys of all owners, which secure aggregation needs.
+    roster: the signing keys of all owners, which secure aggregation needs. owners: who can take part, where that is
+    known and there is no roster.
 
     Raises:
         AgflError: one line for a person; what was checkpointed stays and can be resumed.
@@ -56,20 +64,58 @@ def run_federation(
     aggregator, min_cohort = build_aggregator(config.aggregation, roster, observer)
     num_owners = None if roster is None else len(roster)
     _refuse_few_owners(num_owners, min_cohort)
-    parties = Parties(
-        config=config,
-        grid=grid,
-        nodes=ConnectedNodes(grid, observer, registered_name),
-        aggregator=aggregator,
-        observer=observer,
-        min_cohort=min_cohort,
-        next_attempt=run_folder.next_attempt,
-        num_owners=num_owners,
-    )
+    nodes = ConnectedNodes(grid, observer, registered_name)
     with run_folder.hold():
+        _refuse_before_writing(config, run_folder, resume)
+        journal = Journal(folder)
+        if not (resume and journal.is_begun):
+            journal.begin()
+        if owners is None:
+            owners = nodes.wait_for(min_cohort) if roster is None else roster.keys
+        plan = _plan(config, run_folder, journal.run_id, owners, min_cohort)
+        nodes.propose(plan)
+        parties = Parties(
+            config=config,
+            grid=grid,
+            nodes=nodes,
+            aggregator=aggregator,
+            observer=observer,
+            min_cohort=min_cohort,
+            journal=journal,
+            plan=plan,
+            num_owners=num_owners,
+            suspects=Suspects(plan.groups),
+        )
         state = _run(parties, run_folder, resume)
     _finish(grid, state)
     return state
+
+
+def _plan(config: RunConfig, folder: RunFolder, run_id: str, owners: Collection[str], min_cohort: int) -> Plan:
+    """Return what owners are to approve: what they have approved before, while that covers the run as it is now.
+
+    Raises:
+        CheckpointError: the plan cannot be read or written.
+    """
+    config = config.with_pretrained(config.pretrained, "model.folder")
+    candidates = () if config.search is None else (one.config.model for one in make_slate(config).candidates)
+    known = folder.read_plan()
+    plan = Plan.of(config, run_id, owners, min_cohort, candidates, known)
+    if known is not None and known.run_id == run_id and not _asks_more(plan, known, config):
+        return known
+    folder.write_plan(plan)
+    return plan
+
+
+def _asks_more(plan: Plan, known: Plan, config: RunConfig) -> bool:
+    """Whether a plan asks owners for more than the one before it."""
+    if (plan.members, plan.groups, plan.candidates) != (known.members, known.groups, known.candidates):
+        return True
+    try:
+        known.covers(config)
+    except PlanViolation:
+        return True
+    return False
 
 
 def _run(parties: Parties, run_folder: RunFolder, resume: bool) -> ServerState:
@@ -95,7 +141,16 @@ def _train(parties: Parties, run_folder: RunFolder, resume: bool) -> tuple[Feder
         config, cost = train_tokenizer(replace(parties, config=config))
         run_folder.write_config(config)
     federation, state = open_run(replace(parties, config=config), run_folder, is_new=is_new, cost=cost)
-    state = run_rounds(federation, state, partial(run_folder.save, config))
+    try:
+        state = run_rounds(federation, state, partial(run_folder.save, config))
+    except RoundError:
+        kept = load_checkpoint(run_folder.checkpoints, config.hash)
+        number = kept.round
+        if kept.confirmed.model.size:
+            kept, number = replace(kept, model=kept.confirmed.model), kept.confirmed.round
+        run_folder.save_model(config, federation.layout, kept)
+        observer.kept(number, str(run_folder.path / "model"))
+        raise
     run_folder.save_model(config, federation.layout, state)
     return federation, state
 
@@ -121,10 +176,14 @@ def refuse_run(config: RunConfig, folder: Path, *, resume: bool, roster: Signing
     """
     _, min_cohort = build_aggregator(config.aggregation, roster, Observer())
     _refuse_few_owners(num_owners, min_cohort)
+    _refuse_before_writing(config, RunFolder(folder), resume)
+
+
+def _refuse_before_writing(config: RunConfig, folder: RunFolder, resume: bool) -> None:
     if config.search is not None:
-        open_search(config, RunFolder(folder), resume=resume)
+        open_search(config, folder, resume=resume)
     else:
-        _opened(config, RunFolder(folder), resume)
+        _opened(config, folder, resume)
     if not resume:
         public_rows(config)
 
@@ -171,7 +230,7 @@ def _aggregator_of(
 
 def _finish(grid: Grid, state: ServerState) -> None:
     """Tell every node that the run is over; who does not answer soon learns it from the closed door."""
-    content = wire.FinishRequest(state.run_id, state.round).to_record()
+    content = wire.FinishRequest(state.run_id).to_record()
     requests = [Message(content, node, wire.FINISH) for node in grid.get_node_ids()]
     for _ in ask_nodes(grid, requests, _FINISH_TIMEOUT_S):
         pass

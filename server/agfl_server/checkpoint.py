@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,13 @@ from safetensors.numpy import save
 
 from agfl_models.durable_files import write_atomically
 from agfl_models.errors import CheckpointError
-from agfl_protocol.transforms.quantization import Scales
 from agfl_server.ring_plan import RingState
-from agfl_server.state import ServerState
+from agfl_server.rollback import Confirmed
+from agfl_server.state import Bounds, ServerState
 
-# The newest one may be lost with the disk sector it stood on. From the one before it only a plain run goes on: owners
-# in a secure one answer no exchange at a round before the last that they answered.
+# The newest one may be lost with the disk sector it stood on.
 _KEPT = 2
-_MODEL, _PREVIOUS, _SCALES, _OPTIMIZER = "model", "previous", "scales", "optimizer."
+_MODEL, _PREVIOUS, _CONFIRMED, _OPTIMIZER = "model", "previous", "confirmed", "optimizer."
 
 
 def save_checkpoint(folder: Path, state: ServerState, config_hash: str) -> Path:
@@ -36,12 +35,18 @@ def save_checkpoint(folder: Path, state: ServerState, config_hash: str) -> Path:
         "run_id": state.run_id,
         "round": state.round,
         "row": state.row,
-        "norm": state.scales.norm,
-        "counted": dict(state.counted),
+        "bounds": asdict(state.bounds),
+        "confirmed": {**asdict(replace(state.confirmed, model=state.model[:0])), "model": None},
+        "exchange": state.exchange,
+        "used": dict(state.used),
         "config_hash": config_hash,
         "rings": asdict(state.rings) if state.rings is not None else None,
     }
-    tensors: dict[str, NDArray[Any]] = {_MODEL: state.model, _PREVIOUS: state.previous, _SCALES: state.scales.values}
+    tensors: dict[str, NDArray[Any]] = {
+        _MODEL: state.model,
+        _PREVIOUS: state.previous,
+        _CONFIRMED: state.confirmed.model,
+    }
     tensors |= {_OPTIMIZER + name: np.asarray(value) for name, value in state.optimizer.items()}
     path = folder / f"round-{state.round:06d}.safetensors"
     try:
@@ -75,6 +80,18 @@ def rounds_done(folder: Path, config_hash: str) -> int:
         return int(facts["round"])
 
 
+def last_exchange(folder: Path) -> int:
+    """Return the last exchange that the newest checkpoint has behind it, of whatever configuration; 0 without one.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    if not has_checkpoint(folder):
+        return 0
+    with _newest(folder, None) as (_, facts):
+        return int(facts["exchange"])
+
+
 def load_checkpoint(folder: Path, config_hash: str) -> ServerState:
     """Read the newest checkpoint.
 
@@ -88,22 +105,25 @@ def load_checkpoint(folder: Path, config_hash: str) -> ServerState:
             round=facts["round"],
             model=tensors[_MODEL],
             optimizer={n.removeprefix(_OPTIMIZER): t for n, t in tensors.items() if n.startswith(_OPTIMIZER)},
-            scales=Scales(tensors[_SCALES], facts["norm"]),
+            bounds=Bounds(**facts["bounds"]),
+            confirmed=_confirmed(facts["confirmed"], tensors[_CONFIRMED]),
             row=facts["row"],
             rings=_rings(facts["rings"]),
-            counted={name: (number, exchange) for name, (number, exchange) in facts["counted"].items()},
+            exchange=facts["exchange"],
+            used={int(exchange): tuple(names) for exchange, names in facts["used"].items()},
             previous=tensors[_PREVIOUS],
         )
 
 
 @contextmanager
-def _newest(folder: Path, config_hash: str) -> Iterator[tuple[Any, dict[str, Any]]]:
+def _newest(folder: Path, config_hash: str | None) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Open the newest checkpoint; yield the file and its facts."""
     path = newest_checkpoint(folder)
     try:
         with safe_open(path, framework="numpy") as file:
             facts = json.loads(file.metadata()["state"])
-            refuse_other(f"checkpoint: {path}", facts["config_hash"], config_hash)
+            if config_hash is not None:
+                refuse_other(f"checkpoint: {path}", facts["config_hash"], config_hash)
             yield file, facts
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint: {path}: is damaged: {error}") from None
@@ -117,6 +137,11 @@ def refuse_other(where: str, found_hash: str, config_hash: str) -> None:
             f"{where}: belongs to a run with configuration hash {found_hash[:12]}, "
             f"this configuration has {config_hash[:12]} ({may_change})"
         )
+
+
+def _confirmed(facts: dict[str, Any], model: NDArray[np.float32]) -> Confirmed:
+    losses = {key: tuple(facts[key]) for key in ("evaluated", "trained")}
+    return Confirmed(**{**facts, **losses, "model": model})
 
 
 def _rings(facts: dict[str, Any] | None) -> RingState | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agfl_models.console import new_app, run_app
-from agfl_server.observer import Observer, Row
+from agfl_server.observer import IMPLAUSIBLE, Observer, Row
 
 if TYPE_CHECKING:
     from agfl_server.federation_folder import FederationFolder
@@ -36,6 +36,7 @@ def init(
     ] = None,
 ) -> None:
     """Make a federation folder: run configuration, certificates, room for nodes."""
+    from agfl_protocol.fingerprint import words_of_file
     from agfl_protocol.run_config import load_run_config
     from agfl_server import federation_folder
     from agfl_server.slate import make_slate
@@ -45,7 +46,9 @@ def init(
     if run.search is not None:
         make_slate(run)  # refuses what `start` would
     federation_folder.init(folder, source.read_text(encoding="utf-8"), host or [])
-    typer.echo(f"made {folder}; give every data owner {folder / 'ca.pem'}, and nobody {folder / 'ca.key'}")
+    certificate, apart = folder / "ca.pem", federation_folder.authority_folder(folder)
+    typer.echo(f"made {folder}; give every data owner {certificate}, in words:\n{words_of_file(certificate)}")
+    typer.echo(f"move {apart} to where nobody who takes over this machine finds it: the server runs without it")
 
 
 @app.command()
@@ -55,10 +58,12 @@ def add_node(
     folder: Folder = Path("federation"),
 ) -> None:
     """Admit a data owner's node, from the next start on."""
+    from agfl_protocol.fingerprint import words_of_file
     from agfl_server import federation_folder
 
     federation_folder.add_node(folder, name, public_file)
     typer.echo(f"admitted {name}; nodes of {folder}: {_names(federation_folder.load(folder))}")
+    typer.echo(f"its public file in words, as its owner must see them:\n{words_of_file(public_file)}")
 
 
 @app.command()
@@ -67,13 +72,27 @@ def roster(
     folder: Folder = Path("federation"),
 ) -> None:
     """Write the roster: every owner's signing key. Owners must get it, or check it, without going through you."""
-    from agfl_protocol.roster_file import fingerprint, roster_of, write_roster
+    from agfl_protocol.fingerprint import words_of_roster
+    from agfl_protocol.roster_file import roster_of, write_roster
     from agfl_server import federation_folder
 
     nodes = federation_folder.load(folder).nodes
     write_roster(file, nodes)
-    typer.echo(f"{len(nodes)} owners in {file}, fingerprint {fingerprint(roster_of(nodes))}")
-    typer.echo("every owner should compare this fingerprint with the other owners, not with you")
+    typer.echo(f"{len(nodes)} owners in {file}, in words:\n{words_of_roster(roster_of(nodes))}")
+    typer.echo("every owner should compare these words with the other owners, not with you")
+
+
+@app.command()
+def fingerprint(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A roster, a NAME.pub or a ca.pem.")],
+    expect: Annotated[
+        str | None, typer.Option(metavar="WORDS", help="The 24 words that somebody else sees for the same file.")
+    ] = None,
+) -> None:
+    """Print the 24 words of a file, for people to compare; with --expect say `same` or DIFFERENT."""
+    from agfl_protocol.fingerprint import show_fingerprint
+
+    show_fingerprint(file, expect)
 
 
 @app.command()
@@ -98,6 +117,7 @@ def start(
     prepare_flower()
     found = federation_folder.load(folder)
 
+    from agfl_protocol.fingerprint import words_of_roster
     from agfl_protocol.roster_file import roster_of
     from agfl_protocol.run_config import load_with_defaults
     from agfl_server.app import run_federation
@@ -109,6 +129,8 @@ def start(
     print_defaults(Console(stderr=True), taken)
     if config.aggregation.type == "plain":
         typer.secho("aggregation is plain: this server sees every owner's update", fg="red", bold=True, err=True)
+    if found.exposed_authority_key is not None:
+        log.warning("%s: move it off this machine; the server runs without it", found.exposed_authority_key)
     if config.baselines:
         log.warning("baselines: left out, since nobody here has the text of all owners; agfl-simulate makes them")
     superlink = EmbeddedSuperLink(found.nodes, certificate=found.certificate, key=found.key, host=host, port=port)
@@ -116,6 +138,8 @@ def start(
     try:
         with superlink, health:
             log.info("listening on %s port %d; admitted: %s", host, superlink.port, _names(found))
+            owners = roster_of(found.nodes)
+            log.info("roster of %d owners, in words: %s", len(owners), words_of_roster(owners))
             run_federation(
                 superlink.grid,
                 config,
@@ -123,7 +147,7 @@ def start(
                 resume=resume,
                 observer=LogObserver(config.task.main_metric.name),
                 registered_name=superlink.registered_name,
-                roster=roster_of(found.nodes),
+                roster=owners,
             )
     except KeyboardInterrupt:
         log.info("stopped by a signal; start --resume goes on after the last finished round")
@@ -141,8 +165,14 @@ class LogObserver(Observer):
     def waiting(self, connected: int, needed: int) -> None:
         log.info("waiting for nodes: %d of %d connected", connected, needed)
 
+    def missing(self, names: Sequence[str]) -> None:
+        log.info("waiting for %s: a sum of this kind is over whole groups of owners", ", ".join(names))
+
     def connected(self, name: str) -> None:
         log.info("%s connected", name)
+
+    def pending(self, name: str, run_id: str) -> None:
+        log.info("%s waits for its owner: agfl-client approve %s", name, run_id)
 
     def tokenizer_round(self, merges: int, max_merges: int, cohort: int) -> None:
         if (tenth := 10 * merges // max_merges) > self._tenth:
@@ -182,7 +212,7 @@ class LogObserver(Observer):
         log.warning("%s refused: %s", name, reason)
 
     def repeated(self, round_number: int, exchange: int, reason: str) -> None:
-        log.warning("round %d: exchange %d is repeated: %s", round_number, exchange + 1, reason)
+        log.warning("round %d goes on, exchange %d brought no sum: %s", round_number, exchange, reason)
 
     def round_finished(self, row: Row) -> None:
         log.info("round %s done: %s", row["round"], _numbers(row, "clients", "train/loss", "seconds"))
@@ -198,6 +228,21 @@ class LogObserver(Observer):
 
     def diverged(self, owners: int) -> None:
         log.warning("updates or losses of %d owners are not finite and count as none", owners)
+
+    def implausible(self, round_number: int, reason: str) -> None:
+        log.warning("round %d: %s; the sum is not used: %s", round_number, IMPLAUSIBLE, reason)
+
+    def suspected(self, names: Sequence[str]) -> None:
+        log.warning("%s: one of %s; sums go on without them for a while", IMPLAUSIBLE, ", ".join(names))
+
+    def silent(self, names: Sequence[str]) -> None:
+        log.warning("silent: %s; asked again once there is an answer, or a while later", ", ".join(names))
+
+    def kept(self, round_number: int, folder: str) -> None:
+        log.warning("the run ends early; the last good model, that of round %d, is in %s", round_number, folder)
+
+    def rolled_back(self, round_number: int, to_round: int, loss: float | None) -> None:
+        log.warning("the losses refute the model of round %d: back to that of round %d", round_number, to_round)
 
     def evaluated(self, row: Row) -> None:
         numbers = _numbers(row, "eval/loss", self._main_metric) or "no owner has anything to evaluate on"

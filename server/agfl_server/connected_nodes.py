@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Message
@@ -11,17 +11,24 @@ from flwr.serverapp import Grid
 
 from agfl_models.errors import WireError
 from agfl_protocol import wire
+from agfl_protocol.plan import Plan
+from agfl_protocol.wire import Answer
 from agfl_server.messaging import ask_nodes
 from agfl_server.observer import Observer
+from agfl_server.suspects import Absences
 
 _IDENTIFY_TIMEOUT_S = 10.0
 _ASK_AGAIN_S = 60.0  # a node that did not say who it is is not asked, nor waited for, before
+_PROPOSE_TIMEOUT_S = 20.0
+_PROPOSE_AGAIN_S = 2.0
 _POLL_S = 0.1
+_WAKE_TIMEOUT_S = 5.0
+_WAKE_AGAIN_S = 10.0
 
 
 @dataclass
 class ConnectedNodes:
-    """Maps NAMES to the node ids of the moment; asks each new node who it is, until it has said so.
+    """Maps NAMES to the node ids of the moment; asks each new node who it is, and then what its owner says to the plan.
 
     registered_name: the NAME under which a node's key was admitted; None where the transport knows none.
     """
@@ -31,19 +38,46 @@ class ConnectedNodes:
     registered_name: Callable[[int], str | None] | None = None
     _names: dict[int, str | None] = field(default_factory=dict)
     _ask_at: dict[int, float] = field(default_factory=dict)
+    _plan: Plan | None = None
+    _answers: dict[int, Answer] = field(default_factory=dict)
+    _told: dict[int, str] = field(default_factory=dict)
+    _silent: Absences[str] = field(default_factory=Absences)
+    _wake_at: float = 0.0
 
     @property
     def names(self) -> frozenset[str]:
         """The NAMES of all nodes that were ever connected; asks nobody."""
         return frozenset(name for name in self._names.values() if name is not None)
 
+    def propose(self, plan: Plan) -> None:
+        """From now on only nodes whose owners approve `plan` count as connected."""
+        self._plan, self._answers = plan, {}
+
     def connected(self) -> dict[str, int]:
-        """Return {NAME: node id} of the nodes that are there now, sorted by name."""
+        """Return {NAME: node id} of the nodes that are there now and take part, sorted by name."""
         online = list(self.grid.get_node_ids())
         now = time.monotonic()
         self._identify([n for n in online if n not in self._names and now >= self._ask_at.get(n, now)])
         named = {name: node for node in online if (name := self._names.get(node)) is not None}
-        return dict(sorted(named.items()))
+        if self._plan is not None:
+            self._propose(self._plan, named)
+            named = {name: node for name, node in named.items() if self._answers.get(node) is Answer.APPROVED}
+        for name in self._silent.now - named.keys():
+            self._silent.take_back(name)  # it has gone; once it is back it may answer
+        return dict(sorted((name, node) for name, node in named.items() if name not in self._silent.now))
+
+    def note_answers(self, silent: Collection[str]) -> None:
+        """Note who did not answer in the last exchange: it is not asked for a while, each time for twice as long.
+
+        It is asked earlier where too few others are there, if it answers a small query.
+        """
+        over = self._silent.pass_one()
+        for name in silent:
+            self._silent.leave_out(name)
+        if silent:
+            self.observer.silent(sorted(silent))
+        for name in set(over) - self._answering(over):
+            self._silent.leave_out(name)
 
     def wait_for(
         self, needed: int, excluded: Collection[str] = (), among: Collection[str] | None = None
@@ -57,8 +91,35 @@ class ConnectedNodes:
             if len(nodes) != shown:
                 shown = len(nodes)
                 self.observer.waiting(shown, needed)
+            self.pause()
+        return nodes
+
+    def wait_for_return(self, names: Collection[str], patience_s: float) -> dict[str, int]:
+        """Return those of `names` that are connected, once all are or `patience_s` has passed."""
+        deadline = time.monotonic() + patience_s
+        while len(nodes := {k: v for k, v in self.connected().items() if k in names}) < len(names):
+            if time.monotonic() >= deadline:
+                break
             time.sleep(_POLL_S)
         return nodes
+
+    def pause(self) -> None:
+        """Wait a moment for others to come; ask those who were silent whether they are back."""
+        silent = self._silent.now
+        if silent and time.monotonic() >= self._wake_at:
+            for name in self._answering(silent):
+                self._silent.take_back(name)
+            self._wake_at = time.monotonic() + _WAKE_AGAIN_S
+        time.sleep(_POLL_S)
+
+    def _answering(self, names: Collection[str]) -> set[str]:
+        """Return which of `names` answer a small query."""
+        nodes = {node: name for node in self.grid.get_node_ids() if (name := self._names.get(node)) in names}
+        if not nodes:
+            return set()
+        requests = [Message(wire.IdentifyRequest().to_record(), node, wire.IDENTIFY) for node in nodes]
+        replies = ask_nodes(self.grid, requests, _WAKE_TIMEOUT_S)
+        return {str(nodes[node]) for node, reply in replies if not reply.has_error()}
 
     def _identify(self, nodes: list[int]) -> None:
         if not nodes:
@@ -83,9 +144,40 @@ class ConnectedNodes:
             self._names[node] = name
             self.observer.connected(name)
 
+    def _propose(self, plan: Plan, named: Mapping[str, int]) -> None:
+        """Ask those who have not approved what their owners say; who has refused is asked once."""
+        names, now = {node: name for name, node in named.items()}, time.monotonic()
+        open_nodes = [n for n in names if self._answers.get(n, Answer.PENDING) is Answer.PENDING]
+        asked = [node for node in open_nodes if now >= self._ask_at.get(node, now) or node not in self._answers]
+        if not asked:
+            return
+        requests = [Message(wire.ProposeRequest(plan.to_json()).to_record(), node, wire.PROPOSE) for node in asked]
+        for node, reply in ask_nodes(self.grid, requests, _PROPOSE_TIMEOUT_S):
+            answer, reason = _answer(reply)
+            if reason and self._told.get(node) != reason:
+                self.observer.refused(names[node], reason)
+            elif answer is Answer.PENDING and node not in self._answers:
+                self.observer.pending(names[node], plan.run_id)
+            self._answers[node], self._told[node] = answer, reason
+        self._ask_at |= dict.fromkeys(asked, time.monotonic() + _PROPOSE_AGAIN_S)
+
     def _forget(self, name: str) -> None:
         """A node that comes back under a new node id replaces its old one."""
         self._names = {node: known for node, known in self._names.items() if known != name}
+
+
+def _answer(reply: Message) -> tuple[Answer, str]:
+    """Return what a node's owner says to a plan, and why it takes no part, empty where there is nothing to say.
+
+    Who cannot answer, or must not, is asked again: its owner may start it anew with another policy.
+    """
+    try:
+        if reply.has_error():
+            raise WireError(reply.error.reason or "no reason given")
+        answer = wire.ProposeReply.from_record(reply.content).answer
+    except WireError as error:
+        return Answer.PENDING, str(error)
+    return answer, "its owner has refused the plan" if answer is Answer.REFUSED else ""
 
 
 def _is_wanted(name: str, excluded: Collection[str], among: Collection[str] | None) -> bool:

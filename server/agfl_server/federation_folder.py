@@ -1,40 +1,27 @@
 """The operator's federation folder: what the run is, who the server is, and which nodes are admitted.
 
 config.yaml               the run
-ca.pem, ca.key            the federation's certificate authority; every owner gets ca.pem, nobody gets ca.key
-server.pem, server.key    the server's certificate, signed by it
+ca.pem                    the certificate of the federation's authority, which every owner gets
+server.pem, server.key    the server's certificate, signed by the authority
 nodes/NAME.pub            one public file for each admitted node
 run/                      what the run leaves behind
+
+Beside it `init` makes FOLDER-ca with the authority's key, which no running server needs: see authority.py.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ec import (
-    SECP384R1,
-    EllipticCurvePrivateKey,
-    generate_private_key,
-)
-from cryptography.hazmat.primitives.hashes import SHA384
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
 
 from agfl_models.durable_files import write_atomically
 from agfl_models.errors import IdentityError
 from agfl_protocol.identity import PublicIdentity, check_name
 from agfl_protocol.private_files import check_private, new_folder, write_private
-
-_VALIDITY = timedelta(days=5 * 365)
-_CLOCK_SKEW = timedelta(days=1)  # an owner's clock may be behind the operator's
-_LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
-_HOST_RULE = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
+from agfl_server.authority import CERTIFICATE_FILE, KEY_FILE, Authority, to_pem
 
 
 @dataclass(frozen=True)
@@ -60,27 +47,39 @@ class FederationFolder:
         return self.folder / "server.key"
 
     @property
+    def exposed_authority_key(self) -> Path | None:
+        """The authority's key, where it lies with that of the server, as older versions put it."""
+        path = self.folder / KEY_FILE
+        return path if path.exists() else None
+
+    @property
     def run_folder(self) -> Path:
         """Where the run leaves its results."""
         return self.folder / "run"
 
 
+def authority_folder(folder: Path) -> Path:
+    """Return where `init` puts the authority of a federation."""
+    return folder.parent / f"{folder.name}-ca"
+
+
 def init(folder: Path, config_text: str, hosts: Sequence[str]) -> None:
-    """Make a federation folder whose server answers to localhost and to `hosts` (names or addresses).
+    """Make a federation folder whose server answers to localhost and `hosts` (names or addresses), and its authority.
 
     Raises:
-        IdentityError: a host is neither, or the folder is not empty: nothing is overwritten.
+        IdentityError: a host is neither, or one of the two folders is not empty: nothing is overwritten.
     """
-    alternative_names = [_alternative_name(host) for host in dict.fromkeys((*_LOCAL_NAMES, *hosts))]
-    ca_key, server_key = generate_private_key(SECP384R1()), generate_private_key(SECP384R1())
-    ca = _certificate_authority(ca_key)
-    server = _server_certificate(ca, ca_key, server_key, alternative_names)
-    with new_folder(folder) as new:
+    for place in (folder, authority_folder(folder)):
+        if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+            raise IdentityError(f"{place}: must be a new or empty folder; nothing is overwritten")
+    authority, server_key = Authority.new(), generate_private_key(SECP384R1())
+    server = authority.server_certificate(server_key.public_key(), hosts)
+    with new_folder(authority_folder(folder)) as apart, new_folder(folder) as new:
+        authority.write(apart)
         (new / "config.yaml").write_text(config_text, encoding="utf-8")
-        (new / "ca.pem").write_bytes(ca.public_bytes(Encoding.PEM))
-        (new / "server.pem").write_bytes(server.public_bytes(Encoding.PEM))
-        write_private(new / "ca.key", _to_pem(ca_key))
-        write_private(new / "server.key", _to_pem(server_key))
+        (new / CERTIFICATE_FILE).write_bytes(authority.pem)
+        (new / "server.pem").write_bytes(server)
+        write_private(new / "server.key", to_pem(server_key))
         (new / "nodes").mkdir()
 
 
@@ -120,76 +119,3 @@ def load(folder: Path) -> FederationFolder:
             raise IdentityError(f"{path}: name: must be {path.stem!r} like the file, got {identity.name!r}")
         nodes.append(identity)
     return FederationFolder(folder, tuple(nodes))
-
-
-def _alternative_name(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        if _HOST_RULE.fullmatch(host) is None or len(host) > 253:
-            raise IdentityError(f"--host: must be a host name or an IP address, got {host!r}") from None
-        return x509.DNSName(host)
-
-
-def _certificate_authority(key: EllipticCurvePrivateKey) -> x509.Certificate:
-    name = _common_name("agfl federation CA")
-    return (
-        _builder(name, name, key)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(signs_certificates=True), critical=True)
-        .sign(key, SHA384())
-    )
-
-
-def _server_certificate(
-    ca: x509.Certificate,
-    ca_key: EllipticCurvePrivateKey,
-    key: EllipticCurvePrivateKey,
-    alternative_names: Sequence[x509.GeneralName],
-) -> x509.Certificate:
-    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
-    return (
-        _builder(_common_name("agfl federation server"), ca.subject, key)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectAlternativeName(alternative_names), critical=False)
-        .add_extension(issuer, critical=False)
-        .sign(ca_key, SHA384())
-    )
-
-
-def _builder(subject: x509.Name, issuer: x509.Name, key: EllipticCurvePrivateKey) -> x509.CertificateBuilder:
-    now = datetime.now(UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _CLOCK_SKEW)
-        .not_valid_after(now + _VALIDITY)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-    )
-
-
-def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _common_name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
-def _to_pem(key: EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 Row = Mapping[str, int | float | None]
+IMPLAUSIBLE = "one owner or more sent what no honest one sends"
 
 
 class Observer:
@@ -13,8 +14,14 @@ class Observer:
     def waiting(self, connected: int, needed: int) -> None:
         """Fewer nodes are there than a round needs."""
 
+    def missing(self, names: Sequence[str]) -> None:
+        """A sum is over whole groups of owners, and none can be without these."""
+
     def connected(self, name: str) -> None:
         """A node said who it is, and was believed."""
+
+    def pending(self, name: str, run_id: str) -> None:
+        """A node waits for its owner to approve the plan of the run."""
 
     def tokenizer_round(self, merges: int, max_merges: int, cohort: int) -> None:
         """With `merges` of at most `max_merges` learned, a request to count was broadcast to `cohort` clients."""
@@ -48,6 +55,21 @@ class Observer:
 
     def diverged(self, owners: int) -> None:
         """What so many owners computed in this round is not finite; it is not in the sum."""
+
+    def implausible(self, round_number: int, reason: str) -> None:
+        """The round's sum is none of honest owners: one or more sent what no honest one sends. It is not used."""
+
+    def suspected(self, names: Sequence[str]) -> None:
+        """Sums with these owners are bad, and good without them: one of them lies. They are left out for a while."""
+
+    def silent(self, names: Sequence[str]) -> None:
+        """These did not answer in time; others are asked for a while."""
+
+    def kept(self, round_number: int, folder: str) -> None:
+        """The run ends early; the last good model, that of `round_number`, is in `folder`."""
+
+    def rolled_back(self, round_number: int, to_round: int, loss: float | None) -> None:
+        """Losses refute the model of `round_number`; the run goes on from that of `to_round`, which has `loss`."""
 
     def evaluated(self, row: Row) -> None:
         """The evaluation of an earlier round's model has arrived."""

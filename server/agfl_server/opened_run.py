@@ -29,7 +29,7 @@ def open_run(
         config.aggregation.server_optimizer,
         lambda inner: inner if rings is None else PerRing(inner, rings, parties.min_cohort),
     )
-    layout, state = initial_state(config, optimizer)
+    layout, state = initial_state(config, optimizer, parties.journal.run_id)
     if is_new:
         state = replace(state, row={**state.row, **(cost or {})})
         folder.save(config, state, [])

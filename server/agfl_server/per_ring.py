@@ -25,6 +25,10 @@ class PerRing(ServerOptimizer):
         """That of the inner optimizer."""
         return self.inner.initial_state(model)
 
+    def restarted(self, model: Array, state: OptimizerState) -> OptimizerState:
+        """That of the inner optimizer."""
+        return self.inner.restarted(model, state)
+
     def step(self, model: Array, mean: Total, state: OptimizerState) -> tuple[Array, OptimizerState]:
         """One step."""
         stepped, after = self.inner.step(model, mean, state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -12,7 +13,9 @@ from flwr.serverapp import Grid
 from agfl_models.errors import WireError
 from agfl_protocol import wire
 from agfl_protocol.secagg.lanes import Lanes
-from agfl_server.aggregator import AttemptFailed, CohortSum, LaneCodec, reasons
+from agfl_server.aggregator import AttemptFailed, CohortSum, Groups, LaneCodec, reasons
+from agfl_server.journal import Records
+from agfl_server.limits import vector_reply_bytes
 from agfl_server.messaging import ask_nodes
 from agfl_server.observer import Observer
 
@@ -35,6 +38,8 @@ class PlainSum:
         request: wire.SumRequest,
         codec: LaneCodec,
         timeout_s: float,
+        groups: Groups = (),
+        records: Records | None = None,
     ) -> CohortSum:
         """One exchange. A bad reply is refused by name; the reply of a client that is silent is missed by name.
 
@@ -48,7 +53,8 @@ class PlainSum:
         survivors: list[str] = []
         refused: dict[str, str] = {}
         bytes_up = 0
-        for node, reply in ask_nodes(grid, requests, timeout_s):
+        started, size = time.monotonic(), vector_reply_bytes(codec.num_lanes)
+        for node, reply in ask_nodes(grid, requests, timeout_s, size, self.min_cohort):
             name = names.pop(node)
             bytes_up += wire.content_bytes(reply)
             try:
@@ -58,14 +64,17 @@ class PlainSum:
             except WireError as error:
                 refused[name] = str(error)
                 self.observer.refused(name, str(error))
-        for name in names.values():
-            refused[name] = f"no reply within {timeout_s:g} s"
+        silent = frozenset(names.values())
+        for name in silent:
+            refused[name] = f"no reply within {min(timeout_s, time.monotonic() - started):.3g} s"
             self.observer.refused(name, refused[name])
         if len(survivors) < self.min_cohort:
             line = f"updates: must be at least min_cohort = {self.min_cohort}, got {len(survivors)}{reasons(refused)}"
-            raise AttemptFailed(line, refused)
+            failed = AttemptFailed(line, refused)
+            failed.silent = silent
+            raise failed
         bytes_down = wire.content_bytes(requests[0]) * len(requests)
-        return CohortSum(request.exchange, lanes, tuple(sorted(survivors)), refused, bytes_up, bytes_down)
+        return CohortSum(request.exchange, lanes, tuple(sorted(survivors)), refused, bytes_up, bytes_down, silent)
 
 
 def _read(reply: Message, request: wire.SumRequest, codec: LaneCodec) -> Lanes:

@@ -14,6 +14,7 @@ from agfl_models.errors import CheckpointError, ConfigError
 from agfl_models.store import CONFIG_FILE, METRICS_FILE, save_model
 from agfl_models.tokenizer import BPETokenizerConfig
 from agfl_protocol.folder_lock import held
+from agfl_protocol.plan import Plan, plan_from_json
 from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_protocol.update import Layout
 from agfl_server.checkpoint import (
@@ -27,12 +28,12 @@ from agfl_server.checkpoint import (
 from agfl_server.observer import Row
 from agfl_server.state import ServerState
 
-_ATTEMPT_FILE = "exchange.json"
+_PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Layout: config.yaml, metrics.jsonl, checkpoints/, model/, and search/ where the run began with one."""
+    """Layout: config.yaml, plan.json, metrics.jsonl, exchange/, checkpoints/, model/, and of a search search/."""
 
     path: Path
 
@@ -112,7 +113,7 @@ class RunFolder:
         newest = newest_checkpoint(other.checkpoints)
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            for path in (other.path / _ATTEMPT_FILE, other.metrics, newest):
+            for path in (other.metrics, newest):
                 write_atomically(self.path / path.relative_to(other.path), path.read_bytes())
         except OSError as error:
             raise CheckpointError(f"{other.path}: cannot be copied to {self.path}: {error.strerror}") from None
@@ -133,6 +134,12 @@ class RunFolder:
         found = config if learned is None else config.with_merges(learned)
         refuse_other(f"--resume: {self.path}", written.hash, found.hash)
         return found
+
+    def has_tokenizer(self, config: RunConfig) -> bool:
+        """Whether the run's tokenizer is known here, or was never to be learned."""
+        return config.tokenizer.is_trained or (
+            (self.path / CONFIG_FILE).exists() and self.resolved(config).tokenizer.is_trained
+        )
 
     def write_config(self, config: RunConfig) -> None:
         """Write config.yaml, every default filled in; raises ConfigError if it cannot be written."""
@@ -159,29 +166,21 @@ class RunFolder:
         self.write_config(config)
         return state
 
-    def next_attempt(self, run_id: str, round_number: int, refused: frozenset[str]) -> tuple[int, frozenset[str]]:
-        """Return the number of a new exchange at a round, durably used up: no client answers an exchange twice.
-
-        And whoever was refused in earlier ones, as durably, since a run that is resumed must draw the same cohort:
-        `refused` and those before.
-
-        Raises:
-            CheckpointError: what was written before is damaged, or the disk is full or not writable.
-        """
-        path = self.path / _ATTEMPT_FILE
+    def read_plan(self) -> Plan | None:
+        """Return what owners were asked to approve, if they were; raises CheckpointError."""
         try:
-            last = json.loads(path.read_text("utf-8")) if path.exists() else {}
-            is_same = (last.get("run_id"), last.get("round")) == (run_id, round_number)
-            number: int = last["exchange"] + 1 if is_same else 0
-            refused = refused.union(last.get("refused", ()) if is_same else ())
-        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-            raise CheckpointError(f"exchange: {path}: is damaged: {error!r}") from None
-        content = {"run_id": run_id, "round": round_number, "exchange": number, "refused": sorted(refused)}
+            return plan_from_json((self.path / _PLAN_FILE).read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ConfigError) as error:
+            raise CheckpointError(f"plan: {self.path / _PLAN_FILE}: is damaged: {error}") from None
+
+    def write_plan(self, plan: Plan) -> None:
+        """Write plan.json; raises CheckpointError if it cannot be written."""
         try:
-            write_atomically(path, json.dumps(content).encode())
+            write_atomically(self.path / _PLAN_FILE, plan.to_json().encode())
         except OSError as error:
-            raise CheckpointError(f"exchange: {path}: cannot be written: {error.strerror}") from None
-        return number, refused
+            raise CheckpointError(f"plan: {self.path / _PLAN_FILE}: cannot be written: {error.strerror}") from None
 
     def save(self, config: RunConfig, state: ServerState, rows: Sequence[Row]) -> None:
         """Make a round durable: the rows that are complete, then its checkpoint, from which a run resumes.

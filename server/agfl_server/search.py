@@ -136,7 +136,12 @@ def _with_tokenizer(parties: Parties, home: RunFolder, resume: bool) -> RunConfi
     config = with_public_tokenizer(config, parties.observer)
     home.write_config(config)
     if not config.tokenizer.is_trained:
-        config, _ = train_tokenizer(replace(parties, config=config, next_attempt=home.next_attempt))
+        config, _ = train_tokenizer(
+            replace(
+                parties,
+                config=config,
+            )
+        )
         home.write_config(config)
     return config
 
@@ -154,7 +159,7 @@ def _measure(parties: Parties, folder: RunFolder, rounds: int) -> Measured:
     if found is not None:
         return found
     parties.observer.candidate_started(folder.path.name, rounds)
-    parties = replace(parties, config=config, next_attempt=folder.next_attempt)
+    parties = replace(parties, config=config)
     try:
         loss = _trained_loss(parties, folder, rounds)
         measured = Measured(rounds, loss) if math.isfinite(loss) else Measured(rounds, None, f"its loss is {loss}")

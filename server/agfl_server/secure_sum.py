@@ -12,7 +12,8 @@ Specification: agfl_protocol/secagg/SPEC.md. Source: Bonawitz et al. 2017, ePrin
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -24,24 +25,29 @@ from agfl_models.errors import WireError
 from agfl_protocol import secure_wire, wire
 from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.context import ExchangeId, dealers_context, survivors_context
-from agfl_protocol.secagg.errors import ProtocolViolation
+from agfl_protocol.secagg.errors import ProtocolViolation, accused
 from agfl_protocol.secagg.identity import SIGN_AGREEMENT, SigningRoster
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.masks import Mask, apply_masks
 from agfl_protocol.secagg.members import Members
 from agfl_protocol.secagg.messages import KeyRecord, SealedShares, UnmaskReply
 from agfl_protocol.secagg.parameters import Parameters
-from agfl_server.aggregator import AttemptFailed, CohortSum, LaneCodec, reasons
+from agfl_server.aggregator import AttemptFailed, CohortSum, Groups, LaneCodec, reasons
+from agfl_server.journal import NoRecords, Records
+from agfl_server.limits import SMALL_REPLY_BYTES, vector_reply_bytes
 from agfl_server.messaging import ask_nodes
 from agfl_server.observer import Observer
 from agfl_server.unmasking import Dealt, Recovery, check_keys, find_shared_keys, find_too_strict
+
+_KEYS, _DEALT, _SUM, _SIGNATURES, _OPENINGS = "1-keys", "2-dealt", "3-sum", "4-signatures", "5-openings"
 
 
 @dataclass(frozen=True)
 class SecureSum:
     """Bonawitz et al. 2017 with signed keys, an agreed U3 and masks bound to what was broadcast.
 
-    trip_timeout_s: patience in each trip after the first, which includes the training.
+    trip_timeout_s: patience in each trip after the first, which includes the training. accusers: dealer -> all who said
+    that what it sealed for them is no good, in any exchange.
     """
 
     observer: Observer
@@ -49,6 +55,7 @@ class SecureSum:
     parameters: Parameters
     trip_timeout_s: float = 120.0
     num_threads: int = os.cpu_count() or 1
+    accusers: dict[str, set[str]] = field(default_factory=dict)
 
     def requiring(self, min_cohort: int) -> SecureSum:
         """Return the same, in which U1, U2 and U3 are at least `min_cohort`."""
@@ -61,30 +68,104 @@ class SecureSum:
         request: wire.SumRequest,
         codec: LaneCodec,
         timeout_s: float,
+        groups: Groups = (),
+        records: Records | None = None,
     ) -> CohortSum:
         """Return the sum over U3; names in `refused` that are survivors too were lost after their vector was added.
+
+        Each trip's outcome is on disk before the next trip asks, and the openings before the sum is opened. So a crash
+        costs no exchange, and nobody is asked for anything else than before.
 
         Raises:
             AttemptFailed: too few clients or shares are left, or a client lied where it cannot be left out.
         """
+        records = records or NoRecords()
         exchange = secure_wire.exchange_of(request)
         talk = _Talk(grid, cohort, self.observer, exchange)
         ctx0 = secure_wire.context_of(request, self.roster)
+        try:
+            members = self._members(talk, request, ctx0, timeout_s, records)
+            dealt = self._dealt(talk, members, groups, records)
+        except AttemptFailed as error:
+            error.silent = frozenset(talk.silent)
+            raise
+        try:
+            lanes, survivors = self._vectors(talk, members, dealt, codec.num_lanes, groups, records)
+            signatures = self._signatures(talk, members, dealt, survivors, records)
+            replies = self._openings(talk, members, dealt, signatures, records)
+            recovery = Recovery(ctx0, members, self.parameters, dealt, survivors, replies)
+            apply_masks(lanes, self._open(talk, recovery), self.num_threads)
+            if lanes[0] != len(survivors):  # S5.6, the canary: every client counts 1
+                line = f"count: must be {len(survivors)} after unmasking, got {lanes[0]}"
+                raise AttemptFailed(line, talk.refused, bad=survivors)
+        except AttemptFailed as error:
+            error.is_spent = True
+            error.silent = frozenset(talk.silent)
+            raise
+        silent = frozenset(talk.silent)
+        return CohortSum(exchange.exchange, lanes, survivors, talk.refused, talk.bytes_up, talk.bytes_down, silent)
+
+    def _members(
+        self, talk: _Talk, request: wire.SumRequest, ctx0: bytes, timeout_s: float, records: Records
+    ) -> Members:
+        """Return U1: from the records, or by trip 1."""
+        kept = records.read(_KEYS)
+        if kept is not None:
+            return Members.of(ctx0, [secure_wire.unpack_record(name, block) for name, block in kept.items()])
         members = self._collect_keys(talk, request, ctx0, timeout_s)
-        dealt = self._collect_shares(talk, members)
-        lanes, survivors = self._collect_vectors(talk, members, dealt, codec.num_lanes)
-        signatures = self._collect_signatures(talk, members, dealt, survivors)
-        replies = self._collect_openings(talk, members, dealt, signatures)
-        recovery = Recovery(ctx0, members, self.parameters, dealt, survivors, replies)
-        apply_masks(lanes, self._open(talk, recovery), self.num_threads)
-        if lanes[0] != len(survivors):  # S5.6, the canary: every client counts 1
-            raise AttemptFailed(f"count: must be {len(survivors)} after unmasking, got {lanes[0]}", talk.refused)
-        return CohortSum(exchange.exchange, lanes, survivors, talk.refused, talk.bytes_up, talk.bytes_down)
+        records.write(_KEYS, {name: secure_wire.pack_record(record) for name, record in members.records.items()})
+        return members
+
+    def _dealt(self, talk: _Talk, members: Members, groups: Groups, records: Records) -> Dealt:
+        """Return what U2 dealt: from the records, or by trip 2."""
+        kept = records.read(_DEALT)
+        if kept is None:
+            dealt = self._collect_shares(talk, members, groups)
+            records.write(_DEALT, {n: secure_wire.pack_dealt(tuple(shares.values())) for n, shares in dealt.items()})
+            return dealt
+        return {
+            name: dict(zip(members.others(name), secure_wire.unpack_dealt(block), strict=True))
+            for name, block in sorted(kept.items())
+        }
+
+    def _vectors(
+        self, talk: _Talk, members: Members, dealt: Dealt, num_lanes: int, groups: Groups, records: Records
+    ) -> tuple[Lanes, tuple[str, ...]]:
+        """Return the masked sum and U3: from the records, or by trip 3."""
+        kept = records.read(_SUM)
+        if kept is not None:
+            return np.frombuffer(kept["lanes"], np.uint64).copy(), tuple(kept["survivors"].decode().split("\n"))
+        lanes, survivors = self._collect_vectors(talk, members, dealt, num_lanes, groups)
+        records.write(_SUM, {"lanes": lanes.tobytes(), "survivors": "\n".join(survivors).encode()})
+        return lanes, survivors
+
+    def _signatures(
+        self, talk: _Talk, members: Members, dealt: Dealt, survivors: Sequence[str], records: Records
+    ) -> dict[str, bytes]:
+        """Return the signatures over U3: from the records, or by trip 4."""
+        kept = records.read(_SIGNATURES)
+        if kept is None:
+            kept = self._collect_signatures(talk, members, dealt, survivors)
+            records.write(_SIGNATURES, kept)
+        return dict(sorted(kept.items()))
+
+    def _openings(
+        self, talk: _Talk, members: Members, dealt: Dealt, signatures: Mapping[str, bytes], records: Records
+    ) -> dict[str, UnmaskReply]:
+        """Return what opens the sum: from the records, or by trip 5."""
+        kept = records.read(_OPENINGS)
+        if kept is None:
+            replies = self._collect_openings(talk, members, dealt, signatures)
+            records.write(_OPENINGS, {name: secure_wire.pack_opening(reply) for name, reply in replies.items()})
+            return replies
+        return {name: secure_wire.unpack_opening(talk.exchange, block) for name, block in sorted(kept.items())}
 
     def _collect_keys(self, talk: _Talk, request: wire.SumRequest, ctx0: bytes, timeout_s: float) -> Members:
         """Trip 1."""
         records: dict[str, KeyRecord] = {}
-        for name, content in talk.ask_all(request.kind, request.to_record(), sorted(talk.cohort), timeout_s):
+        cohort = sorted(talk.cohort)
+        enough = self.parameters.least_survivors(len(cohort))
+        for name, content in talk.ask_all(request.kind, request.to_record(), cohort, timeout_s, enough):
             with talk.refusing(name):
                 record = secure_wire.read_advertise_reply(content, talk.exchange).record
                 check_keys(name, record, ctx0, self.roster, self.parameters)
@@ -100,38 +181,61 @@ class SecureSum:
         talk.require(len(records), least, "U1, clients whose min_cohort can be met")
         return Members.of(ctx0, records.values())
 
-    def _collect_shares(self, talk: _Talk, members: Members) -> Dealt:
-        """Trip 2: return what each of U2, sorted, dealt to each other member."""
+    def _collect_shares(self, talk: _Talk, members: Members, groups: Groups) -> Dealt:
+        """Trip 2: return what each of U2, sorted, dealt to each other member; U2 is whole groups, if there are any."""
         request = messages.ShareRequest(talk.exchange, tuple(members.records.values()))
         content = secure_wire.write_share_request(request)
         dealt: dict[str, dict[str, SealedShares]] = {}
-        for name, reply in talk.ask_all(secure_wire.SHARE, content, members.names, self.trip_timeout_s):
+        for name, reply in talk.ask_all(
+            secure_wire.SHARE, content, members.names, self.trip_timeout_s, self._least(members)
+        ):
             with talk.refusing(name):
                 others = members.others(name)
                 shares = secure_wire.read_share_reply(reply, talk.exchange, len(others)).dealt
                 dealt[name] = dict(zip(others, shares, strict=True))
+        for name in _outside_whole_groups(dealt, groups):
+            talk.refuse(name, "group: must be there whole in a sum of this kind; somebody of it is missing")
+            del dealt[name]
         talk.require(len(dealt), self._least(members), "U2, clients that dealt shares")
         return dict(sorted(dealt.items()))
 
     def _collect_vectors(
-        self, talk: _Talk, members: Members, dealt: Dealt, num_lanes: int
+        self, talk: _Talk, members: Members, dealt: Dealt, num_lanes: int, groups: Groups
     ) -> tuple[Lanes, tuple[str, ...]]:
-        """Trip 3: return the sum of the masked vectors and U3. Each is added as it comes and dropped, none later."""
-        dealers = tuple(dealt)
+        """Trip 3: return the sum of the masked vectors and U3. Each is added as it comes and dropped, none later.
+
+        A partial sum is kept of each group, since one that lost somebody stays out whole.
+        """
+        dealers = talk.dealers = tuple(dealt)
         contents = {
             name: secure_wire.write_mask_request(
                 messages.MaskRequest(talk.exchange, dealers, tuple(dealt[d][name] for d in dealers if d != name))
             )
             for name in dealers
         }
-        total = np.zeros(num_lanes, np.uint64)
-        survivors: list[str] = []
-        for name, reply in talk.ask(secure_wire.MASK, contents, self.trip_timeout_s):
+        group_of = {name: number for number, group in enumerate(groups) for name in group}
+        sums: dict[int, Lanes] = {}
+        survivors: set[str] = set()
+        size, least = vector_reply_bytes(num_lanes), self._least(members)
+        for name, reply in talk.ask(secure_wire.MASK, contents, self.trip_timeout_s, least, size):
             with talk.refusing(name):
-                total += secure_wire.read_mask_reply(reply, talk.exchange, num_lanes).lanes
-                survivors.append(name)
+                lanes = secure_wire.read_mask_reply(reply, talk.exchange, num_lanes).lanes
+                group = group_of.get(name, 0)
+                if group in sums:
+                    sums[group] += lanes
+                else:
+                    sums[group] = lanes.copy()
+                survivors.add(name)
                 self.observer.replied(name)
-        talk.require(len(survivors), self._least(members), "U3, clients that sent a vector")
+        self._check_dealers(talk)  # S3.2
+        for name in _outside_whole_groups(survivors, groups):
+            talk.refuse(name, "group: must be there whole in a sum of this kind; somebody of it is missing")
+            survivors.discard(name)
+            sums.pop(group_of[name], None)
+        talk.require(len(survivors), least, "U3, clients that sent a vector")
+        total, *others = sums.values()
+        for lanes in others:
+            total += lanes
         return total, tuple(sorted(survivors))
 
     def _collect_signatures(
@@ -141,12 +245,13 @@ class SecureSum:
         ctx3 = survivors_context(dealers_context(members.ctx1, tuple(dealt)), survivors)
         content = secure_wire.write_agree_request(messages.AgreeRequest(talk.exchange, tuple(survivors)))
         signatures: dict[str, bytes] = {}
-        for name, reply in talk.ask_all(secure_wire.AGREE, content, survivors, self.trip_timeout_s):
+        quorum = self.parameters.quorum(len(members.records))
+        for name, reply in talk.ask_all(secure_wire.AGREE, content, survivors, self.trip_timeout_s, quorum):
             with talk.refusing(name):
                 signature = secure_wire.read_agree_reply(reply, talk.exchange).signature
                 self.roster.verify(name, signature, SIGN_AGREEMENT, ctx3, name)  # S4.1
                 signatures[name] = signature
-        talk.require(len(signatures), self.parameters.quorum(len(members.records)), "signatures over U3")
+        talk.require(len(signatures), quorum, "signatures over U3")
         return dict(sorted(signatures.items()))
 
     def _collect_openings(
@@ -157,10 +262,11 @@ class SecureSum:
         request = messages.UnmaskRequest(talk.exchange, tuple(quorum), tuple(signatures[name] for name in quorum))
         content = secure_wire.write_unmask_request(request)
         replies: dict[str, UnmaskReply] = {}
-        for name, reply in talk.ask_all(secure_wire.UNMASK, content, list(signatures), self.trip_timeout_s):
+        signers, threshold = list(signatures), self.parameters.threshold
+        for name, reply in talk.ask_all(secure_wire.UNMASK, content, signers, self.trip_timeout_s, threshold + 1):
             with talk.refusing(name):
                 replies[name] = secure_wire.read_unmask_reply(reply, talk.exchange, len(dealt) - 1)
-        talk.require(len(replies), self.parameters.threshold, "openings, clients that gave shares")  # S5.0
+        talk.require(len(replies), threshold, "openings, clients that gave shares")  # S5.0
         return dict(sorted(replies.items()))
 
     def _open(self, talk: _Talk, recovery: Recovery) -> list[Mask]:
@@ -173,42 +279,91 @@ class SecureSum:
             for name, reason in recovery.blamed.items():
                 talk.refuse(name, reason)
 
+    def _check_dealers(self, talk: _Talk) -> None:
+        """Raise AttemptFailed where more than c holders accuse a dealer, in all exchanges together: one is honest."""
+        for holder, dealer in talk.accused.items():
+            self.accusers.setdefault(dealer, set()).add(holder)
+        counts = {name: len(self.accusers.get(name, ())) for name in sorted(set(talk.accused.values()))}
+        guilty = {name: count for name, count in counts.items() if count > self.parameters.max_colluders}
+        for dealer, count in guilty.items():
+            del self.accusers[dealer]
+            talk.refuse(dealer, f"shares: must be good for every holder, {count} say that they are not")
+        if guilty:
+            blamed = {name: talk.refused[name] for name in talk.refused if name in guilty or name in talk.silent}
+            line = reasons({repr(name): blamed[name] for name in guilty}).removeprefix("; ")
+            raise AttemptFailed(line, blamed, frozenset(guilty))
+
     def _least(self, members: Members) -> int:
         return members.bind(self.parameters).least_survivors(len(members.records))
 
 
+def _outside_whole_groups(names: Collection[str], groups: Groups) -> list[str]:
+    """Return those of `names` whose group is not among them whole; nobody where there are no groups."""
+    whole = {name for group in groups if all(name in names for name in group) for name in group}
+    return [name for name in names if name not in whole] if groups else []
+
+
 @dataclass
 class _Talk:
-    """The trips of one exchange: who was refused and why, and how many bytes went each way."""
+    """The trips of one exchange: who was refused and why, and how many bytes went each way.
+
+    dealers: U2, once it is known; accused: holder -> the dealer whose shares it could not use. silent: who did not
+    answer in time.
+    """
 
     grid: Grid
     cohort: Mapping[str, int]
     observer: Observer
     exchange: ExchangeId
     refused: dict[str, str] = field(default_factory=dict)
+    silent: set[str] = field(default_factory=set)
+    dealers: tuple[str, ...] = ()
+    accused: dict[str, str] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
 
     def ask_all(
-        self, kind: str, content: RecordDict, names: Sequence[str], timeout_s: float
+        self, kind: str, content: RecordDict, names: Sequence[str], timeout_s: float, enough: int
     ) -> Iterator[tuple[str, RecordDict]]:
         """Send one content to all of `names`, as `ask` does."""
-        return self.ask(kind, dict.fromkeys(names, content), timeout_s)
+        return self.ask(kind, dict.fromkeys(names, content), timeout_s, enough)
 
-    def ask(self, kind: str, contents: Mapping[str, RecordDict], timeout_s: float) -> Iterator[tuple[str, RecordDict]]:
-        """Send each name its content and yield (name, reply) as replies come; who fails or is silent is refused."""
-        names = {self.cohort[name]: name for name in contents}
-        requests = [Message(content, self.cohort[name], kind) for name, content in contents.items()]
+    def ask(
+        self,
+        kind: str,
+        contents: Mapping[str, RecordDict],
+        timeout_s: float,
+        enough: int,
+        max_reply_bytes: int = SMALL_REPLY_BYTES,
+    ) -> Iterator[tuple[str, RecordDict]]:
+        """Send each name its content and yield (name, reply) as replies come; who fails or is silent is refused.
+
+        enough: see `ask_nodes`.
+        """
+        for name in (name for name in contents if name not in self.cohort):
+            self.refuse(name, "did not come back after this server was started anew")
+        names = {self.cohort[name]: name for name in contents if name in self.cohort}
+        requests = [Message(contents[name], node, kind) for node, name in names.items()]
         self.bytes_down += sum(map(wire.content_bytes, requests))
-        for node, reply in ask_nodes(self.grid, requests, timeout_s):
+        started = time.monotonic()
+        for node, reply in ask_nodes(self.grid, requests, timeout_s, max_reply_bytes, enough):
             name = names.pop(node)
             if reply.has_error():
-                self.refuse(name, reply.error.reason or "no reason given")
+                self._refuse_error(name, reply.error.reason or "no reason given")
             else:
                 self.bytes_up += wire.content_bytes(reply)
                 yield name, reply.content
         for name in names.values():
-            self.refuse(name, f"no reply to {kind} within {timeout_s:g} s")
+            self.silent.add(name)
+            self.refuse(name, f"no reply to {kind} within {min(timeout_s, time.monotonic() - started):.3g} s")
+
+    def _refuse_error(self, name: str, reason: str) -> None:
+        """Leave a holder out that refused; what it says of a dealer is its word alone."""
+        dealer = accused(reason, self.dealers)
+        if dealer is not None and dealer != name:
+            self.accused[name] = dealer
+            reason = f"says that it cannot use what {dealer!r} sealed for it: one of the two is wrong"
+        self.refuse(name, reason)
 
     @contextmanager
     def refusing(self, name: str) -> Iterator[None]:

@@ -29,6 +29,10 @@ class ServerOptimizer(ABC):
     def step(self, model: Array, mean: Total, state: OptimizerState) -> tuple[Array, OptimizerState]:
         """Return the next model and state, given the mean update; the inputs stay as they are."""
 
+    def restarted(self, model: Array, state: OptimizerState) -> OptimizerState:
+        """Return the state from which the run goes on from an earlier model, since what came of the last is no good."""
+        return self.initial_state(model)
+
     def broadcast(self, model: Array, state: OptimizerState) -> Array:
         """Return what a round of training broadcasts: the model (d,), and models that are only evaluated after it."""
         return model

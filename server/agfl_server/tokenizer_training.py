@@ -7,9 +7,8 @@ time, so counts over others could be subtracted, and the table would fit neither
 
 from __future__ import annotations
 
-import secrets
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 
@@ -21,8 +20,10 @@ from agfl_models.examples import TextRow, read_rows
 from agfl_models.tokenizer import BPETokenizerConfig, Pair
 from agfl_protocol.counting import CountCodec, CountRequest
 from agfl_protocol.run_config import RunConfig
+from agfl_protocol.sum_kind import Kind
 from agfl_server.aggregator import CohortSum
-from agfl_server.attempts import Parties, sum_in_attempts
+from agfl_server.attempts import Parties, Request, sum_in_attempts
+from agfl_server.journal import Entry
 from agfl_server.observer import Observer, Row
 
 
@@ -66,9 +67,10 @@ def train_tokenizer(parties: Parties) -> tuple[RunConfig, Row]:
     tokenizer = config.tokenizer
     assert isinstance(tokenizer, BPETokenizerConfig), tokenizer.type
     started, clients, refused, bytes_up, bytes_down = time.monotonic(), 0, 0, 0, 0
-    table, num_new, run_id = PairTable(), 0, secrets.token_hex(8)
+    table, num_new, exchange = PairTable(), 0, 0
     for number in count(1):
-        counts, cohort_sum = _sum_counts(parties, run_id, number, table.merges, num_new)
+        counts, cohort_sum = _sum_counts(parties, number, exchange, table.merges, num_new)
+        exchange = cohort_sum.exchange
         if number == 1:
             parties, clients = _held_to(cohort_sum.survivors, parties), len(cohort_sum.survivors)
         refused += len(cohort_sum.refused)
@@ -79,6 +81,7 @@ def train_tokenizer(parties: Parties) -> tuple[RunConfig, Row]:
         num_new = len(table.choose(min(tokenizer.merges_per_round, room)))
         if num_new in (0, room):
             break
+    parties.journal.close(number)  # no model has it behind it
     observer.tokenizer_trained(len(table.merges), tokenizer.max_merges)
     cost: Row = {
         "clients": clients,
@@ -91,7 +94,7 @@ def train_tokenizer(parties: Parties) -> tuple[RunConfig, Row]:
 
 
 def _sum_counts(
-    parties: Parties, run_id: str, number: int, merges: Sequence[Pair], num_new: int
+    parties: Parties, number: int, after: int, merges: Sequence[Pair], num_new: int
 ) -> tuple[dict[Pair, int], CohortSum]:
     """Return the summed counts of the pairs that hold one of the `num_new` last merges, and the sum they came in.
 
@@ -99,18 +102,27 @@ def _sum_counts(
     """
     config = parties.config
 
-    def broadcast(cohort: Collection[str], exchange: int, refused: Collection[str]) -> tuple[CountRequest, CountCodec]:
+    def broadcast(entry: Entry, room: int) -> tuple[CountRequest, CountCodec]:
         request = CountRequest(
-            run_id, number, exchange, config.to_json(), config.hash, tuple(merges), num_new, len(cohort)
+            run_id=parties.journal.run_id,
+            round=number,
+            exchange=entry.exchange,
+            plan_hash=parties.plan.hash,
+            config_json=config.to_json(),
+            config_hash=config.hash,
+            merges=tuple(merges),
+            num_new=num_new,
+            max_cohort=room,
         )
-        parties.observer.tokenizer_round(len(merges), config.tokenizer.max_merges, len(cohort))
+        parties.observer.tokenizer_round(len(merges), config.tokenizer.max_merges, len(entry.cohort))
         return request, CountCodec.of(request)
 
     try:
-        codec, cohort_sum = sum_in_attempts(parties, run_id, number, broadcast)
+        wanted = Request(number, after, Kind.EXACT, all_owners=True)
+        _, counts, cohort_sum = sum_in_attempts(parties, wanted, broadcast, CountCodec.decode_checked)
     except RoundError as error:
         raise RoundError(f"tokenizer: {error}") from None
-    return codec.decode(cohort_sum.lanes), replace(cohort_sum, lanes=np.zeros(0, np.uint64))
+    return counts, replace(cohort_sum, lanes=np.zeros(0, np.uint64))
 
 
 def _held_to(owners: Sequence[str], parties: Parties) -> Parties:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 import uvicorn
@@ -24,14 +24,24 @@ class AsgiServer:
     Args:
         app: what answers the requests.
         host, port: the address to listen on; port 0 takes any free one.
-        tls: None for plain HTTP.
+        server_of: what makes uvicorn's server, where it is to be another.
+        max_header_bytes: of a request, while they come in.
 
     Raises (on entry):
         TransportError: the address cannot be listened on.
     """
 
-    def __init__(self, app: ASGIApp, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
-        self._app, self._host, self._requested_port, self._tls = app, host, port, tls
+    def __init__(
+        self,
+        app: ASGIApp,
+        host: str,
+        port: int,
+        *,
+        server_of: Callable[[uvicorn.Config], StoppableServer] | None = None,
+        max_header_bytes: int = 2**16,
+    ) -> None:
+        self._app, self._host, self._requested_port = app, host, port
+        self._server_of, self._max_header_bytes = server_of or StoppableServer, max_header_bytes
 
     @property
     def port(self) -> int:
@@ -42,10 +52,12 @@ class AsgiServer:
         """Listen; return once the first request would be answered."""
         listener = _listen(self._host, self._requested_port)
         self._port = int(listener.getsockname()[1])
-        tls = self._tls
+        # The parser and the loop are named, or they would be whichever happen to be installed.
         config = uvicorn.Config(
             self._app,
-            ssl_context_factory=None if tls is None else lambda _config, _default: tls,
+            http="h11",
+            loop="asyncio",
+            h11_max_incomplete_event_size=self._max_header_bytes,
             lifespan="off",
             ws="none",
             log_config=None,
@@ -56,7 +68,7 @@ class AsgiServer:
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=_SHUTDOWN_S,
         )
-        self._server = _Server(config)
+        self._server = self._server_of(config)
         # In a thread other than the main one uvicorn leaves signal handlers alone.
         run, arguments = self._server.run, {"sockets": [listener]}
         self._thread = threading.Thread(target=run, kwargs=arguments, name="asgi", daemon=True)
@@ -78,7 +90,9 @@ class AsgiServer:
         self._thread.join()
 
 
-class _Server(uvicorn.Server):
+class StoppableServer(uvicorn.Server):
+    """uvicorn's server, which stops although nodes hold connections open."""
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
         # An idle node does not answer the end of TLS, so its connection has to be cut.

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
+from agfl_models.bounded import Size, VocabSize
 from agfl_models.errors import ConfigError
 from agfl_models.heads import Family, HeadConfig, LanguageModelHeadConfig
 from agfl_models.layers import LayerConfig
@@ -46,9 +47,9 @@ class ModelConfig(Config):
     """
 
     family: Family = "decoder"
-    vocab_size: PositiveInt | None = None
-    type_vocab_size: PositiveInt = 1
-    dim: PositiveInt | None = None
+    vocab_size: VocabSize | None = None
+    type_vocab_size: Size = 1
+    dim: Size | None = None
     residual: Residual | None = None
     norm: Norm | None = None
     head: HeadConfig | None = None
@@ -172,7 +173,7 @@ class ResolvedEncoderConfig(EncoderConfig):
 class ResolvedModelConfig(ModelConfig):
     """A `ModelConfig` without open questions, as `ModelConfig.resolve` returns it."""
 
-    dim: PositiveInt
+    dim: Size
     residual: Residual
     norm: Norm
     encoder: ResolvedEncoderConfig | None = None

@@ -9,13 +9,25 @@ AgflError
  |- TransportError    the other side cannot be reached or answers with something we do not speak
  |- WireError         a message breaks the protocol
  |- RoundError        a round cannot be completed
+     |- ImplausibleSum  an opened sum is not one of honest owners: not used, never asked for again
 """
 
 from __future__ import annotations
 
+_MAX_LINE = 2000
+
 
 class AgflError(Exception):
-    """Base of all errors that the commands print as one line, with exit code 2 and no traceback."""
+    """Base of all errors that the commands print as one line, with exit code 2 and no traceback.
+
+    Its text is one bounded line whatever it quotes: it is printed, logged, and sent to the other side.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) > _MAX_LINE:
+            text = f"{text[: _MAX_LINE - 200]} ... {text[-150:]}"
+        return " ".join(text.splitlines())
 
 
 class ConfigError(AgflError):
@@ -48,3 +60,10 @@ class WireError(AgflError):
 
 class RoundError(AgflError):
     """A round cannot be completed."""
+
+
+class ImplausibleSum(RoundError):
+    """An opened sum is none that honest owners have: one of them or more sent what no honest one sends.
+
+    It is not used, and never asked for again, since it was seen.
+    """

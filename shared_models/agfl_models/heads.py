@@ -128,7 +128,7 @@ class ClassificationHeadConfig(HeadConfigBase):
 
     families = ("encoder",)
     type: Literal["classification"] = "classification"
-    num_classes: int = Field(ge=2)
+    num_classes: int = Field(ge=2, le=1 << 16)
 
     def num_parameters(self, width: int, vocab_size: int, norm: Norm) -> int:
         return norm_parameters(norm, width) + (width + 1) * self.num_classes

@@ -18,6 +18,7 @@ from agfl_models.layers.recurrent import RNNConfig
 from agfl_models.validation import Config
 
 MAX_LAYERS = 4096  # of a stack, written out: a configuration may come from a server that one does not trust
+MAX_ALTERNATIVES = 64  # of a choice
 _REPEAT: Literal["repeat group"] = "repeat group"  # a tag that no key can be mistaken for
 
 
@@ -35,7 +36,7 @@ class RepeatConfig(Config):
 
     type: Literal["repeat group"] = Field(default=_REPEAT, exclude=True)
     repeat: int = Field(gt=0, le=MAX_LAYERS)
-    layers: tuple[LayerItem, ...] = Field(min_length=1)
+    layers: Annotated[tuple[LayerItem, ...], Field(min_length=1, max_length=MAX_LAYERS, fail_fast=True)]
 
 
 class ChoiceConfig(Config):
@@ -43,9 +44,10 @@ class ChoiceConfig(Config):
 
     type: Literal["choice"]
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
-    of: tuple[Annotated[tuple[LayerItem, ...], Field(min_length=1)], ...] = Field(min_length=2)
+    of: Annotated[tuple[_Alternative, ...], Field(min_length=2, max_length=MAX_ALTERNATIVES, fail_fast=True)]
 
 
+_Alternative = Annotated[tuple["LayerItem", ...], Field(min_length=1, max_length=MAX_LAYERS, fail_fast=True)]
 LayerItem = Annotated[
     Annotated[LayerConfig | RepeatConfig | ChoiceConfig, Field(discriminator="type")], BeforeValidator(_tag_repeat)
 ]
@@ -72,7 +74,9 @@ def _num_layers(items: Iterable[AnyItem]) -> int:
     return count
 
 
-StackItems = Annotated[tuple[LayerItem, ...], Field(min_length=1), AfterValidator(_refuse_too_many)]
+StackItems = Annotated[
+    tuple[LayerItem, ...], Field(min_length=1, max_length=MAX_LAYERS, fail_fast=True), AfterValidator(_refuse_too_many)
+]
 
 
 class EncoderConfig(Config):

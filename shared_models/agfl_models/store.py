@@ -16,6 +16,7 @@ from agfl_models.durable_files import write_atomically
 from agfl_models.errors import CheckpointError, ConfigError
 from agfl_models.families import AnyModelConfig, build_model, refuse_misfit
 from agfl_models.huggingface.config import HuggingFaceConfig
+from agfl_models.rings import outline
 from agfl_models.sequence_model import SequenceModel, trained_parameters
 from agfl_models.tasks import TaskConfig
 from agfl_models.tokenizer import BytesTokenizerConfig, TokenizerConfig
@@ -42,7 +43,10 @@ class SavedConfig(Config):
     model: AnyModelConfig
     task: Annotated[TaskConfig | None, BeforeValidator(_named)] = None
     tokenizer: TokenizerConfig = _BYTES
-    widths: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=2)] | None = None
+    widths: (
+        Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=2, max_length=64, fail_fast=True)]
+        | None
+    ) = None
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -118,6 +122,9 @@ def load_model(path: Path) -> tuple[SequenceModel, SavedConfig]:
     weights = _read_weights(folder / WEIGHTS_FILE)
     if isinstance(saved.model, HuggingFaceConfig):
         saved.model.pinned(saved.model.folder, f"{folder / CONFIG_FILE}: model.folder")
+    else:
+        # Before it is built: a configuration of a few lines can ask for more memory than there is.
+        _refuse_misfit(folder / WEIGHTS_FILE, weights, trained_parameters(outline(saved.model)))
     model = build_model(saved.model, seed=0)
     parameters = trained_parameters(model)
     _refuse_misfit(folder / WEIGHTS_FILE, weights, parameters)

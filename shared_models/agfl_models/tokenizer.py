@@ -159,7 +159,7 @@ class BPETokenizerConfig(Config):
 
     type: Literal["bpe"]
     vocab_size: Annotated[int, Field(gt=FIRST_MERGE, le=MAX_VOCAB_SIZE)]
-    merges: tuple[Pair, ...] | None = None
+    merges: Annotated[tuple[Pair, ...], Field(fail_fast=True)] | None = None
     text: Path | None = None
     merges_per_round: Annotated[int, Field(ge=1, le=MAX_MERGES_PER_ROUND)] = 16
 

@@ -9,9 +9,15 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
+from agfl_models.bounded import MAX_DEPTH, MAX_SHOWN, read_at_most, shown
 from agfl_models.errors import ConfigError
+
+MAX_YAML_BYTES = 4 << 20
+_MAX_NODES = 1 << 18  # the most merges that a tokenizer can have take 200,000
+_MAX_NUMBER = 100  # characters
 
 
 class Config(BaseModel):
@@ -26,7 +32,7 @@ class Config(BaseModel):
         if isinstance(data, dict):
             for key in data:
                 if key not in cls.model_fields:
-                    raise ValueError(f"unknown key {key!r}{nearest(str(key), list(cls.model_fields))}")
+                    raise ValueError(f"unknown key {shown(key)}{nearest(str(key), list(cls.model_fields))}")
         return data
 
 
@@ -34,35 +40,74 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what `yaml.safe_load` passes over: a key that stands twice, of which the first would be lost."""
+    """Refuses what `yaml.safe_load` passes over: a key that stands twice, of which the first would be lost, and bombs.
+
+    A few aliases of aliases stand for gigabytes as soon as somebody prints them, and nobody needs one here.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._num_nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if getattr(event, "anchor", None) is not None:
+            raise ComposerError(None, None, "anchors and aliases (& and *) are not allowed", event.start_mark)
+        self._num_nodes += 1
+        if self._num_nodes > _MAX_NODES:
+            raise ComposerError(None, None, f"at most {_MAX_NODES} values are allowed", event.start_mark)
+        if self._depth == MAX_DEPTH:
+            raise ComposerError(None, None, f"must nest at most {MAX_DEPTH} deep", event.start_mark)
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        value = super().construct_scalar(node)
+        # Reading a number takes quadratic time.
+        if node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float") and len(value) > _MAX_NUMBER:
+            raise ConstructorError(None, None, f"a number has at most {_MAX_NUMBER} characters", node.start_mark)
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[tuple[str, str]] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if (key.tag, key.value) in seen:
-                    raise ConstructorError(None, None, f"{key.value!r} stands twice in one mapping", key.start_mark)
+                    raise ConstructorError(
+                        None, None, f"{shown(key.value)} stands twice in one mapping", key.start_mark
+                    )
                 seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
 
 
 def load_yaml(text: str) -> Any:
-    """Return the plain data of a YAML document; raises yaml.YAMLError, also where a mapping has a key twice."""
+    """Return the plain data of a YAML document; raises yaml.YAMLError, also where a mapping has a key twice.
+
+    Without aliases, and bounded in length, depth and number of values, since much of it comes from others.
+    """
+    if len(text) > MAX_YAML_BYTES:
+        raise yaml.YAMLError(f"must have at most {MAX_YAML_BYTES} characters, got {len(text)}")
     try:
         return yaml.load(text, _Loader)  # a SafeLoader
     except (ValueError, IndexError, AttributeError, RecursionError) as error:
         # What PyYAML lets through: a 13th month, an empty `!!int`, thousands of brackets.
-        raise yaml.YAMLError(f"a value cannot be read ({type(error).__name__}: {error})") from None
+        raise yaml.YAMLError(f"a value cannot be read ({type(error).__name__}: {str(error)[:200]})") from None
 
 
-def read_yaml(path: Path, *, may_be_empty: bool = False) -> dict[str, Any]:
+def read_yaml(path: Path, *, may_be_empty: bool = False, most: int = MAX_YAML_BYTES) -> dict[str, Any]:
     """Read a YAML file that holds one mapping; where it `may_be_empty`, nothing is one without keys.
 
     Raises:
-        ConfigError: the file is missing, not YAML, or not a mapping.
+        ConfigError: the file is missing, not YAML, not a mapping, or of more than `most` bytes.
     """
     try:
-        content = load_yaml(path.read_text(encoding="utf-8"))
+        text = read_at_most(path, most)
+        if text is None:
+            raise ConfigError(f"{path}: must have at most {most} bytes, has more")
+        content = load_yaml(text.decode("utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -126,7 +171,7 @@ def _tagged(data: Any, keys: Sequence[Any], tag: Mapping[str, str]) -> Any:
 
 def nearest(name: str, known: list[str]) -> str:
     """Return " (did you mean 'x'?)" for the known name nearest to `name`, or the list of known names."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:MAX_SHOWN], known, n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(known))})"
 
 
@@ -139,7 +184,7 @@ def problem_line(problem: Mapping[str, Any], data: object) -> str:
     """Return one of pydantic's errors in `data` as a line."""
     if problem["type"] == "missing":
         *parents, name = problem["loc"]
-        return ".".join([*_path(parents, data), str(name)]) + ": required but missing"
+        return ".".join([*_path(parents, data), str(name)[:MAX_SHOWN]]) + ": required but missing"
     path = ".".join(_path(problem["loc"], data))
     field = f"{path}: " if path else ""
     if problem["type"] == "union_tag_not_found" and problem["ctx"].get("expected_tags"):
@@ -148,21 +193,19 @@ def problem_line(problem: Mapping[str, Any], data: object) -> str:
     if problem["type"] == "union_tag_invalid":
         tags = [tag.strip(" '") for tag in problem["ctx"]["expected_tags"].split(",")]
         tag = problem["ctx"]["tag"]
-        return f"{field}unknown {problem['ctx']['discriminator']} {tag!r}{nearest(tag, tags)}"
+        return f"{field}unknown {problem['ctx']['discriminator']} {shown(tag)}{nearest(tag, tags)}"
     is_mapping_rule = problem["type"] in ("dict_type", "model_type", "model_attributes_type")
     rule = "must be a mapping" if is_mapping_rule else problem["msg"].removeprefix("Value error, ")
     if rule.startswith("unknown key") or (
         problem["type"] == "value_error" and ", got " in rule
     ):  # a rule of ours that names the value itself
         return f"{field}{rule}"
-    value = problem["input"]
-    shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
-    return f"{field}{rule}, got {shown}"
+    return f"{field}{rule}, got {shown(problem['input'])}"
 
 
 def _path(location: Iterable[int | str], data: object) -> Iterator[str]:
     """Yield the keys that a person wrote, as text."""
-    return map(str, _keys(location, data))
+    return (str(key)[:MAX_SHOWN] for key in _keys(location, data))
 
 
 def _keys(location: Iterable[int | str], data: object) -> Iterator[int | str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-PREDICTIONS = "candidates/predictions"
+PREDICTIONS, _LOSS = "candidates/predictions", "candidates/loss_"
 MAX_LOSS = 1e3  # a prediction; a model that is worse, or says NaN, counts as this
 
 
@@ -32,5 +32,10 @@ def candidate_losses(metrics: Mapping[str, float], num_models: int) -> list[floa
     return [metrics[_name(i)] / predictions for i in range(num_models)] if predictions else []
 
 
+def is_loss(name: str) -> bool:
+    """Whether a sum is the loss of one model."""
+    return name.startswith(_LOSS)
+
+
 def _name(number: int) -> str:
-    return f"candidates/loss_{number}"
+    return f"{_LOSS}{number}"

@@ -16,7 +16,7 @@ import numpy as np
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
-from agfl_models.errors import WireError
+from agfl_models.errors import ImplausibleSum, WireError
 from agfl_models.tokenizer import FIRST_MERGE, MAX_MERGES_PER_ROUND, MAX_VOCAB_SIZE, NUM_BYTES, Pair
 from agfl_protocol.secagg.context import CountBroadcast
 from agfl_protocol.secagg.lanes import Lanes
@@ -31,13 +31,14 @@ _MAX_MERGES = MAX_VOCAB_SIZE - FIRST_MERGE
 class CountRequest:
     """Server to each client of a cohort: cut your training text up by `merges` and count.
 
-    run_id: of the tokenizer's training, which is a run of its own; num_new: of the merges, those whose tokens are to be
+    num_new: of the merges, those whose tokens are to be
     counted, 0 where there are none; max_cohort: clients that the sum has room for.
     """
 
     run_id: str
     round: int
     exchange: int
+    plan_hash: str
     config_json: str
     config_hash: str
     merges: tuple[Pair, ...]
@@ -57,7 +58,7 @@ class CountRequest:
     @property
     def broadcast_hash(self) -> bytes:
         """SHA-256 of all that this request says and every client must have received alike."""
-        return CountBroadcast(self.config_json, self.num_new, self.max_cohort, _flat(self.merges)).hash
+        return CountBroadcast(self.plan_hash, self.config_json, self.num_new, self.max_cohort, _flat(self.merges)).hash
 
     def to_record(self) -> RecordDict:
         """Return the message content."""
@@ -65,6 +66,7 @@ class CountRequest:
             "run_id": self.run_id,
             "round": self.round,
             "exchange": self.exchange,
+            "plan_hash": self.plan_hash,
             "config_json": self.config_json,
             "config_hash": self.config_hash,
             "num_new": self.num_new,
@@ -84,6 +86,7 @@ class CountRequest:
             run_id=read_scalar(record, "run_id", str),
             round=read_bounded(record, "round", 1, 2**31),
             exchange=read_bounded(record, "exchange", 0, 2**31),
+            plan_hash=read_scalar(record, "plan_hash", str),
             config_json=read_scalar(record, "config_json", str),
             config_hash=read_scalar(record, "config_hash", str),
             merges=tuple(zip(flat[::2].tolist(), flat[1::2].tolist(), strict=True)),
@@ -132,15 +135,26 @@ class CountCodec:
         """
         if lanes[0] != 1:
             raise WireError(f"count: must be 1, got {lanes[0]}")
-        bound = 2**63 // self.max_cohort
-        if lanes.max() >= bound:
-            raise WireError(f"lanes: every count must be below {bound}, got {lanes.max()}")
+        if lanes.max() >= self._bound:
+            raise WireError(f"lanes: every count must be below {self._bound}, got {lanes.max()}")
 
     def decode(self, total: Lanes) -> dict[Pair, int]:
         """Return the pairs that occur, with how often they do over the cohort."""
         cells = np.flatnonzero(total[1:])
         left, right = self._pairs(cells)
         return dict(zip(zip(left.tolist(), right.tolist(), strict=True), total[1:][cells].tolist(), strict=True))
+
+    def decode_checked(self, total: Lanes) -> dict[Pair, int]:
+        """As `decode`; raises ImplausibleSum where a count is above what the clients of the sum can have together."""
+        most = int(total[0]) * (self._bound - 1)
+        if int(total.max()) > most:
+            raise ImplausibleSum(f"pairs: the sum of a count must be at most {most}, got {total.max()}")
+        return self.decode(total)
+
+    @property
+    def _bound(self) -> int:
+        """One client's count stays below this, so that the sum over the cohort stays below 2^63."""
+        return 2**63 // self.max_cohort
 
     @property
     def _known(self) -> int:

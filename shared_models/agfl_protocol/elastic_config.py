@@ -5,8 +5,9 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, field_validator
 
+from agfl_models.bounded import Rounds
 from agfl_models.validation import Config
 from agfl_protocol.secagg.rings import MAX_RINGS
 
@@ -20,7 +21,7 @@ class GrowthConfig(Config):
     loss below which it counts as none, of the whole model over time as of its widest ring over the model without it.
     """
 
-    patience: PositiveInt = 2
+    patience: Rounds = 2
     min_gain: Annotated[float, Field(ge=0, lt=1)] = 0.002
 
 

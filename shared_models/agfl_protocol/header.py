@@ -6,12 +6,13 @@ the delta.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from agfl_models.errors import WireError
+from agfl_models.errors import ImplausibleSum, WireError
 from agfl_protocol.secagg.lanes import Lanes
 
 RESOLUTION = 2**20  # fixed point: a metric of 1.0 is 2^20
@@ -24,10 +25,14 @@ def as_it_travels(weight: float) -> float:
 
 @dataclass(frozen=True)
 class Header:
-    """Names of the metric sums, in the order in which they travel, after count and weight."""
+    """Names of the metric sums, in the order in which they travel, after count and weight.
+
+    most: what one honest client's metric is at most, where that follows from the broadcast.
+    """
 
     metrics: tuple[str, ...]
     max_cohort: int
+    most: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -63,6 +68,8 @@ class Header:
                 raise WireError(
                     f"metric {name}: must be below {self._bound / RESOLUTION:g}, got {value / RESOLUTION:g}"
                 )
+            if name in self.most and value > math.ceil(self.most[name] * RESOLUTION):
+                raise WireError(f"metric {name}: must be at most {self.most[name]:g}, got {value / RESOLUTION:g}")
 
     @property
     def room(self) -> float:
@@ -78,14 +85,19 @@ class Header:
         """Return (number of clients, summed weight, metric sums) of summed header lanes (size,).
 
         Raises:
-            WireError: no clients within their bounds can have this sum, so that one of them lied.
+            ImplausibleSum: no clients within their bounds can have this sum, so that one of them lied.
         """
         count, *numbers = (int(lane) for lane in lanes)
         if not count <= numbers[0] <= count * RESOLUTION:
             lie = numbers[0] / RESOLUTION
-            raise WireError(f"weight: the sum must be in (0, {count}] over {count} clients, got {lie:g}: one lied")
+            raise ImplausibleSum(f"weight: the sum must be in (0, {count}] over {count} clients, got {lie:g}: one lied")
         for name, number in zip(self.metrics, numbers[1:], strict=True):
             if number >= 2**63:
-                raise WireError(f"metric {name}: the sum must be below {2**63 / RESOLUTION:g}: a client lied")
+                raise ImplausibleSum(f"metric {name}: the sum must be below {2**63 / RESOLUTION:g}: a client lied")
+            if name in self.most and number > (most := count * self.most[name]) * RESOLUTION:
+                got = number / RESOLUTION
+                raise ImplausibleSum(
+                    f"metric {name}: the sum must be at most {most:g} over {count} clients, got {got:g}"
+                )
         weight, *values = (number / RESOLUTION for number in numbers)
         return count, weight, dict(zip(self.metrics, values, strict=True))

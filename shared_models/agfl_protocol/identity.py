@@ -21,8 +21,10 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurv
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
+from agfl_models.bounded import read_at_most, shown
 from agfl_models.errors import IdentityError
 from agfl_models.validation import load_yaml
+from agfl_protocol.secagg.points import ed25519_problem
 
 # The only application that our nodes answer. No code travels under this id: both sides run what is installed.
 MARKER_FAB_ID = "agfl/agfl-marker"
@@ -40,7 +42,7 @@ def check_name(name: str) -> None:
         IdentityError: it breaks NAME_RULE.
     """
     if re.fullmatch(NAME_RULE, name) is None:
-        raise IdentityError(f"name: must match {NAME_RULE}, got {name!r}")
+        raise IdentityError(f"name: must match {NAME_RULE}, got {shown(name)}")
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,9 @@ class PublicIdentity:
         key = _parse_key(self.signing_key)
         if not isinstance(key, Ed25519PublicKey):
             raise _not_a_key("signing_key", "Ed25519", self.signing_key)
+        problem = ed25519_problem(key.public_bytes_raw())
+        if problem is not None:
+            raise IdentityError(f"signing_key: Ed25519 public key: {problem}")
         return key
 
     def format(self) -> str:
@@ -98,13 +103,13 @@ class PublicIdentity:
         except yaml.YAMLError as error:
             raise IdentityError(f"{source}: malformed YAML: {' '.join(str(error).split())}") from None
         if not isinstance(content, dict) or set(content) != set(_FIELDS):
-            found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
+            found = shown(sorted(map(str, content))) if isinstance(content, dict) else type(content).__name__
             raise IdentityError(f"{source}: must hold exactly the fields {', '.join(_FIELDS)}, got {found}")
         if content["version"] != PUBLIC_FILE_VERSION:
-            raise IdentityError(f"{source}: version: must be {PUBLIC_FILE_VERSION}, got {content['version']!r}")
+            raise IdentityError(f"{source}: version: must be {PUBLIC_FILE_VERSION}, got {shown(content['version'])}")
         for field in _FIELDS[1:]:
             if not isinstance(content[field], str):
-                raise IdentityError(f"{source}: {field}: must be text in quotes, got {content[field]!r}")
+                raise IdentityError(f"{source}: {field}: must be text in quotes, got {shown(content[field])}")
         try:
             return cls(content["name"], content["transport_key"], content["signing_key"])
         except IdentityError as error:
@@ -118,13 +123,13 @@ class PublicIdentity:
             IdentityError: the file is missing or unreadable, or as `parse`.
         """
         try:
-            content = path.read_bytes()[: _MAX_FILE_BYTES + 1]
-            text = content.decode("utf-8")
+            content = read_at_most(path, _MAX_FILE_BYTES)
+            text = None if content is None else content.decode("utf-8")
         except FileNotFoundError:
             raise IdentityError(f"{path}: no such file") from None
         except (OSError, UnicodeDecodeError) as error:
             raise IdentityError(f"{path}: cannot be read: {error}") from None
-        if len(content) > _MAX_FILE_BYTES:
+        if text is None:
             raise IdentityError(f"{path}: must be a public file of at most {_MAX_FILE_BYTES} bytes")
         return cls.parse(text, str(path))
 
@@ -144,5 +149,6 @@ def _parse_key(line: str) -> object:
 
 
 def _not_a_key(field: str, kind: str, line: str) -> IdentityError:
-    shown = repr(line) if len(line) <= 60 else repr(line[:57] + "...")
-    return IdentityError(f"{field}: must be an {kind} public key as one OpenSSH line without comment, got {shown}")
+    return IdentityError(
+        f"{field}: must be an {kind} public key as one OpenSSH line without comment, got {shown(line)}"
+    )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
+from agfl_models.bounded import Examples, Rounds
 from agfl_models.validation import Config
 from agfl_protocol.presets import Preset, is_preset, server_settings
 
@@ -145,17 +146,15 @@ ArmConfig = Annotated[_Arm, Field(discriminator="type")]
 class PortfolioConfig(Config):
     """Several optimizers on the same updates: the server takes the first one's step, or that of a better one.
 
-    every: rounds from one choice to the next; in such a round the models of all arms are broadcast, and the best one so
-    far. max_examples: on which an owner evaluates each. arms: the first one's step is taken unless the loss of another
-    is less by more than `margin`. max_rise: where the loss is that much above the best model's, the server goes back to
-    that one and halves its steps. Both are in nats a prediction: ratios would mean little where the loss is near zero.
+    every: rounds from one choice to the next; in such a round the models of all arms are broadcast.
+    max_examples: on which an owner evaluates each. arms: the first one's step is taken unless the loss of another
+    is less by more than `margin`, in nats a prediction: ratios would mean little where the loss is near zero.
     """
 
     type: Literal["auto"]
-    every: PositiveInt = 3
-    max_examples: PositiveInt = 64
+    every: Rounds = 3
+    max_examples: Examples = 64
     margin: NonNegativeFloat = 0.1
-    max_rise: PositiveFloat = 1.0
     arms: Annotated[tuple[ArmConfig, ...], Field(min_length=2, max_length=8)] = (
         NesterovConfig(type="nesterov"),
         NesterovConfig(type="nesterov", lr=0.3),
@@ -165,8 +164,8 @@ class PortfolioConfig(Config):
 
     @property
     def num_models(self) -> int:
-        """How many models are broadcast where a choice is due: one of each arm, and the best so far."""
-        return len(self.arms) + 1
+        """How many models are broadcast where a choice is due: one of each arm."""
+        return len(self.arms)
 
 
 _Server = _Arm | FedExPConfig | ScaffoldConfig | FedDynConfig | PortfolioConfig

@@ -16,6 +16,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
+from agfl_models.bounded import MAX_SHOWN, shown
 from agfl_models.durable_files import write_atomically
 from agfl_models.errors import ConfigError, IdentityError
 from agfl_models.validation import read_yaml
@@ -23,6 +24,7 @@ from agfl_protocol.identity import PublicIdentity
 from agfl_protocol.secagg.identity import SigningRoster
 
 _VERSION = 1
+_MAX_FILE_BYTES = 2 << 20  # ten thousand owners
 
 
 def format_roster(identities: Iterable[PublicIdentity]) -> str:
@@ -66,13 +68,13 @@ def read_roster(path: Path) -> SigningRoster:
         IdentityError: names the file, the field, the rule and the value.
     """
     try:
-        content = read_yaml(path)
+        content = read_yaml(path, most=_MAX_FILE_BYTES)
     except ConfigError as error:
         raise IdentityError(f"--roster: {error}") from None
     owners = content.get("owners")
     if content.get("version") != _VERSION or not isinstance(owners, dict) or set(content) != {"version", "owners"}:
         raise IdentityError(
-            f"--roster: {path}: must hold version: {_VERSION} and owners, got {sorted(map(str, content))}"
+            f"--roster: {path}: must hold version: {_VERSION} and owners, got {shown(sorted(map(str, content)))}"
         )
     try:
         return SigningRoster({str(name): _signing_key(str(name), line) for name, line in owners.items()})
@@ -80,17 +82,13 @@ def read_roster(path: Path) -> SigningRoster:
         raise IdentityError(f"--roster: {path}: {error}") from None
 
 
-def fingerprint(roster: SigningRoster) -> str:
-    """Return 16 hexadecimal digits in groups of four, for owners to compare by telephone."""
-    digits = roster.hash.hex()[:16]
-    return "-".join(digits[i : i + 4] for i in range(0, 16, 4))
-
-
 def _signing_key(name: str, line: object) -> Ed25519PublicKey:
     try:
-        key = load_ssh_public_key(str(line).encode())
+        key = load_ssh_public_key(line.encode()) if isinstance(line, str) else None
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
-        raise IdentityError(f"owners.{name}: must be an Ed25519 public key as an OpenSSH line, got {str(line)[:60]!r}")
+        raise IdentityError(
+            f"owners.{name[:MAX_SHOWN]}: must be an Ed25519 public key as an OpenSSH line, got {shown(line)}"
+        )
     return key

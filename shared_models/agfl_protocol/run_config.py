@@ -7,11 +7,12 @@ import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
+from agfl_models.bounded import Examples, Owners, Rounds, Seed, few, load_json, shown
 from agfl_models.corpora import corpus_of
 from agfl_models.errors import ConfigError
 from agfl_models.families import AnyModelConfig, build_tokenizer, refuse_misfit
@@ -34,7 +35,7 @@ from agfl_protocol.optimizer_config import (
 )
 from agfl_protocol.search_config import SearchConfig
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 # Keys on which no round depends, and paths of one machine.
 _LOCAL: dict[str, Any] = {"data": True, "baselines": True, "search": True, "model": {"folder"}, "tokenizer": {"text"}}
 
@@ -48,9 +49,9 @@ class TrainingConfig(Config):
 
     optimizer: ClientOptimizerConfig
     proximal_mu: NonNegativeFloat = 0.0
-    batch_size: PositiveInt = 16
-    local_steps: PositiveInt | None = None
-    local_epochs: PositiveInt | None = None
+    batch_size: Annotated[int, Field(gt=0, le=1 << 16)] = 16
+    local_steps: Rounds | None = None
+    local_epochs: Rounds | None = None
     max_grad_norm: PositiveFloat | None = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
 
@@ -75,6 +76,7 @@ class AggregationConfig(Config):
     do; a loss counts as at most `max_loss` (q-FFL, Li et al. 2020, arXiv:1905.10497, Algorithm 2); or by predictions
     times exp(`alignment_kappa` cos), a factor in [1/3, 3], where cos is between the owner's update and the global
     model's last step ("alignment").
+    clip_l2: bound of the L2 norm of one owner's update; "auto" learns it from how many exceed it (`clipping`).
     max_weight: cap of one owner's weight, in predictions; None means one round's `local_steps` batches, of "alignment"
     three times that. averaging: of what clients moved in all, or "normalized", of what they moved in a step, for
     clients that take unequal numbers of them.
@@ -83,12 +85,12 @@ class AggregationConfig(Config):
 
     type: Literal["secure", "plain"] = "secure"
     server_optimizer: ServerOptimizerConfig
-    cohort_size: PositiveInt | None = None
-    min_cohort: PositiveInt | None = None
-    max_colluders: PositiveInt | None = None
-    max_attempts: PositiveInt = 3
-    round_timeout_s: PositiveFloat = 3600.0
-    clip_l2: PositiveFloat = 100.0
+    cohort_size: Owners | None = None
+    min_cohort: Owners | None = None
+    max_colluders: Owners | None = None
+    max_attempts: Annotated[int, Field(gt=0, le=1000)] = 3
+    round_timeout_s: Annotated[float, Field(gt=0, le=30 * 86400)] = 3600.0
+    clip_l2: PositiveFloat | Literal["auto"] = "auto"
     weighting: Literal["tokens", "uniform", "loss", "alignment"] = "tokens"
     fairness_q: NonNegativeFloat = 1.0
     max_loss: PositiveFloat = 10.0
@@ -125,11 +127,12 @@ class AggregationConfig(Config):
 class EvaluationConfig(Config):
     """The global model is evaluated on the owners' validation text every `every` rounds and after the last one.
 
-    max_examples: examples that one owner evaluates at most; of language modeling, sequences.
+    max_examples: that each owner draws afresh where evaluation rides along with training, and of all that it holds out
+    the most that it evaluates after the last round; of language modeling, sequences.
     """
 
-    every: PositiveInt = 5
-    max_examples: PositiveInt = 512
+    every: Rounds = 5
+    max_examples: Examples = 128
 
 
 class DataConfig(Config):
@@ -141,11 +144,11 @@ class DataConfig(Config):
     """
 
     path: Path | None = None
-    columns: dict[str, str] = Field(default_factory=dict)
+    columns: Annotated[dict[str, str], BeforeValidator(few)] = Field(default_factory=dict)
     corpus: str | None = None
     partition: Literal["natural", "grouped", "iid"] = "grouped"
-    num_owners: PositiveInt | None = 24
-    max_widths: dict[Width, PositiveInt] | None = None
+    num_owners: Owners | None = 24
+    max_widths: Annotated[dict[Width, Owners] | None, BeforeValidator(few)] = None
 
 
 class RunConfig(Config):
@@ -157,8 +160,8 @@ class RunConfig(Config):
     search: architectures race, for all rounds or some, and the one that wins is trained to the last.
     """
 
-    seed: NonNegativeInt = 0
-    num_rounds: PositiveInt
+    seed: Seed = 0
+    num_rounds: Rounds
     task: TaskConfig
     tokenizer: TokenizerConfig = BytesTokenizerConfig()
     model: AnyModelConfig
@@ -350,8 +353,8 @@ def run_config_from_json(text: str) -> RunConfig:
         ConfigError: as `load_run_config`.
     """
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = load_json(text)
+    except ValueError as error:
         raise ConfigError(f"run configuration from the server: malformed JSON: {error}") from None
     return validate(RunConfig, content, "run configuration from the server")
 
@@ -359,11 +362,11 @@ def run_config_from_json(text: str) -> RunConfig:
 def _apply(content: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"--set: must be KEY=VALUE (as in training.local_steps=5), got {override!r}")
+        raise ConfigError(f"--set: must be KEY=VALUE (as in training.local_steps=5), got {shown(override)}")
     try:
         value = load_yaml(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key}: malformed YAML value {text!r}: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"--set {key}: malformed YAML value {shown(text)}: {' '.join(str(error).split())}") from None
     *parents, last = key.split(".")
     node: Any = content
     for parent in parents:
@@ -372,7 +375,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
         elif isinstance(node, dict):
             node = node.setdefault(parent, {})
         else:
-            raise ConfigError(f"--set {key}: {parent!r} names nothing in the configuration")
+            raise ConfigError(f"--set {key}: {shown(parent)} names nothing in the configuration")
     if not isinstance(node, dict):
-        raise ConfigError(f"--set {key}: {last!r} names nothing in the configuration")
+        raise ConfigError(f"--set {key}: {shown(last)} names nothing in the configuration")
     node[last] = value

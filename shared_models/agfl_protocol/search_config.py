@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeFloat, field_validator
 
+from agfl_models.bounded import Rounds
 from agfl_models.validation import Config
 
 MAX_CANDIDATES = 16  # each is a run; so many does a server have open at a time
@@ -22,8 +23,8 @@ class SearchConfig(Config):
     is within this share of the best one's rank by their FLOPs, the cheapest first.
     """
 
-    slate: Literal["auto"] | tuple[str, ...] = "auto"
-    rungs: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
+    slate: Literal["auto"] | Annotated[tuple[str, ...], Field(max_length=64, fail_fast=True)] = "auto"
+    rungs: Annotated[tuple[Rounds, ...], Field(min_length=1, max_length=64, fail_fast=True)] | None = None
     keep: Annotated[float, Field(gt=0, lt=1)] = 0.5
     cost_weight: NonNegativeFloat = 0.0
     tie: NonNegativeFloat = 0.005

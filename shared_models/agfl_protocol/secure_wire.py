@@ -39,33 +39,33 @@ def context_of(request: SumRequest, roster: SigningRoster) -> bytes:
 
 def write_advertise_reply(reply: messages.AdvertiseReply) -> RecordDict:
     """Trip 1, client."""
-    return _new(reply.exchange, name=reply.record.name, record=_pack_record(reply.record))
+    return _new(reply.exchange, name=reply.record.name, record=pack_record(reply.record))
 
 
 def read_advertise_reply(record: RecordDict, exchange: ExchangeId) -> messages.AdvertiseReply:
     """Trip 1, server; raises WireError, as all readers do."""
     _check_exchange(record, exchange)
     name = read_scalar(record, "name", str)
-    return messages.AdvertiseReply(exchange, _unpack_record(name, _read_bytes(record, "record", sum(_RECORD_CUTS))))
+    return messages.AdvertiseReply(exchange, unpack_record(name, _read_bytes(record, "record", sum(_RECORD_CUTS))))
 
 
 def write_share_request(request: messages.ShareRequest) -> RecordDict:
     """Trip 2, server."""
     names = "\n".join(r.name for r in request.records)
-    return _new(request.exchange, names=names, records=b"".join(map(_pack_record, request.records)))
+    return _new(request.exchange, names=names, records=b"".join(map(pack_record, request.records)))
 
 
 def read_share_request(record: RecordDict) -> messages.ShareRequest:
     """Trip 2, client."""
     names = _read_names(record)
     blocks = _read_blocks(record, "records", sum(_RECORD_CUTS), len(names))
-    records = tuple(_unpack_record(name, block) for name, block in zip(names, blocks, strict=True))
+    records = tuple(unpack_record(name, block) for name, block in zip(names, blocks, strict=True))
     return messages.ShareRequest(_read_exchange(record), records)
 
 
 def write_share_reply(reply: messages.ShareReply) -> RecordDict:
     """Trip 2, client."""
-    return _new(reply.exchange, dealt=b"".join(map(_pack_dealt, reply.dealt)))
+    return _new(reply.exchange, dealt=pack_dealt(reply.dealt))
 
 
 def read_share_reply(record: RecordDict, exchange: ExchangeId, count: int) -> messages.ShareReply:
@@ -76,8 +76,7 @@ def read_share_reply(record: RecordDict, exchange: ExchangeId, count: int) -> me
 
 def write_mask_request(request: messages.MaskRequest) -> RecordDict:
     """Trip 3, server."""
-    dealt = b"".join(map(_pack_dealt, request.dealt))
-    return _new(request.exchange, names="\n".join(request.dealers), dealt=dealt)
+    return _new(request.exchange, names="\n".join(request.dealers), dealt=pack_dealt(request.dealt))
 
 
 def read_mask_request(record: RecordDict) -> messages.MaskRequest:
@@ -184,24 +183,43 @@ def _read_names(record: RecordDict) -> tuple[str, ...]:
     return names
 
 
-def _pack_record(record: KeyRecord) -> bytes:
+def pack_record(record: KeyRecord) -> bytes:
+    """Return what a client announced, in a fixed size."""
     numbers = record.max_colluders.to_bytes(4, "big") + record.min_cohort.to_bytes(4, "big")
     return b"".join((record.channel_key, record.mask_key, record.self_commitment, numbers, record.signature))
 
 
-def _unpack_record(name: str, block: bytes) -> KeyRecord:
+def unpack_record(name: str, block: bytes) -> KeyRecord:
+    """Return what `pack_record` packed."""
     channel_key, mask_key, committed, c, min_cohort, signature = _cut(block, _RECORD_CUTS)
     numbers = int.from_bytes(c, "big"), int.from_bytes(min_cohort, "big")
     return KeyRecord(name, channel_key, mask_key, committed, *numbers, signature)
 
 
-def _pack_dealt(dealt: SealedShares) -> bytes:
-    return dealt.sealed + dealt.self_hash + dealt.mask_hash
+def pack_dealt(dealt: tuple[SealedShares, ...]) -> bytes:
+    """Return what a dealer dealt, in a fixed size each."""
+    return b"".join(shares.sealed + shares.self_hash + shares.mask_hash for shares in dealt)
+
+
+def unpack_dealt(blocks: bytes) -> tuple[SealedShares, ...]:
+    """Return what `pack_dealt` packed."""
+    size = sum(_DEALT_CUTS)
+    return tuple(SealedShares(*_cut(blocks[i : i + size], _DEALT_CUTS)) for i in range(0, len(blocks), size))
+
+
+def pack_opening(reply: messages.UnmaskReply) -> bytes:
+    """Return what a client gave in trip 5."""
+    return reply.self_secret + b"".join(reply.shares)
+
+
+def unpack_opening(exchange: ExchangeId, block: bytes) -> messages.UnmaskReply:
+    """Return what `pack_opening` packed."""
+    pieces = tuple(block[i : i + SHARE_BYTES] for i in range(0, len(block), SHARE_BYTES))
+    return messages.UnmaskReply(exchange, pieces[0], pieces[1:])
 
 
 def _read_dealt(record: RecordDict, count: int) -> tuple[SealedShares, ...]:
-    blocks = _read_blocks(record, "dealt", sum(_DEALT_CUTS), count)
-    return tuple(SealedShares(*_cut(block, _DEALT_CUTS)) for block in blocks)
+    return unpack_dealt(_read_bytes(record, "dealt", sum(_DEALT_CUTS) * count))
 
 
 def _cut(block: bytes, sizes: tuple[int, ...]) -> list[bytes]:

@@ -3,14 +3,16 @@
 What a client sends on its own is a privacy decision, and these are all of them: its NAME (`IdentifyReply`) and one
 vector of integers a round (`RoundReply`), of training and evaluating as of counting for a tokenizer (`counting.py`);
 where sums are secure, that vector is masked, and the messages around it are those of `secure_wire.py`.
-Legend: d parameters, K parameter tensors.
+Legend: d parameters.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import pairwise
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -22,14 +24,15 @@ from agfl_protocol.run_config import PROTOCOL_VERSION
 from agfl_protocol.secagg.context import Broadcast
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.rings import MAX_RINGS
-from agfl_protocol.transforms.quantization import MAX_SCALE, MIN_SCALE, QuantizationPlan
+from agfl_protocol.transforms.clipping import MAX_STEP
+from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.update import Vector
 
-IDENTIFY, FINISH = "query.identify", "query.finish"
+IDENTIFY, PROPOSE, FINISH = "query.identify", "query.propose", "query.finish"
 TRAIN, EVALUATE = "train", "evaluate"
 _CONFIG, _ARRAYS = "config", "arrays"
 
-Counted: TypeAlias = tuple[int, int]  # (round, exchange) whose sum an owner's update was in
+Used: TypeAlias = tuple[int, tuple[str, ...]]  # an exchange, and who was in its sum
 Scalar: TypeAlias = bool | int | str | bytes
 ScalarT = TypeVar("ScalarT", bool, int, str, bytes)
 
@@ -59,6 +62,49 @@ class IdentifyReply:
         return IdentifyReply(read_scalar(record, "name", str))
 
 
+class Answer(StrEnum):
+    """What an owner says to a plan."""
+
+    APPROVED = "approved"
+    PENDING = "pending"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class ProposeRequest:
+    """Server to a node: the plan of the run, which its owner must approve before it takes part."""
+
+    plan_json: str
+
+    def to_record(self) -> RecordDict:
+        """Return the message content."""
+        return new_record({"plan_json": self.plan_json})
+
+    @staticmethod
+    def from_record(record: RecordDict) -> ProposeRequest:
+        """Read a request; raises WireError."""
+        return ProposeRequest(read_scalar(record, "plan_json", str))
+
+
+@dataclass(frozen=True)
+class ProposeReply:
+    """The owner's answer to a plan."""
+
+    answer: Answer
+
+    def to_record(self) -> RecordDict:
+        """Return the message content."""
+        return new_record({"answer": self.answer.value})
+
+    @staticmethod
+    def from_record(record: RecordDict) -> ProposeReply:
+        """Read a reply; raises WireError."""
+        text = read_scalar(record, "answer", str)
+        if text not in set(Answer):
+            raise WireError(f"answer: must be one of {', '.join(Answer)}, got {text[:80]!r}")
+        return ProposeReply(Answer(text))
+
+
 class SumRequest(Protocol):
     """What every sum needs of the request that starts it, whatever is summed."""
 
@@ -68,6 +114,8 @@ class SumRequest(Protocol):
     def round(self) -> int: ...
     @property
     def exchange(self) -> int: ...
+    @property
+    def plan_hash(self) -> str: ...
     @property
     def config_hash(self) -> str: ...
     @property
@@ -90,19 +138,23 @@ class SumRequest(Protocol):
 class RoundRequest:
     """Server to each client of a cohort: the global model and what to do with it.
 
-    evaluate: add the evaluation sums of `model`; train: add the update trained from `model`. model: float32 (d,), or
+    round: what the run counts; exchange: what no message is ever asked for again under. plan_hash: of the plan that the
+    owner approved. evaluate: add the evaluation sums of `model`; train: add the update trained from `model`; full:
+    evaluate on all validation examples instead of some drawn afresh, never beside training. model: float32 (d,), or
     (m d,) where m - 1 models follow of which only the loss is asked for (`candidates`).
     rings_by_tier: how many rings an owner of each tier trains and evaluates, never more than it holds; (1,) for a
     model that is not elastic.
     plan: the public quantizer of this round; where it only evaluates, just `max_cohort` counts.
     control: float32 (d,), SCAFFOLD's control variate or, for weights by alignment, the model before; else empty.
-    counted: where owners keep state (`drift`), for each of this cohort that was ever counted, when it last was: only so
-    an owner knows whether what it sent last was in the sum. To the others this tells when that owner took part.
+    used: where owners keep state (`drift`), the exchanges whose sums the model took in, ascending: only so an owner
+    knows whether what it sent last counts. All owners get the same list. Of plain sums it has the names of those who
+    were in one; of secure ones an owner goes by what it signed.
     """
 
     run_id: str
     round: int
     exchange: int
+    plan_hash: str
     config_json: str
     config_hash: str
     evaluate: bool
@@ -110,8 +162,9 @@ class RoundRequest:
     model: Vector
     plan: QuantizationPlan
     control: Vector = field(default_factory=lambda: np.zeros(0, np.float32))
-    counted: Mapping[str, Counted] = field(default_factory=dict)
+    used: tuple[Used, ...] = ()
     rings_by_tier: tuple[int, ...] = (1,)
+    full: bool = False
 
     @property
     def kind(self) -> str:
@@ -128,15 +181,17 @@ class RoundRequest:
         """SHA-256 of all that this request says and that every client must have received alike."""
         plan = self.plan
         return Broadcast(
+            self.plan_hash,
             self.config_json,
             self.train,
             self.evaluate,
+            self.full,
             plan.fields_per_lane,
             plan.max_cohort,
-            plan.scales,
+            plan.clip_step,
             self.model,
             self.control,
-            _counted_text(self.counted),
+            _used_text(self.used),
             self.rings_by_tier,
         ).hash
 
@@ -146,17 +201,19 @@ class RoundRequest:
             "run_id": self.run_id,
             "round": self.round,
             "exchange": self.exchange,
+            "plan_hash": self.plan_hash,
             "config_json": self.config_json,
             "config_hash": self.config_hash,
             "evaluate": self.evaluate,
             "train": self.train,
+            "full": self.full,
             "fields_per_lane": self.plan.fields_per_lane,
             "max_cohort": self.plan.max_cohort,
-            "counted": _counted_text(self.counted),
+            "clip_step": self.plan.clip_step,
+            "used": _used_text(self.used),
         }
         vectors: dict[str, NDArray[Any]] = {
             "model": self.model,
-            "scales": self.plan.scales,
             "control": self.control,
             "rings_by_tier": np.array(self.rings_by_tier, np.uint8),
         }
@@ -168,27 +225,30 @@ class RoundRequest:
         plan = QuantizationPlan(
             fields_per_lane=read_bounded(record, "fields_per_lane", 1, 4),
             max_cohort=read_bounded(record, "max_cohort", 1, 2**20),
-            scales=read_vector(record, "scales", np.float64),
+            clip_step=read_bounded(record, "clip_step", 0, MAX_STEP),
         )
-        if not ((plan.scales >= MIN_SCALE) & (plan.scales <= MAX_SCALE)).all():  # also false for NaN
-            raise WireError(f"scales: must be finite and positive, in [{MIN_SCALE:g}, {MAX_SCALE:g}]")
         if plan.levels < 2:
             raise WireError(f"max_cohort: must leave levels in {plan.fields_per_lane} fields, got {plan.max_cohort}")
         rings = read_vector(record, "rings_by_tier", np.uint8).tolist()
         if not 1 <= len(rings) <= MAX_RINGS or any(not 1 <= rings[i] <= i + 1 for i in range(len(rings))):
             raise WireError(f"rings_by_tier: must be 1 to {MAX_RINGS} numbers, the i-th in [1, i], got {rings[:80]}")
+        train, full = read_scalar(record, "train", bool), read_scalar(record, "full", bool)
+        if train and full:
+            raise WireError("full: must be false in a request that trains, got true")
         return RoundRequest(
             run_id=read_scalar(record, "run_id", str),
             round=read_bounded(record, "round", 1, 2**31),
             exchange=read_bounded(record, "exchange", 0, 2**31),
+            plan_hash=read_scalar(record, "plan_hash", str),
             config_json=read_scalar(record, "config_json", str),
             config_hash=read_scalar(record, "config_hash", str),
             evaluate=read_scalar(record, "evaluate", bool),
-            train=read_scalar(record, "train", bool),
+            train=train,
+            full=full,
             model=read_vector(record, "model", np.float32),
             plan=plan,
             control=read_vector(record, "control", np.float32),
-            counted=_read_counted(record),
+            used=_read_used(record),
             rings_by_tier=tuple(rings),
         )
 
@@ -226,16 +286,15 @@ class FinishRequest:
     """Server to every node: the run is over."""
 
     run_id: str
-    rounds: int
 
     def to_record(self) -> RecordDict:
         """Return the message content."""
-        return new_record({"run_id": self.run_id, "rounds": self.rounds})
+        return new_record({"run_id": self.run_id})
 
     @staticmethod
     def from_record(record: RecordDict) -> FinishRequest:
         """Read a request; raises WireError."""
-        return FinishRequest(read_scalar(record, "run_id", str), read_bounded(record, "rounds", 0, 2**31))
+        return FinishRequest(read_scalar(record, "run_id", str))
 
 
 def acknowledgment() -> RecordDict:
@@ -308,18 +367,22 @@ def read_vector(record: RecordDict, key: str, dtype: DTypeLike, size: int | None
     return np.frombuffer(array.data, kind, offset=len(header))
 
 
-def _counted_text(counted: Mapping[str, Counted]) -> str:
-    """Return the canonical text: lines of NAME, round and exchange, sorted; no NAME has a space in it."""
-    return "\n".join(f"{name} {number} {exchange}" for name, (number, exchange) in sorted(counted.items()))
+def _used_text(used: Sequence[Used]) -> str:
+    """Return the canonical text: lines of an exchange and names; no NAME has a space in it."""
+    return "\n".join(" ".join((str(exchange), *names)) for exchange, names in used)
 
 
-def _read_counted(record: RecordDict) -> dict[str, Counted]:
-    text = read_scalar(record, "counted", str)
+def _read_used(record: RecordDict) -> tuple[Used, ...]:
+    text = read_scalar(record, "used", str)
     try:
-        fields = [line.split(" ") for line in text.split("\n")] if text else []
-        return {name: (int(number), int(exchange)) for name, number, exchange in fields}
+        lines = [line.split(" ") for line in text.split("\n")] if text else []
+        used = tuple((int(exchange), tuple(names)) for exchange, *names in lines)
     except ValueError:
-        raise WireError(f"counted: must be lines of NAME, round and exchange, got {text[:80]!r}") from None
+        used = ()
+    ascending = all(a < b for (a, _), (b, _) in pairwise(used)) and all(exchange >= 0 for exchange, _ in used[:1])
+    if not ascending or _used_text(used) != text:
+        raise WireError(f"used: must be lines of an exchange and names, ascending, got {text[:80]!r}")
+    return used
 
 
 def _npy_header(dtype: np.dtype[Any], size: int) -> bytes:

@@ -54,7 +54,7 @@ def run_baselines(folder: Path, owners: Sequence[Path], resume: bool, progress: 
 
 
 def _bench(config: RunConfig, folder: Path, owners: Sequence[Path]) -> Bench:
-    layout, initial = initial_state(config, build_optimizer(config.aggregation.server_optimizer))
+    layout, initial = initial_state(config, build_optimizer(config.aggregation.server_optimizer), "")
     final = load_checkpoint(RunFolder(folder).checkpoints, config.hash)
     task: AnyTask = config.build_task()
     rows: dict[str, list[Row]] = {}

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from agfl_models.tasks.task import MainMetric
-from agfl_server.observer import Observer, Row
+from agfl_server.observer import IMPLAUSIBLE, Observer, Row
 
 
 class ProgressObserver(Observer):
@@ -110,6 +110,29 @@ class ProgressObserver(Observer):
     def refused(self, name: str, reason: str) -> None:
         """Name who was refused, and why."""
         self._say(f"[yellow]refused {escape(name)}: {escape(reason)}[/]")
+
+    def implausible(self, round_number: int, reason: str) -> None:
+        """Say why the round is lost."""
+        self._say(f"[red]round {round_number}: {IMPLAUSIBLE}; the sum is not used ({escape(reason)})[/]")
+
+    def suspected(self, names: Sequence[str]) -> None:
+        """Name the group, of whom one lies."""
+        self._say(f"[red]{IMPLAUSIBLE}: one of {escape(', '.join(names))}; sums go on without them for a while[/]")
+
+    def silent(self, names: Sequence[str]) -> None:
+        """Name who did not answer."""
+        self._say(f"[yellow]silent: {escape(', '.join(names))}; others are asked for a while[/]")
+
+    def kept(self, round_number: int, folder: str) -> None:
+        """Say where the model is."""
+        self._say(f"[yellow]the last good model, that of round {round_number}, is in {escape(folder)}[/]")
+
+    def rolled_back(self, round_number: int, to_round: int, loss: float | None) -> None:
+        """Say which model is given up, and for which."""
+        found = "" if loss is None else f" (loss {_number(loss, 4)})"
+        self._say(
+            f"[red]the losses refute the model of round {round_number}: back to that of round {to_round}{found}[/]"
+        )
 
     def repeated(self, round_number: int, exchange: int, reason: str) -> None:
         """Say that the round starts again."""

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from agfl_client.app import OWNERS_VARIABLE, PRETRAINED_VARIABLE, create_client_app
+from agfl_client.app import OWNERS_VARIABLE, PRETRAINED_VARIABLE, SEED_VARIABLE, create_client_app
+from agfl_client.approvals import Approvals
+from agfl_client.ledger_file import LEDGER_FILE
 from agfl_client.node import Node
 from agfl_client.policy import Policy
 from agfl_client.secure_member import SecureMember
+from agfl_models.durable_files import write_atomically
 from agfl_models.errors import AgflError, ConfigError
 from agfl_protocol.drift import drift_of
 from agfl_protocol.flower_settings import prepare_flower
+from agfl_protocol.randomness import OwnerRandomness
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_server.app import refuse_run, run_federation
+from agfl_server.checkpoint import last_exchange
 from agfl_server.connected_nodes import ConnectedNodes
+from agfl_server.journal import Journal
 from agfl_server.observer import Observer
+from agfl_server.run_folder import RunFolder
 from agfl_sim.grid import InProcessGrid
 from agfl_sim.partition import device_widths, owners_of
 
 OWNERS_FOLDER, NODES_FOLDER = "owners", "nodes"
+_NO_LIMIT_S = 1e9  # of a round: the researcher has asked for it
+_NO_LIMIT = 10**15
 
 
 class Engine(Protocol):
@@ -44,14 +55,24 @@ class InlineEngine:
     """This process: one node an owner, as many at a time as there are processors."""
 
     def __init__(self, config: RunConfig, owners: Sequence[Path]) -> None:
-        """Raises ConfigError: `data.max_widths` does not name one device an owner."""
+        """Say early what no node would take part in, since the run would wait for it.
+
+        Raises:
+            ConfigError: `data.max_widths` does not name one device an owner.
+            AgflError: the model is more than a node holds, or the pretrained one is not there.
+        """
         self._config, self._owners = config, owners
         self._widths = device_widths(config, len(owners))
+        known = config.with_pretrained(config.pretrained, "model.folder")
+        for width in set(self._widths):
+            self._policy(width).tier(known)
         self._keys = {path.stem: Ed25519PrivateKey.generate() for path in owners}
         self.roster = SigningRoster({name: key.public_key() for name, key in self._keys.items()})
 
     def run(self, folder: Path, *, resume: bool, observer: Observer) -> None:
         """Run the federation to its last round; raises as `run_federation`."""
+        if resume:
+            self._forget_exchange(folder)  # before the nodes read their ledgers
         nodes = {
             i: create_client_app(self._node(path, width, folder / NODES_FOLDER / path.stem))
             for i, (path, width) in enumerate(zip(self._owners, self._widths, strict=True), start=1000)
@@ -59,16 +80,58 @@ class InlineEngine:
         with InProcessGrid(nodes, num_workers=os.cpu_count() or 1) as grid:
             run_federation(grid, self._config, folder, resume=resume, observer=observer, roster=self.roster)
 
+    def _forget_exchange(self, folder: Path) -> None:
+        """Take back the exchange that ended with the process: its clients did too, and nothing left either."""
+        journal, learned = Journal(folder), RunFolder(folder)
+        if not journal.is_begun:
+            return
+        if self._config.search is not None:
+            learned = RunFolder(learned.search)
+        if not learned.has_tokenizer(self._config):
+            journal.begin(journal.run_id)
+        trained = (RunFolder(folder).checkpoints, *sorted(RunFolder(folder).search.glob("*/checkpoints")))
+        last = journal.take_back(max(map(last_exchange, trained)))
+        for path in self._owners:
+            ledger = folder / NODES_FOLDER / path.stem / LEDGER_FILE
+            if ledger.exists():
+                write_atomically(ledger, _lines_up_to(ledger.read_bytes(), last), mode=0o600)
+
+    def _policy(self, max_width: float) -> Policy:
+        """Return an owner's policy. The researcher owns all text, so a plain run is permitted if that is chosen."""
+        aggregation = self._config.aggregation
+        is_secure = aggregation.type == "secure"
+        return Policy(
+            min_cohort=aggregation.min_cohort if is_secure else None,
+            max_colluders=aggregation.max_colluders if is_secure else None,
+            allow_plain=not is_secure,
+            runs="all",
+            max_parameters=_NO_LIMIT,
+            max_width=max_width,
+            max_seconds_per_round=_NO_LIMIT_S,
+        )
+
     def _node(self, path: Path, max_width: float, folder: Path) -> Node:
-        """Return an owner's node. The researcher owns all text, so a plain run is permitted if that is chosen."""
-        name, aggregation, pretrained = path.stem, self._config.aggregation, self._config.pretrained
+        """Return an owner's node."""
+        name, policy = path.stem, self._policy(max_width)
         folder.mkdir(parents=True, exist_ok=True)
-        if aggregation.type == "plain":
-            policy = Policy(allow_plain=True, max_width=max_width)
-            return Node(name, path, pretrained=pretrained, policy=policy, folder=folder)
-        policy = Policy(min_cohort=aggregation.min_cohort, max_colluders=aggregation.max_colluders, max_width=max_width)
-        member = SecureMember(name, self._keys[name], self.roster, policy, folder)
-        return Node(name, path, pretrained=pretrained, policy=policy, member=member, folder=folder)
+        is_secure = self._config.aggregation.type == "secure"
+        member = SecureMember(name, self._keys[name], self.roster, policy, folder) if is_secure else None
+        return Node(
+            name,
+            path,
+            pretrained=self._config.pretrained,
+            policy=policy,
+            member=member,
+            folder=folder,
+            randomness=OwnerRandomness.of_seed(self._config.seed, name),
+            approvals=Approvals(folder, policy, "simulation"),
+        )
+
+
+def _lines_up_to(ledger: bytes, last: int) -> bytes:
+    """Return a ledger's lines before the first one of a later exchange than `last`."""
+    kept = takewhile(lambda line: json.loads(line).get("exchange", 0) <= last, ledger.splitlines(keepends=True))
+    return b"".join(kept)
 
 
 class RayEngine:
@@ -124,6 +187,7 @@ class RayEngine:
                 failure.append(error)
 
         os.environ[OWNERS_VARIABLE] = str(self._owners[0].parent.resolve())
+        os.environ[SEED_VARIABLE] = str(self._config.seed)
         if self._config.pretrained is not None:
             os.environ[PRETRAINED_VARIABLE] = str(self._config.pretrained.resolve())
         backend: dict[str, dict[str, ConfigRecordValues]] = {

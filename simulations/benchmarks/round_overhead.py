@@ -27,7 +27,7 @@ CONFIG = """
 num_rounds: {rounds}
 task: {{type: language_modeling, sequence_length: 8}}
 model: {{vocab_size: 259, dim: 8, layers: [{{type: ff, hidden_dim: 8}}]}}
-training: {{batch_size: 1, local_steps: 1}}
+training: {{batch_size: 1, local_steps: 1, optimizer: {{type: sgd, lr: 0.5}}}}
 aggregation: {{type: plain, min_cohort: {nodes}}}
 evaluation: {{every: 1000000, max_examples: 1}}
 """
@@ -76,16 +76,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--stock-phases", type=int, default=4)
+    parser.add_argument("--smoke", action="store_true", help="two rounds of ours alone: does it run?")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        ours = measure_ours(folder, arguments.rounds)
-        stock = measure_stock(folder, arguments.stock_phases)
+        ours = measure_ours(folder, 2 if arguments.smoke else arguments.rounds)
+        stock = [] if arguments.smoke else measure_stock(folder, arguments.stock_phases)
     load = os.getloadavg()[0]
     print(f"{NUM_NODES} nodes, TLS on loopback, {os.cpu_count()} processors, load average {load:.1f}")
     for label, values in (("agfl, a whole round", ours), ("stock Flower, one phase (of two a round)", stock)):
-        print(f"{label:<42} p50 {statistics.median(values):7.3f} s   max {max(values):7.3f} s   n = {len(values)}")
-    print(f"ratio of the medians: {statistics.median(stock) / statistics.median(ours):.1f}")
+        if values:
+            print(f"{label:<42} p50 {statistics.median(values):7.3f} s   max {max(values):7.3f} s   n = {len(values)}")
+    if stock:
+        print(f"ratio of the medians: {statistics.median(stock) / statistics.median(ours):.1f}")
 
 
 def measure_ours(folder: Path, rounds: int) -> list[float]:
@@ -98,13 +101,14 @@ def measure_ours(folder: Path, rounds: int) -> list[float]:
         command("agfl-client", "keygen", f"node{i}", "--keys", keys)
         command("agfl-server", "add-node", f"node{i}", keys / f"node{i}.pub", "--federation", federation)
     (folder / "text.txt").write_text("to be, or not to be\n\nthat is the question\n")
+    (folder / "policy.yaml").write_text("allow_plain: true\nruns: all\n")
     with ExitStack() as processes:
         port = free_port()
         server = background(processes, "agfl-server", "start", "--federation", federation, "--port", port)
         for i in range(NUM_NODES):
             address = ("--server", f"127.0.0.1:{port}", "--ca", federation / "ca.pem")
-            own = ("--keys", folder / f"keys{i}", "--data", folder / "text.txt", "--once")
-            background(processes, "agfl-client", "start", *address, *own)
+            own = ("--keys", folder / f"keys{i}", "--data", folder / "text.txt", "--policy", folder / "policy.yaml")
+            background(processes, "agfl-client", "start", *address, *own, "--once")
         if server.wait(300) != 0:
             raise SystemExit("agfl-server failed")
     rows = [json.loads(line) for line in (federation / "run" / "metrics.jsonl").read_text().splitlines()]

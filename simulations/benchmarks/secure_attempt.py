@@ -24,15 +24,17 @@ from agfl_protocol.secagg.masks import Mask, apply_masks
 from agfl_protocol.secagg.members import Members
 from agfl_protocol.secagg.parameters import Parameters
 from agfl_protocol.transforms import clipping, quantization
+from agfl_protocol.transforms.basis import Basis
 from agfl_protocol.transforms.clipping import Clipping
 from agfl_protocol.transforms.codec import UpdateCodec
-from agfl_protocol.transforms.quantization import Quantization, Scales
+from agfl_protocol.transforms.divergence import DIVERGED
+from agfl_protocol.transforms.quantization import Quantization
 from agfl_protocol.transforms.weighting import Weighting
-from agfl_protocol.update import Layout, Update
+from agfl_protocol.update import Update
 from agfl_protocol.wire import RoundRequest
 from agfl_server.unmasking import Dealt, Recovery
 
-NUM_TENSORS, ELEMENT, MAX_WEIGHT = 16, 1e-3, 16384.0  # of the update that is measured
+ELEMENT, MAX_WEIGHT = 1e-3, 16384.0  # of the update that is measured
 CHECKED_LANES = 1000
 
 
@@ -54,16 +56,26 @@ class Work:
     @staticmethod
     def of(n: int, d: int) -> Work:
         """Plan the round as the server does, after a sum of updates that had nothing in common."""
-        sizes = [d // NUM_TENSORS] * (NUM_TENSORS - 1)
-        shapes = tuple((size,) for size in (*sizes, d - sum(sizes)))
-        layout, delta = Layout(tuple(f"tensor{k}" for k in range(NUM_TENSORS)), shapes), random_delta(d)
-        scale = 3 * n**0.25 * float(np.abs(delta).max())  # what `learn_scales` tends to
-        scales = Scales(np.full(NUM_TENSORS, scale), float(np.linalg.norm(delta)) / n**0.5)
-        plan = quantization.plan_round(scales, layout, n)
+        delta = random_delta(d)
+        norm = float(np.linalg.norm(delta))
+        plan = quantization.plan_round(0, norm, norm / n**0.5, 1, n)
         metrics = {"loss": 2.0, "predictions": 100.0}
-        header = Header((*metrics, clipping.CLIPPED, *quantization.metric_names(layout)), n)
-        codec = UpdateCodec((Clipping(100.0), Weighting(MAX_WEIGHT)), Quantization(plan, layout, header))
-        request = RoundRequest("benchmark", 1, 0, "{}", "0" * 64, False, True, np.zeros(d, np.float32), plan)
+        header = Header((*metrics, DIVERGED, clipping.CLIPPED, *clipping.ABOVE, *quantization.metric_names()), n)
+        codec = UpdateCodec(
+            (Clipping(norm), Weighting(MAX_WEIGHT)), Quantization(plan, norm, Basis(d, bytes(48)), header)
+        )
+        request = RoundRequest(
+            run_id="benchmark",
+            round=1,
+            exchange=1,
+            plan_hash="0" * 64,
+            config_json="{}",
+            config_hash="0" * 64,
+            evaluate=False,
+            train=True,
+            model=np.zeros(d, np.float32),
+            plan=plan,
+        )
         return Work(n, d, codec, request, Update(delta, 0.9 * MAX_WEIGHT, metrics))
 
     @property
@@ -150,7 +162,8 @@ def _terms(work: Work) -> list[Terms]:
     exchange: ExchangeId = secure_wire.exchange_of(work.request)
     ctx0 = secure_wire.context_of(work.request, roster)
     parameters = Parameters.of(work.n)
-    return [Terms(name, key, roster, parameters, exchange, work.n, ctx0) for name, key in signing.items()]
+    drawn = frozenset(signing)
+    return [Terms(name, key, roster, parameters, exchange, work.n, ctx0, drawn, ()) for name, key in signing.items()]
 
 
 def _first_lanes(names: Sequence[str], whole: Lanes) -> dict[str, Lanes]:

@@ -26,16 +26,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message
 
 from agfl_client.app import create_client_app
+from agfl_client.approvals import Approvals
 from agfl_client.node import Node
 from agfl_client.policy import Policy
 from agfl_client.secure_member import SecureMember
 from agfl_protocol import wire
 from agfl_protocol.flower_settings import prepare_flower
+from agfl_protocol.plan import Plan
+from agfl_protocol.randomness import OwnerRandomness
 from agfl_protocol.run_config import RunConfig, run_config_from_json
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.parameters import Parameters
-from agfl_protocol.transforms import quantization
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_server.aggregator import Aggregator
 from agfl_server.messaging import ask_nodes
@@ -50,22 +52,23 @@ NUM_CLIENTS, TRIPS = 10, 5
 TARGET_S = 0.5
 TIMEOUT_S = 60.0
 CONFIG = """
-{"num_rounds": 1,
+{"num_rounds": 1000,
  "task": {"type": "language_modeling", "sequence_length": 8},
  "model": {"vocab_size": 259, "dim": 128, "layers": [{"repeat": 4, "layers": [{"type": "ff", "hidden_dim": 632}]}]},
- "training": {"batch_size": 1, "local_steps": 1},
- "aggregation": {"type": "TYPE"}}
+ "training": {"batch_size": 1, "local_steps": 1, "optimizer": {"type": "sgd", "lr": 0.5}},
+ "aggregation": {"type": "TYPE", "server_optimizer": {"type": "fedavg"}}}
 """
 
 
 class Side:
     """One way to sum, its own nodes, and a round that can be repeated."""
 
-    def __init__(self, config: RunConfig, aggregator: Aggregator, cohort: Mapping[str, int]) -> None:
+    def __init__(self, config: RunConfig, aggregator: Aggregator, cohort: Mapping[str, int], min_cohort: int) -> None:
         self._config, self._aggregator, self._cohort = config, aggregator, cohort
         self._task = config.build_task()
-        self._layout, state = initial_state(config, build_optimizer(config.aggregation.server_optimizer))
-        self._run_id, self._model, self._scales, self._round = "benchmark", state.model, state.scales, 0
+        self._layout, state = initial_state(config, build_optimizer(config.aggregation.server_optimizer), "benchmark")
+        self._model, self._bounds, self._round = state.model, state.bounds, 0
+        self.plan = Plan.of(config, state.run_id, cohort, min_cohort)
         self.fields_per_lane = 0
 
     @property
@@ -76,10 +79,21 @@ class Side:
     def sum(self, grid: InProcessGrid) -> tuple[float, Lanes]:
         """One round up to the sum, under the next number: return its wall time and the lanes."""
         self._round += 1
-        config, plan = self._config, quantization.plan_round(self._scales, self._layout, len(self._cohort))
-        codec = UpdateCodec.for_round(config, self._task, self._layout, plan, train=True, evaluate=False)
+        config, plan = self._config, self._bounds.plan(self._config, len(self._cohort))
+        codec = UpdateCodec.for_round(
+            config, self._task, self._layout, plan, round_number=self._round, train=True, evaluate=False
+        )
         request = wire.RoundRequest(
-            self._run_id, self._round, 0, config.to_json(), config.hash, False, True, self._model, plan
+            run_id=self.plan.run_id,
+            round=self._round,
+            exchange=self._round,
+            plan_hash=self.plan.hash,
+            config_json=config.to_json(),
+            config_hash=config.hash,
+            evaluate=False,
+            train=True,
+            model=self._model,
+            plan=plan,
         )
         self.fields_per_lane = plan.fields_per_lane
         began = time.perf_counter()
@@ -87,8 +101,16 @@ class Side:
         seconds = time.perf_counter() - began
         if len(result.survivors) != NUM_CLIENTS:
             raise SystemExit(f"lost: {result.refused}")
-        self._scales = quantization.learn_scales(self._scales, self._layout, codec.decode_sum(result.lanes))
+        self._bounds = self._bounds.after(codec.decode_checked(result.lanes))
         return seconds, result.lanes
+
+
+def propose(grid: InProcessGrid, cohort: Mapping[str, int], plan: Plan) -> None:
+    """Have all nodes approve a plan."""
+    content = wire.ProposeRequest(plan.to_json()).to_record()
+    for _, reply in ask_nodes(grid, [Message(content, node, wire.PROPOSE) for node in cohort.values()], TIMEOUT_S):
+        if reply.has_error() or wire.ProposeReply.from_record(reply.content).answer is not wire.Answer.APPROVED:
+            raise SystemExit("a node did not approve the plan")
 
 
 def ask_names(grid: InProcessGrid, cohort: Mapping[str, int]) -> float:
@@ -113,18 +135,22 @@ def federation(folder: Path) -> Iterator[tuple[InProcessGrid, Side, Side, dict[s
     for name, key in keys.items():
         own = folder / name
         own.mkdir()
-        nodes[secure[name]] = Node(name, text, member=SecureMember(name, key, roster, Policy(), own))
-        nodes[plain[name]] = Node(name, text, policy=Policy(allow_plain=True))
+        policy, drawn = Policy(allow_plain=True, runs="all"), OwnerRandomness.of_seed(0, name)
+        member, approvals = SecureMember(name, key, roster, policy, own), Approvals(own, policy, "benchmark")
+        nodes[secure[name]] = Node(
+            name, text, policy=policy, member=member, folder=own, randomness=drawn, approvals=approvals
+        )
+        nodes[plain[name]] = Node(name, text, policy=policy, randomness=drawn)
     observer, parameters = Observer(), Parameters.of(NUM_CLIENTS)
     apps = {node_id: create_client_app(node) for node_id, node in nodes.items()}
     configs = [run_config_from_json(CONFIG.replace("TYPE", name)) for name in ("secure", "plain")]
     with InProcessGrid(apps, num_workers=os.cpu_count() or 1) as grid:
-        yield (
-            grid,
-            Side(configs[0], SecureSum(observer, roster, parameters), secure),
-            Side(configs[1], PlainSum(observer, parameters.min_cohort), plain),
-            secure,
+        sides = (
+            Side(configs[0], SecureSum(observer, roster, parameters), secure, parameters.min_cohort),
+            Side(configs[1], PlainSum(observer, parameters.min_cohort), plain, parameters.min_cohort),
         )
+        propose(grid, secure, sides[0].plan)
+        yield grid, *sides, secure
 
 
 @dataclass(frozen=True)
@@ -142,7 +168,7 @@ class Repetition:
 
 
 def measure(folder: Path, repetitions: int) -> tuple[list[Repetition], str]:
-    """Return all repetitions but the first two, in which nodes build their model and scales are learned."""
+    """Return all repetitions but the first two, in which nodes build their model and the size of updates is learned."""
     results = []
     with federation(folder) as (grid, secure, plain, cohort):
         for _ in range(repetitions + 2):
@@ -159,7 +185,9 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=15)
-    repetitions = parser.parse_args().repetitions
+    parser.add_argument("--smoke", action="store_true", help="one repetition: does it run?")
+    arguments = parser.parse_args()
+    repetitions = 1 if arguments.smoke else arguments.repetitions
     prepare_flower()
     with tempfile.TemporaryDirectory() as name:
         results, what = measure(Path(name), repetitions)

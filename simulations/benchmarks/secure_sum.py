@@ -64,15 +64,15 @@ class Case:
     server_flower: float
 
     @staticmethod
-    def measure(work: Work, exchange: Attempt, lost: int) -> Case:
-        """Measure client, rates and server in turn, PASSES times, since others use this machine; take the least."""
+    def measure(work: Work, exchange: Attempt, lost: int, passes: int) -> Case:
+        """Measure client, rates and server in turn, `passes` times, since others use this machine; take the least."""
         n, num_lanes, survivors = work.n, work.codec.num_lanes, work.n - lost
         opening = exchange.open(exchange.members.names[:survivors])
-        passes = [
-            (ClientTimes.measure(work, opening), Rates.measure(), ServerTimes.measure(opening)) for _ in range(PASSES)
+        found = [
+            (ClientTimes.measure(work, opening), Rates.measure(), ServerTimes.measure(opening)) for _ in range(passes)
         ]
-        client, rates = _least([client for client, _, _ in passes]), _least([rates for _, rates, _ in passes])
-        server = _least([server for _, _, server in passes])
+        client, rates = _least([client for client, _, _ in found]), _least([rates for _, rates, _ in found])
+        server = _least([server for _, _, server in found])
         keys = FlowerKeys.measure(n, exchange.parameters.threshold, survivors)
         vectors = FlowerVectors.measure(work.d)
         model_hash = 4 * work.d * rates.sha256
@@ -185,25 +185,32 @@ def _load() -> str:
     return "load average " + " ".join(f"{load:.1f}" for load in os.getloadavg())
 
 
-def measure(cohorts: Sequence[int], sizes: Sequence[int]) -> Iterator[Case]:
+def measure(cohorts: Sequence[int], sizes: Sequence[int], dropouts: Sequence[float], passes: int) -> Iterator[Case]:
     """Yield all rows, telling on standard error how far it is."""
     for n in cohorts:
         for d in sizes:
             print(f"n = {n}, d = {d}: {_load()}", file=sys.stderr, flush=True)
             work = Work.of(n, d)
             exchange = Attempt.run(work)
-            for dropout in DROPOUTS:
-                yield Case.measure(work, exchange, int(n * dropout))
+            for dropout in dropouts:
+                yield Case.measure(work, exchange, int(n * dropout), passes)
 
 
 def main() -> None:
     """Measure and print both tables and the verdicts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="n in {10, 50}, d in {100k, 1M}")
-    quick = parser.parse_args().quick
+    parser.add_argument("--smoke", action="store_true", help="n = 5, d = 10k, once: does it run?")
+    arguments = parser.parse_args()
+    cohorts: tuple[int, ...] = COHORTS[:2] if arguments.quick else COHORTS
+    sizes: tuple[int, ...] = SIZES[:2] if arguments.quick else SIZES
+    dropouts: tuple[float, ...] = DROPOUTS
+    passes = PASSES
+    if arguments.smoke:
+        cohorts, sizes, dropouts, passes = (5,), (10_000,), DROPOUTS[-1:], 1
     began = time.monotonic()
     print(f"at the start: {_load()}; {_describe(Rates.measure())}")
-    cases = list(measure(COHORTS[:2] if quick else COHORTS, SIZES[:2] if quick else SIZES))
+    cases = list(measure(cohorts, sizes, dropouts, passes))
     print(f"at the end:   {_load()}; {_describe(Rates.measure())}")
     verdicts = Verdicts()
     for title, rows in (("client", client_rows(cases, verdicts)), ("server", server_rows(cases, verdicts))):

@@ -10,17 +10,20 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ConfigRecord, RecordDict
-from tests.secagg_world import Hook, World, exchange_id, round_request
+from tests.secagg_world import Hook, LanesOnly, MemoryGrid, World, exchange_id, round_request
 
 from agfl_client import masking
 from agfl_client.masking_states import HeldShares, Shared
 from agfl_protocol import secure_wire as sw
 from agfl_protocol import wire
 from agfl_protocol.secagg import keys, messages, shamir
+from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.identity import SIGN_KEYS, sign
 from agfl_protocol.secagg.messages import KeyRecord
 from agfl_protocol.secure_wire import context_of
 from agfl_server.aggregator import AttemptFailed, CohortSum
+from agfl_server.observer import Observer
+from agfl_server.secure_sum import SecureSum
 
 EVIL, OTHER = "owner-001", "owner-002"
 ID = exchange_id()
@@ -103,6 +106,7 @@ def test_attack_two_clients_announce_the_same_key(tmp_path: Path) -> None:
 
 
 # --- trip 2
+CONVICTED = r"^'owner-001': shares: must be good for every holder, 4 say that they are not$"
 
 
 def garbage(content: RecordDict) -> RecordDict:
@@ -111,14 +115,15 @@ def garbage(content: RecordDict) -> RecordDict:
 
 
 def test_attack_shares_that_nobody_can_open_are_dealt(world: World) -> None:
-    """All honest clients name the dealer; the exchange ends without a sum."""
-    with pytest.raises(AttemptFailed, match=r"^U3, clients that sent a vector: must be at least 4, got 1; ") as failed:
+    """More holders than may collude say so of one dealer, which proves it; who said so is refused for nothing."""
+    with pytest.raises(AttemptFailed, match=CONVICTED) as failed:
         world.secure_sum(on_reply=reply_of(sw.SHARE, garbage))
+    assert failed.value.guilty == failed.value.refused.keys() == {EVIL}
+    assert failed.value.is_spent
     honest = [name for name in world.names if name != EVIL]
     for name in honest:
         line = f"sealed shares of 'owner-001': must open for '{name}' in this exchange; they do not"
         assert world.owners[name].log == [line]
-        assert failed.value.refused[name] == line
 
 
 def test_attack_shares_with_hashes_of_others_are_dealt(world: World) -> None:
@@ -126,7 +131,7 @@ def test_attack_shares_with_hashes_of_others_are_dealt(world: World) -> None:
         dealt = sw.read_share_reply(content, ID, 4).dealt
         return sw.write_share_reply(messages.ShareReply(ID, tuple(replace(s, self_hash=s.mask_hash) for s in dealt)))
 
-    with pytest.raises(AttemptFailed, match=r"^U3, clients that sent a vector"):
+    with pytest.raises(AttemptFailed, match=CONVICTED):
         world.secure_sum(on_reply=reply_of(sw.SHARE, swapped))
     line = "shares of 'owner-001': must have the hashes that it sent; they do not"
     assert world.owners[OTHER].log == [line]
@@ -144,9 +149,60 @@ def deal(world: World, monkeypatch: pytest.MonkeyPatch, lie: Callable[[HeldShare
 
 def test_attack_shares_outside_the_field_are_dealt(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     deal(world, monkeypatch, lambda shares: replace(shares, of_mask=b"\xff" * 32))
-    with pytest.raises(AttemptFailed, match=r"^U3, clients that sent a vector"):
+    with pytest.raises(AttemptFailed, match=CONVICTED):
         world.secure_sum()
     assert world.owners[OTHER].log == ["shares of 'owner-001': must be below 2^256 - 189; they are not"]
+
+
+def accuses(dealer: str) -> Callable[[str, str, RecordDict], RecordDict | None]:
+    """EVIL answers trip 3 with what an honest holder says of a bad dealer."""
+
+    def hook(kind: str, name: str, content: RecordDict) -> RecordDict | None:
+        if (kind, name) == (sw.MASK, EVIL):
+            raise ProtocolViolation(f"shares of {dealer!r}: must have the hashes that it sent; they do not")
+        return content
+
+    return hook
+
+
+@pytest.mark.parametrize("dealer", [OTHER, EVIL, "mallory"])
+def test_attack_no_more_holders_than_may_collude_accuse_a_dealer(world: World, dealer: str) -> None:
+    """The accusers are lost; nobody is proven to have lied, however often the same ones say so."""
+    for exchange in range(3):
+        result = world.secure_sum(round_request(exchange=exchange), on_reply=accuses(dealer))
+        assert result.refused.keys() == {EVIL}
+        assert len(result.survivors) == 4
+
+
+def test_attack_a_dealer_spoils_the_shares_of_one_holder_each_time(world: World) -> None:
+    """What holders say adds up over exchanges: two of them are more than may collude."""
+    parameters, victims = world.parameters, iter(["owner-002", "owner-003"])
+    aggregator = SecureSum(Observer(), world.roster, parameters, 30.0, num_threads=1)
+
+    def spoil() -> Callable[[str, str, RecordDict], RecordDict | None]:
+        victim = next(victims)
+
+        def hook(kind: str, name: str, content: RecordDict) -> RecordDict | None:
+            if (kind, name) != (sw.SHARE, EVIL):
+                return content
+            dealt = list(sw.read_share_reply(content, exchange_id(number), 4).dealt)
+            place = [other for other in world.names if other != EVIL].index(victim)
+            dealt[place] = replace(dealt[place], sealed=bytes(81))
+            return sw.write_share_reply(messages.ShareReply(exchange_id(number), tuple(dealt)))
+
+        return hook
+
+    for number in range(2):
+        grid = MemoryGrid(world.owners, None, spoil())
+        args = grid, grid.ids, round_request(exchange=number), LanesOnly(7), 30.0
+        if number == 0:
+            assert aggregator.sum(*args).refused == {
+                "owner-002": "says that it cannot use what 'owner-001' sealed for it: one of the two is wrong"
+            }
+        else:
+            with pytest.raises(AttemptFailed, match=r"^'owner-001': shares: .*, 2 say that they are not") as failed:
+                aggregator.sum(*args)
+            assert failed.value.guilty == {EVIL}
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.client.test_node import request_of
+from tests.client.test_node import UNASKED, request_of
 
 from agfl_client.node import Node
-from agfl_client.policy import Policy
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.divergence import DIVERGED
-from agfl_protocol.transforms.quantization import initial_scales, plan_round
 from agfl_protocol.update import Total, Vector
 from agfl_protocol.wire import RoundRequest, read_vector
 from agfl_server.optimizers import build_optimizer
@@ -46,17 +44,18 @@ METHODS = {
 
 @pytest.fixture
 def node(make_owners: Callable[..., Path]) -> Node:
-    return Node("alice", make_owners(1) / "owner-00.jsonl", device="cpu", policy=Policy(allow_plain=True))
+    return Node("alice", make_owners(1) / "owner-00.jsonl", device="cpu", policy=UNASKED)
 
 
 def answer(node: Node, config: RunConfig, request: RoundRequest) -> Total:
     """What the answer adds to a sum, which the server sees here because nothing masks it."""
-    layout, _ = initial_state(config, build_optimizer(config.aggregation.server_optimizer))
+    layout, _ = initial_state(config, build_optimizer(config.aggregation.server_optimizer), "r")
     codec = UpdateCodec.for_round(
         config,
         config.build_task(),
         layout,
         request.plan,
+        round_number=request.round,
         train=request.train,
         evaluate=request.evaluate,
         rings=config.build_rings(),
@@ -91,13 +90,18 @@ def test_attack_no_model_makes_an_owner_refuse_to_evaluate(run_config: Config, n
     assert total.metrics[DIVERGED] == 1 or total.metrics["eval/nll"] > 0
 
 
-def test_attack_a_loss_that_counts_one_word_is_not_told(run_config: Config, node: Node) -> None:
-    """In a cohort of 2^20 a metric has room for 2^23 only; the line of a refusal said the loss that had none."""
+def test_attack_room_for_losses_decides_of_nobody_whether_its_update_counts(run_config: Config, node: Node) -> None:
+    """In a cohort of 2^20 a metric has room for 2^23 only; beyond it an owner "diverged", and added nothing.
+
+    A server chose the room so that all but one owner were past it, and the sum was that owner's update.
+    """
     config = run_config()
-    request = request_of(config, train=False)
-    layout, _ = initial_state(config, build_optimizer(config.aggregation.server_optimizer))
-    plan = replace(plan_round(initial_scales(layout, 100.0), layout, 3), max_cohort=2**20, fields_per_lane=1)
-    loud = request.model.copy()
-    loud[layout.slices[layout.names.index("head.norm.weight")]] = 1e9  # so are the logits
-    told = answer(node, config, replace(request, model=loud, plan=plan))
-    assert (told.metrics[DIVERGED], told.metrics["eval/nll"], told.metrics["eval/tokens"]) == (1, 0, 0)
+    loud = request_of(config)
+    layout, _ = initial_state(config, build_optimizer(config.aggregation.server_optimizer), "r")
+    loud.model[layout.slices[layout.names.index("head.norm.weight")]] = 1e9  # so are the losses
+    wide, narrow = (replace(loud.plan, max_cohort=size, fields_per_lane=1) for size in (3, 2**20))
+    first, second = (answer(node, config, replace(loud, plan=plan)) for plan in (wide, narrow))
+    assert first.metrics["eval/nll"] > second.metrics["eval/nll"] > 2**22  # the most that there is room for
+    assert first.metrics[DIVERGED] == second.metrics[DIVERGED] == 0
+    assert first.weight == second.weight
+    np.testing.assert_allclose(second.delta, first.delta, atol=1e-3 * float(np.abs(first.delta).max()))

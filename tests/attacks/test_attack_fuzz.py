@@ -117,7 +117,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
     )
 
 
-def same_but_for_the_attempt(one: RecordDict, two: RecordDict) -> bool:
+def same_but_for_the_exchange(one: RecordDict, two: RecordDict) -> bool:
     """The pure functions leave the exchange's number to `SecureMember`."""
     loose = ("run_id", "round", "exchange")
     a, b = ({k: v for k, v in r.config_records["config"].items() if k not in loose} for r in (one, two))
@@ -135,7 +135,7 @@ def test_attack_a_client_answers_nothing_but_what_the_real_server_would_send(
         names = content.config_records["config"]["names"]
         assert isinstance(names, str)
         enough = trip == sw.UNMASK and len(names.split("\n")) >= 3  # a quorum of good signatures is as good as all
-        assert enough or same_but_for_the_attempt(content, stages.requests[trip])
+        assert enough or same_but_for_the_exchange(content, stages.requests[trip])
 
 
 @given(data=st.data())
@@ -156,7 +156,7 @@ def fuzzed_world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World.of(4, tmp_path_factory.mktemp("world"))
 
 
-ROUNDS = iter(range(1, 2**31))
+NUMBERS = iter(range(1, 2**31))
 
 
 @pytest.mark.parametrize("trip", [*TRIPS, COUNT])
@@ -169,6 +169,7 @@ def test_attack_whatever_one_client_answers_the_sum_is_exact_or_there_is_none(
 
     request = count_request if trip == COUNT else round_request
     with suppress(AttemptFailed):
-        result = fuzzed_world.secure_sum(request(round_number=next(ROUNDS)), on_reply=evil)
+        number = next(NUMBERS)
+        result = fuzzed_world.secure_sum(request(round_number=number, exchange=number), on_reply=evil)
         np.testing.assert_array_equal(result.lanes, fuzzed_world.plain_sum(result.survivors))
         assert len(result.refused) <= 1  # itself, or the one holder that it dealt a share that does not open

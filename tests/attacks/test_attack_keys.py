@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from tests.secagg_world import Attempt, Half, World, count_request, exchange_id, round_request
 
 from agfl_client.policy import Policy
 from agfl_client.secure_member import SecureMember
-from agfl_protocol.secagg import keys
+from agfl_models.errors import IdentityError
+from agfl_protocol.secagg.context import frame
 from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.identity import SIGN_AGREEMENT, SIGN_KEYS, SigningRoster, sign
 from agfl_protocol.secagg.messages import KeyRecord
@@ -130,24 +132,45 @@ def test_attack_a_colluder_announces_a_min_cohort_that_no_policy_can_have(world:
     refuses_members(world, exchange, {PEER: other}, line)
 
 
-@pytest.mark.parametrize("point", [0, 1, 2**255 - 20, 2**255 - 19, 2**255 - 18])
-def test_attack_a_colluder_announces_a_channel_key_of_low_order(world: World, point: int) -> None:
+@pytest.mark.parametrize("field", ["channel_key", "mask_key"])
+@pytest.mark.parametrize("point", [0, 1, 2**255 - 20])
+def test_attack_a_colluder_announces_a_key_of_low_order(world: World, point: int, field: str) -> None:
     """Everybody would know the secret that such a key agrees on."""
     exchange = Attempt(world)
-    weak = replace(exchange.records[PEER], channel_key=point.to_bytes(32, "little"))
+    change: dict[str, Any] = {field: point.to_bytes(32, "little")}
+    weak = replace(exchange.records[PEER], **change)
     line = r"^public key of 'owner-001': must be a point of full order; it is not$"
     refuses_members(world, exchange, {PEER: resigned(world, weak, world.owners[PEER].key)}, line)
 
 
-def test_attack_a_colluder_announces_a_mask_key_of_low_order(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    genuine = keys.public_key
-    announced = iter(world.names)
-    monkeypatch.setattr(keys, "public_key", lambda s: bytes(32) if next(announced) == PEER else genuine(s))
+@pytest.mark.parametrize("field", ["channel_key", "mask_key"])
+@pytest.mark.parametrize("copied", [VICTIM, PEER])
+def test_attack_a_colluder_announces_a_copied_key_in_its_second_form(world: World, copied: str, field: str) -> None:
+    """X25519 drops the highest bit, so this is the same key to everybody, but other bytes than the ones copied."""
     exchange = Attempt(world)
-    exchange.share()
-    line = r"^public key of 'owner-001': must be a point of full order; it is not$"
-    with pytest.raises(ProtocolViolation, match=line):
-        world.owners[VICTIM].half.mask(exchange.mask_request(VICTIM))
+    key = getattr(exchange.records[copied], field)
+    twin = key[:31] + bytes([key[31] | 0x80])
+    private = X25519PrivateKey.generate()
+    one, two = (private.exchange(X25519PublicKey.from_public_bytes(form)) for form in (key, twin))
+    assert one == two
+    record = resigned(world, replace(exchange.records["owner-004"], **{field: twin}), world.owners["owner-004"].key)
+    refuses_members(
+        world, exchange, {"owner-004": record}, r"^public key of 'owner-004': u must be below 2\^255 - 19; it is not$"
+    )
+
+
+NEUTRAL = bytes([1]) + bytes(31)  # y = 1
+
+
+def test_attack_an_owner_whose_key_is_the_neutral_element_is_signed_for_by_everybody() -> None:
+    """R = 0, S = 0 is a signature of this key under every message: 64 of 64 without any secret."""
+    key = Ed25519PublicKey.from_public_bytes(NEUTRAL)
+    for number in range(64):
+        key.verify(NEUTRAL + bytes(32), frame(SIGN_AGREEMENT, number.to_bytes(32, "big"), VICTIM))
+    with pytest.raises(
+        IdentityError, match=r"^owners\.mallory: Ed25519 public key: must not be a point of small order"
+    ):
+        SigningRoster({"alice": Ed25519PrivateKey.generate().public_key(), "mallory": key})
 
 
 def test_attack_the_victims_own_record_is_replaced(world: World) -> None:
@@ -222,15 +245,34 @@ BASE = round_request()
     "told",
     [
         replace(BASE, model=np.array([0.5, -1.25, 3.1e-8], np.float32)),
+        replace(BASE, plan_hash="b" * 64),
         replace(BASE, config_json="{} "),
         replace(BASE, config_hash="d" * 64),
         replace(BASE, evaluate=True),
         replace(BASE, train=False),
-        replace(BASE, plan=QuantizationPlan(3, 1000, np.array([1.0]))),
-        replace(BASE, plan=QuantizationPlan(2, 999, np.array([1.0]))),
-        replace(BASE, plan=QuantizationPlan(2, 1000, np.array([1.5]))),
+        replace(BASE, full=True),
+        replace(BASE, control=np.zeros(3, np.float32)),
+        replace(BASE, used=((0, ()),)),
+        replace(BASE, rings_by_tier=(1, 1)),
+        replace(BASE, plan=QuantizationPlan(3, 1000, 40)),
+        replace(BASE, plan=QuantizationPlan(2, 999, 40)),
+        replace(BASE, plan=QuantizationPlan(2, 1000, 41)),
     ],
-    ids=["model", "config", "config hash", "evaluate", "train", "fields", "max_cohort", "scales"],
+    ids=[
+        "model",
+        "plan",
+        "config",
+        "config hash",
+        "evaluate",
+        "train",
+        "full",
+        "control",
+        "used",
+        "rings",
+        "fields",
+        "max_cohort",
+        "clip step",
+    ],
 )
 def test_attack_one_client_is_told_something_else(world: World, told: RoundRequest) -> None:
     """Pasquini et al. 2021: another model for the victim alone would open its update in the sum."""
@@ -250,12 +292,13 @@ MERGES = np.array(COUNTED.merges, np.uint32)
         replace(COUNTED, merges=(*COUNTED.merges[:1], (259, 100))),
         replace(COUNTED, num_new=2),
         replace(COUNTED, max_cohort=999),
+        replace(COUNTED, plan_hash="b" * 64),
         replace(COUNTED, config_json="{} "),
         replace(COUNTED, config_hash="d" * 64),
         replace(BASE, train=False, model=MERGES.reshape(-1).view(np.float32)),
-        replace(BASE, train=False, plan=QuantizationPlan(1, 1000, np.zeros(0)), model=MERGES.reshape(-1).view("f4")),
+        replace(BASE, train=False, plan=QuantizationPlan(1, 1000, 0), model=MERGES.reshape(-1).view("f4")),
     ],
-    ids=["merges", "new merges", "max_cohort", "config", "config hash", "a round", "a round with equal bytes"],
+    ids=["merges", "new merges", "max_cohort", "plan", "config", "config hash", "a round", "a round with equal bytes"],
 )
 def test_attack_one_client_is_asked_to_count_something_else(world: World, told: SumRequest) -> None:
     """Whoever counts other pairs, or trains instead, has other masks."""

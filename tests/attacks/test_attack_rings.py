@@ -17,7 +17,6 @@ from agfl_protocol import secure_wire as sw
 from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.parameters import Parameters
-from agfl_protocol.secagg.rings import check_fillers
 from agfl_server.aggregator import AttemptFailed
 
 EVIL = "owner-009"
@@ -224,7 +223,7 @@ def test_attack_each_client_is_shown_another_u2_would_tell_who_fills_what_were_e
 
     def hasty(state: Shared, request: messages.MaskRequest) -> tuple[Masked, messages.MaskReply]:
         masked, reply = genuine(state, request)
-        check_fillers(masking._rings(request.dealers, masked.held, masked.terms), "U2", 5)
+        masking._check_fillers(request.dealers, masked.held, masked.terms, masked.members, "U2")
         return masked, reply
 
     monkeypatch.setattr(masking, "mask", hasty)
@@ -238,7 +237,7 @@ def test_attack_each_client_is_shown_another_u3_would_tell_who_fills_what_were_i
     genuine = masking.agree
 
     def hasty(state: Masked, request: messages.AgreeRequest) -> tuple[Agreed, messages.AgreeReply]:
-        check_fillers(masking._rings(request.survivors, state.held, state.terms), "U3", 5)
+        masking._check_fillers(request.survivors, state.held, state.terms, state.members, "U3")
         return genuine(state, request)
 
     monkeypatch.setattr(masking, "agree", hasty)

@@ -127,7 +127,7 @@ def test_attack_all_peers_tell_the_server_all_their_keys(world: World) -> None:
 
 def test_attack_no_secret_is_in_any_line_that_a_client_or_the_server_logs(world: World) -> None:
     """A client is misled in each trip in turn; its log names what was wrong and quotes no secret."""
-    for round_number, trip in enumerate(TRIPS[1:], start=1):
+    for number, trip in enumerate(TRIPS[1:], start=1):
 
         def mislead(kind: str, name: str, content: RecordDict, trip: str = trip) -> RecordDict:
             if (kind, name) != (trip, VICTIM):
@@ -138,7 +138,7 @@ def test_attack_no_secret_is_in_any_line_that_a_client_or_the_server_logs(world:
                     config[key] = config[key][:-1]  # type: ignore[index]
             return RecordDict({"config": ConfigRecord(config)})
 
-        world.secure_sum(round_request(round_number=round_number), on_request=mislead)
+        world.secure_sum(round_request(round_number=number, exchange=number), on_request=mislead)
     lines = world.owners[VICTIM].log
     assert len(lines) == len(TRIPS) - 1
     assert all(len(line) < 200 and "\n" not in line and "b'" not in line for line in lines)

@@ -74,10 +74,17 @@ def listen(
 
 def read(config: RunConfig, lanes: Lanes) -> dict[str, float]:
     """Read a client's vector as the server reads the sum."""
-    layout, _ = initial_state(config, build_optimizer(config.aggregation.server_optimizer))
-    plan = QuantizationPlan(2, 6, np.ones(len(layout.sizes)))
+    layout, _ = initial_state(config, build_optimizer(config.aggregation.server_optimizer), "r")
+    plan = QuantizationPlan(2, 6, 40)
     codec = UpdateCodec.for_round(
-        config, config.build_task(), layout, plan, train=True, evaluate=True, rings=config.build_rings()
+        config,
+        config.build_task(),
+        layout,
+        plan,
+        round_number=1,
+        train=True,
+        evaluate=True,
+        rings=config.build_rings(),
     )
     header = codec.quantization.header
     return dict(zip(("count", "weight", *header.metrics), lanes[: header.size] / RESOLUTION, strict=True))

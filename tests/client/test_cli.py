@@ -32,7 +32,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize("command", [[], ["keygen"], ["start"]])
+@pytest.mark.parametrize("command", [[], ["keygen"], ["start"], ["approve"], ["runs"], ["ledger"]])
 def test_help_imports_nothing_heavy(command: list[str]) -> None:
     program = (
         "import sys\nfrom agfl_client.cli import app\n"

@@ -21,7 +21,12 @@ def folder(tmp_path: Path) -> Path:
 
 def test_generated_keys_are_private_and_load(folder: Path) -> None:
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert sorted(path.name for path in folder.iterdir()) == ["alice.pub", "signing.key", "transport.key"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "alice.pub",
+        "sampling.key",
+        "signing.key",
+        "transport.key",
+    ]
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
     own = keys.load(folder)
     assert own.name == "alice"
@@ -34,6 +39,7 @@ def test_two_generations_share_no_key(folder: Path, tmp_path: Path) -> None:
     one, other = keys.load(folder).identity, keys.load(tmp_path / "again").identity
     assert one.transport_key != other.transport_key
     assert one.signing_key != other.signing_key
+    assert keys.load(folder).sampling != keys.load(tmp_path / "again").sampling
 
 
 def test_keys_are_not_shown(folder: Path) -> None:
@@ -42,6 +48,8 @@ def test_keys_are_not_shown(folder: Path) -> None:
     assert "PrivateKey" not in repr(own)
     for key in (own.transport, own.signing):
         assert key.private_bytes(*encoding).decode() not in repr(own)
+    assert str(own.sampling.secret)[2:-1] not in repr(own)
+    assert "secret" not in repr(own)
 
 
 def test_existing_keys_are_never_overwritten(folder: Path) -> None:
@@ -57,7 +65,7 @@ def test_a_bad_name_makes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", [".", "transport.key", "signing.key", "alice.pub"])
+@pytest.mark.parametrize("name", [".", "transport.key", "signing.key", "sampling.key", "alice.pub"])
 @pytest.mark.parametrize("mode", [0o040, 0o004])
 def test_a_folder_or_file_open_to_others_is_refused(name: str, mode: int, folder: Path) -> None:
     path = folder / name
@@ -70,6 +78,19 @@ def test_a_folder_or_file_open_to_others_is_refused(name: str, mode: int, folder
 def test_a_missing_file_is_named(name: str, folder: Path) -> None:
     (folder / name).unlink()
     with pytest.raises(IdentityError, match=r"no such file|must hold exactly one public file"):
+        keys.load(folder)
+
+
+def test_a_folder_of_before_gets_a_sampling_key_once(folder: Path) -> None:
+    (folder / "sampling.key").unlink()
+    own = keys.load(folder)
+    assert (folder / "sampling.key").stat().st_mode & 0o777 == 0o600
+    assert keys.load(folder).sampling == own.sampling
+
+
+def test_a_sampling_key_that_was_cut_short_is_refused(folder: Path) -> None:
+    (folder / "sampling.key").write_bytes(b"short")
+    with pytest.raises(IdentityError, match=r"sampling\.key: must hold 32 bytes, got 5$"):
         keys.load(folder)
 
 

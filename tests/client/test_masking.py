@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord, RecordDict
 from tests.secagg_world import Attempt, Owner, World, exchange_id, round_request
 
-from agfl_client import masking
+from agfl_client import masking, secure_member
+from agfl_client.ledger_file import LEDGER_FILE
 from agfl_client.masking_states import Advertised, Agreed, Finished, Masked, Shared, Terms
 from agfl_client.policy import Policy
 from agfl_client.secure_member import SecureMember
@@ -21,7 +24,7 @@ from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.members import Members
 
-ATTEMPT = exchange_id()
+EXCHANGE = exchange_id()
 Secrets = dict[str, bytes]
 
 
@@ -46,9 +49,9 @@ def test_no_other_trip_can_come_first(world: World, trip: str, stage: str) -> No
     exchange, owner = Attempt(world), first(world)
     shares = (messages.SealedShares(bytes(81), bytes(16), bytes(16)),) * 2
     requests = {
-        "mask": messages.MaskRequest(ATTEMPT, exchange.names, shares),
-        "agree": messages.AgreeRequest(ATTEMPT, exchange.names),
-        "unmask": messages.UnmaskRequest(ATTEMPT, exchange.names, (bytes(64),) * 3),
+        "mask": messages.MaskRequest(EXCHANGE, exchange.names, shares),
+        "agree": messages.AgreeRequest(EXCHANGE, exchange.names),
+        "unmask": messages.UnmaskRequest(EXCHANGE, exchange.names, (bytes(64),) * 3),
     }
     line = rf"^trip: must follow {stage} of an exchange under way, follows Advertised$"
     with pytest.raises(ProtocolViolation, match=line):
@@ -57,24 +60,67 @@ def test_no_other_trip_can_come_first(world: World, trip: str, stage: str) -> No
         owner.half.share(exchange.share_request())  # the exchange is over for good
 
 
-def test_no_trip_can_be_repeated(world: World) -> None:
-    half = first(world).half
-    exchange = Attempt(world, 0)
+def answered(world: World, trip: str) -> RecordDict:
+    """Lead all through a trip; return what the first owner was asked in it."""
+    exchange, owner = Attempt(world), first(world)
     exchange.share()
-    with pytest.raises(ProtocolViolation, match=r"^trip: must follow Advertised .*, follows Shared$"):
-        half.share(exchange.share_request())
-    exchange = Attempt(world, 1)
-    exchange.share()
+    if trip == "share":
+        return sw.write_share_request(exchange.share_request())
     exchange.mask()
-    with pytest.raises(ProtocolViolation, match=r"^trip: must follow Shared .*, follows Masked$"):
-        half.mask(exchange.mask_request(first(world).name))
-    exchange = Attempt(world, 2)
-    exchange.share()
-    exchange.mask()
-    exchange.agree()
-    with pytest.raises(ProtocolViolation, match=r"^trip: must follow Masked .*, follows Agreed$"):
-        half.agree(messages.AgreeRequest(exchange.id, exchange.names))
+    if trip == "mask":
+        return sw.write_mask_request(exchange.mask_request(owner.name))
+    request = exchange.unmask_request(exchange.agree())
+    if trip == "agree":
+        return sw.write_agree_request(messages.AgreeRequest(exchange.id, exchange.names))
+    owner.half.unmask(request)
+    return sw.write_unmask_request(request)
+
+
+@pytest.mark.parametrize("trip", ["share", "mask", "agree", "unmask"])
+def test_the_identical_request_gets_the_identical_bytes_as_often_as_it_comes(
+    world: World, tmp_path: Path, trip: str
+) -> None:
+    """A server that lost a reply gets that reply again, of which nothing is noted: nothing new has left."""
+    record, member = answered(world, trip), first(world).half.member
+    state, ledger = member._state, (tmp_path / first(world).name / LEDGER_FILE).read_bytes()
+    assert member._last is not None
+    once = member._last.reply.deflate()
+    for _ in range(3):
+        assert getattr(member, trip)(record).deflate() == once
+    assert member._state is state
+    assert (tmp_path / first(world).name / LEDGER_FILE).read_bytes() == ledger
+
+
+def test_the_identical_first_request_gets_the_identical_keys(world: World) -> None:
+    owner = first(world)
+    once = owner.half.announce(round_request(), owner.vector.copy())
+    assert owner.half.announce(round_request(), owner.vector.copy()).deflate() == once.deflate()
+    later = round_request(exchange=1)
+    assert owner.half.announce(later, owner.vector.copy()).deflate() != once.deflate()
+    with pytest.raises(ProtocolViolation, match=r"^exchange: must come after round 1 exchange 1, got"):
+        owner.half.announce(round_request(), owner.vector.copy())
+
+
+@pytest.mark.parametrize("trip", ["share", "mask", "agree", "unmask"])
+def test_any_other_request_of_a_trip_that_was_answered_is_refused_and_ends_the_exchange(
+    world: World, trip: str
+) -> None:
+    record, member = answered(world, trip), first(world).half.member
+    changed = RecordDict({"config": ConfigRecord({**record.config_records["config"], "more": 0})})
+    stage = {"share": "Shared", "mask": "Masked", "agree": "Agreed", "unmask": "nothing"}[trip]
+    for asked, found in ((changed, stage), (record, "nothing")):
+        with pytest.raises(ProtocolViolation, match=rf"^trip: must follow \w+ of an exchange .*, follows {found}$"):
+            getattr(member, trip)(asked)
     assert states_of(first(world)) is None
+
+
+def test_a_reply_is_given_again_until_it_is_old(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, member, now = answered(world, "unmask"), first(world).half.member, time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + secure_member.KEPT_S - 60)
+    member.unmask(record)
+    monkeypatch.setattr(time, "monotonic", lambda: now + secure_member.KEPT_S + 60)
+    with pytest.raises(ProtocolViolation, match=r"^trip: must follow Agreed .*, follows nothing$"):
+        member.unmask(record)
 
 
 def whole(world: World, exchange: int = 0) -> messages.UnmaskRequest:
@@ -88,8 +134,9 @@ def whole(world: World, exchange: int = 0) -> messages.UnmaskRequest:
 def test_the_last_trip_is_the_last(world: World) -> None:
     request = whole(world)
     first(world).half.unmask(request)
+    other = replace(request, signers=request.signers[::-1])
     with pytest.raises(ProtocolViolation, match=r"^trip: must follow Agreed .*, follows nothing$"):
-        first(world).half.unmask(request)
+        first(world).half.unmask(other)
 
 
 def test_a_message_of_another_attempt_ends_the_one_under_way(world: World) -> None:
@@ -108,7 +155,7 @@ def test_a_message_that_cannot_be_read_ends_the_attempt(world: World) -> None:
     assert states_of(first(world)) is None
 
 
-def test_a_new_attempt_ends_the_one_before_and_a_refused_one_does_not(world: World) -> None:
+def test_a_new_exchange_ends_the_one_before_and_a_refused_one_does_not(world: World) -> None:
     old, new = Attempt(world, 0), Attempt(world, 1)
     with pytest.raises(ProtocolViolation, match=r"^exchange: must come after"):
         first(world).half.begin(round_request(exchange=0), first(world).vector.copy())
@@ -193,8 +240,23 @@ def test_secrets_are_dropped_as_soon_as_they_are_used(world: World) -> None:
 
     owner.half.unmask(exchange.unmask_request(exchange.agree()))
     assert states_of(owner) is None
+    given = {"self_secret", *(f"self share of {n}" for n in world.names[1:])}  # to the server, which may lose it
+    for name, secret in all_secrets.items():
+        assert holds(owner.half, secret) == (name in given), name
+    owner.half.member.forget()
     for name, secret in all_secrets.items():
         assert not holds(owner.half, secret), name
+
+
+def test_what_was_given_to_open_a_sum_goes_with_the_next_exchange(world: World) -> None:
+    owner, request = first(world), whole(world)
+    state = states_of(owner)
+    owner.half.unmask(request)
+    secrets = secrets_of(state)
+    del state
+    assert holds(owner.half, secrets["self_secret"])
+    owner.half.begin(round_request(exchange=1), owner.vector.copy())
+    assert not any(holds(owner.half, secret) for secret in secrets.values())
 
 
 def test_the_last_state_holds_nothing_but_the_attempts_name(world: World) -> None:
@@ -202,8 +264,8 @@ def test_the_last_state_holds_nothing_but_the_attempts_name(world: World) -> Non
     state = states_of(first(world))
     assert isinstance(state, Agreed)
     finished, _ = masking.unmask(state, request)
-    assert finished == Finished(ATTEMPT)
-    assert vars(finished) == {"exchange": ATTEMPT}
+    assert finished == Finished(EXCHANGE)
+    assert vars(finished) == {"exchange": EXCHANGE}
 
 
 def test_a_refusal_drops_the_secrets(world: World) -> None:
@@ -236,7 +298,7 @@ def test_no_state_prints_a_secret(world: World) -> None:
         for secret in secrets:
             assert repr(secret)[2:-1] not in text
             assert secret.hex() not in text
-    opening = messages.UnmaskReply(ATTEMPT, b"own secret", (b"share",))
+    opening = messages.UnmaskReply(EXCHANGE, b"own secret", (b"share",))
     assert "secret'" not in repr(opening)
     assert "share'" not in repr(opening)
 

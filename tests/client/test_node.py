@@ -21,8 +21,13 @@ from agfl_client.policy import Policy, PolicyViolation
 from agfl_models.errors import ConfigError, DataError, WireError
 from agfl_models.examples import TextRow, read_rows
 from agfl_protocol import wire
+from agfl_protocol.plan import Plan
+from agfl_protocol.plan_fields import PlanViolation
+from agfl_protocol.randomness import OwnerRandomness
 from agfl_protocol.run_config import RunConfig
-from agfl_protocol.transforms.quantization import initial_scales, plan_round
+from agfl_protocol.transforms import clipping
+from agfl_protocol.transforms.clipping import START
+from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.update import Vector
 from agfl_protocol.wire import read_vector
 from agfl_server.optimizers import build_optimizer
@@ -32,18 +37,36 @@ from agfl_sim.grid import InProcessGrid
 MakeConfig = Callable[..., RunConfig]
 MakeNode = Callable[..., Node]
 SECRET = "Zanzibar"
+UNASKED = Policy(allow_plain=True, runs="all")
 
 
-def request_of(config: RunConfig, *, train: bool = True, evaluate: bool = True, number: int = 1) -> wire.RoundRequest:
-    layout, state = initial_state(config, build_optimizer(config.aggregation.server_optimizer))
-    plan = plan_round(initial_scales(layout, 100.0), layout, 3)
-    return wire.RoundRequest("r", number, 0, config.to_json(), config.hash, evaluate, train, state.model, plan)
+def request_of(
+    config: RunConfig, *, train: bool = True, evaluate: bool = True, exchange: int = 0, number: int = 1
+) -> wire.RoundRequest:
+    """Ask for a round of a run that no owner was asked to approve."""
+    _, state = initial_state(config, build_optimizer(config.aggregation.server_optimizer), "r")
+    return wire.RoundRequest(
+        run_id="r",
+        round=number,
+        exchange=exchange,
+        plan_hash="",
+        config_json=config.to_json(),
+        config_hash=config.hash,
+        evaluate=evaluate,
+        train=train,
+        model=state.model,
+        plan=QuantizationPlan(2, 3, START if clipping.varies(config) else 0),
+    )
 
 
 @pytest.fixture
 def make_node(make_owners: Callable[..., Path]) -> MakeNode:
-    return lambda name="alice", owner=0: Node(
-        name, make_owners(2) / f"owner-{owner:02}.jsonl", device="cpu", policy=Policy(allow_plain=True)
+    return lambda name="alice", owner=0, secret=1: Node(
+        name,
+        make_owners(2) / f"owner-{owner:02}.jsonl",
+        device="cpu",
+        policy=UNASKED,
+        randomness=OwnerRandomness(bytes([secret]) * 32),
     )
 
 
@@ -64,32 +87,44 @@ def lanes(node: Node, request: wire.RoundRequest) -> NDArray[np.uint64]:
     return read_vector(node.handle_round(request), "lanes", np.uint64)
 
 
-def test_round_depends_on_neither_order_nor_attempt_nor_process(run_config: MakeConfig, make_node: MakeNode) -> None:
-    requests = [request_of(run_config(), number=number) for number in (1, 2, 3)]
+def test_an_answer_depends_on_neither_order_nor_process(run_config: MakeConfig, make_node: MakeNode) -> None:
+    requests = [request_of(run_config(), exchange=exchange) for exchange in (1, 2, 3)]
     fresh = [lanes(make_node(), request) for request in requests]
     node = make_node()
     for i in (2, 0, 0, 1, 2):
         assert np.array_equal(lanes(node, requests[i]), fresh[i])
-    later = replace(requests[0], exchange=2, run_id="another")
-    again = wire.RoundReply.from_record(node.handle_round(later), later, fresh[0].size)
-    assert np.array_equal(again.lanes, fresh[0])
 
 
-def test_round_depends_on_name_round_seed_model_and_text(run_config: MakeConfig, make_node: MakeNode) -> None:
+def test_draws_follow_from_the_owners_secret_the_run_and_the_exchange_alone(
+    run_config: MakeConfig, make_node: MakeNode
+) -> None:
+    """So no server can ask for the same draws under another number, name or seed."""
     config = run_config()
     request = request_of(config)
-    moved = replace(request, model=request.model + np.float32(0.01))
-    results = [
-        lanes(make_node(), request),
-        lanes(make_node("bob"), request),
+    first = lanes(make_node(), request)
+    others = [
+        lanes(make_node(secret=2), request),
+        lanes(make_node(), replace(request, run_id="another")),
+        lanes(make_node(), replace(request, exchange=1)),
         lanes(make_node(owner=1), request),
-        lanes(make_node(), replace(request, round=2)),
-        lanes(make_node(), moved),
-        lanes(make_node(), replace(request_of(run_config("seed=8")), model=request.model)),
+        lanes(make_node(), replace(request, model=request.model + np.float32(0.01))),
     ]
-    assert len({result.tobytes() for result in results}) == len(results)
-    train_loss = [int(result[2]) for result in results]
-    assert len(set(train_loss)) == len(results), "it is other batches, too, and not just other rounding"
+    assert len({result.tobytes() for result in (first, *others)}) == len(others) + 1
+    train_loss = [int(result[2]) for result in (first, *others)]
+    assert len(set(train_loss)) == len(train_loss), "it is other batches, too, and not just other rounding"
+    assert np.array_equal(lanes(make_node("bob"), request), first)
+    # The public basis of the round is another one, so of the same update other integers travel.
+    seeded = replace(request_of(run_config("seed=8")), model=request.model)
+    for same in (seeded, replace(request, round=2)):
+        assert np.array_equal(lanes(make_node(), same)[:4], first[:4]), "count, weight and the sums of training"
+
+
+def test_a_node_without_a_secret_of_its_own_draws_what_nobody_can_repeat(
+    run_config: MakeConfig, make_owners: Callable[..., Path]
+) -> None:
+    path, request = make_owners(1) / "owner-00.jsonl", request_of(run_config())
+    one, two = (lanes(Node("alice", path, device="cpu", policy=UNASKED), request) for _ in range(2))
+    assert one[2] != two[2]
 
 
 def test_evaluation_alone_and_beside_training_says_the_same(run_config: MakeConfig, make_node: MakeNode) -> None:
@@ -101,17 +136,22 @@ def test_evaluation_alone_and_beside_training_says_the_same(run_config: MakeConf
 
 
 def test_candidates_are_judged_on_validation_text_and_only_the_first_is_trained(
-    run_config: MakeConfig, make_node: MakeNode
+    run_config: MakeConfig, make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, node = run_config("aggregation.server_optimizer={type: auto}"), make_node()
+    def draw(node: Node, request: wire.SumRequest, purpose: str) -> np.random.Generator:
+        purpose = "evaluation" if purpose == "candidates" else purpose  # on the same examples, so that they compare
+        return node._randomness.generator(request.run_id, request.exchange, purpose)
+
+    monkeypatch.setattr(Node, "_draw", draw)
+    config, node = run_config("aggregation.server_optimizer={type: auto, max_examples: 8}"), make_node()
     request = request_of(config, evaluate=False)
-    others = [request.model * np.float32(factor) for factor in (1.0, 0.5, 3.0, 0.9)]
+    others = [request.model * np.float32(factor) for factor in (1.0, 0.5, 3.0)]
     both = lanes(node, replace(request, model=np.concatenate([request.model, *others])))
     first = 4  # after count, weight and the two training sums
-    losses = both[first : first + 5].astype(float) / 2**20
+    losses = both[first : first + 4].astype(float) / 2**20
     assert losses[0] == losses[1]
-    assert len({*losses.tolist()}) == 4
-    predictions = int(both[first + 5]) / 2**20
+    assert len({*losses.tolist()}) == 3
+    predictions = int(both[first + 4]) / 2**20
     judged = []
     for model in (request.model, *others):
         sums = lanes(node, replace(request_of(config, train=False), model=model))  # nll in the first lane after them
@@ -119,8 +159,8 @@ def test_candidates_are_judged_on_validation_text_and_only_the_first_is_trained(
         assert int(sums[3]) / 2**20 == predictions
     np.testing.assert_allclose(losses, judged, rtol=1e-5)
     alone = lanes(node, request)
-    assert np.array_equal(np.delete(both, range(first, first + 6)), alone), "the update is the same"
-    for wrong in ([request.model] * 2, [request.model] * 6, [request.model, others[0][:-1]]):
+    assert np.array_equal(np.delete(both, range(first, first + 5)), alone), "the update is the same"
+    for wrong in ([request.model] * 2, [request.model] * 5, [request.model, others[0][:-1]]):
         with pytest.raises(WireError, match="model: must have"):
             node.handle_round(replace(request, model=np.concatenate(wrong)))
     with pytest.raises(WireError, match="model: must have"):
@@ -131,10 +171,10 @@ def test_workspace_stays_warm_and_goes_when_the_run_is_over(run_config: MakeConf
     node, request = make_node(), request_of(run_config())
     first = lanes(node, request)
     warm = node._workspace
-    lanes(node, replace(request, round=2))
+    lanes(node, replace(request, round=2, exchange=1))
     assert node._workspace is warm
     assert not node.finished
-    node.finish(wire.FinishRequest("r", 3))
+    node.finish(wire.FinishRequest("r"))
     assert node.finished
     assert node._workspace is None
     assert np.array_equal(lanes(node, request), first)
@@ -152,11 +192,6 @@ BAD_REQUESTS: dict[str, tuple[Callable[[wire.RoundRequest], wire.RoundRequest], 
     "hash": (lambda r: replace(r, config_hash="0" * 64), WireError, "config_hash: must be .* got 000000000000"),
     "config": (lambda r: replace(r, config_json="{}"), ConfigError, "configuration from the server: .*: required"),
     "model": (lambda r: replace(r, model=r.model[:-1]), WireError, r"model: must have \d+ parameters"),
-    "scales": (
-        lambda r: replace(r, plan=replace(r.plan, scales=r.plan.scales[:-1])),
-        WireError,
-        r"scales: must be one for each of \d+ tensors",
-    ),
 }
 
 
@@ -169,6 +204,17 @@ def test_request_that_does_not_fit_is_refused_by_name_and_leaves_no_trace(
     with pytest.raises(error, match=rule):
         node.handle_round(change(request))
     assert np.array_equal(lanes(node, request), lanes(make_node(), request))
+
+
+@pytest.mark.parametrize(
+    "pinned", ["aggregation.clip_l2=1.5", "training={optimizer: {type: sgd, lr: 0.5}, batch_size: 4, local_epochs: 1}"]
+)
+def test_a_bound_that_stays_is_the_configurations(run_config: MakeConfig, make_node: MakeNode, pinned: str) -> None:
+    """Sums over all text must not differ in the bound, nor those of a run whose file states it."""
+    node, request = make_node(), request_of(run_config(pinned, "aggregation.weighting=uniform"))
+    with pytest.raises(WireError, match="clip_step: must be 0 where the bound stays, got 46"):
+        node.handle_round(replace(request, plan=replace(request.plan, clip_step=START)))
+    lanes(node, request)
 
 
 SCAFFOLD = ("aggregation.server_optimizer={type: scaffold}", "aggregation.weighting=uniform")
@@ -251,7 +297,7 @@ def test_text_and_paths_never_leave_the_node(
     path, content, request = tmp_path / file, SECRETS[file], request_of(run_config())
     if content is not None:
         path.write_text(content)
-    app = create_client_app(lambda context: Node("alice", path, device="cpu", policy=Policy(allow_plain=True)))
+    app = create_client_app(lambda context: Node("alice", path, device="cpu", policy=UNASKED))
     requests = [(request.to_record(), wire.TRAIN), (replace(request, train=False).to_record(), wire.EVALUATE)]
     requests += [(change(request).to_record(), wire.TRAIN) for change, _, _ in BAD_REQUESTS.values()]
     requests += [(RecordDict(), wire.TRAIN), (wire.IdentifyRequest().to_record(), wire.IDENTIFY)]
@@ -271,7 +317,7 @@ def test_refusal_is_told_in_full_on_the_owners_machine(
     tmp_path: Path, run_config: MakeConfig, deliver: Callable[..., Message], caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "broken.jsonl").write_text(SECRETS["broken.jsonl"] or "")
-    app = create_client_app(lambda context: Node("alice", tmp_path / "broken.jsonl", policy=Policy(allow_plain=True)))
+    app = create_client_app(lambda context: Node("alice", tmp_path / "broken.jsonl", policy=UNASKED))
     deliver(app, request_of(run_config()).to_record())
     assert f"{tmp_path / 'broken.jsonl'}: line 1: must be a JSON object" in caplog.text
 
@@ -281,7 +327,7 @@ def test_other_version_is_refused_before_anything_else(make_node: MakeNode, deli
     record.config_records["config"]["version"] = 9
     reply = deliver(create_client_app(make_node()), record, wire.IDENTIFY)
     assert reply.error.code == REFUSED
-    assert reply.error.reason == "version: this side speaks protocol 1, the other side 9"
+    assert reply.error.reason == "version: this side speaks protocol 2, the other side 9"
 
 
 def test_node_says_its_name_and_hears_that_the_run_is_over(
@@ -291,7 +337,7 @@ def test_node_says_its_name_and_hears_that_the_run_is_over(
     app = create_client_app(node)
     reply = deliver(app, wire.IdentifyRequest().to_record(), wire.IDENTIFY)
     assert wire.IdentifyReply.from_record(reply.content).name == "alice"
-    reply = deliver(app, wire.FinishRequest("r", 3).to_record(), wire.FINISH)
+    reply = deliver(app, wire.FinishRequest("r").to_record(), wire.FINISH)
     assert not reply.has_error()
     assert node.finished
 
@@ -325,10 +371,15 @@ def test_what_a_stock_node_s_owner_wrote_wrongly_stays_on_its_machine(
 
 
 def test_stock_node_reads_the_columns_that_its_owner_names(
-    make_owners: Callable[..., Path], run_config: MakeConfig, deliver: Callable[..., Message], tmp_path: Path
+    make_owners: Callable[..., Path],
+    run_config: MakeConfig,
+    deliver: Callable[..., Message],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("agfl_client.node.secrets.token_bytes", bytes)  # two nodes that draw alike can be compared
     path, request = make_owners(1) / "owner-00.jsonl", request_of(run_config()).to_record()
-    (tmp_path / "policy.yaml").write_text("allow_plain: true")
+    (tmp_path / "policy.yaml").write_text("allow_plain: true\nruns: all")
     renamed = tmp_path / "renamed.jsonl"
     renamed.write_text(path.read_text().replace('"text"', '"words"'))
     common = {"name": "carol", "policy": str(tmp_path / "policy.yaml")}
@@ -347,21 +398,35 @@ def test_rows_are_read_when_the_task_is_known_and_only_then(
     source, request = make_owners(1) / "owner-00.jsonl", request_of(run_config())
     path = tmp_path / "mine.tsv"
     path.write_text("not yet what it will be")
-    node = Node("alice", path, device="cpu", columns={"text": "words"}, policy=Policy(allow_plain=True))
+    secret = OwnerRandomness(bytes(32))
+    node = Node("alice", path, device="cpu", columns={"text": "words"}, policy=UNASKED, randomness=secret)
     texts = [row.text for row in read_rows(source, TextRow)]
     path.write_text("\n".join(["words", *texts]))
     first = lanes(node, request)
-    assert np.array_equal(first, lanes(Node("alice", source, device="cpu", policy=Policy(allow_plain=True)), request))
+    other = Node("alice", source, device="cpu", policy=UNASKED, randomness=secret)
+    assert np.array_equal(first, lanes(other, request))
     path.unlink()
     assert np.array_equal(first, lanes(node, request)), "a warm node reads nothing again"
 
 
-def test_an_attempt_that_may_not_be_answered_touches_no_text(run_config: MakeConfig, tmp_path: Path) -> None:
+def test_a_plan_or_sum_that_this_node_cannot_protect_touches_no_text(run_config: MakeConfig, tmp_path: Path) -> None:
     data = tmp_path / "broken.jsonl"
     data.write_text("no JSON\n")
-    request = request_of(run_config("aggregation={type: secure, server_optimizer: {type: fedavg}}"))
+    config = run_config("aggregation={type: secure, server_optimizer: {type: fedavg}}")
+    node = Node("alice", data, device="cpu", policy=UNASKED)
+    plan = Plan.of(config, "r", ("alice", "bob", "carol"), 3)
     with pytest.raises(PolicyViolation, match=r"^aggregation.type: secure needs a node that was started with"):
-        Node("alice", data, device="cpu").handle_round(request)
+        node.propose(wire.ProposeRequest(plan.to_json()))
+    with pytest.raises(PlanViolation, match=r"^plan: this owner must approve run r first; it has not$"):
+        node.handle_round(request_of(config))
+
+
+def test_a_plain_sum_needs_an_owner_who_takes_part_unasked_or_approves(
+    run_config: MakeConfig, make_owners: Callable[..., Path]
+) -> None:
+    node = Node("alice", make_owners(1) / "owner-00.jsonl", device="cpu", policy=Policy(allow_plain=True))
+    with pytest.raises(PolicyViolation, match=r"^runs: must be all in this owner's policy"):
+        node.handle_round(request_of(run_config()))
 
 
 def test_data_of_another_task_is_refused_in_one_line(
@@ -372,7 +437,7 @@ def test_data_of_another_task_is_refused_in_one_line(
     request = request_of(run_config("task={type: question_answering}", f"model={model}"))
     rule = rf"^data: {path}: line 1: must have a column 'context', got 'text'$"
     with pytest.raises(DataError, match=rule):
-        Node("alice", path, device="cpu", policy=Policy(allow_plain=True)).handle_round(request)
+        Node("alice", path, device="cpu", policy=UNASKED).handle_round(request)
 
 
 def test_node_without_text_is_not_made(tmp_path: Path) -> None:

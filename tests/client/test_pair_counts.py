@@ -15,7 +15,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.client.test_node import request_of, said
+from tests.client.test_node import UNASKED, request_of, said
 from tests.conftest import TINY
 
 from agfl_client import pair_counts
@@ -27,9 +27,11 @@ from agfl_models.errors import AgflError, ConfigError, WireError
 from agfl_models.examples import TextRow, read_rows, write_rows
 from agfl_models.tokenizer import FIRST_MERGE, Pair
 from agfl_protocol.counting import COUNT, CountCodec, CountRequest
+from agfl_protocol.plan import Plan
+from agfl_protocol.plan_fields import PlanViolation
 from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_protocol.secagg.lanes import Lanes
-from agfl_protocol.wire import FinishRequest, read_vector
+from agfl_protocol.wire import FinishRequest, ProposeRequest, read_vector
 from agfl_sim.grid import InProcessGrid
 
 MakeConfig = Callable[..., RunConfig]
@@ -42,7 +44,7 @@ SECRET = "Zanzibar"
 def count_request(
     config: RunConfig, merges: tuple[Pair, ...] = (), num_new: int = 0, number: int = 1, exchange: int = 0
 ) -> CountRequest:
-    return CountRequest("r", number, exchange, config.to_json(), config.hash, merges, num_new, 3)
+    return CountRequest("r", number, exchange, "", config.to_json(), config.hash, merges, num_new, 3)
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def owner(make_owners: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def make_node(owner: Path) -> MakeNode:
-    return lambda policy=None: Node("alice", owner, device="cpu", policy=policy or Policy(allow_plain=True))
+    return lambda policy=None: Node("alice", owner, device="cpu", policy=policy or UNASKED)
 
 
 def lanes(node: Node, request: CountRequest) -> Lanes:
@@ -109,7 +111,7 @@ def test_words_stay_warm_and_go_with_the_first_round_and_with_the_run(
     assert node._words is None
     node.handle_count(count_request(config))
     assert not node.finished
-    node.finish(FinishRequest("r", 3))
+    node.finish(FinishRequest("r"))
     assert node.finished
     assert node._words is None
 
@@ -209,8 +211,12 @@ def test_secure_counts_need_a_node_with_a_roster(
     run_config: MakeConfig, make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pair_counts, "cut", None)
+    config = run_config(*BPE, "aggregation={type: secure}")
+    plan = Plan.of(config, "r", ("alice", "bob", "carol"), 3)
     with pytest.raises(PolicyViolation, match=r"^aggregation\.type: secure needs a node that was started with"):
-        make_node().handle_count(count_request(run_config(*BPE, "aggregation={type: secure}")))
+        make_node().propose(ProposeRequest(plan.to_json()))
+    with pytest.raises(PlanViolation, match=r"^plan: this owner must approve run r first; it has not$"):
+        make_node().handle_count(count_request(config))
 
 
 def test_text_and_paths_never_leave_the_node(
@@ -219,7 +225,7 @@ def test_text_and_paths_never_leave_the_node(
     InProcessGrid({}, 1)  # makes this process one that may make messages
     rows = [TextRow(text=text) for text in (f"{SECRET} and {SECRET}", f"more of {SECRET}")]
     write_rows(tmp_path / f"{SECRET}.jsonl", rows)
-    app = create_client_app(Node("alice", tmp_path / f"{SECRET}.jsonl", policy=Policy(allow_plain=True)))
+    app = create_client_app(Node("alice", tmp_path / f"{SECRET}.jsonl", policy=UNASKED))
     request = count_request(run_config(*BPE))
     requests = [request, replace(request, merges=MERGES, num_new=2)]
     requests += [replace(request, **changes) for changes, _, _ in BAD_REQUESTS.values()]
@@ -244,7 +250,7 @@ FEW = [TextRow(text=text) for text in ("abab aaa bb ab", "ba ab", "ba ba")]
 def fuzzed_node(tmp_path_factory: pytest.TempPathFactory) -> Node:
     path = tmp_path_factory.mktemp("owner") / "alice.jsonl"
     write_rows(path, FEW)
-    return Node("alice", path, device="cpu", policy=Policy(allow_plain=True))
+    return Node("alice", path, device="cpu", policy=UNASKED)
 
 
 @pytest.fixture(scope="module")

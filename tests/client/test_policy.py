@@ -21,17 +21,20 @@ def test_an_empty_file_is_the_default(tmp_path: Path, content: str) -> None:
     policy = load_policy(tmp_path / "policy.yaml")
     assert policy == Policy()
     assert (policy.allow_plain, policy.uploads_per_round, policy.max_parameters) == (False, 3, 100_000_000)
-    assert policy.parameters(10) == Parameters(3, 5)
+    assert policy.parameters(10) == Parameters(3, 6)
+    assert (policy.runs, policy.max_sampled_examples, policy.max_pairs) == ("ask", 512, None)
+    assert policy.announcements_per_round == 16
 
 
 def test_a_whole_file(tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text(
         "min_cohort: 7\nmax_colluders: 4\nallow_plain: true\nuploads_per_round: 1\nmax_parameters: 10\n"
-        "tasks: [summarization]\n"
+        "tasks: [summarization]\nmax_seconds_per_round: 90\nmax_memory: 8GB\n"
     )
     policy = load_policy(tmp_path / "policy.yaml")
     assert policy.parameters(10) == Parameters(4, 7)
     assert policy.tasks == ("summarization",)
+    assert (policy.max_seconds_per_round, policy.max_memory) == (90.0, 8 * 10**9)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +43,12 @@ def test_a_whole_file(tmp_path: Path) -> None:
         ("tasks: [translatoin]", "tasks.0: Input should be 'language_modeling', 'translation', .*, got 'translatoin'"),
         ("min_cohrt: 3", r"unknown key 'min_cohrt' \(did you mean 'min_cohort'\?\)"),
         ("uploads_per_round: 0", "uploads_per_round: Input should be greater than 0, got 0"),
+        ("runs: never", "runs: Input should be 'ask', 'same_operator_and_task' or 'all', got 'never'"),
+        ("max_pairs: 0", "max_pairs: Input should be greater than 0, got 0"),
         ("max_colluders: 0", "max_colluders: Input should be greater than 0, got 0"),
+        ("max_memory: 0", "max_memory: Input should be greater than 0, got 0"),
+        ("max_memory: much", "max_memory: could not parse value and unit from byte string, got 'much'"),
+        ("max_seconds_per_round: .inf", "max_seconds_per_round: Input should be a finite number, got inf"),
     ],
 )
 def test_a_bad_file_is_refused_by_name(tmp_path: Path, content: str, line: str) -> None:

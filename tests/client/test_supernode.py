@@ -13,7 +13,6 @@ from flwr.common.constant import ErrorCode
 from flwr.proto import fleet_pb2, message_pb2
 from flwr.supercore.inflatable import inflatable_protobuf_utils, inflatable_utils
 from flwr.supernode.fleet_http_client import FleetHttpClient
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from agfl_client import supernode
 
@@ -32,7 +31,6 @@ def test_contract_the_fleet_client_takes_our_arguments() -> None:
     assert parameters[0] == "base_url"
     assert {"interceptors", "verify", "timeout"} <= set(parameters)
     assert inspect.signature(FleetHttpClient).parameters["retry_invoker"].default is None, "it now retries by itself"
-    assert _parameters(NodeAuthHttpInterceptor) == ["private_key", "public_key"]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import yaml
 
 BIN = Path(sys.executable).parent
 CONFIG = """
@@ -130,22 +131,38 @@ class Site:
         *options: str | Path,
         keys: Path | None = None,
         ca: Path | None = None,
+        roster: bool = True,
     ) -> Command:
         """Start an owner's client; it leaves when the run ends."""
-        arguments = self.client_arguments(owner, port, *options, keys=keys, ca=ca)
+        arguments = self.client_arguments(owner, port, *options, keys=keys, ca=ca, roster=roster)
         return self.start(owner.stem, "agfl-client", *arguments)
 
     def client_arguments(
-        self, owner: Path, port: int, *options: str | Path, keys: Path | None = None, ca: Path | None = None
+        self,
+        owner: Path,
+        port: int,
+        *options: str | Path,
+        keys: Path | None = None,
+        ca: Path | None = None,
+        roster: bool = True,
     ) -> tuple[str | Path, ...]:
         """Return the arguments with which an owner starts the client."""
         server = ("--server", f"127.0.0.1:{port}", "--ca", ca or self.federation / "ca.pem")
         own = ("--keys", keys or self.folder / "keys" / owner.stem, "--data", owner)
-        return ("start", *server, *own, *(options or ("--roster", self.folder / "roster.yaml")), "--once")
+        # Nodes draw what the simulation draws, so that the two can be compared to the last bit.
+        draws = ("--test-draws-from", str(yaml.safe_load(self.config.read_text())["seed"]))
+        rules = ("--policy", self.policy_file, *(("--roster", self.folder / "roster.yaml") if roster else ()))
+        return ("start", *server, *own, *rules, *options, "--once", *draws)
+
+    @property
+    def policy_file(self) -> Path:
+        """All owners' policy."""
+        return self.folder / "policy.yaml"
 
     def prepare(self, config: str, *overrides: str) -> None:
         """Write the owners' data, make and admit everybody's keys, write the roster, and simulate the same run."""
         self.config.write_text(config)
+        self.policy_file.write_text("runs: all")
         run_ok("agfl-simulate", self.config, "--export-owners", self.folder / "owners")
         run_ok("agfl-server", "init", self.federation, "--config", self.config)
         for owner in self.owners:

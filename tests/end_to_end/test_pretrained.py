@@ -43,14 +43,13 @@ def test_deployment_and_simulation_end_with_the_same_adapter(site: Site, tmp_pat
     clients = []
     for owner in site.owners:
         copy = shutil.copytree(tmp_path / "operator", tmp_path / owner.stem)
-        roster = ("--roster", site.folder / "roster.yaml")
-        clients.append(site.start_client(owner, port, *roster, "--pretrained", copy))
+        clients.append(site.start_client(owner, port, "--pretrained", copy))
     assert server.wait() == 0, server.output()
     assert [client.wait(30) for client in clients] == [0, 0, 0]
     assert site.model == site.simulated_model
     assert not [client.output() for client in clients if str(tmp_path / "operator") in client.output()]
     shutil.rmtree(tmp_path / "operator")
-    missing = ("--roster", site.folder / "roster.yaml", "--pretrained", tmp_path / "operator")
+    missing = ("--pretrained", tmp_path / "operator")
     done = run("agfl-client", *site.client_arguments(site.owners[0], port, *missing))
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == f"error: pretrained: {tmp_path / 'operator'}: no such folder"

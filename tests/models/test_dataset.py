@@ -104,6 +104,43 @@ def test_every_example_is_drawn_as_often_beside_ones_of_its_size(batch_size: int
     assert max(map(abs, distances)) == (min(4 * batch_size - 1, 16) if batch_size > 1 else 0)
 
 
+@given(st.integers(0, 12), st.integers(0, 40), st.integers(1, 7), st.integers(0, 2**32))
+def test_drawn_validation_has_exactly_as_many_as_asked_for_and_shows_no_size(
+    num_held_out: int, num_examples: int, batch_size: int, seed: int
+) -> None:
+    dataset = ExampleDataset([], list(range(num_held_out)), Numbers, abs)
+    batches = list(dataset.sample_validation(batch_size, num_examples, np.random.default_rng(seed)))
+    drawn = [number for batch in batches for number in batch]
+    assert len(drawn) == (num_examples if num_held_out else 0)
+    assert set(drawn) <= set(range(num_held_out))
+    assert all(1 <= len(batch) <= batch_size for batch in batches)
+
+
+def test_every_held_out_example_is_drawn_as_often_with_replacement_and_afresh() -> None:
+    dataset = ExampleDataset([], list(range(32)), Numbers, abs)
+    rng = np.random.default_rng(0)
+    draws = [[n for batch in dataset.sample_validation(10, 32, rng) for n in batch] for _ in range(625)]
+    counts = Counter(number for drawn in draws for number in drawn)
+    assert all(abs(counts[number] - 625) < 5 * np.sqrt(625) for number in range(32))
+    assert len(set(map(tuple, draws))) == len(draws), "no two draws are alike"
+    repeated = np.mean([32 - len(set(drawn)) for drawn in draws])
+    assert repeated == pytest.approx(32 * (31 / 32) ** 32, abs=0.5), "as many are missing as chance leaves out"
+
+
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_a_neighborhood_has_no_more_examples_than_draws_and_varies_more_than_free_draws(batch_size: int) -> None:
+    """What one batch tells is of `batch_size` examples at most, and how batches differ hides no less."""
+    numbers = np.random.default_rng(1).permutation(256).tolist()
+    dataset = ExampleDataset(numbers, [], Numbers, int)
+    rng = np.random.default_rng(0)
+    batches = [dataset.sample(batch_size, rng) for _ in range(4000)]
+    distinct = [len(set(batch)) for batch in batches]
+    assert max(distinct) == batch_size
+    assert min(distinct) < batch_size, "drawn with replacement"
+    free = rng.choice(numbers, (4000, batch_size))
+    assert np.var([np.mean(batch) for batch in batches]) > np.var(free.mean(axis=1))
+
+
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=60), st.integers(1, 4), st.integers(0, 2**32))
 def test_an_epoch_pads_less_than_batches_in_order_of_the_shuffle(sizes: list[int], batch_size: int, seed: int) -> None:
     dataset = ExampleDataset(sizes, [], Numbers, int)

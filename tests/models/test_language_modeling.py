@@ -109,6 +109,35 @@ def test_every_offset_is_drawn_as_often() -> None:
     assert (abs(counts - 200) < 5 * np.sqrt(200)).all()
 
 
+@given(
+    st.lists(st.text("abc", min_size=1, max_size=9), min_size=1, max_size=8),
+    st.integers(1, 40),
+    st.integers(0, 30),
+    st.integers(0, 2**32),
+)
+def test_drawn_validation_is_pieces_of_the_held_out_text(
+    texts: list[str], length: int, num_examples: int, seed: int
+) -> None:
+    text = task(length, 0.25).prepare(rows_of(texts))
+    batches = list(text.sample_validation(7, num_examples, np.random.default_rng(seed)))
+    assert sum(len(batch.inputs) for batch in batches) == (num_examples if text.held_out.size else 0)
+    assert all(len(batch.inputs) <= 7 for batch in batches)
+    assert pairs(batches).keys() <= neighbors(text.held_out).keys()
+
+
+@pytest.mark.parametrize("size", [2, 3, 8, 9, 12, 16, 40])
+def test_every_offset_of_held_out_text_is_drawn_and_short_text_is_not_drawn_alike(size: int) -> None:
+    tokens = np.arange(size, dtype=np.int32)
+    text = TokenStream(tokens, tokens, 8, bos_id=256, eos_id=257)
+    (batch,) = text.sample_validation(6400, 6400, np.random.default_rng(0))
+    counts = np.bincount(batch.inputs[:, 0].numpy())
+    assert counts.size == max(size - 8, min(size - 1, 8))
+    assert (abs(counts - 6400 / counts.size) < 5 * np.sqrt(6400 / counts.size)).all()
+    if size >= 16:
+        assert (batch.targets >= 0).all(), "the size does not show in how much is predicted"
+    assert (batch.targets >= 0).any(dim=1).all()
+
+
 def test_bits_per_byte_is_what_float64_says() -> None:
     modeling = task(length=7, fraction=0.4)
     text = modeling.prepare(rows_of(["the first document", "the second, with é", "a third", "fourth"]))

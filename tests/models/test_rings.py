@@ -248,7 +248,7 @@ def test_the_rings_are_found_without_drawing_weights() -> None:
 )
 def test_widths_that_do_not_ascend_to_1_are_refused(widths: tuple[float, ...]) -> None:
     line = f"widths: must ascend to 1, at most 256 of them, got {list(widths)}"
-    with pytest.raises(ConfigError, match=f"^{re.escape(line)}$"):
+    with pytest.raises(ConfigError, match=f"^{re.escape(line[:1000])}"):  # a long line is cut
         Rings.of(config_of("gelu"), widths)
 
 

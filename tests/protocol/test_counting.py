@@ -23,7 +23,7 @@ from agfl_protocol.counting import COUNT, CountCodec, CountRequest
 from agfl_protocol.secagg.lanes import Lanes
 
 MERGES = ((97, 98), (259, 32), (1, 2), (260, 261))
-REQUEST = CountRequest("0123abcd", 3, 1, '{"num_rounds": 3}', "f" * 64, MERGES, 2, 24)
+REQUEST = CountRequest("0123abcd", 3, 1, "e" * 64, '{"num_rounds": 3}', "f" * 64, MERGES, 2, 24)
 FIRST = replace(REQUEST, round=1, merges=(), num_new=0)
 SHAPES = st.integers(0, 12).flatmap(lambda m: st.tuples(st.just(m), st.integers(min(m, 1), m)))
 Read = Callable[[RecordDict], object]
@@ -47,7 +47,7 @@ def test_a_request_is_a_query_and_its_answer_is_that_to_a_round() -> None:
 @pytest.mark.parametrize(
     ("key", "kind"),
     [
-        *((key, "str") for key in ("run_id", "config_json", "config_hash")),
+        *((key, "str") for key in ("run_id", "plan_hash", "config_json", "config_hash")),
         *((key, "int") for key in ("version", "round", "exchange", "num_new", "max_cohort")),
     ],
 )

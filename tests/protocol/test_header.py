@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agfl_models.errors import WireError
+from agfl_models.errors import ImplausibleSum, WireError
 from agfl_protocol.header import RESOLUTION, Header
 
 METRICS = ("nll", "tokens")
@@ -66,8 +66,39 @@ def test_a_sum_that_no_honest_clients_have_is_refused(lane: int, value: int, lin
     lanes = header.encode(0.5, {"nll": 1.0, "tokens": 2.0}) * np.uint64(3)
     assert header.decode(lanes)[1:] == (1.5, {"nll": 3.0, "tokens": 6.0})
     lanes[lane] = value
-    with pytest.raises(WireError, match=line):
+    with pytest.raises(ImplausibleSum, match=line):
         header.decode(lanes)
+
+
+@pytest.mark.parametrize(
+    ("lane", "value", "line"),
+    [
+        (0, 2, r"^count: must be 1, got 2$"),
+        (1, 0, r"^weight: must be in \(0, 1\], got 0"),
+        (1, 2**20 + 1, r"^weight: must be in \(0, 1\], got 1.0"),
+        (3, 2**63 // 3, r"^metric tokens: must be below "),
+    ],
+)
+def test_what_no_honest_client_sends_in_the_open_is_refused(lane: int, value: int, line: str) -> None:
+    header = Header(METRICS, 3)
+    lanes = header.encode(0.5, {"nll": 1.0, "tokens": 2.0})
+    header.check(lanes)
+    lanes[lane] = value
+    with pytest.raises(WireError, match=line):
+        header.check(lanes)
+
+
+def test_a_metric_is_bounded_by_owner_where_its_bound_is_known() -> None:
+    header = Header(METRICS, 3, {"tokens": 2.5, "other": 1.0})
+    lanes = header.encode(0.5, {"nll": 1e6, "tokens": 2.5})
+    header.check(lanes)
+    assert header.decode(lanes * np.uint64(3))[2]["tokens"] == 7.5
+    lanes[3] += np.uint64(1)
+    with pytest.raises(WireError, match=r"^metric tokens: must be at most 2.5, got 2.5"):
+        header.check(lanes)
+    total = lanes * np.uint64(3)
+    with pytest.raises(ImplausibleSum, match=r"^metric tokens: the sum must be at most 7.5 over 3 clients, got 7.5"):
+        header.decode(total)
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,13 @@ def test_what_is_no_public_file_is_refused(content: bytes, tmp_path: Path) -> No
         PublicIdentity.read(path)
 
 
+def test_a_long_public_file_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+    path = tmp_path / "alice.pub"
+    path.write_text(ALICE.format() + "#" * 5000)
+    with pytest.raises(IdentityError, match="must be a public file of at most 4096 bytes"):
+        PublicIdentity.read(path)
+
+
 def test_a_missing_public_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(IdentityError, match=r"nobody\.pub: no such file"):
         PublicIdentity.read(tmp_path / "nobody.pub")

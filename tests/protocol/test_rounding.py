@@ -39,7 +39,6 @@ def test_levels_stay_and_stand_where_unpack_looks_for_them(fields: int, size: in
     assert np.array_equal(got, levels)
     assert not losses.rounding.any()
     assert not losses.clipping.any()
-    assert losses.peaks[2] == np.abs(levels[cut:]).max()
 
 
 @given(SINGLE, st.floats(-1, 1), st.integers(0, 2**32))
@@ -61,7 +60,6 @@ def test_losses_are_what_was_lost(fields: int) -> None:
     for k, (place, factor) in enumerate([(slice(0, 50_000), 1.0), (slice(50_000, None), 0.5)]):
         y = delta[place].astype(np.float64) * factor
         inside = np.clip(y, -half, half)
-        np.testing.assert_allclose(losses.peaks[k], np.abs(y).max())
         np.testing.assert_allclose(losses.clipping[k], np.square(y - inside).sum(), rtol=1e-6)
         np.testing.assert_allclose(losses.rounding[k], np.square(got[place] - inside).sum(), rtol=1e-5)
         assert np.abs(got[place]).max() <= half

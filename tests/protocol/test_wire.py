@@ -23,19 +23,22 @@ from agfl_protocol.transforms.quantization import QuantizationPlan
 REQUEST = wire.RoundRequest(
     run_id="0123abcd",
     round=3,
-    exchange=1,
+    exchange=11,
+    plan_hash="e" * 64,
     config_json='{"num_rounds": 3}',
     config_hash="f" * 64,
     evaluate=True,
     train=False,
     model=np.array([0.5, -1.25, 3e-8], np.float32),
-    plan=QuantizationPlan(3, 24, np.array([1e-3, 100.0])),
+    plan=QuantizationPlan(3, 24, 46),
     control=np.array([-0.0, 2.5, 1e-30], np.float32),
-    counted={"alice": (2, 0), "bob-1.x": (1, 2**31 - 1)},
+    used=((0, ()), (7, ("alice", "bob-1.x")), (2**31 - 1, ("carol",))),
 )
-REPLY = wire.RoundReply("f" * 64, 3, 1, np.array([1, 2**64 - 1, 7], np.uint64))
-FINISH = wire.FinishRequest("0123abcd", 24)
+REPLY = wire.RoundReply("f" * 64, 3, 11, np.array([1, 2**64 - 1, 7], np.uint64))
+FINISH = wire.FinishRequest("0123abcd")
 IDENTITY = wire.IdentifyReply("alice")
+PROPOSAL = wire.ProposeRequest('{"run_id":"0123abcd"}')
+ANSWER = wire.ProposeReply(wire.Answer.PENDING)
 MISSING = object()
 
 
@@ -85,15 +88,23 @@ def assert_equal(left: object, right: object) -> None:
         (REQUEST, read_request),
         (replace(REQUEST, evaluate=False, train=True, exchange=0), read_request),
         (replace(REQUEST, model=np.zeros(0, np.float32)), read_request),
-        (replace(REQUEST, control=np.zeros(0, np.float32), counted={}), read_request),
+        (replace(REQUEST, control=np.zeros(0, np.float32), used=()), read_request),
         (REPLY, read_reply),
+        (replace(REQUEST, full=True), read_request),
         (FINISH, wire.FinishRequest.from_record),
         (IDENTITY, wire.IdentifyReply.from_record),
+        (PROPOSAL, wire.ProposeRequest.from_record),
+        (ANSWER, wire.ProposeReply.from_record),
     ],
 )
 def test_message_survives_its_bytes(
     through_bytes: Callable[[RecordDict], RecordDict],
-    message: wire.RoundRequest | wire.RoundReply | wire.FinishRequest | wire.IdentifyReply,
+    message: wire.RoundRequest
+    | wire.RoundReply
+    | wire.FinishRequest
+    | wire.IdentifyReply
+    | wire.ProposeRequest
+    | wire.ProposeReply,
     read: Callable[[RecordDict], object],
 ) -> None:
     assert_equal(message, read(through_bytes(message.to_record())))
@@ -107,12 +118,28 @@ def test_messages_without_content_survive_their_bytes(through_bytes: Callable[[R
         assert not arrived.array_records
 
 
-def test_a_client_sends_nothing_but_its_name_and_its_vector() -> None:
+def test_a_client_sends_nothing_but_its_name_its_owners_answer_and_its_vector() -> None:
     """The schema, pinned: a new field that a client sends is a privacy decision."""
     assert set(IDENTITY.to_record().config_records["config"]) == {"version", "name"}
     assert set(REPLY.to_record().config_records["config"]) == {"version", "config_hash", "round", "exchange"}
     assert set(REPLY.to_record().array_records["arrays"]) == {"lanes"}
+    assert set(ANSWER.to_record().config_records["config"]) == {"version", "answer"}
+    assert set(wire.Answer) == {"approved", "pending", "refused"}
     assert not IDENTITY.to_record().array_records
+    assert not ANSWER.to_record().array_records
+
+
+@pytest.mark.parametrize("text", ["", "Approved", "yes", "approved ", "pending\n"])
+def test_an_answer_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(WireError, match=r"^answer: must be one of approved, pending, refused, got '"):
+        wire.ProposeReply.from_record(with_scalar(ANSWER.to_record(), "answer", text))
+
+
+def test_nobody_is_asked_for_all_its_validation_examples_beside_training() -> None:
+    """It would be an exact sum, which is over whole groups alone, in one with a sampled one."""
+    record = replace(REQUEST, full=True, train=True).to_record()
+    with pytest.raises(WireError, match=r"^full: must be false in a request that trains, got true$"):
+        read_request(record)
 
 
 WRONG_TYPES: dict[str, tuple[object, ...]] = {
@@ -121,9 +148,9 @@ WRONG_TYPES: dict[str, tuple[object, ...]] = {
     "bool": (MISSING, 1, 0, "true", 1.5, [True]),
 }
 REQUEST_FIELDS = {
-    "str": ("run_id", "config_json", "config_hash", "counted"),
-    "int": ("version", "round", "exchange", "fields_per_lane", "max_cohort"),
-    "bool": ("evaluate", "train"),
+    "str": ("run_id", "plan_hash", "config_json", "config_hash", "used"),
+    "int": ("version", "round", "exchange", "fields_per_lane", "max_cohort", "clip_step"),
+    "bool": ("evaluate", "train", "full"),
 }
 
 
@@ -134,7 +161,11 @@ REQUEST_FIELDS = {
         (REPLY.to_record(), read_reply, "config_hash", "str"),
         *((REPLY.to_record(), read_reply, key, "int") for key in ("version", "round", "exchange")),
         (FINISH.to_record(), wire.FinishRequest.from_record, "run_id", "str"),
-        *((FINISH.to_record(), wire.FinishRequest.from_record, key, "int") for key in ("version", "rounds")),
+        (FINISH.to_record(), wire.FinishRequest.from_record, "version", "int"),
+        (PROPOSAL.to_record(), wire.ProposeRequest.from_record, "plan_json", "str"),
+        (PROPOSAL.to_record(), wire.ProposeRequest.from_record, "version", "int"),
+        (ANSWER.to_record(), wire.ProposeReply.from_record, "answer", "str"),
+        (ANSWER.to_record(), wire.ProposeReply.from_record, "version", "int"),
         (IDENTITY.to_record(), wire.IdentifyReply.from_record, "name", "str"),
         (IDENTITY.to_record(), wire.IdentifyReply.from_record, "version", "int"),
     ],
@@ -157,6 +188,8 @@ def test_scalar_that_is_missing_or_of_another_type_is_named(
         ("fields_per_lane", 5, r"must be in \[1, 4\], got 5"),
         ("max_cohort", 0, r"must be in \[1, 1048576\], got 0"),
         ("max_cohort", 2**20 + 1, r"must be in \[1, 1048576\], got 1048577"),
+        ("clip_step", -1, r"must be in \[0, 80\], got -1"),
+        ("clip_step", 81, r"must be in \[0, 80\], got 81"),
     ],
 )
 def test_number_out_of_range_is_named(key: str, value: int, rule: str) -> None:
@@ -171,21 +204,11 @@ def test_cohort_too_large_for_its_fields_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "value",
-    [0.0, -1.0, np.nan, np.inf, 1e-200, 1e200],
-)
-def test_scale_that_is_no_positive_number_is_refused(value: float) -> None:
-    record = with_array(REQUEST.to_record(), "scales", Array(np.array([1.0, value])))
-    with pytest.raises(WireError, match=r"^scales: must be finite and positive"):
-        read_request(record)
-
-
-@pytest.mark.parametrize(
     ("key", "value", "rule"),
     [
         ("config_hash", "0" * 64, f"must be '{'f' * 64}' as in the request, got '{'0' * 64}'"),
         ("round", 2, "must be 3 as in the request, got 2"),
-        ("exchange", 0, "must be 1 as in the request, got 0"),
+        ("exchange", 0, "must be 11 as in the request, got 0"),
     ],
 )
 def test_reply_to_another_request_is_refused(key: str, value: object, rule: str) -> None:
@@ -193,16 +216,36 @@ def test_reply_to_another_request_is_refused(key: str, value: object, rule: str)
         read_reply(with_scalar(REPLY.to_record(), key, value))
 
 
-@pytest.mark.parametrize("text", ["alice", "alice 1", "alice 1 2 3", "alice one 2", "alice 1 2\n", " ", "alice  1 2"])
-def test_who_was_counted_is_a_line_each_or_refused(text: str) -> None:
-    with pytest.raises(WireError, match=r"^counted: must be lines of NAME, round and exchange, got '"):
-        read_request(with_scalar(REQUEST.to_record(), "counted", text))
+@pytest.mark.parametrize(
+    "text",
+    [
+        "alice",
+        "alice 1",
+        "one alice",
+        "1 alice\n",
+        " ",
+        " 1",
+        "01",
+        "+1",
+        "-1",
+        "1_0",
+        "1.0",
+        "1\n1",
+        "2\n1",
+        "1 a\n1 b",
+        "\n1",
+        "1" * 5000,
+    ],
+)
+def test_which_exchanges_were_used_is_a_line_each_in_order_or_refused(text: str) -> None:
+    with pytest.raises(WireError, match=r"^used: must be lines of an exchange and names, ascending, got '"):
+        read_request(with_scalar(REQUEST.to_record(), "used", text))
 
 
 def test_other_version_is_named() -> None:
     for record, read in ((REQUEST.to_record(), read_request), (REPLY.to_record(), read_reply)):
-        with pytest.raises(WireError, match=r"^version: this side speaks protocol 1, the other side 2"):
-            read(with_scalar(record, "version", 2))
+        with pytest.raises(WireError, match=r"^version: this side speaks protocol 2, the other side 1"):
+            read(with_scalar(record, "version", 1))
     with pytest.raises(WireError, match=r"^version: must be a int, got NoneType"):
         wire.check_version(RecordDict())
 
@@ -249,7 +292,6 @@ def lying_arrays(kind: str, bomb: Path) -> dict[str, Array | None]:
     ("record", "read", "key", "kind"),
     [
         (REQUEST.to_record(), read_request, "model", "float32"),
-        (REQUEST.to_record(), read_request, "scales", "float64"),
         (REQUEST.to_record(), read_request, "control", "float32"),
         (REPLY.to_record(), read_reply, "lanes", "uint64"),
     ],

@@ -19,11 +19,13 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supernode.fleet_http_client import FleetHttpClient
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from agfl_client import keys
+from agfl_client.request_signer import RequestSigner
 from agfl_client.supernode import run_node
 from agfl_server import federation_folder
+from agfl_server.limits import Limits
+from agfl_server.messaging import ask_nodes
 from agfl_server.superlink import EmbeddedSuperLink
 
 NAMES = ("alice", "bob", "carol")
@@ -61,15 +63,15 @@ class Site:
     def keys(self, name: str) -> Path:
         return self.root / name
 
-    def superlink(self, port: int = 0) -> EmbeddedSuperLink:
+    def superlink(self, port: int = 0, limits: Limits | None = None) -> EmbeddedSuperLink:
         found = self.federation
-        return EmbeddedSuperLink(found.nodes, certificate=found.certificate, key=found.key, port=port)
+        return EmbeddedSuperLink(found.nodes, certificate=found.certificate, key=found.key, port=port, limits=limits)
 
     def fleet_client(self, port: int, key: EllipticCurvePrivateKey) -> FleetHttpClient:
         """Return Flower's own client, which signs with `key` and does what the test tells it."""
         return FleetHttpClient(
             f"https://127.0.0.1:{port}",
-            interceptors=[NodeAuthHttpInterceptor(key, key.public_key())],
+            interceptors=[RequestSigner(key)],
             verify=ssl.create_default_context(cafile=self.ca),
         )
 
@@ -115,8 +117,8 @@ class Cluster:
         """Send `content` to all nodes; return {NAME: reply}."""
         grid = self.superlink.grid
         requests = [Message(content, node_id, message_type) for node_id in grid.get_node_ids()]
-        replies = grid.send_and_receive(requests, timeout=timeout_s)
-        return {str(self.superlink.registered_name(reply.metadata.src_node_id)): reply for reply in replies}
+        replies = ask_nodes(grid, requests, timeout_s, max_reply_bytes=2**24)
+        return {str(self.superlink.registered_name(node)): reply for node, reply in replies}
 
 
 def make_site(root: Path) -> Site:

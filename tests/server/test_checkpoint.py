@@ -17,9 +17,8 @@ from safetensors.numpy import save_file
 
 from agfl_models.durable_files import write_atomically
 from agfl_models.errors import CheckpointError
-from agfl_protocol.transforms.quantization import Scales
 from agfl_server.checkpoint import load_checkpoint, save_checkpoint
-from agfl_server.state import ServerState
+from agfl_server.state import Bounds, ServerState
 
 HASH = "a" * 64
 
@@ -33,21 +32,22 @@ def state_of(round_number: int, size: int = 50) -> ServerState:
         round=round_number,
         model=model,
         optimizer={"m": rng.standard_normal(size).astype(np.float32), "v": np.full(size, 1e-6, np.float32)},
-        scales=Scales(rng.uniform(1e-12, 1, 4), 0.1 + 0.2 if round_number else None),
+        bounds=Bounds(41, 50, 0.1 + 0.2 if round_number else None),
         row={"round": round_number, "train/loss": 2 / 3, "eval/loss": None, "clients": 3, "seconds": 1e-9},
-        counted={"alice": (round_number, 2), "bob": (1, 0)},
+        exchange=2 * round_number,
+        used={1: ("alice", "bob"), 3: (), 2**30: ("alice",)},
         previous=model[::-1].copy(),
     )
 
 
 def arrays_of(state: ServerState) -> dict[str, NDArray[Any]]:
-    return {"model": state.model, "previous": state.previous, "scales": state.scales.values, **state.optimizer}
+    return {"model": state.model, "previous": state.previous, **state.optimizer}
 
 
 def assert_same(left: ServerState, right: ServerState) -> None:
-    assert (left.run_id, left.round, left.scales.norm) == (right.run_id, right.round, right.scales.norm)
+    assert (left.run_id, left.round, left.bounds) == (right.run_id, right.round, right.bounds)
     assert json.dumps(left.row) == json.dumps(right.row)
-    assert left.counted == right.counted
+    assert (left.exchange, left.used) == (right.exchange, right.used)
     assert arrays_of(left).keys() == arrays_of(right).keys()
     for name, array in arrays_of(left).items():
         other = arrays_of(right)[name]
@@ -139,18 +139,29 @@ def test_garbage_is_damaged(tmp_path: Path, content: bytes) -> None:
         load_checkpoint(tmp_path, HASH)
 
 
-FACTS = {"run_id": "0", "round": 1, "row": {}, "norm": None, "config_hash": HASH}
+FACTS = {
+    "run_id": "0",
+    "round": 1,
+    "exchange": 1,
+    "used": {},
+    "row": {},
+    "bounds": {},
+    "rings": None,
+    "config_hash": HASH,
+}
 
 
 @pytest.mark.parametrize(
     ("tensors", "facts"),
     [
-        (("model", "scales"), None),
-        (("model", "scales"), "not JSON"),
+        (("model", "previous"), None),
+        (("model", "previous"), "not JSON"),
         ((), FACTS),
         (("model",), FACTS),
-        (("model", "scales"), {}),
-        (("model", "scales"), []),
+        (("model", "previous"), {key: value for key, value in FACTS.items() if key != "exchange"}),
+        (("model", "previous"), FACTS | {"used": {"one": ["alice"]}}),
+        (("model", "previous"), {}),
+        (("model", "previous"), []),
     ],
 )
 def test_safetensors_file_of_something_else_is_damaged(tmp_path: Path, tensors: tuple[str, ...], facts: object) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from agfl_client import keys
-from agfl_protocol.roster_file import fingerprint, read_roster
+from agfl_protocol.fingerprint import words_of_file
+from agfl_protocol.roster_file import read_roster
 
 HEAVY = ("flwr", "torch", "pydantic", "cryptography", "yaml", "numpy", "httpx", "uvicorn", "grpc")
 
@@ -42,22 +43,28 @@ def test_a_federation_is_made_filled_and_started(tmp_path: Path, free_port: int)
     folder = tmp_path / "federation"
     made = _run("init", str(folder), "--host", "fed.example.org")
     assert (made.returncode, made.stderr) == (0, "")
-    assert str(folder / "ca.pem") in made.stdout
+    assert words_of_file(folder / "ca.pem") in made.stdout
+    assert f"move {folder}-ca to where nobody who takes over this machine finds it" in made.stdout
+    (tmp_path / "federation-ca").rename(tmp_path / "elsewhere")
+    (folder / "ca.key").touch()  # where older versions put it
     for name in ("alice", "bob", "carol"):
         public_file = keys.generate(name, tmp_path / name)
         admitted = _run("add-node", name, str(public_file), "--federation", str(folder))
-    assert admitted.stdout == f"admitted carol; nodes of {folder}: alice, bob, carol\n"
+    assert admitted.stdout.startswith(f"admitted carol; nodes of {folder}: alice, bob, carol\n")
+    assert admitted.stdout.endswith(f":\n{words_of_file(public_file)}\n")
     roster = _run("roster", str(tmp_path / "roster.yaml"), "--federation", str(folder))
-    assert f"3 owners in {tmp_path / 'roster.yaml'}, fingerprint " in roster.stdout
-    assert fingerprint(read_roster(tmp_path / "roster.yaml")) in roster.stdout
+    words = words_of_file(tmp_path / "roster.yaml")
+    assert roster.stdout.startswith(f"3 owners in {tmp_path / 'roster.yaml'}, in words:\n{words}\n")
 
     command = _command("start", "--federation", str(folder), "--port", str(free_port), "--set", "baselines=true")
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
             lines = iter(process.stderr)
+            assert next(lines).endswith(f" {folder / 'ca.key'}: move it off this machine; the server runs without it\n")
             assert " baselines: left out, since nobody here has the text of all owners; " in next(lines)
             assert next(lines).endswith(f" listening on 127.0.0.1 port {free_port}; admitted: alice, bob, carol\n")
+            assert next(lines).endswith(f" roster of 3 owners, in words: {words}\n")
             assert " waiting for nodes: 0 of " in next(lines)
             process.send_signal(signal.SIGTERM)
             assert process.wait(10) == 130

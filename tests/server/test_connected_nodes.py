@@ -58,3 +58,60 @@ def test_a_node_that_did_not_say_who_it_is_is_not_asked_at_once(
     nodes = ConnectedNodes(open_grid(make_owners(2), {"owner-01": LostAtFirst}), Observer())
     for _ in range(3):
         assert nodes.connected() == {"owner-00": 1000}
+
+
+class Mute(ClientApp):
+    """A node that can be made to answer nothing, or only to say who it is."""
+
+    def __init__(self, app: ClientApp) -> None:
+        super().__init__()
+        self.app, self.answers = app, True
+        self.asked: list[str] = []
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        self.asked.append(message.metadata.message_type)
+        if not self.answers:
+            return Message(Error(3, LOST), reply_to=message)
+        return self.app(message, context)
+
+
+@pytest.fixture
+def muted(make_owners: Callable[..., Path], open_grid: Callable[..., InProcessGrid]) -> tuple[ConnectedNodes, Mute]:
+    """Two nodes, the second of which can fall silent."""
+    found: list[Mute] = []
+
+    def wrap(app: ClientApp) -> ClientApp:
+        found.append(Mute(app))
+        return found[0]
+
+    nodes = ConnectedNodes(open_grid(make_owners(2), {"owner-01": wrap}), Observer())
+    assert len(nodes.connected()) == 2
+    return nodes, found[0]
+
+
+def test_who_was_silent_is_drawn_again_a_while_later_if_it_answers(muted: tuple[ConnectedNodes, Mute]) -> None:
+    nodes, _ = muted
+    there = []
+    for silent in (["owner-01"], [], [], [], ["owner-01"], [], [], [], [], []):
+        nodes.note_answers(silent)
+        there.append("owner-01" in nodes.connected())
+    assert there == [False, False, True, True, False, False, False, False, True, True]
+
+
+def test_who_stays_silent_costs_a_small_query_now_and_then(muted: tuple[ConnectedNodes, Mute]) -> None:
+    nodes, mute = muted
+    mute.answers, mute.asked = False, []
+    nodes.note_answers(["owner-01"])
+    for _ in range(62):
+        nodes.note_answers([])
+        assert nodes.connected().keys() == {"owner-00"}
+    assert mute.asked == [wire.IDENTIFY] * 5
+
+
+def test_who_was_silent_is_asked_at_once_where_too_few_others_are_there(muted: tuple[ConnectedNodes, Mute]) -> None:
+    nodes, mute = muted
+    nodes.note_answers(["owner-01"])
+    assert nodes.connected().keys() == {"owner-00"}
+    mute.asked = []
+    assert nodes.wait_for(2).keys() == {"owner-00", "owner-01"}
+    assert mute.asked == [wire.IDENTIFY]

@@ -28,9 +28,9 @@ def _new_identity(name: str, tmp_path: Path) -> Path:
 
 def test_init_makes_the_folder(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
-        "ca.key", "ca.pem", "config.yaml", "nodes", "server.key", "server.pem",
+        "ca.pem", "config.yaml", "nodes", "server.key", "server.pem",
     ]  # fmt: skip
-    assert {(folder / name).stat().st_mode & 0o777 for name in ("ca.key", "server.key")} == {0o600}
+    assert (folder / "server.key").stat().st_mode & 0o777 == 0o600
     found = federation_folder.load(folder)
     assert found.config.read_text() == "seed: 0\n"
     assert found.nodes == ()
@@ -56,10 +56,10 @@ def test_certificates_last_for_years(folder: Path) -> None:
 
 
 def test_init_overwrites_nothing(folder: Path) -> None:
-    before = (folder / "ca.key").read_bytes()
+    before = (folder / "server.key").read_bytes()
     with pytest.raises(IdentityError, match="must be a new or empty folder"):
         federation_folder.init(folder, "seed: 1\n", [])
-    assert (folder / "ca.key").read_bytes() == before
+    assert (folder / "server.key").read_bytes() == before
 
 
 @pytest.mark.parametrize("host", ["", "a:8443", "https://a", "-a", "a_b", "a..b", "a" * 64])

@@ -1,57 +1,208 @@
-"""The gate reads path, method and length; nothing behind it runs for a request that it refuses."""
+"""The gate judges the headers; nothing behind it runs, and no body is read, for a request that it refuses."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import time
+from collections.abc import Sequence
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
 from starlette.types import Message, Receive, Scope, Send
 
-from agfl_server.gate import FLEET_CALLS, MAX_REQUEST_BYTES, Gate
+from agfl_protocol.request_signature import SIGNATURE_HEADER, RequestSignature, key_id, sign_request
+from agfl_server.gate import FLEET_CALLS, KEY_ID, UPLOAD, Gate
+from agfl_server.limits import Limits
+from agfl_server.seen_signatures import Pace, SeenSignatures
 
 ACTIVATE = "/v1/fleet/activate-node"
+KEY, STRANGER = generate_private_key(SECP384R1()), generate_private_key(SECP384R1())
+LIMITS = Limits(headers_bytes=2000, body_bytes=100, tree_bytes=200, object_bytes=300, signatures=8)
+NOW_NS = time.time_ns()
+_nonces = iter(range(1, 10**9))
 
 
-def _status(method: str, path: str, length: bytes | None) -> int:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+def _headers(path: str, body: bytes, time_ns: int = NOW_NS, method: str = "POST") -> list[tuple[bytes, bytes]]:
+    signature = sign_request(KEY, method, path, body, time_ns, next(_nonces).to_bytes(16, "big"))
+    return [(b"content-length", str(len(body)).encode()), (SIGNATURE_HEADER.encode(), signature.encode())]
+
+
+class Door:
+    """A gate, what got through, and how much of each body was asked for."""
+
+    def __init__(self, room: int = 1000) -> None:
+        self.gate = Gate(
+            self._app,
+            {key_id(KEY.public_key()): KEY.public_key()},
+            lambda _, length: length <= room,
+            LIMITS,
+            lambda: NOW_NS,
+        )
+        self.passed: list[tuple[str, bytes]] = []
+
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = (await receive()).get("body", b"") if scope["method"] == "POST" else b""
+        self.passed.append((scope.get(KEY_ID, ""), body))
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
-    sent: list[Message] = []
+    def ask(
+        self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]], body: Sequence[bytes] | None = None
+    ) -> int:
+        """Return the status; `body` is None where none of it may be read."""
+        sent: list[Message] = []
+        parts = list(body or [])
 
-    async def send(message: Message) -> None:
-        sent.append(message)
+        async def send(message: Message) -> None:
+            sent.append(message)
 
-    async def receive() -> Message:
-        raise AssertionError("the gate reads no body")
+        async def receive() -> Message:
+            assert body is not None, "the gate reads no body"
+            return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
 
-    headers = [] if length is None else [(b"content-length", length)]
-    scope = {"type": "http", "method": method, "path": path, "headers": headers}
-    asyncio.run(Gate(app)(scope, receive, send))
-    return int(sent[0]["status"])
+        scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
+        asyncio.run(self.gate(scope, receive, send))
+        return int(sent[0]["status"])
+
+
+@pytest.fixture
+def door() -> Door:
+    return Door()
 
 
 @pytest.mark.parametrize("path", sorted(FLEET_CALLS))
-def test_a_nodes_call_passes(path: str) -> None:
-    assert _status("POST", path, b"0") == 200
+def test_a_nodes_call_passes_with_its_body_and_its_name(path: str, door: Door) -> None:
+    assert door.ask("POST", path, _headers(path, b"hello"), [b"hel", b"lo"]) == 200
+    assert door.passed == [(key_id(KEY.public_key()), b"hello")]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_health_needs_no_key(method: str, door: Door) -> None:
+    assert door.ask(method, "/health", []) == 200
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "length", "status"),
+    ("method", "path"),
     [
-        ("GET", "/health", None, 200),
-        ("HEAD", "/health", None, 200),
-        ("POST", "/health", b"1", 403),
-        ("GET", ACTIVATE, b"1", 403),
-        ("POST", ACTIVATE + "/", b"1", 403),
-        ("POST", "//v1/fleet/activate-node", b"1", 403),
-        ("POST", "/V1/fleet/activate-node", b"1", 403),
-        ("POST", "/v1/fleet/", b"1", 403),
-        ("POST", ACTIVATE, None, 411),
-        ("POST", ACTIVATE, b"-1", 411),
-        ("POST", ACTIVATE, b"", 411),
-        ("POST", ACTIVATE, str(MAX_REQUEST_BYTES).encode(), 200),
-        ("POST", ACTIVATE, str(MAX_REQUEST_BYTES + 1).encode(), 413),
+        ("POST", "/health"),
+        ("GET", ACTIVATE),
+        ("POST", ACTIVATE + "/"),
+        ("POST", "//v1/fleet/activate-node"),
+        ("POST", "/V1/fleet/activate-node"),
+        ("POST", "/v1/fleet/"),
+        ("POST", "/v1/fleet/register-node"),
     ],
 )
-def test_another_request_is_judged(method: str, path: str, length: bytes | None, status: int) -> None:
-    assert _status(method, path, length) == status
+def test_another_path_or_method_is_closed_also_to_who_signs(method: str, path: str, door: Door) -> None:
+    assert door.ask(method, path, _headers(path, b"", method=method)) == 403
+
+
+@pytest.mark.parametrize("length", [b"-1", b"", b"x", b"1 ", b"+1"])
+def test_a_body_without_a_length_is_refused(length: bytes, door: Door) -> None:
+    assert door.ask("POST", ACTIVATE, [(b"content-length", length), *_headers(ACTIVATE, b"")[1:]]) == 411
+    assert door.ask("POST", ACTIVATE, _headers(ACTIVATE, b"")[1:]) == 411
+
+
+@pytest.mark.parametrize(
+    ("path", "most"), [(ACTIVATE, 100), ("/v1/fleet/push-messages", 200), (UPLOAD, 300), ("/v1/fleet/get-run", 100)]
+)
+def test_a_body_has_the_length_of_its_class(path: str, most: int, door: Door) -> None:
+    assert door.ask("POST", path, _headers(path, b"x" * most), [b"x" * most]) == 200
+    assert door.ask("POST", path, _headers(path, b"x" * (most + 1))) == 413
+
+
+def test_an_absurd_length_is_refused(door: Door) -> None:
+    assert door.ask("POST", ACTIVATE, [(b"content-length", b"1" * 5000), *_headers(ACTIVATE, b"")[1:]]) == 431
+    assert door.ask("POST", ACTIVATE, [(b"content-length", b"1" * 1500), *_headers(ACTIVATE, b"")[1:]]) == 413
+
+
+def test_a_body_longer_than_its_length_is_refused(door: Door) -> None:
+    assert door.ask("POST", ACTIVATE, _headers(ACTIVATE, b"x"), [b"x", b"y"]) == 400
+    assert door.passed == []
+
+
+@pytest.mark.parametrize("coding", [b"chunked", b"identity", b"gzip, chunked", b""])
+def test_any_transfer_encoding_is_refused(coding: bytes, door: Door) -> None:
+    headers = [*_headers(ACTIVATE, b"abcd"), (b"transfer-encoding", coding)]
+    assert door.ask("POST", ACTIVATE, headers) == 411
+    assert door.ask("GET", "/health", [(b"transfer-encoding", coding)]) == 411
+
+
+def test_two_lengths_or_two_signatures_are_refused(door: Door) -> None:
+    headers = _headers(ACTIVATE, b"")
+    assert door.ask("POST", ACTIVATE, [headers[0], *headers]) == 400
+    assert door.ask("POST", ACTIVATE, [*headers, headers[1]]) == 400
+
+
+def test_long_headers_are_refused(door: Door) -> None:
+    assert door.ask("GET", "/health", [(b"x", b"a" * 2000)]) == 431
+
+
+def test_no_signature_or_a_strangers_is_refused_before_the_body(door: Door) -> None:
+    stranger = sign_request(STRANGER, "POST", ACTIVATE, b"", NOW_NS, bytes(16)).encode()
+    length = (b"content-length", b"0")
+    assert door.ask("POST", ACTIVATE, [length]) == 401
+    assert door.ask("POST", ACTIVATE, [length, (SIGNATURE_HEADER.encode(), stranger)]) == 412
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_each_field_of_the_signature_is_bound(place: int, door: Door) -> None:
+    length, (name, value) = _headers(ACTIVATE, b"")
+    fields = value.decode().split(" ")
+    other = sign_request(STRANGER, "POST", ACTIVATE, b"x", NOW_NS + 1, bytes(15) + b"\x07").split(" ")
+    fields[place] = "2" if place == 0 else other[place]
+    assert door.ask("POST", ACTIVATE, [length, (name, " ".join(fields).encode())], [b""]) in (401, 412)
+    assert door.passed == []
+
+
+def test_the_method_the_path_and_the_body_are_bound(door: Door) -> None:
+    path = "/v1/fleet/get-run"
+    assert door.ask("POST", path, _headers(ACTIVATE, b"")) == 401
+    assert door.ask("POST", path, _headers(path, b"", method="GET")) == 401
+    assert door.ask("POST", path, _headers(path, b"abc"), [b"abd"]) == 401
+    assert door.passed == []
+
+
+@pytest.mark.parametrize(("seconds", "status"), [(300, 200), (-300, 200), (301, 401), (-301, 401)])
+def test_a_clock_may_be_300_s_off_in_either_direction(seconds: int, status: int, door: Door) -> None:
+    headers = _headers(ACTIVATE, b"", NOW_NS + seconds * 10**9)
+    assert door.ask("POST", ACTIVATE, headers, [b""]) == status
+
+
+def test_a_signature_is_good_for_one_request(door: Door) -> None:
+    headers = _headers(ACTIVATE, b"x")
+    assert door.ask("POST", ACTIVATE, headers, [b"x"]) == 200
+    assert door.ask("POST", ACTIVATE, headers) == 401
+    for _ in range(2 * LIMITS.signatures):  # also once it has been forgotten
+        assert door.ask("POST", ACTIVATE, _headers(ACTIVATE, b"x", NOW_NS + next(_nonces)), [b"x"]) == 200
+    assert door.ask("POST", ACTIVATE, headers) == 401
+
+
+def test_what_nobody_waits_for_is_read_and_dropped(door: Door) -> None:
+    door = Door(room=0)
+    body = [b"x" * 100, b"x"]
+    assert door.ask("POST", UPLOAD, _headers(UPLOAD, b"x" * 101), body) == 410
+    assert door.ask("POST", UPLOAD, _headers(UPLOAD, b"x" * 100), [b"x" * 100]) == 200
+
+
+def test_signatures_are_remembered_within_a_bound_and_a_time() -> None:
+    seen = SeenSignatures(capacity=5)
+
+    def use(second: int, now: int) -> bool:
+        nonce = hashlib.sha256(str(second).encode()).digest()[:16]
+        return seen.use(RequestSignature("", second * 10**9, nonce, b"", b""), now * 10**9)
+
+    assert [use(second, 1000) for second in (1001, 1003, 1002, 1002)] == [True, True, True, False]
+    assert [use(second, 1000) for second in (1004, 1005, 1006)] == [True] * 3  # the sixth: 1001 is forgotten
+    assert not use(1001, 1000)
+    assert not use(999, 1000)  # older than what was forgotten
+    assert use(1400, 1400)
+    assert len(seen._seen) == len(seen._by_time) == 1
+
+
+def test_calls_past_the_pace_wait() -> None:
+    now = 0.0
+    pace = Pace(10, 3, lambda: now)
+    assert [pace.wait_s() for _ in range(5)] == pytest.approx([0, 0, 0, 0.1, 0.2])
+    now = 10.0
+    assert [pace.wait_s() for _ in range(4)] == pytest.approx([0, 0, 0, 0.1])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.attacks.strangers import Strangers
 
 from agfl_models.errors import IdentityError, TransportError
 from agfl_server import federation_folder
@@ -52,3 +53,19 @@ def test_a_key_of_another_certificate_is_named(site: Site, tmp_path: Path) -> No
     (site.root / "federation" / "server.key").write_bytes(other)
     with pytest.raises(IdentityError, match=r"server\.pem: must be a PEM certificate that fits"):
         server.__enter__()
+
+
+def test_answers_do_not_wait_for_the_peer_to_confirm_their_beginning(site: Site) -> None:
+    with site.superlink() as server, Strangers(server.port, site.ca) as strangers:
+        strangers.tls()
+        connections = server._https._server._server.server_state.connections
+        site.wait_until(lambda: len(connections) == 1)
+        stream = next(iter(connections)).transport.get_extra_info("socket")
+        assert stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
+
+def test_the_parser_and_the_loop_are_the_same_whatever_is_installed(site: Site) -> None:
+    with site.superlink() as server:
+        config = server._https._server._server.config
+        assert config.http_protocol_class.__module__ == "uvicorn.protocols.http.h11_impl"
+        assert config.loop == "asyncio"

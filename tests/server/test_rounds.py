@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import threading
 import weakref
@@ -20,23 +19,25 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import plain_node
 
 from agfl_client.app import create_client_app
-from agfl_client.node import Node
-from agfl_client.policy import Policy
 from agfl_client.training import evaluate
 from agfl_models.errors import ConfigError, RoundError
 from agfl_models.examples import TextRow, read_rows
 from agfl_models.families import build_model
 from agfl_protocol import wire
-from agfl_protocol.run_config import RunConfig
+from agfl_protocol.plan import Plan
+from agfl_protocol.randomness import OwnerRandomness
+from agfl_protocol.run_config import PROTOCOL_VERSION, RunConfig
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.update import Layout
-from agfl_server.aggregator import AttemptFailed, CohortSum, LaneCodec
+from agfl_server.aggregator import AttemptFailed, CohortSum, Groups, LaneCodec
 from agfl_server.app import build_aggregator, run_federation
 from agfl_server.attempts import Parties
 from agfl_server.connected_nodes import ConnectedNodes
+from agfl_server.journal import Journal, Records
 from agfl_server.observer import Observer
 from agfl_server.optimizers import build_optimizer
 from agfl_server.plain_sum import PlainSum
@@ -51,7 +52,7 @@ OpenGrid = Callable[..., InProcessGrid]
 RunOne = Callable[..., tuple[ServerState, "Recorder"]]
 Answer = Callable[[Message], Message]
 Fault = Callable[[Answer, Message], Message]
-BAD = "owner-01"
+BAD, RUN_ID = "owner-01", "0123abcd"
 
 
 class Faulty(ClientApp):
@@ -84,12 +85,13 @@ class Recorder(Observer):
 
 
 def start(
-    config: RunConfig, grid: InProcessGrid, registered: Callable[[int], str | None] | None = None
+    config: RunConfig, grid: InProcessGrid, folder: Path, registered: Callable[[int], str | None] | None = None
 ) -> tuple[Federation, ServerState, Recorder]:
     observer, optimizer = Recorder(), build_optimizer(config.aggregation.server_optimizer)
-    layout, state = initial_state(config, optimizer)
+    layout, state = initial_state(config, optimizer, RUN_ID)
     aggregator, min_cohort = build_aggregator(config.aggregation, None, observer)
-    exchanges = itertools.count()
+    journal = Journal(folder)
+    journal.begin(RUN_ID)
     parties = Parties(
         config=config,
         grid=grid,
@@ -97,7 +99,8 @@ def start(
         aggregator=aggregator,
         observer=observer,
         min_cohort=min_cohort,
-        next_attempt=lambda run_id, number, refused: (next(exchanges), refused),
+        journal=journal,
+        plan=Plan.of(config, RUN_ID, ["owner-00", BAD], min_cohort),
     )
     return Federation(parties, config.build_task(), layout, optimizer), state, observer
 
@@ -123,7 +126,7 @@ def with_lane(index: int, value: int) -> Fault:
 
 def with_version(answer: Answer, message: Message) -> Message:
     reply = answer(message)
-    reply.content.config_records["config"]["version"] = 2
+    reply.content.config_records["config"]["version"] = PROTOCOL_VERSION + 1
     return reply
 
 
@@ -144,8 +147,11 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "dtype": (altered(lambda r: replace(r, lanes=r.lanes.view(np.int64))), "lanes: must be uint64 of shape"),
     "hash": (altered(lambda r: replace(r, config_hash="0" * 64)), "config_hash: must be"),
     "round": (altered(lambda r: replace(r, round=r.round + 1)), "round: must be 1 as in the request, got 2"),
-    "exchange": (altered(lambda r: replace(r, exchange=5)), "exchange: must be 0 as in the request, got 5"),
-    "version": (with_version, "version: this side speaks protocol 1, the other side 2"),
+    "exchange": (altered(lambda r: replace(r, exchange=5)), "exchange: must be 1 as in the request, got 5"),
+    "version": (
+        with_version,
+        f"version: this side speaks protocol {PROTOCOL_VERSION}, the other side {PROTOCOL_VERSION + 1}",
+    ),
     "no round": (lambda a, m: Message(wire.acknowledgment(), reply_to=m), "config_hash: must be a str"),
     "count": (with_lane(0, 2), "count: must be 1, got 2"),
     "no count": (with_lane(0, 0), "count: must be 1, got 0"),
@@ -159,12 +165,13 @@ FAULTS: dict[str, tuple[Fault, str]] = {
 
 
 @pytest.fixture
-def run_one(run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid) -> RunOne:
-    """Train one round of `count` owners, BAD with `fault`."""
+def run_one(run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, tmp_path: Path) -> RunOne:
+    """Train one round of `count` owners, BAD with `fault`, each time in a run of its own."""
 
     def run(fault: Fault | None, *overrides: str, count: int = 4, num_workers: int = 1) -> tuple[ServerState, Recorder]:
         wrap = {} if fault is None else {BAD: lambda app: Faulty(app, fault)}
-        federation, state, observer = start(run_config(*overrides), open_grid(make_owners(count), wrap, num_workers))
+        grid = open_grid(make_owners(count), wrap, num_workers)
+        federation, state, observer = start(run_config(*overrides), grid, tmp_path / "run")
         state, _ = train_round(federation, state, evaluate=False)
         return state, observer
 
@@ -193,7 +200,8 @@ def test_an_owner_whose_training_diverges_adds_nothing_and_is_not_named(run_one:
 
 
 def test_a_round_in_which_too_few_stay_finite_is_not_repeated_and_says_how_many(run_one: RunOne) -> None:
-    rule = r"^round 1: updates and losses must be finite for at least min_cohort = 3 owners, are not for 1 of 3 \("
+    reason = "updates and losses must be finite for at least min_cohort = 3 owners, are not for 1 of 3"
+    rule = rf"^round 1: failed in 1 attempts, the last because {reason} \("
     with pytest.raises(DivergedError, match=rule):
         run_one(with_nan_model, "aggregation.min_cohort=3", count=3)
     with pytest.raises(DivergedError, match=r"^round 1: the model must be finite after the server's step; it is not$"):
@@ -216,13 +224,17 @@ def test_silent_node_is_missed_by_name(run_one: RunOne) -> None:
 
 
 def test_round_is_repeated_while_too_few_reply_and_is_then_the_same(run_one: RunOne) -> None:
+    """Of a plain sum the server sees all vectors anyway: it asks again under the same number."""
+    exchanges: list[object] = []
+
     def not_at_first(answer: Answer, message: Message) -> Message:
-        first = message.content.config_records["config"]["exchange"] == 0
-        return refuse(answer, message) if first else answer(message)
+        exchanges.append(message.content.config_records["config"]["exchange"])
+        return refuse(answer, message) if len(exchanges) == 1 else answer(message)
 
     state, observer = run_one(not_at_first, "aggregation.min_cohort=3", count=3)
     ((number, exchange, reason),) = observer.repetitions
-    assert (number, exchange) == (1, 0)
+    assert (number, exchange) == (1, 1)
+    assert exchanges == [1, 1]
     assert reason == f"updates: must be at least min_cohort = 3, got 2; {BAD}: no power"
     assert (state.row["clients"], state.row["refused"]) == (3, 0)
     undisturbed, _ = run_one(None, "aggregation.min_cohort=3", count=3)
@@ -236,15 +248,15 @@ def test_round_that_fails_for_good_says_who_and_why(run_one: RunOne) -> None:
         exchanges.append(message.content.config_records["config"]["exchange"])
         return refuse(answer, message)
 
-    rule = rf"^round 1: failed in 4 exchanges, the last because updates: .* min_cohort = 2, got 1; {BAD}: no power$"
+    rule = rf"^round 1: failed in 4 attempts, the last because updates: .* min_cohort = 2, got 1; {BAD}: no power$"
     with pytest.raises(RoundError, match=rule):
         run_one(count, "aggregation.max_attempts=4", count=2)
-    assert exchanges == [0, 1, 2, 3]
+    assert exchanges == [1, 1, 1, 1]
 
 
 def test_owner_whose_data_is_bad_does_not_end_a_run_in_which_others_can_take_its_place(run_one: RunOne) -> None:
     state, observer = run_one(refuse, "aggregation.min_cohort=3", "aggregation.cohort_size=3", count=5)
-    assert [(number, exchange) for number, exchange, _ in observer.repetitions] == [(1, 0)]
+    assert [(number, exchange) for number, exchange, _ in observer.repetitions] == [(1, 1)]
     assert observer.refusals == [(BAD, "no power")]
     assert (state.row["clients"], state.row["refused"]) == (3, 0)
 
@@ -259,19 +271,26 @@ class Betrayed(PlainSum):
         request: wire.SumRequest,
         codec: LaneCodec,
         timeout_s: float,
+        groups: Groups = (),
+        records: Records | None = None,
     ) -> CohortSum:
         raise AttemptFailed(f"{BAD}: lied", {BAD: "lied"}, frozenset({BAD}))
 
 
-@pytest.mark.parametrize(("num_owners", "exchanges"), [(2, 1), (3, 3), (None, 3)])
+@pytest.mark.parametrize(("num_owners", "attempts"), [(2, 1), (3, 3), (None, 3)])
 def test_who_broke_the_protocol_is_not_waited_for_where_too_few_others_can_come(
-    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, num_owners: int | None, exchanges: int
+    run_config: MakeConfig,
+    make_owners: MakeOwners,
+    open_grid: OpenGrid,
+    tmp_path: Path,
+    num_owners: int | None,
+    attempts: int,
 ) -> None:
-    federation, state, observer = start(run_config("aggregation.min_cohort=2"), open_grid(make_owners(3)))
+    federation, state, observer = start(run_config("aggregation.min_cohort=2"), open_grid(make_owners(3)), tmp_path)
     parties = replace(federation.parties, num_owners=num_owners, aggregator=Betrayed(observer, 2))
-    with pytest.raises(RoundError, match=rf"^round 1: failed in {exchanges} exchanges, the last because {BAD}: lied"):
+    with pytest.raises(RoundError, match=rf"^round 1: failed in {attempts} attempts, the last because {BAD}: lied"):
         train_round(replace(federation, parties=parties), state, evaluate=False)
-    assert len(observer.repetitions) == exchanges
+    assert len(observer.repetitions) == attempts
 
 
 @pytest.mark.parametrize("least", ["null", "4"])
@@ -289,8 +308,8 @@ def test_a_run_does_not_wait_for_owners_that_there_are_not(run_config: MakeConfi
     [
         ("{type: plain, cohort_size: 1}", 2),
         ("{type: plain, cohort_size: 2, min_cohort: 3}", 3),
-        ("{type: secure, cohort_size: 2}", 3),
-        ("{type: secure, cohort_size: 3, max_colluders: 2}", 4),
+        ("{type: secure, cohort_size: 3}", 4),
+        ("{type: secure, cohort_size: 4, max_colluders: 2}", 5),
     ],
 )
 def test_cohorts_that_are_too_small_for_a_round_are_refused_before_anybody_is_asked(
@@ -321,29 +340,26 @@ class CountingGrid(InProcessGrid):
         return replies
 
 
-def test_server_holds_a_few_replies_whatever_the_cohort(run_config: MakeConfig, make_owners: MakeOwners) -> None:
+def test_server_holds_a_few_replies_whatever_the_cohort(
+    run_config: MakeConfig, make_owners: MakeOwners, tmp_path: Path
+) -> None:
     most = {}
     for count in (8, 24):
         paths = sorted(make_owners(count).iterdir())
-        grid = CountingGrid(
-            {
-                i: create_client_app(Node(path.stem, path, "cpu", policy=Policy(allow_plain=True)))
-                for i, path in enumerate(paths)
-            }
-        )
+        grid = CountingGrid({i: create_client_app(plain_node(path)) for i, path in enumerate(paths)})
         with grid:
-            federation, state, _ = start(run_config(), grid)
-            _, result = sum_of_cohort(federation, state, train=True, evaluate=False)
+            federation, state, _ = start(run_config(), grid, tmp_path)
+            _, _, result = sum_of_cohort(federation, state, train=True, evaluate=False)
         assert len(result.survivors) == count
         most[count] = grid.most
     assert most[8] == most[24] <= 5
 
 
 def test_node_under_another_name_than_registered_is_refused(
-    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid
+    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, tmp_path: Path
 ) -> None:
     registered = {1000: "owner-00", 1001: "carol", 1002: "owner-02"}.get  # the transport does not know 1003
-    federation, state, observer = start(run_config(), open_grid(make_owners(4)), registered)
+    federation, state, observer = start(run_config(), open_grid(make_owners(4)), tmp_path, registered)
     state, _ = train_round(federation, state, evaluate=False)
     assert observer.refusals == [
         ("node 1001", f"name: must be 'carol' as registered, got '{BAD}'"),
@@ -394,18 +410,21 @@ def test_evaluation_rides_in_the_next_sum_and_every_round_has_its_row(
         return answer(message)
 
     grid = open_grid(owners, {BAD: lambda app: Faulty(app, note)})
-    run_federation(grid, config, tmp_path / "run")
+    last = run_federation(grid, config, tmp_path / "run")
     assert asked == [True, False, True]  # evaluation.every = 2; after the last round it travels alone
     rows = rows_of(tmp_path / "run")
     assert [row["round"] for row in rows] == [0, 1, 2, 3]
     assert all(row.keys() == rows[0].keys() for row in rows)
     assert [row["eval/loss"] is not None for row in rows] == [True, False, True, True]
-    _, state, _ = start(config, grid)
-    model = build_model(config.model, seed=0)
-    task = config.build_task()
-    Layout.of(model).load(model, state.model)
-    texts = [read_rows(path, TextRow) for path in sorted(owners.iterdir())]
-    sums = [evaluate(model, task, task.prepare(own), 4, 8, "cpu") for own in texts]
-    totals = {name: sum(s[name] for s in sums) for name in task.eval_sums}
-    assert rows[0]["eval/loss"] == pytest.approx(totals["eval/nll"] / totals["eval/tokens"], rel=1e-6)
-    assert rows[0]["eval/bits_per_byte"] == pytest.approx(task.eval_metrics(totals)["eval/bits_per_byte"], rel=1e-6)
+    _, first, _ = start(config, grid, tmp_path / "other")
+    model, task = build_model(config.model, seed=0), config.build_task()
+    for row, state in ((rows[0], first), (rows[3], last)):
+        Layout.of(model).load(model, state.model)
+        totals: Counter[str] = Counter()
+        for path in owners.iterdir():
+            # What rides along is on examples that the owner draws in that exchange; at the end it is on all of them.
+            drawn = OwnerRandomness.of_seed(7, path.stem).generator(RUN_ID, 1, "evaluation") if state is first else None
+            totals.update(evaluate(model, task, task.prepare(read_rows(path, TextRow)), 4, 8, "cpu", drawn))
+        assert row["eval/loss"] == pytest.approx(totals["eval/nll"] / totals["eval/tokens"], rel=1e-6)
+        metrics = task.eval_metrics({name: totals[name] for name in task.eval_sums})
+        assert row["eval/bits_per_byte"] == pytest.approx(metrics["eval/bits_per_byte"], rel=1e-6)

@@ -24,12 +24,12 @@ MakeConfig = Callable[..., RunConfig]
 
 def rounds_of(config: RunConfig, count: int) -> tuple[Layout, list[ServerState]]:
     """States 0..count, each with another model."""
-    layout, state = initial_state(config, build_optimizer(config.aggregation.server_optimizer))
+    layout, state = initial_state(config, build_optimizer(config.aggregation.server_optimizer), "0123abcd")
     states = [state]
     for number in range(1, count + 1):
         row: Row = {"round": number, "train/loss": 1 / number}
         model = (state.model + np.float32(number)).astype(np.float32)
-        states.append(ServerState(state.run_id, number, model, state.optimizer, state.scales, row))
+        states.append(ServerState(state.run_id, number, model, state.optimizer, state.bounds, row))
     return layout, states
 
 
@@ -131,13 +131,6 @@ def test_rows_without_a_round_are_one_line(tmp_path: Path, run_config: MakeConfi
         folder.resume(run_config())
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"run_id": "a", "round": 1}', "\0"])
-def test_damaged_count_of_attempts_is_one_line(tmp_path: Path, content: str) -> None:
-    (tmp_path / "exchange.json").write_text(content)
-    with pytest.raises(CheckpointError, match=rf"^exchange: {tmp_path / 'exchange.json'}: is damaged: "):
-        RunFolder(tmp_path).next_attempt("a", 1, frozenset())
-
-
 def test_run_that_was_killed_before_its_first_checkpoint_can_start_again(
     tmp_path: Path, run_config: MakeConfig
 ) -> None:
@@ -147,22 +140,6 @@ def test_run_that_was_killed_before_its_first_checkpoint_can_start_again(
     folder.checkpoints.mkdir()
     (folder.checkpoints / ".writing-cut-short").write_bytes(b"as kill -9 leaves it")
     folder.begin(run_config())
-
-
-def test_attempts_are_used_up_and_whoever_was_refused_stays_known_for_the_round(tmp_path: Path) -> None:
-    """Each is asked of a server that was started anew."""
-    nobody, alice, bob = frozenset[str](), frozenset({"alice"}), frozenset({"bob"})
-    assert RunFolder(tmp_path).next_attempt("run", 1, nobody) == (0, nobody)
-    assert RunFolder(tmp_path).next_attempt("run", 1, alice) == (1, alice)
-    assert RunFolder(tmp_path).next_attempt("run", 1, nobody) == (2, alice)
-    assert RunFolder(tmp_path).next_attempt("run", 1, bob) == (3, alice | bob)
-    assert RunFolder(tmp_path).next_attempt("run", 2, nobody) == (0, nobody)
-    assert RunFolder(tmp_path).next_attempt("other", 2, nobody) == (0, nobody)
-
-
-def test_an_attempt_that_an_older_version_noted_is_used_up_too(tmp_path: Path) -> None:
-    (tmp_path / "exchange.json").write_text('{"run_id": "run", "round": 1, "exchange": 4}')
-    assert RunFolder(tmp_path).next_attempt("run", 1, frozenset()) == (5, frozenset())
 
 
 def test_rows_that_cannot_be_written_are_one_line(tmp_path: Path, run_config: MakeConfig) -> None:

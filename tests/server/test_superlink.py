@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ import pytest
 from fastapi.routing import APIRoute
 from flwr.app import Message, RecordDict
 from flwr.app.message import remove_content_from_message
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto import fleet_pb2, message_pb2
+from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2, run_pb2
 from flwr.proto.node_pb2 import Node
 from flwr.server.superlink.linkstate import InMemoryLinkState
+from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
 from flwr.supercore.corestate.in_memory_corestate import InMemoryCoreState
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id, get_object_tree
 from flwr.supercore.object_store import ObjectStoreFactory
@@ -29,7 +32,9 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from agfl_client import keys
 from agfl_server.gate import FLEET_CALLS
+from agfl_server.limits import Limits
 from agfl_server.superlink import EmbeddedSuperLink
+from agfl_server.uploads import HEAD_DIVIDER, HEAD_END
 
 if TYPE_CHECKING:
     from tests.server.conftest import Site
@@ -298,6 +303,9 @@ def test_contract_flower_is_the_version_that_was_read() -> None:
         ("delete_messages", ["message_ins_ids"]),
         ("get_nodes", ["run_id"]),
         ("_cleanup_expired_task_tokens_locked", []),
+        ("acknowledge_node_heartbeat", ["node_id", "heartbeat_interval"]),
+        ("store_message_and_object_tree", ["message", "object_tree", "session_id"]),
+        ("store_message_res", ["message"]),
     ],
 )
 def test_contract_link_state_has_the_method(method: str, parameters: list[str]) -> None:
@@ -313,6 +321,31 @@ def test_contract_create_run_and_create_node_take_what_we_give() -> None:
     names = _parameters(InMemoryLinkState.create_node)
     assert names[:4] == ["owner_aid", "owner_name", "public_key", "heartbeat_interval"]
     assert "name" in names
+
+
+def test_contract_objects_have_the_form_that_we_check_before_flower_reads_them(site: Site) -> None:
+    assert (HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER.encode()) == (HEAD_END, HEAD_DIVIDER)
+    array = site.floats(3).array_records["arrays"]["x"]
+    (chunk_id,) = array.children or {}
+    head, _, body = array.deflate().partition(HEAD_END)
+    assert head == f"Array {chunk_id} {len(body)}".encode()
+    assert json.loads(body)["arraychunk_ids"] == [0]
+    assert Limits().object_bytes > FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE + 2**10
+
+
+def test_contract_the_calls_name_their_node() -> None:
+    assert "node_id" in fleet_pb2.DeactivateNodeRequest.DESCRIPTOR.fields_by_name
+    assert "node_id" in Node.DESCRIPTOR.fields_by_name
+    for request in (
+        fleet_pb2.PullMessagesRequest,
+        fleet_pb2.PushMessagesRequest,
+        heartbeat_pb2.SendNodeHeartbeatRequest,
+        run_pb2.GetRunRequest,
+        message_pb2.PushObjectRequest,
+        message_pb2.PullObjectRequest,
+        message_pb2.ConfirmMessageReceivedRequest,
+    ):
+        assert "node" in request.DESCRIPTOR.fields_by_name
 
 
 def test_contract_link_state_has_the_attributes() -> None:

@@ -7,7 +7,6 @@ import logging
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +25,15 @@ from agfl_models.store import load_model
 from agfl_models.tokenizer import BPETokenizerConfig, Pair, Tokenizer
 from agfl_protocol import wire
 from agfl_protocol.counting import COUNT, CountRequest
+from agfl_protocol.plan import Plan
 from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_protocol.secagg.lanes import Lanes
-from agfl_server.aggregator import Aggregator, AttemptFailed, CohortSum, LaneCodec
+from agfl_server.aggregator import Aggregator, AttemptFailed, CohortSum, Groups, LaneCodec
 from agfl_server.app import build_aggregator, run_federation
 from agfl_server.attempts import Parties
 from agfl_server.cli import LogObserver
 from agfl_server.connected_nodes import ConnectedNodes
+from agfl_server.journal import Journal, Records
 from agfl_server.observer import Observer
 from agfl_server.tokenizer_training import train_tokenizer
 from agfl_sim.grid import InProcessGrid
@@ -87,6 +88,10 @@ class Diary(Observer):
 
     def repeated(self, round_number: int, exchange: int, reason: str) -> None:
         self.repetitions.append((round_number, exchange))
+
+
+class PulledPlugError(BaseException):
+    """Nothing in the product catches it."""
 
 
 class Faulty(ClientApp):
@@ -150,14 +155,15 @@ def test_all_that_follows_has_the_merges_and_the_models_folder_says_them(
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["round"] for row in rows] == [0, 1]
     assert all(row["eval/bits_per_byte"] > 0 for row in rows)
-    # log2(V) bits a token of an untrained model, over fewer tokens than bytes
-    tokens, size = 0, 0
+    # log2(V) bits a token of an untrained model, over fewer tokens than bytes; of each owner as many texts are drawn
+    tokens, size = 0.0, 0.0
     for path in owners.iterdir():
         rows_of_owner = read_rows(path, TextRow)
         held_out = {row.text for row in rows_of_owner} - set(config.task.training_texts(rows_of_owner))
-        tokens += sum(len(Tokenizer(merges).encode(text)) + 1 for text in held_out)
-        size += sum(len(text.encode()) for text in held_out)
-    assert rows[0]["eval/bits_per_byte"] == pytest.approx(np.log2(VOCAB) * tokens / size, rel=0.03)
+        tokens += float(np.mean([len(Tokenizer(merges).encode(text)) + 1 for text in held_out]))
+        size += float(np.mean([len(text.encode()) for text in held_out]))
+    most, least = np.log2(VOCAB) * tokens / size, np.log2(VOCAB) * (tokens - 3) / size  # windows miss some ends
+    assert 0.97 * least < rows[0]["eval/bits_per_byte"] < 1.03 * most
 
 
 def test_text_with_few_pairs_fills_a_part_of_the_vocabulary(
@@ -172,19 +178,22 @@ def test_text_with_few_pairs_fills_a_part_of_the_vocabulary(
 
 
 @pytest.fixture
-def train(run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid) -> Callable[..., RunConfig]:
+def train(
+    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, tmp_path: Path
+) -> Callable[..., RunConfig]:
     """Learn a tokenizer from three owners, one merge a round, BAD with `fault`."""
 
     def run(fault: Fault, observer: Observer, *overrides: str) -> RunConfig:
         grid = open_grid(make_owners(3), {BAD: lambda app: Faulty(app, fault)})
-        return train_tokenizer(parties_of(run_config(*bpe(1), *overrides), grid, observer))[0]
+        return train_tokenizer(parties_of(run_config(*bpe(1), *overrides), grid, observer, tmp_path))[0]
 
     return run
 
 
-def parties_of(config: RunConfig, grid: Grid, observer: Observer) -> Parties:
+def parties_of(config: RunConfig, grid: Grid, observer: Observer, folder: Path) -> Parties:
     aggregator, min_cohort = build_aggregator(config.aggregation, None, observer)
-    numbers = count()
+    journal = Journal(folder)
+    journal.begin()
     return Parties(
         config=config,
         grid=grid,
@@ -192,7 +201,8 @@ def parties_of(config: RunConfig, grid: Grid, observer: Observer) -> Parties:
         aggregator=aggregator,
         observer=observer,
         min_cohort=min_cohort,
-        next_attempt=lambda run_id, number, refused: (next(numbers), refused),
+        journal=journal,
+        plan=Plan.of(config, journal.run_id, ["owner-00", BAD, "owner-02"], min_cohort),
     )
 
 
@@ -229,7 +239,7 @@ def test_an_owner_who_is_lost_later_is_waited_for(train: Callable[..., RunConfig
 
 def test_an_owner_who_is_lost_for_good_ends_the_training_in_one_line(train: Callable[..., RunConfig]) -> None:
     line = (
-        r"^tokenizer: round 4: failed in 3 exchanges, the last because updates: must be at least min_cohort = 3, "
+        r"^tokenizer: round 4: failed in 3 attempts, the last because updates: must be at least min_cohort = 3, "
         rf"got 2; {BAD}: no power$"
     )
     with pytest.raises(RoundError, match=line):
@@ -272,16 +282,43 @@ def test_counts_that_do_not_hold_are_refused_by_name(
     assert diary.refusals == [(BAD, reason)]
 
 
-def test_owners_who_do_not_permit_the_run_count_nothing(
+@dataclass
+class Impatient(Diary):
+    """Ends the run once three have refused the plan; the server itself would wait for others."""
+
+    def refused(self, name: str, reason: str) -> None:
+        super().refused(name, reason)
+        if len(self.refusals) == 3:
+            raise PulledPlugError
+
+
+def test_owners_who_do_not_permit_the_run_are_asked_to_count_nothing(
     run_config: MakeConfig, make_owners: MakeOwners, tmp_path: Path
 ) -> None:
+    counted: list[int] = []
+
+    class Counting(ClientApp):
+        def __init__(self, app: ClientApp) -> None:
+            super().__init__()
+            self.app = app
+
+        def __call__(self, message: Message, context: Context) -> Message:
+            if message.metadata.message_type == COUNT:
+                counted.append(message.metadata.dst_node_id)
+            return self.app(message, context)
+
     paths = sorted(make_owners(3).iterdir())
-    with InProcessGrid(
-        {i: create_client_app(Node(path.stem, path, "cpu", policy=Policy())) for i, path in enumerate(paths)}, 1
-    ) as grid:
-        config = run_config(*bpe(1), "aggregation.max_attempts=1")
-        with pytest.raises(RoundError, match=r"^tokenizer: round 1: .* got 0; owner-00: allow_plain: must be true"):
-            run_federation(grid, config, tmp_path / "run")
+    for policy, rule in (
+        (Policy(runs="all"), "allow_plain: must be true"),
+        (Policy(allow_plain=True), "runs: must be all in this owner's policy"),
+    ):
+        apps = {i: Counting(create_client_app(Node(p.stem, p, "cpu", policy=policy))) for i, p in enumerate(paths)}
+        diary = Impatient()
+        with InProcessGrid(apps, 1) as grid, pytest.raises(PulledPlugError):
+            run_federation(grid, run_config(*bpe(1)), tmp_path / rule[:4], observer=diary)
+        assert [name for name, _ in diary.refusals] == [path.stem for path in paths]
+        assert all(reason.startswith(rule) for _, reason in diary.refusals)
+    assert not counted
 
 
 @dataclass(frozen=True)
@@ -289,7 +326,14 @@ class Blaming:
     """Sums over nobody, and proves that BAD broke the protocol."""
 
     def sum(
-        self, grid: Grid, cohort: Mapping[str, int], request: wire.SumRequest, codec: LaneCodec, timeout_s: float
+        self,
+        grid: Grid,
+        cohort: Mapping[str, int],
+        request: wire.SumRequest,
+        codec: LaneCodec,
+        timeout_s: float,
+        groups: Groups = (),
+        records: Records | None = None,
     ) -> CohortSum:
         raise AttemptFailed(f"mask_key: of {BAD}", {}, frozenset({BAD}))
 
@@ -298,13 +342,14 @@ class Blaming:
 
 
 def test_a_member_that_broke_the_protocol_is_not_waited_for(
-    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid
+    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, tmp_path: Path
 ) -> None:
-    parties = replace(parties_of(run_config(*bpe(1)), open_grid(make_owners(3)), Observer()), aggregator=Blaming())
-    with pytest.raises(RoundError, match=r"^tokenizer: round 1: failed in 3 exchanges, the last because mask_key"):
+    parties = parties_of(run_config(*bpe(1)), open_grid(make_owners(3)), Observer(), tmp_path)
+    parties = replace(parties, aggregator=Blaming())
+    with pytest.raises(RoundError, match=r"^tokenizer: round 1: failed in 3 attempts, the last because mask_key"):
         train_tokenizer(parties)
     everybody = replace(parties, members=frozenset(f"owner-{i:02}" for i in range(3)))
-    with pytest.raises(RoundError, match=r"^tokenizer: round 1: failed in 1 exchanges, the last because mask_key"):
+    with pytest.raises(RoundError, match=r"^tokenizer: round 1: failed in 1 attempts, the last because mask_key"):
         train_tokenizer(everybody)
 
 
@@ -317,10 +362,17 @@ class Weighing:
     alive: list[int] = field(default_factory=list)
 
     def sum(
-        self, grid: Grid, cohort: Mapping[str, int], request: wire.SumRequest, codec: LaneCodec, timeout_s: float
+        self,
+        grid: Grid,
+        cohort: Mapping[str, int],
+        request: wire.SumRequest,
+        codec: LaneCodec,
+        timeout_s: float,
+        groups: Groups = (),
+        records: Records | None = None,
     ) -> CohortSum:
         self.alive.append(sum(ref() is not None for ref in self.returned))
-        found = self.inner.sum(grid, cohort, request, codec, timeout_s)
+        found = self.inner.sum(grid, cohort, request, codec, timeout_s, groups, records)
         self.returned.append(weakref.ref(found.lanes))
         return found
 
@@ -330,18 +382,14 @@ class Weighing:
 
 
 def test_a_summed_vector_is_gone_before_the_next_one_comes(
-    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid
+    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, tmp_path: Path
 ) -> None:
     grid = open_grid(make_owners(3), {BAD: lambda app: Faulty(app, in_round(1))})
-    parties = parties_of(run_config(*bpe(8)), grid, Observer())
+    parties = parties_of(run_config(*bpe(8)), grid, Observer(), tmp_path)
     scale = Weighing(parties.aggregator)
     _, row = train_tokenizer(replace(parties, aggregator=scale))
     assert scale.alive == [0] * 4
     assert (row["clients"], row["refused"]) == (2, 1)
-
-
-class PulledPlugError(BaseException):
-    """Nothing in the product catches it."""
 
 
 @dataclass
@@ -367,19 +415,44 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("merges", [0, 8, 24, -1])
 def test_a_run_that_was_killed_learns_its_tokenizer_again_or_goes_on_with_it(
-    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, tmp_path: Path, merges: int
+    run_config: MakeConfig, make_owners: MakeOwners, tmp_path: Path, merges: int
 ) -> None:
-    config, owners = run_config(*bpe(8)), make_owners(3)
-    run_federation(open_grid(owners), config, tmp_path / "whole")
+    config, owners = run_config(*bpe(8)), sorted(make_owners(3).iterdir())
+    InlineEngine(config, owners).run(tmp_path / "whole", resume=False, observer=Diary())
     with pytest.raises(PulledPlugError):
-        run_federation(open_grid(owners), config, tmp_path / "torn", observer=Interrupter(merges=merges))
+        InlineEngine(config, owners).run(tmp_path / "torn", resume=False, observer=Interrupter(merges=merges))
     diary = Diary()
-    run_federation(open_grid(owners), config, tmp_path / "torn", resume=True, observer=diary)
+    InlineEngine(config, owners).run(tmp_path / "torn", resume=True, observer=diary)
     assert everything(tmp_path / "torn") == everything(tmp_path / "whole")
     assert [m for m, _, _ in diary.rounds] == ([] if merges == -1 else [0, 8, 16, 24])
     finished = everything(tmp_path / "torn")
-    run_federation(open_grid(owners), config, tmp_path / "torn", resume=True, observer=diary)
+    InlineEngine(config, owners).run(tmp_path / "torn", resume=True, observer=diary)
     assert everything(tmp_path / "torn") == finished
+
+
+def test_a_server_that_was_killed_learns_the_same_tokenizer_under_numbers_that_were_never_used(
+    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, tmp_path: Path
+) -> None:
+    """It keeps no merges of a training that was broken off, and the nodes, which live on, answer no number twice."""
+    config, owners, numbers = run_config(*bpe(8)), make_owners(3), list[int]()
+
+    class Listening(ClientApp):
+        def __init__(self, app: ClientApp) -> None:
+            super().__init__()
+            self.app = app
+
+        def __call__(self, message: Message, context: Context) -> Message:
+            if message.metadata.message_type == COUNT:
+                numbers.append(CountRequest.from_record(message.content).exchange)
+            return self.app(message, context)
+
+    grid = open_grid(owners, {BAD: Listening})
+    with pytest.raises(PulledPlugError):
+        run_federation(grid, config, tmp_path / "torn", observer=Interrupter(merges=24))
+    run_federation(grid, config, tmp_path / "torn", resume=True)
+    assert learned(tmp_path / "torn") == central(config, owners.iterdir(), 8)
+    assert len(numbers) == 3 + 4
+    assert numbers == sorted(set(numbers))
 
 
 def test_a_run_that_was_killed_while_it_learned_can_also_be_started_anew(

@@ -94,7 +94,7 @@ def test_a_message_type_that_is_not_ours_is_refused(cluster: Cluster) -> None:
         ("/docs", 403),
         ("/openapi.json", 403),
         ("/", 403),
-        ("/v1/fleet/activate-node", 415),
+        ("/v1/fleet/activate-node", 401),
         ("/health", 200),
     ],
 )

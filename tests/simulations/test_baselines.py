@@ -56,7 +56,7 @@ def no_progress(finished: int, total: int) -> None:
 
 def bench_of(config: RunConfig, owners: Sequence[Path]) -> Bench:
     """A bench as `run_baselines` makes it; the model that it begins with is the global one, too."""
-    layout, state = initial_state(config, build_optimizer(config.aggregation.server_optimizer))
+    layout, state = initial_state(config, build_optimizer(config.aggregation.server_optimizer), "run")
     task: Any = config.build_task()
     rows = {path.stem: read_rows(path, config.task.row) for path in sorted(owners)}
     datasets = {name: task.prepare(own) for name, own in rows.items()}

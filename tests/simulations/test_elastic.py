@@ -16,7 +16,7 @@ from agfl_models.errors import ConfigError
 from agfl_models.store import load_model
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.update import Layout
-from agfl_server.observer import Observer
+from agfl_server.observer import Observer, Row
 from agfl_server.optimizers import build_optimizer
 from agfl_server.state import initial_state
 from agfl_sim.run import InlineEngine
@@ -31,14 +31,23 @@ ELASTIC = (
 )
 
 
-class Diary(Observer):
-    """Keeps which widths were planned, and every row."""
+class PulledPlugError(BaseException):
+    """Nothing in the product catches it."""
 
-    def __init__(self) -> None:
+
+class Diary(Observer):
+    """Keeps which widths were planned; pulls the plug when round `ends_at` has its sum but is not saved yet."""
+
+    def __init__(self, ends_at: int = 0) -> None:
+        self.ends_at = ends_at
         self.planned: list[tuple[int, list[float]]] = []
 
     def rings_planned(self, num_open: int, width_by_tier: Sequence[float]) -> None:
         self.planned.append((num_open, list(width_by_tier)))
+
+    def round_finished(self, row: Row) -> None:
+        if row["round"] == self.ends_at:
+            raise PulledPlugError
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -56,8 +65,8 @@ def run(
 ) -> Callable[..., tuple[Path, Diary, RunConfig]]:
     """Run the tiny elastic federation in the folder `name`."""
 
-    def run_(name: str, *overrides: str, resume: bool = False) -> tuple[Path, Diary, RunConfig]:
-        config, diary = run_config(*ELASTIC, *overrides), Diary()
+    def run_(name: str, *overrides: str, resume: bool = False, ends_at: int = 0) -> tuple[Path, Diary, RunConfig]:
+        config, diary = run_config(*ELASTIC, *overrides), Diary(ends_at)
         InlineEngine(config, sorted(make_owners(9).iterdir())).run(tmp_path / name, resume=resume, observer=diary)
         return tmp_path / name, diary, config
 
@@ -75,7 +84,7 @@ def test_each_trains_what_it_holds_and_secure_sums_change_no_bit(run: Callable[.
     ]  # fmt: skip
     assert rows[-1]["eval/bits_per_byte"] < rows[0]["eval/bits_per_byte"]
     assert all(row["rings/gain_2"] is not None for row in (rows[2], rows[3]))
-    _, before = initial_state(config, build_optimizer(config.aggregation.server_optimizer))
+    _, before = initial_state(config, build_optimizer(config.aggregation.server_optimizer), "run")
     rings = config.build_rings()
     assert rings is not None
     for ring in range(3):
@@ -85,7 +94,7 @@ def test_each_trains_what_it_holds_and_secure_sums_change_no_bit(run: Callable[.
 def test_rings_that_too_few_hold_are_not_trained(run: Callable[..., Any]) -> None:
     folder, diary, config = run("run", "aggregation.min_cohort=4", "data.max_widths={0.25: 4, 0.5: 2, 1.0: 3}")
     assert diary.planned == [(3, [0.25, 0.5, 0.5])]  # three alone would be too few, five are not
-    _, before = initial_state(config, build_optimizer(config.aggregation.server_optimizer))
+    _, before = initial_state(config, build_optimizer(config.aggregation.server_optimizer), "run")
     rings = config.build_rings()
     assert rings is not None
     np.testing.assert_array_equal(weights_of(folder)[rings.ring == 2], before.model[rings.ring == 2])
@@ -95,15 +104,17 @@ def test_a_run_that_goes_on_ends_with_the_same_bits(run: Callable[..., Any]) -> 
     growing = "elastic={widths: [0.25, 0.5, 1.0], growth: {patience: 1, min_gain: 0.5}}"
     often = ("evaluation.every=1", growing)
     whole, diary, _ = run("whole", "num_rounds=4", *often)
-    for length in (1, 2, 4):
-        parts, *_ = run("parts", f"num_rounds={length}", *often, resume=length > 1)
-    np.testing.assert_array_equal(weights_of(whole), weights_of(parts))
+    for number in (1, 2, 4):
+        with pytest.raises(PulledPlugError):
+            run("torn", "num_rounds=4", *often, resume=number > 1, ends_at=number)
+    torn, *_ = run("torn", "num_rounds=4", *often, resume=True)
+    np.testing.assert_array_equal(weights_of(whole), weights_of(torn))
     assert [opened for opened, _ in diary.planned][:2] == [2, 1]  # nothing gains half of the loss: closed again
 
 
 def test_before_rings_are_trained_all_widths_compute_the_same(run_config: Callable[..., RunConfig]) -> None:
     config = run_config(*ELASTIC)
-    _, state = initial_state(config, build_optimizer(config.aggregation.server_optimizer))
+    _, state = initial_state(config, build_optimizer(config.aggregation.server_optimizer), "run")
     rings, ids = config.build_rings(), torch.arange(12).reshape(1, 12)
     assert rings is not None
     outputs = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agfl_protocol.run_config import RunConfig
-from agfl_server.observer import Observer
+from agfl_server.observer import Observer, Row
 from agfl_sim.run import InlineEngine
 
 METHODS = {
@@ -47,15 +47,30 @@ def test_method_learns_and_secure_sums_change_no_bit(
     assert last["eval/bits_per_byte"] < first["eval/bits_per_byte"]
 
 
+class PulledPlugError(BaseException):
+    """Nothing in the product catches it."""
+
+
+class Interrupter(Observer):
+    def __init__(self, ends_at: int) -> None:
+        self.ends_at = ends_at
+
+    def round_finished(self, row: Row) -> None:
+        if row["round"] == self.ends_at:
+            raise PulledPlugError
+
+
 def test_a_run_that_goes_on_ends_with_the_same_choices(
     run_config: Callable[..., RunConfig], make_owners: Callable[..., Path], tmp_path: Path
 ) -> None:
     owners, auto = sorted(make_owners(3).iterdir()), "aggregation.server_optimizer={type: auto, every: 2}"
-    for name, lengths in (("whole", [6]), ("parts", [1, 2, 5, 6])):
-        for number, length in enumerate(lengths):
-            config = run_config(f"num_rounds={length}", "training.optimizer.lr=0.05", auto)
-            InlineEngine(config, owners).run(tmp_path / name, resume=number > 0, observer=Observer())
-    models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "parts")]
+    config = run_config("num_rounds=6", "training.optimizer.lr=0.05", auto)
+    InlineEngine(config, owners).run(tmp_path / "whole", resume=False, observer=Observer())
+    for ends_at in (1, 3, 5):
+        with pytest.raises(PulledPlugError):
+            InlineEngine(config, owners).run(tmp_path / "torn", resume=ends_at > 1, observer=Interrupter(ends_at))
+    InlineEngine(config, owners).run(tmp_path / "torn", resume=True, observer=Observer())
+    models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "torn")]
     assert models[0] == models[1]
 
 

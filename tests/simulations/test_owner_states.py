@@ -22,6 +22,7 @@ from agfl_client.training import LocalResult, LocalTrainer
 from agfl_models.errors import ConfigError
 from agfl_protocol import wire
 from agfl_protocol.private_files import write_private
+from agfl_protocol.randomness import OwnerRandomness
 from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_server.app import run_federation
 from agfl_server.checkpoint import load_checkpoint
@@ -68,19 +69,26 @@ class Diary(Observer):
 
 
 class DiesAfterWork(ClientApp):
-    """A node that has trained and written its state, and then sends nothing, in the first exchange at a round."""
+    """A node that has trained and written its state, and then sends nothing, once at a round."""
 
     def __init__(self, app: ClientApp, number: int) -> None:
         super().__init__()
-        self.app, self.number = app, number
+        self.app, self.number, self.was_dead = app, number, False
 
     def __call__(self, message: Message, context: Context) -> Message:
         reply = self.app(message, context)
         if message.metadata.message_type != wire.TRAIN:
             return reply
         request = wire.RoundRequest.from_record(message.content)
-        is_dead = (request.round, request.exchange) == (self.number, 0)
-        return Message(Error(100, "killed"), reply_to=message) if is_dead else reply
+        if request.round != self.number or self.was_dead:
+            return reply
+        self.was_dead = True
+        return Message(Error(100, "killed"), reply_to=message)
+
+
+def last_used(state: ServerState) -> dict[str, int]:
+    """The last exchange of each owner whose sum the model took in."""
+    return {name: exchange for exchange, names in sorted(state.used.items()) for name in names}
 
 
 @dataclass
@@ -97,20 +105,27 @@ class Federation:
             if i == 1001:
                 apps[i] = DiesAfterWork(apps[i], number=3)
         with InProcessGrid(apps, 1) as grid:
-            return run_federation(grid, config, self.root / name, resume=resume, observer=diary or Diary())
+            return run_federation(
+                grid,
+                config,
+                self.root / name,
+                resume=resume,
+                observer=diary or Diary(),
+            )
 
     def app(self, path: Path, folder: Path) -> ClientApp:
         folder.mkdir(parents=True, exist_ok=True)
-        return create_client_app(lambda _: Node(path.stem, path, "cpu", policy=Policy(allow_plain=True), folder=folder))
+        policy, drawn = Policy(allow_plain=True, runs="all"), OwnerRandomness.of_seed(7, path.stem)
+        return create_client_app(lambda _: Node(path.stem, path, "cpu", policy=policy, folder=folder, randomness=drawn))
 
     def model(self, name: str) -> bytes:
         return (self.root / name / "model" / "model.safetensors").read_bytes()
 
-    def sum_of_states(self, name: str, state: ServerState) -> NDArray[np.float64]:
-        """What all owners hold, by what the server says that it counted."""
-        files = {f.parent.name: load_file(f) for f in (self.root / name / "nodes").glob("*/state-*.safetensors")}
-        counted = {owner: f"{number}.{exchange}" for owner, (number, exchange) in state.counted.items()}
-        held = [files[owner][key] for owner, key in counted.items()]
+    def sum_of_states(self, name: str, state: ServerState, training: str = "") -> NDArray[np.float64]:
+        """What all owners hold, by the exchanges that the server says it used; training: of which, by its hash."""
+        pattern = f"*/state-*{training[:16]}.safetensors"
+        files = {f.parent.name: load_file(f) for f in (self.root / name / "nodes").glob(pattern)}
+        held = [files[owner][str(exchange)] for owner, exchange in last_used(state).items()]
         return np.asarray(np.sum(held, axis=0, dtype=np.float64))
 
 
@@ -132,7 +147,7 @@ def test_the_server_has_the_sum_of_the_states_also_after_an_attempt_that_failed(
     scale = np.abs(state.optimizer["sum"]).max()
     assert scale > 0
     np.testing.assert_allclose(found, state.optimizer["sum"], atol=1e-5 * scale)
-    assert len(state.counted) == 4, "each was drawn at some time"
+    assert len(last_used(state)) == 4, "each was drawn at some time"
 
 
 @with_state
@@ -160,7 +175,7 @@ def test_an_attempt_that_failed_after_a_state_was_written_changes_no_bit(
     config = run_config("num_rounds=5", "aggregation.min_cohort=4", *METHODS[method])
     diary = Diary()
     federation.run("failed", config, diary)
-    assert diary.failed == [(3, 0)]
+    assert diary.failed == [(3, 3)]
     InlineEngine(config, sorted(federation.owners.iterdir())).run(tmp_path / "whole", resume=False, observer=Observer())
     assert federation.model("failed") == federation.model("whole")
 
@@ -171,15 +186,23 @@ def test_a_run_that_goes_on_ends_with_the_same_bits(
 ) -> None:
     overrides = ("aggregation.min_cohort=3", "aggregation.cohort_size=3", *METHODS[method])
     federation.run("whole", run_config("num_rounds=6", *overrides))
-    for number, length in enumerate((1, 3, 6)):
-        federation.run("parts", run_config(f"num_rounds={length}", *overrides), resume=number > 0)
     for number, ends_at in enumerate((2, 3, 5)):
         with pytest.raises(PulledPlugError):
             federation.run("torn", run_config("num_rounds=6", *overrides), Diary(ends_at), resume=number > 0)
     diary = Diary()
     federation.run("torn", run_config("num_rounds=6", *overrides), diary, resume=True)
     assert not diary.lost
-    assert federation.model("parts") == federation.model("torn") == federation.model("whole")
+    assert federation.model("torn") == federation.model("whole")
+
+
+@with_state
+def test_a_run_that_is_made_longer_loses_no_state(method: str, federation: Federation, run_config: MakeConfig) -> None:
+    overrides, diary = ("aggregation.min_cohort=3", "aggregation.cohort_size=3", *METHODS[method]), Diary()
+    for number, length in enumerate((1, 3, 6)):
+        state = federation.run("parts", run_config(f"num_rounds={length}", *overrides), diary, resume=number > 0)
+    assert not diary.lost
+    found = federation.sum_of_states("parts", state)
+    np.testing.assert_allclose(found, state.optimizer["sum"], atol=1e-5 * np.abs(found).max())
 
 
 @with_state
@@ -193,7 +216,7 @@ def test_an_owner_that_lost_its_state_is_noticed_and_all_begin_anew(
     lost.unlink()
     state = federation.run("run", run_config("num_rounds=3", *overrides), diary, resume=True)
     assert diary.lost == [1]
-    assert not state.counted
+    assert not state.used
     assert not state.optimizer["sum"].any()
     state = federation.run("run", run_config("num_rounds=5", *overrides), diary, resume=True)
     assert diary.lost == [1]
@@ -218,7 +241,7 @@ def test_secure_owners_keep_the_states_of_plain_ones(
         assert all(path.stat().st_mode & 0o777 == 0o600 for path in files)
         held[kind] = [{name: state.tobytes() for name, state in load_file(path).items()} for path in files]
         state = load_checkpoint(tmp_path / kind / "checkpoints", config.hash)
-        assert set(state.counted.values()) == {(3, 0)}
+        assert state.used == {3: tuple(f"owner-{i:02}" for i in range(4))}
     assert held["plain"] == held["secure"]
     assert len(held["plain"]) == 4
 
@@ -231,8 +254,9 @@ def test_candidates_of_a_search_keep_the_states_of_their_owners_while_others_hav
     InlineEngine(run_config(*search, *METHODS["scaffold"]), owners).run(tmp_path / "run", resume=False, observer=diary)
     assert not diary.lost
     chosen = load_run_config(tmp_path / "run" / "search" / CHOSEN_FILE)
-    InlineEngine(chosen, owners).run(tmp_path / "plain", resume=False, observer=Observer())
-    assert federation.model("run") == federation.model("plain")
+    state = load_checkpoint(tmp_path / "run" / "checkpoints", chosen.hash)
+    found = federation.sum_of_states("run", state, chosen.hash)
+    np.testing.assert_allclose(found, state.optimizer["sum"], atol=1e-5 * np.abs(found).max())
 
 
 @with_state

@@ -20,12 +20,13 @@ from typer.testing import CliRunner
 
 from agfl_client.app import create_client_app
 from agfl_client.node import Node
-from agfl_client.policy import Policy
+from agfl_client.policy import Policy, PolicyViolation
 from agfl_models import cli as model_cli
-from agfl_models.errors import AgflError, CheckpointError, ConfigError, RoundError
+from agfl_models.errors import AgflError, CheckpointError, ConfigError
 from agfl_models.huggingface.folder import PretrainedFolder, transformers_library
 from agfl_models.store import load_model
 from agfl_protocol import wire
+from agfl_protocol.plan import Plan
 from agfl_protocol.run_config import RunConfig, load_run_config, run_config_from_json
 from agfl_server.app import run_federation
 from agfl_server.observer import Observer
@@ -99,7 +100,9 @@ def nodes_of(
     """Return a Grid of nodes with a copy of the pretrained model each."""
     apps: dict[int, ClientApp] = {}
     for i, path in enumerate(sorted(owners.iterdir())):
-        node = Node(path.stem, path, "cpu", pretrained=pretrained[path.stem], policy=Policy(allow_plain=True))
+        node = Node(
+            path.stem, path, "cpu", pretrained=pretrained[path.stem], policy=Policy(allow_plain=True, runs="all")
+        )
         apps[1000 + i] = Tap(create_client_app(node), [] if kept is None else kept)
     return InProcessGrid(apps, 1)
 
@@ -356,10 +359,14 @@ def test_an_owners_policy_counts_what_is_trained(
     tmp_path: Path, config: Callable[..., RunConfig], llama: Path, make_owners: Callable[[int], Path]
 ) -> None:
     owner = next(make_owners(1).iterdir())
-    node = Node("owner-00", owner, "cpu", pretrained=llama, policy=Policy(allow_plain=True, max_parameters=ADAPTER - 1))
-    refusals = Refusals()
-    with InProcessGrid({1: create_client_app(node)}, 1) as grid, pytest.raises(RoundError):
-        run_federation(grid, config("aggregation.min_cohort=1"), tmp_path / "run", observer=refusals)
-    assert refusals.lines == {
-        "owner-00": f"max_parameters: must be at least {ADAPTER}, the run's, to take part; it is not"
-    }
+    node = Node(
+        "owner-00",
+        owner,
+        "cpu",
+        pretrained=llama,
+        policy=Policy(allow_plain=True, runs="all", max_parameters=ADAPTER - 1),
+    )
+    plan = Plan.of(config().with_pretrained(llama, "model.folder"), "run", ["owner-00"], 1)
+    line = rf"^max_parameters: must be at least {ADAPTER}, the run's, to take part; it is not$"
+    with pytest.raises(PolicyViolation, match=line):
+        node.propose(wire.ProposeRequest(plan.to_json()))

@@ -83,13 +83,13 @@ def runs(
 def result(folder: Path, config: RunConfig) -> tuple[dict[str, bytes], list[dict[str, Any]], object]:
     """All that a run leaves, but for its own name and how long it took."""
     state = load_checkpoint(folder / "checkpoints", config.hash)
-    arrays: dict[str, NDArray[Any]] = {"model": state.model, "scales": state.scales.values, **state.optimizer}
+    arrays: dict[str, NDArray[Any]] = {"model": state.model, **state.optimizer}
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     files = {name: (folder / name).read_bytes() for name in ("model/model.safetensors", "model/config.yaml")}
     return (
         {**files, **{name: array.tobytes() for name, array in arrays.items()}},
         [{key: value for key, value in row.items() if key != "seconds"} for row in rows],
-        (state.round, state.scales.norm),
+        (state.round, state.bounds),
     )
 
 
@@ -124,13 +124,25 @@ def test_run_that_is_interrupted_again_and_again_ends_with_the_same_bits(runs: R
     assert result(tmp_path / "torn", config) == result(tmp_path / "whole", config)
 
 
-def test_run_that_goes_on_longer_is_the_longer_run(runs: Runs, tmp_path: Path) -> None:
-    longer = "num_rounds=9"
-    runs.run(tmp_path / "whole", longer)
-    runs.run(tmp_path / "short")
-    runs.run(tmp_path / "short", longer, resume=True)
-    config = runs.config(*OVERRIDES, longer)
-    assert result(tmp_path / "short", config) == result(tmp_path / "whole", config)
+def test_run_that_goes_on_longer_keeps_what_it_has_and_goes_on_the_same_way_each_time(
+    runs: Runs, tmp_path: Path
+) -> None:
+    """It is not the run that was longer from the start: its first end took an exchange, for the last evaluation."""
+    longer, short, found = "num_rounds=9", runs.config(*OVERRIDES), []
+    for name in ("one", "other"):
+        runs.run(tmp_path / name)
+        before = result(tmp_path / name, short)
+        runs.run(tmp_path / name, longer, resume=True)
+        found.append(result(tmp_path / name, runs.config(*OVERRIDES, longer)))
+        assert found[-1][1][: ROUNDS + 1] == before[1], "no row changes"
+        assert [row["round"] for row in found[-1][1]] == list(range(10))
+    assert found[0] == found[1]
+    for event, number in (("replied", 8), ("evaluated", 9)):
+        runs.run(tmp_path / event)
+        with pytest.raises(PulledPlugError):
+            runs.run(tmp_path / event, longer, resume=True, observer=Interrupter(event, number))
+        runs.run(tmp_path / event, longer, resume=True)
+        assert result(tmp_path / event, runs.config(*OVERRIDES, longer)) == found[0]
 
 
 def test_fewer_rounds_than_are_done_are_refused_and_nothing_changes(runs: Runs, tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
+from agfl_models.bounded import Size
 from agfl_models.errors import ConfigError
 from agfl_models.heads import Family, HeadConfig, LanguageModelHeadConfig
 from agfl_models.huggingface.folder import PretrainedFolder
@@ -39,7 +40,7 @@ class HuggingFaceConfig(Config):
     architecture: Architecture
     folder: Path | None = None
     fingerprint: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    num_layers: PositiveInt | None = None
+    num_layers: Size | None = None
     lora: LoRAConfig | None = None
     head: HeadConfig | None = None
 

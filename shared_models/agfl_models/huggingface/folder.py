@@ -13,11 +13,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from agfl_models.bounded import load_json
 from agfl_models.errors import ConfigError, PretrainedError
 
 CONFIG_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE = "config.json", "tokenizer.json", "tokenizer_config.json"
 COMPANIONS = (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "chat_template.jinja")
 WEIGHTS, PICKLED_WEIGHTS = "model*.safetensors*", "pytorch_model*.bin"  # one file, or an index and its parts
+
+_MAX_JSON = 64 << 20  # characters: tokenizers of large vocabularies take 20 MB
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,9 @@ class PretrainedFolder:
         """Return the content of one of the folder's JSON files; empty where there is no such file."""
         path = self.path / name
         try:
-            content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        except (OSError, ValueError, RecursionError) as error:
-            raise PretrainedError(f"pretrained: {path}: cannot be read as JSON: {error}") from None
+            content = load_json(path.read_text(encoding="utf-8"), _MAX_JSON) if path.exists() else {}
+        except (OSError, ValueError) as error:
+            raise PretrainedError(f"pretrained: {path}: cannot be read as JSON: {str(error)[:200]}") from None
         if not isinstance(content, dict):
             raise PretrainedError(f"pretrained: {path}: must hold a JSON object, got {type(content).__name__}")
         return content

@@ -12,10 +12,11 @@ import math
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from agfl_models.bounded import Seed, Size
 from agfl_models.errors import ConfigError
 from agfl_models.validation import Config, nearest
 
@@ -27,11 +28,11 @@ class LoRAConfig(Config):
     q_proj, wherever in the model they are. train_a: A is trained and travels too. seed: A is drawn from it.
     """
 
-    rank: PositiveInt = 8
+    rank: Size = 8
     alpha: PositiveFloat = 16.0
-    targets: tuple[str, ...] = Field(min_length=1)
+    targets: tuple[str, ...] = Field(min_length=1, max_length=64, fail_fast=True)
     train_a: bool = False
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
 
 
 class LowRank(nn.Module):

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Literal, Self
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
+from agfl_models.bounded import Length
 from agfl_models.errors import ConfigError
 from agfl_models.layers.dot_product import DotProductConfig, attend
 from agfl_models.layers.layer import Blocks, Layer, Memory, State, at_least_float32, init_linear
@@ -30,7 +31,7 @@ class AttentionConfig(DotProductConfig):
     type: Literal["attention"] = "attention"
     cross: Literal[False] = Field(default=False, exclude=True)
     causal: bool | None = None
-    window: PositiveInt | None = None
+    window: Length | None = None
 
     def in_stack(self, causal: bool, memory_dim: int | None) -> Self:
         return self if self.causal is not None else self.model_copy(update={"causal": causal})

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Literal, Self
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
+from agfl_models.bounded import Size
 from agfl_models.layers.dot_product import DotProductConfig, attend
 from agfl_models.layers.layer import Blocks, Layer, Memory, State, init_linear
 
@@ -22,7 +23,7 @@ class CrossAttentionConfig(DotProductConfig):
     cross: Literal[True]
     # A distance between a target's position and a source's means nothing.
     rope: Literal[False] = Field(default=False, exclude=True)
-    memory_dim: PositiveInt | None = None
+    memory_dim: Size | None = None
 
     def in_stack(self, causal: bool, memory_dim: int | None) -> Self:
         return self if self.memory_dim is not None else self.model_copy(update={"memory_dim": memory_dim})

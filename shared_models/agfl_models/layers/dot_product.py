@@ -9,9 +9,10 @@ from abc import ABC
 from typing import Self
 
 import torch.nn.functional as F
-from pydantic import PositiveInt, ValidationInfo, field_validator
+from pydantic import ValidationInfo, field_validator
 from torch import Tensor
 
+from agfl_models.bounded import Size
 from agfl_models.layers.layer import LayerConfigBase, kept_units
 
 DEFAULT_HEAD_DIM = 32
@@ -26,11 +27,11 @@ class DotProductConfig(LayerConfigBase, ABC):
 
     # Order matters: a field is checked against those above it.
     type: str = "attention"
-    embed_dim: PositiveInt | None = None
+    embed_dim: Size | None = None
     rope: bool = True
-    head_dim: PositiveInt | None = None
-    num_heads: PositiveInt | None = None
-    num_kv_heads: PositiveInt | None = None
+    head_dim: Size | None = None
+    num_heads: Size | None = None
+    num_kv_heads: Size | None = None
 
     @field_validator("head_dim")
     @classmethod

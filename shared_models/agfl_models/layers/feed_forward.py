@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Literal, Self
 
 import torch.nn.functional as F
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from agfl_models.bounded import Size
 from agfl_models.layers.layer import Blocks, Layer, LayerConfigBase, Memory, State, init_linear, kept_units
 
 
@@ -22,9 +22,9 @@ class FFConfig(LayerConfigBase):
     """
 
     type: Literal["ff"] = "ff"
-    input_dim: PositiveInt | None = None
-    hidden_dim: PositiveInt | None = None
-    output_dim: PositiveInt | None = None
+    input_dim: Size | None = None
+    hidden_dim: Size | None = None
+    output_dim: Size | None = None
     activation: Literal["gelu", "swiglu"] = "swiglu"
 
     @property

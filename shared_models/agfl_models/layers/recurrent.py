@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Literal, Self
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from agfl_models.bounded import Size
 from agfl_models.errors import ConfigError
 from agfl_models.layers import gated_delta
 from agfl_models.layers.cells import MinGRUCell, TorchCell
@@ -27,9 +27,9 @@ class RNNConfig(LayerConfigBase):
     """
 
     type: Literal["rnn"] = "rnn"
-    input_dim: PositiveInt | None = None
-    hidden_dim: PositiveInt | None = None
-    output_dim: PositiveInt | None = None
+    input_dim: Size | None = None
+    hidden_dim: Size | None = None
+    output_dim: Size | None = None
     cell: Literal["gru", "lstm", "mingru", "gated_delta"] = "gru"
     bidirectional: bool | None = None
 

@@ -76,7 +76,8 @@ class ExampleDataset(Generic[ExampleT, BatchT]):
     def sample(self, batch_size: int, rng: np.random.Generator) -> BatchT:
         """Return `batch_size` training examples drawn with replacement from neighbors in the order of size.
 
-        The place of the neighborhood is drawn from a circle, so every example is as likely as every other.
+        The place of the neighborhood is drawn from a circle, so every example is as likely as every other. A batch has
+        `batch_size` different examples at most, and often fewer.
         """
         neighbors = min(NEIGHBORS * batch_size, len(self.train))
         places = rng.integers(len(self.train)) + rng.integers(0, neighbors, batch_size)
@@ -93,6 +94,14 @@ class ExampleDataset(Generic[ExampleT, BatchT]):
     def validation(self, batch_size: int, max_examples: int) -> Iterator[BatchT]:
         """Yield the first `max_examples` held-out examples by size; nothing where nothing is held out."""
         for batch in _cut(sorted(self.held_out[:max_examples], key=self.size), batch_size):
+            yield self.collate(batch)
+
+    def sample_validation(self, batch_size: int, num_examples: int, rng: np.random.Generator) -> Iterator[BatchT]:
+        """Yield `num_examples` held-out examples, each drawn from all of them; nothing where nothing is held out."""
+        if not self.held_out:
+            return
+        drawn = [self.held_out[i] for i in rng.integers(len(self.held_out), size=num_examples).tolist()]
+        for batch in _cut(sorted(drawn, key=self.size), batch_size):
             yield self.collate(batch)
 
     @cached_property

@@ -3,29 +3,50 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from agfl_models.examples import Row
 from agfl_models.sequence_model import SequenceModel
-from agfl_models.tasks.task import AnyTask, Dataset
+from agfl_models.tasks.task import AnyTask, BatchT, Dataset
 
 BATCH_SIZE = 32
 
 
 def evaluation_sums(
-    model: SequenceModel, task: AnyTask, dataset: Dataset[Any], batch_size: int, max_examples: int, device: str
+    model: SequenceModel,
+    task: AnyTask,
+    dataset: Dataset[Any],
+    batch_size: int,
+    max_examples: int,
+    device: str,
+    rng: np.random.Generator | None = None,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Return `task.eval_sums` over the validation examples of a dataset, in float32."""
+    """Return `task.eval_sums` over the first validation examples, or with `rng` over drawn ones, in float32.
+
+    before_batch: called before each batch; what it raises ends the evaluation.
+    """
     sums = dict.fromkeys(task.eval_sums, 0.0)
     model.eval()
     with torch.no_grad():
-        for batch in dataset.validation(batch_size, max_examples):
+        for batch in validation_batches(dataset, batch_size, max_examples, rng):
+            before_batch()
             for name, value in task.evaluate(model, batch.to(device)).items():
                 sums[name] += value
     return sums
+
+
+def validation_batches(
+    dataset: Dataset[BatchT], batch_size: int, max_examples: int, rng: np.random.Generator | None
+) -> Iterator[BatchT]:
+    """Return the first `max_examples` validation examples; with `rng` exactly as many, drawn with replacement."""
+    if rng is None:
+        return dataset.validation(batch_size, max_examples)
+    return dataset.sample_validation(batch_size, max_examples, rng)
 
 
 def evaluate_rows(model: SequenceModel, task: AnyTask, rows: Sequence[Row]) -> dict[str, float]:

@@ -14,10 +14,10 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
+from agfl_models.bounded import Length
 from agfl_models.errors import DataError
 from agfl_models.examples import Row, TextRow
 from agfl_models.families import AnyModelConfig
@@ -41,7 +41,7 @@ class LanguageModelingConfig(SplitConfig):
     command: ClassVar[str] = "generate"
 
     type: Literal["language_modeling"]
-    sequence_length: PositiveInt = 128
+    sequence_length: Length = 128
 
     @property
     def max_predictions(self) -> int:
@@ -99,6 +99,19 @@ class TokenStream:
         """Yield disjoint windows of the held-out stream, in order; nothing where nothing is held out."""
         starts = np.arange(0, max(self.held_out.size - 1, 0), self.sequence_length)[:max_examples]
         for i in range(0, starts.size, batch_size):
+            yield self._windows(self.held_out, starts[i : i + batch_size])
+
+    def sample_validation(self, batch_size: int, num_examples: int, rng: np.random.Generator) -> Iterator[TokenBatch]:
+        """Yield `num_examples` windows of the held-out stream at uniform offsets; nothing where nothing is held out.
+
+        Of a stream shorter than two windows they may reach past its end: else they would be all alike, and their loss
+        the exact one of this owner.
+        """
+        size, length = self.held_out.size, self.sequence_length
+        if size < 2:
+            return
+        starts = rng.integers(0, max(size - length, min(size - 1, length)), num_examples)
+        for i in range(0, num_examples, batch_size):
             yield self._windows(self.held_out, starts[i : i + batch_size])
 
     def _windows(self, stream: NDArray[np.int32], starts: NDArray[np.int64]) -> TokenBatch:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, StrictInt, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, field_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor
 from torch.nn import functional as F
 
+from agfl_models.bounded import Length
 from agfl_models.errors import DataError
 from agfl_models.examples import Row, Text
 from agfl_models.families import AnyModelConfig
@@ -98,8 +99,8 @@ class QuestionAnsweringConfig(SplitConfig):
     max_predictions: ClassVar[int] = 1  # an example's span is one prediction
 
     type: Literal["question_answering"]
-    context_length: int = Field(default=256, ge=8)
-    max_answer_length: PositiveInt = 64
+    context_length: int = Field(default=256, ge=8, le=1 << 17)
+    max_answer_length: Length = 64
 
     def check_model(self, model: AnyModelConfig) -> None:
         """Raise ValueError unless `model` scores the start and the end of a span."""

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from pydantic import PositiveInt
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from agfl_models.bounded import Length
 from agfl_models.errors import DataError
 from agfl_models.examples import Row
 from agfl_models.families import AnyModelConfig
@@ -32,9 +33,9 @@ class SequenceToSequenceConfig(SplitConfig):
     """
 
     type: str
-    source_length: PositiveInt = 64
-    target_length: PositiveInt = 64
-    num_beams: PositiveInt = 1
+    source_length: Length = 64
+    target_length: Length = 64
+    num_beams: Annotated[int, Field(gt=0, le=64)] = 1
 
     @property
     def max_predictions(self) -> int:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import PositiveInt
-
+from agfl_models.bounded import Length
 from agfl_models.examples import Row, Text
 from agfl_models.metrics import rouge
 from agfl_models.tasks.sequence_to_sequence import SequenceToSequence, SequenceToSequenceConfig, TextScore
@@ -35,7 +34,7 @@ class SummarizationConfig(SequenceToSequenceConfig):
     command: ClassVar[str] = "summarize"
 
     type: Literal["summarization"]
-    source_length: PositiveInt = 256
+    source_length: Length = 256
 
     def build(self, tokenizer: TextTokenizer) -> SequenceToSequence:
         """Return the task."""

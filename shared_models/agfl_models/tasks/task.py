@@ -57,6 +57,10 @@ class Dataset(Protocol[BatchT_co]):
         """Yield the validation examples in a fixed order, at most `max_examples`."""
         ...
 
+    def sample_validation(self, batch_size: int, num_examples: int, rng: np.random.Generator) -> Iterator[BatchT_co]:
+        """Yield exactly `num_examples` validation examples drawn with replacement; none where none are held out."""
+        ...
+
 
 class Task(Protocol[BatchT]):
     """One task: everything that training and evaluation need to know of it."""

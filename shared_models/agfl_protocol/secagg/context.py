@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PREFIX = "agfl/secagg/v1/"
 RUN_ID_RULE = r"[A-Za-z0-9._-]{1,64}"
-MAX_COUNTER = 2**31  # of rounds, and of exchanges at a round
+MAX_COUNTER = 2**31  # of rounds, and of exchanges
 
 Part = bytes | str | int
 _LENGTH = struct.Struct(">Q")
@@ -48,7 +48,7 @@ def digest(label: str, *parts: Part) -> bytes:
 
 @dataclass(frozen=True, order=True)
 class ExchangeId:
-    """Names one exchange at one round of one run.
+    """Names one exchange of a run; no exchange has two numbers, and no number two rounds.
 
     Raises:
         ProtocolViolation: a field is out of its range.
@@ -72,18 +72,20 @@ class ExchangeId:
 class Broadcast:
     """All that the first request says and that every client of an exchange must have received alike.
 
-    scales: float64 (K,), model and control: float32 (d,), counted: one line a name.
+    model and control: float32 (d,), used: a line an exchange.
     """
 
+    plan_hash: str
     config_json: str
     train: bool
     evaluate: bool
+    full: bool
     fields_per_lane: int
     max_cohort: int
-    scales: NDArray[np.float64]
+    clip_step: int
     model: NDArray[np.float32]
     control: NDArray[np.float32]
-    counted: str
+    used: str
     rings_by_tier: tuple[int, ...] = (1,)
 
     @property
@@ -91,15 +93,17 @@ class Broadcast:
         """SHA-256 of the broadcast."""
         return digest(
             "broadcast",
+            self.plan_hash,
             self.config_json,
             int(self.train),
             int(self.evaluate),
+            int(self.full),
             self.fields_per_lane,
             self.max_cohort,
-            _hash_array(self.scales, "<f8"),
+            self.clip_step,
             _hash_array(self.model, "<f4"),
             _hash_array(self.control, "<f4"),
-            self.counted,
+            self.used,
             bytes(self.rings_by_tier),
         )
 
@@ -108,6 +112,7 @@ class Broadcast:
 class CountBroadcast:
     """As `Broadcast`, of a request to count pairs. merges: uint32 (2m,), left and right of each in turn."""
 
+    plan_hash: str
     config_json: str
     num_new: int
     max_cohort: int
@@ -117,7 +122,12 @@ class CountBroadcast:
     def hash(self) -> bytes:
         """SHA-256 of the broadcast."""
         return digest(
-            "broadcast/counts", self.config_json, self.num_new, self.max_cohort, _hash_array(self.merges, "<u4")
+            "broadcast/counts",
+            self.plan_hash,
+            self.config_json,
+            self.num_new,
+            self.max_cohort,
+            _hash_array(self.merges, "<u4"),
         )
 
 

@@ -13,6 +13,7 @@ from agfl_models.errors import IdentityError
 from agfl_protocol.identity import check_name
 from agfl_protocol.secagg.context import Part, digest, frame
 from agfl_protocol.secagg.errors import ProtocolViolation
+from agfl_protocol.secagg.points import ed25519_problem
 
 SIGN_KEYS, SIGN_AGREEMENT = "sign/keys", "sign/agreement"  # one label for each kind of signature
 SIGNATURE_BYTES = 64
@@ -28,7 +29,7 @@ class SigningRoster:
     """NAME -> Ed25519 key of every owner, as the owners exchanged them; the server can neither add nor replace one.
 
     Raises:
-        IdentityError: a name breaks its rule, or two names have one key.
+        IdentityError: a name breaks its rule, two names have one key, or a key is none that an honest owner can have.
     """
 
     keys: Mapping[str, Ed25519PublicKey]
@@ -37,6 +38,9 @@ class SigningRoster:
         holders: dict[bytes, str] = {}
         for name, key in sorted(self.keys.items()):
             check_name(name)
+            problem = ed25519_problem(key.public_bytes_raw())
+            if problem is not None:
+                raise IdentityError(f"owners.{name}: Ed25519 public key: {problem}")
             holder = holders.setdefault(key.public_bytes_raw(), name)
             if holder != name:
                 raise IdentityError(f"roster: must hold one key a name, {holder!r} and {name!r} have the same")

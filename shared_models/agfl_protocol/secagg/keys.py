@@ -12,8 +12,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from agfl_protocol.secagg.context import digest, frame
-from agfl_protocol.secagg.errors import ProtocolViolation
+from agfl_protocol.secagg.errors import BadShares, require
 from agfl_protocol.secagg.masks import SEED_BYTES
+from agfl_protocol.secagg.points import x25519_problem
 
 PUBLIC_KEY_BYTES, HASH_BYTES = 32, 32
 SHARE_HASH_BYTES = 16
@@ -31,12 +32,21 @@ def agree(private: X25519PrivateKey, public: bytes, owner: str) -> bytes:
     """Return the X25519 shared secret (32 bytes) with the key that `owner` announced.
 
     Raises:
-        ProtocolViolation: the point is of low order, so that the secret would be known to everybody.
+        ProtocolViolation: as `check_public_key`.
     """
-    try:
-        return private.exchange(X25519PublicKey.from_public_bytes(public))
-    except ValueError:
-        raise ProtocolViolation(f"public key of {owner!r}: must be a point of full order; it is not") from None
+    check_public_key(public, owner)
+    return private.exchange(X25519PublicKey.from_public_bytes(public))
+
+
+def check_public_key(public: bytes, owner: str) -> None:
+    """Check that `owner` announced a key that an honest client can have.
+
+    Raises:
+        ProtocolViolation: the point is of low order, so that the secret would be known to everybody; or the key is
+            written in another form than the one that all others would compare.
+    """
+    problem = x25519_problem(public)
+    require(problem is None, f"public key of {owner!r}: {problem}; it is not")
 
 
 def channel_key(shared: bytes, ctx1: bytes, sender: str, receiver: str) -> bytes:
@@ -73,14 +83,13 @@ def open_sealed(key: bytes, sealed: bytes, ctx1: bytes, sender: str, receiver: s
     """Decrypt what `sender` sealed.
 
     Raises:
-        ProtocolViolation: another key, context, sender or receiver sealed it, or it was changed.
+        BadShares: another key, context, sender or receiver sealed it, or it was changed.
     """
     try:
         return AESGCM(key).decrypt(_NONCE, sealed, frame("seal", ctx1, sender, receiver))
     except InvalidTag:
-        raise ProtocolViolation(
-            f"sealed shares of {sender!r}: must open for {receiver!r} in this exchange; they do not"
-        ) from None
+        rule = f"must open for {receiver!r} in this exchange; they do not"
+        raise BadShares("sealed shares", sender, rule) from None
 
 
 def _derive(secret: bytes, context: bytes, size: int, label: str, *names: str) -> bytes:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from agfl_protocol.secagg.context import members_context
 from agfl_protocol.secagg.errors import require
 from agfl_protocol.secagg.identity import SIGN_KEYS, SigningRoster
+from agfl_protocol.secagg.keys import check_public_key
 from agfl_protocol.secagg.messages import KeyRecord
 from agfl_protocol.secagg.parameters import MIN_HONEST, Parameters
 
@@ -45,12 +46,14 @@ class Members:
 
 
 def check_record(record: KeyRecord, ctx0: bytes, roster: SigningRoster, parameters: Parameters) -> None:
-    """Check that a member of the roster announced these keys in this exchange, and has the same c.
+    """Check that a member of the roster announced these keys, sound ones, in this exchange, and has the same c.
 
     Raises:
         ProtocolViolation: names the member.
     """
     roster.verify(record.name, record.signature, SIGN_KEYS, ctx0, *record.parts)
+    check_public_key(record.channel_key, record.name)
+    check_public_key(record.mask_key, record.name)
     require(
         record.max_colluders == parameters.max_colluders,
         f"max_colluders: must be {parameters.max_colluders} as here, {record.name!r} has {record.max_colluders}",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from agfl_models.errors import ConfigError
 
 MIN_ROSTER = 3
+WANTED_HONEST = 3  # by default, where there are as many: two know each other's part of a sum
 MIN_HONEST = 2  # a sum over fewer honest clients would be somebody's own vector
 MAX_MEMBERS = 1024  # of one exchange; the complete graph is meant for up to about 200
 
@@ -23,7 +24,7 @@ class Parameters:
 
     @staticmethod
     def of(roster_size: int, max_colluders: int | None = None, min_cohort: int | None = None) -> Parameters:
-        """Return the parameters for a roster; defaults are c = max(1, floor(n / 3)) and min_cohort = c + 2.
+        """Return the parameters for a roster; defaults are c = max(1, floor(n / 3)) and min_cohort = min(n, c + 3).
 
         Raises:
             ConfigError: the roster is too small, or a number is out of its range.
@@ -34,7 +35,7 @@ class Parameters:
         most = roster_size - MIN_HONEST
         if not 1 <= c <= most:
             raise ConfigError(f"max_colluders: must be in [1, {most}] with {roster_size} owners, got {c}")
-        smallest = c + MIN_HONEST if min_cohort is None else min_cohort
+        smallest = min(roster_size, c + WANTED_HONEST) if min_cohort is None else min_cohort
         if not c + MIN_HONEST <= smallest <= roster_size:
             raise ConfigError(
                 f"min_cohort: must be in [max_colluders + {MIN_HONEST}, roster] = "

@@ -1,18 +1,56 @@
-"""Clipping: no client moves the model by more than a public L2 bound."""
+"""Clipping: no client moves the model by more than a public L2 bound; where the run leaves it open, it is learned.
+
+It is learned on a grid, powers of the square root of 2, as in Andrew et al. 2021, arXiv:1905.03871: from how many
+clients exceed the bound, and how many the next lower ones, to the least bound that at most half of them exceed. It goes
+up by one step a round at most, and down by two, since a sum does not tell who said what: a liar within its range has
+one vote, one that leaves it decides, but not how far it goes.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from agfl_protocol.run_config import RunConfig
+from agfl_protocol.sum_kind import MAX_SAMPLED_EXAMPLES, Kind, kind_of
 from agfl_protocol.update import Total, Update
 
 CLIPPED = "clip/clipped"
-FRACTION = "clip/fraction"
+ABOVE = ("clip/above_1", "clip/above_2")  # exceed a bound that is one step lower, two
+FRACTION, L2 = "clip/fraction", "clip/l2"
+MAX_STEP = 80  # of the grid, [2^-20, 2^20]
+START = 46  # 8: text models' first updates have norms of 0.5 to 8
+PINNED_L2 = 100.0
+
+
+def varies(config: RunConfig) -> bool:
+    """Whether the bound moves from round to round: it is left open, and sums are of text drawn afresh.
+
+    Sums over all of an owner's text differ exactly where the bound does, and then who is clipped is told (SECURITY.md).
+    """
+    draws = {"train": True, "evaluate": False, "full": False, "counts": False}
+    kind = kind_of(config, **draws, max_sampled_examples=MAX_SAMPLED_EXAMPLES)
+    return config.aggregation.clip_l2 == "auto" and kind is Kind.SAMPLED
+
+
+def bound(config: RunConfig, step: int) -> float:
+    """Return the bound of a round of which the broadcast says the step of the grid; 0 where it stays."""
+    if varies(config):
+        return float(2.0 ** ((step - MAX_STEP // 2) / 2))
+    stated = config.aggregation.clip_l2
+    return PINNED_L2 if stated == "auto" else stated
+
+
+def next_step(step: int, total: Total, num_honest: int) -> int:
+    """Return the step of the next round; num_honest: the clients in the sum that had something to clip."""
+    if 2 * round(total.metrics[CLIPPED]) > num_honest:
+        return min(step + 1, MAX_STEP)
+    lower = sum(2 * round(total.metrics[name]) <= num_honest for name in ABOVE)
+    return max(step - lower, 1)
 
 
 @dataclass(frozen=True)
 class Clipping:
-    """Scale a delta to L2 norm <= `clip_l2`; the sum carries how many clients were clipped.
+    """Scale a delta to L2 norm <= `clip_l2`; the sum carries how many exceeded it, and the next lower ones.
 
     Source: the clipping of DP-FedAvg, McMahan et al. 2018, arXiv:1710.06963, Algorithm 1 (flat clipping).
     """
@@ -20,8 +58,9 @@ class Clipping:
     clip_l2: float
 
     def encode(self, update: Update) -> Update:
-        """Lower the gain; add the metric `clip/clipped` (0 or 1)."""
-        metrics = {**update.metrics, CLIPPED: float(update.norm > self.clip_l2)}
+        """Lower the gain; add the metrics `clip/clipped`, `clip/above_1` and `clip/above_2` (0 or 1)."""
+        above = {name: float(update.norm > self.clip_l2 / 2 ** (k / 2)) for k, name in enumerate((CLIPPED, *ABOVE))}
+        metrics = {**update.metrics, **above}
         if update.norm <= self.clip_l2:
             return replace(update, metrics=metrics)
         # A little below the bound, so that rounding cannot step over it.

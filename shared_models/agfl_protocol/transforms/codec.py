@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agfl_models.errors import WireError
+from agfl_models.errors import ImplausibleSum, WireError
 from agfl_models.rings import Rings
 from agfl_models.tasks.task import AnyTask
 from agfl_protocol import candidates, drift, ring_losses
@@ -14,20 +14,30 @@ from agfl_protocol.header import Header
 from agfl_protocol.optimizer_config import FedExPConfig
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.secagg.lanes import Lanes
-from agfl_protocol.transforms import clipping, coverage, fair_weighting, normalization, quantization, square_norm
+from agfl_protocol.transforms import (
+    bounds,
+    clipping,
+    coverage,
+    fair_weighting,
+    normalization,
+    quantization,
+    square_norm,
+)
 from agfl_protocol.transforms.alignment import AlignmentWeighting
+from agfl_protocol.transforms.basis import Basis
 from agfl_protocol.transforms.clipping import Clipping
 from agfl_protocol.transforms.coverage import Coverage
 from agfl_protocol.transforms.divergence import DIVERGED, without_divergence
 from agfl_protocol.transforms.fair_weighting import FairWeighting
 from agfl_protocol.transforms.normalization import NormalizedAveraging
 from agfl_protocol.transforms.quantization import Quantization, QuantizationPlan
+from agfl_protocol.transforms.rotation import rotation_seed
 from agfl_protocol.transforms.square_norm import SquareNorm
 from agfl_protocol.transforms.transform import UpdateTransform
 from agfl_protocol.transforms.weighting import Weighting
 from agfl_protocol.update import Layout, Total, Update
 
-_NOTHING = Layout((), ())  # the layout of a round that only evaluates
+_NOTHING = Basis(0, b"")  # of a round that only evaluates
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,7 @@ class UpdateCodec:
         layout: Layout,
         plan: QuantizationPlan,
         *,
+        round_number: int,
         train: bool,
         evaluate: bool,
         num_models: int = 1,
@@ -55,15 +66,18 @@ class UpdateCodec:
     ) -> UpdateCodec:
         """Return the codec of a round that broadcasts `num_models` models; rings: of an elastic model.
 
+
         Without `train` the sum is the header alone.
         """
         sums = (task.train_sums if train else ()) + (task.eval_sums if evaluate else ())
         sums += ring_losses.names(config.max_rings) if evaluate else ()
+        most = bounds.of_metrics(config, task, plan.max_cohort)
         if not train:
-            empty = QuantizationPlan(1, plan.max_cohort, np.zeros(0))
-            return UpdateCodec((), Quantization(empty, _NOTHING, Header((*sums, DIVERGED), plan.max_cohort)))
-        names = [*sums, *candidates.names(num_models), DIVERGED, clipping.CLIPPED]
-        clip = Clipping(config.aggregation.clip_l2)
+            empty = QuantizationPlan(1, plan.max_cohort, 0)
+            header = Header((*sums, DIVERGED), plan.max_cohort, most)
+            return UpdateCodec((), Quantization(empty, 1.0, _NOTHING, header))
+        names = [*sums, *candidates.names(num_models), DIVERGED, clipping.CLIPPED, *clipping.ABOVE]
+        clip = Clipping(clipping.bound(config, plan.clip_step))
         transforms: list[UpdateTransform] = [clip]
         if config.aggregation.weighting == "loss":
             transforms, names = [*transforms, FairWeighting.of(config)], [*names, fair_weighting.CURVATURE]
@@ -82,8 +96,9 @@ class UpdateCodec:
             names += coverage.names(config.max_rings)
         if drift.drift_of(config) is not None:
             names.append(drift.LOST)
-        header = Header((*names, *quantization.metric_names(layout)), plan.max_cohort)
-        return UpdateCodec(tuple(transforms), Quantization(plan, layout, header))
+        header = Header((*names, *quantization.metric_names()), plan.max_cohort, most)
+        basis = Basis(layout.size, rotation_seed(config.seed, round_number), rings.ring if rings is not None else None)
+        return UpdateCodec(tuple(transforms), Quantization(plan, clip.clip_l2, basis, header))
 
     @property
     def num_lanes(self) -> int:
@@ -96,11 +111,11 @@ class UpdateCodec:
         Raises:
             WireError: the delta has another type or length than the model.
         """
-        expected = self.quantization.layout.size
+        expected = self.quantization.basis.size
         if update.delta.dtype != np.float32 or update.delta.shape != (expected,):
             got = f"{update.delta.dtype} {update.delta.shape}"
             raise WireError(f"delta: must be float32 of shape ({expected},), got {got}")
-        update = without_divergence(update, self.quantization.header.room)
+        update = without_divergence(update)
         for transform in self.transforms:
             update = transform.encode(update)
         return self.quantization.encode(update, rng)
@@ -110,8 +125,20 @@ class UpdateCodec:
         self.quantization.check(lanes)
 
     def decode_sum(self, total: Lanes) -> Total:
-        """Return the summed update, still weighted: what the next quantization plan is learned from."""
+        """Return the summed update, still weighted; raises ImplausibleSum where its fields are out of range."""
         return self.quantization.decode(total)
+
+    def decode_checked(self, total: Lanes) -> Total:
+        """As `decode_sum`, of the sum over a cohort; raises ImplausibleSum where honest clients have no such sum."""
+        decoded = self.decode_sum(total)
+        self.quantization.check_sum(decoded)
+        votes = [decoded.metrics.get(name, 0.0) for name in (clipping.CLIPPED, *clipping.ABOVE)]
+        if not votes == sorted(votes) or votes[-1] > decoded.count:
+            raise ImplausibleSum(
+                f"clip: lower bounds must be exceeded by more, of {decoded.count} clients, got {votes}"
+            )
+        bounds.check_sums(decoded.metrics, decoded.count)
+        return decoded
 
     def decode_mean(self, total: Total) -> Total:
         """Undo the transforms on a summed update, in reverse order: its delta becomes the mean."""

@@ -24,6 +24,11 @@ def names(num_rings: int) -> tuple[str, ...]:
     return (*tiers, *(_HOLDERS + str(k) for k in outer), *(_WEIGHT + str(k) for k in outer))
 
 
+def is_tier(name: str) -> bool:
+    """Whether a sum is that of the owners of one tier."""
+    return name.startswith(_TIER)
+
+
 @dataclass(frozen=True)
 class Coverage:
     """Comes after weighting. ring: uint8 (d,), from 0; shrinkage: lambda.

@@ -17,15 +17,20 @@ from agfl_protocol.update import Update
 DIVERGED = "diverged"
 
 
-def without_divergence(update: Update, most: float) -> Update:
+def without_divergence(update: Update) -> Update:
     """Return the update with the metric `diverged`: 0, or 1 where it is replaced by one that adds nothing.
 
-    most: what the header has room for in a metric. Such an owner is of its tier, but trained no outer ring. Where all
+    A metric beyond its room in the header is none of these: what there is room for follows from the broadcast, which
+    would decide who adds something. Such an owner is of its tier, but trained no outer ring. Where all
     owners weigh alike it counts as one that stood still, so that the mean times their number stays the sum, from which
     SCAFFOLD's server knows the states; that an owner has lost its state is told in any case.
     """
     derived = update.norm, update.weight, update.loss, update.steps, update.alignment
-    if all(map(math.isfinite, derived)) and all(0 <= value < most for value in update.metrics.values()):
+    if all(map(math.isfinite, derived)) and all(map(_is_metric, update.metrics.values())):
         return replace(update, metrics={**update.metrics, DIVERGED: 0.0})
     kept = {name: value if name == LOST else 0.0 for name, value in update.metrics.items()}
     return Update(np.zeros_like(update.delta), 0.0, {**kept, DIVERGED: 1.0}, tier=update.tier)
+
+
+def _is_metric(value: float) -> bool:
+    return math.isfinite(value) and value >= 0

@@ -1,47 +1,46 @@
 """Quantization: float deltas become fixed-point integers whose sum is exact, whoever adds them in whatever order.
 
-Each element x of tensor k is clipped to [-C_k, C_k] and stochastically rounded to one of L + 1 levels; C_k is public
-and learned from past sums, so no client picks its own. L is such that the sum over the largest cohort stays in its
-field. Legend: d parameters, K tensors, n clients, L levels, C (K,) scales.
+Each element x, in a rotated basis, is clipped to [-C_k, C_k] and stochastically rounded to one of L + 1 levels. C_k
+follows from the bound of the norm and the size of the ring, so nobody picks it or learns it from anybody's text. L is
+such that the sum over the largest cohort stays in its field. Legend: d parameters, D elements in the basis, R rings
+(1 where the model is not elastic), n clients, L levels, C (R,) boxes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agfl_models.errors import WireError
+from agfl_models.errors import ImplausibleSum, WireError
 from agfl_protocol.header import Header
 from agfl_protocol.secagg import lanes as packing
 from agfl_protocol.secagg.lanes import Lanes
+from agfl_protocol.transforms.basis import BOX, Basis
 from agfl_protocol.transforms.rounding import Losses, StochasticRounding
-from agfl_protocol.update import Layout, Total, Update
+from agfl_protocol.update import Total, Update, square_sum
 
 TARGET_RELATIVE_ERROR = 0.01  # of the mean delta, L2
-ROUNDING, CLIPPING, RELATIVE_ERROR = (
+ROUNDING, CLIPPING, RELATIVE_ERROR, FLATNESS = (
     "quantization/rounding",
     "quantization/clipping",
     "quantization/relative_error",
+    "quantization/flatness",
 )
-_ABSMAX4 = "quantization/absmax4/"
-MIN_SCALE, MAX_SCALE = 1e-30, 1e30  # their squares are still float64 numbers
-_MARGIN = 3.0  # C_k is this times what the clients' largest |x| was, since the next round's may be larger
 _MAX_METRIC = 2.0**42  # bound of the sum over the cohort of a metric that has no bound of its own
 _MAX_LEVELS = 2**44  # beyond this float64 could not tell the noise of the rounding apart
+_NOISE = 5.0  # root mean squares that rounding adds to a norm at most
 
 
 @dataclass(frozen=True)
 class QuantizationPlan:
-    """The public parameters of one round's quantizer; part of the broadcast.
-
-    scales: C (K,) float64, one for each parameter tensor.
-    """
+    """The public parameters of one round's quantizer; part of the broadcast. clip_step: see `clipping.bound`."""
 
     fields_per_lane: int
     max_cohort: int
-    scales: NDArray[np.float64]
+    clip_step: int
 
     @property
     def levels(self) -> int:
@@ -51,51 +50,30 @@ class QuantizationPlan:
         return 2 * half
 
 
-@dataclass(frozen=True)
-class Scales:
-    """What past sums taught the server, from which it plans the next round.
-
-    values: C (K,); norm: L2 norm of a client's share of the last sum, None before the first.
-    """
-
-    values: NDArray[np.float64]
-    norm: float | None
-
-
-def initial_scales(layout: Layout, clip_l2: float) -> Scales:
-    """Nothing is known of the tensors yet: no element exceeds the clipping bound."""
-    return Scales(np.full(len(layout.sizes), clip_l2), None)
-
-
-def learn_scales(scales: Scales, layout: Layout, total: Total) -> Scales:
-    """Return the scales of the next round, learned from a decoded sum before its weighting is undone."""
-    fourth = np.array([total.metrics[_ABSMAX4 + str(k)] for k in range(len(layout.sizes))])
-    # The 4-norm over clients lies between their largest max |x| and n^(1/4) of it, and it is a sum.
-    # A tensor that stood still this round may move again in the next: shrink its scale only step by step.
-    values = scales.values * np.maximum(_MARGIN * fourth**0.25, 1 / 16)
-    norm = float(np.linalg.norm(total.delta.astype(np.float64))) / total.count
-    return Scales(np.clip(values, max(values.max() * 2.0**-20, MIN_SCALE), MAX_SCALE), norm)
-
-
-def plan_round(scales: Scales, layout: Layout, cohort: int) -> QuantizationPlan:
+def plan_round(clip_step: int, clip_l2: float, norm: float | None, num_rings: int, cohort: int) -> QuantizationPlan:
     """Return the plan for a cohort: the narrowest fields whose predicted relative error is half the target.
 
-    In the first round, with nothing to predict from, fields have 32 bits.
+    norm: L2 norm of a client's share of the last sum; None before the first, when fields have 32 bits.
     """
-    if scales.norm is None:
-        return QuantizationPlan(2, cohort, scales.values)
+    if norm is None:
+        return QuantizationPlan(2, cohort, clip_step)
     for fields in (4, 3, 2):
-        plan = QuantizationPlan(fields, cohort, scales.values)
+        plan = QuantizationPlan(fields, cohort, clip_step)
         # Rounding variance is step^2 / 6 for each client and element, and errors of different clients are independent.
-        predicted = float(np.sqrt(_square_steps(plan, layout) * cohort / 6))
-        if predicted <= TARGET_RELATIVE_ERROR / 2 * scales.norm * cohort:
+        predicted = 2 * BOX * clip_l2 / plan.levels * (num_rings * cohort / 6) ** 0.5 if plan.levels else float("inf")
+        if predicted <= TARGET_RELATIVE_ERROR / 2 * norm * cohort:
             return plan
-    return QuantizationPlan(1, cohort, scales.values)
+    return QuantizationPlan(1, cohort, clip_step)
 
 
-def metric_names(layout: Layout) -> tuple[str, ...]:
+def metric_names() -> tuple[str, ...]:
     """Return the names of the sums that `Quantization.encode` adds to the header."""
-    return (ROUNDING, CLIPPING, *(_ABSMAX4 + str(k) for k in range(len(layout.sizes))))
+    return ROUNDING, CLIPPING
+
+
+def most_of_metrics(max_cohort: int) -> dict[str, float]:
+    """Return what one client's are at most: no element is rounded by more than a level."""
+    return {ROUNDING: 1.01, CLIPPING: _MAX_METRIC / max_cohort}
 
 
 @dataclass(frozen=True)
@@ -103,13 +81,19 @@ class Quantization:
     """Client half: float update to integer lanes. Server half: summed lanes to the summed update."""
 
     plan: QuantizationPlan
-    layout: Layout
+    clip_l2: float
+    basis: Basis
     header: Header
 
     @property
     def num_lanes(self) -> int:
         """Length of the vector that is summed: header lanes, then the packed delta."""
-        return self.header.size + packing.num_lanes(self.layout.size, self.plan.fields_per_lane)
+        return self.header.size + packing.num_lanes(sum(self.basis.sizes), self.plan.fields_per_lane)
+
+    @cached_property
+    def boxes(self) -> NDArray[np.float64]:
+        """C, (R,)."""
+        return np.array(self.basis.boxes(self.clip_l2), np.float64)
 
     def encode(self, update: Update, rng: np.random.Generator) -> Lanes:
         """Return the vector (num_lanes,) that this client adds to the sum.
@@ -118,24 +102,25 @@ class Quantization:
         """
         vector = np.zeros(self.num_lanes, np.uint64)
         half = self.plan.levels // 2
-        factors = (update.gain * half / self.plan.scales).tolist()
+        factors = (half / self.boxes).tolist()
         rounding = StochasticRounding(half, self.plan.fields_per_lane, rng)
-        losses = rounding.write(update.delta, self.layout.sizes, factors, vector[self.header.size :])
+        rotated = self.basis.forward(update.delta, update.gain)
+        losses = rounding.write(rotated, self.basis.sizes, factors, vector[self.header.size :])
         header = self.header.encode(update.weight, {**update.metrics, **self._metrics(losses)})
         vector[: self.header.size] = header
         return vector
 
     def _metrics(self, losses: Losses) -> dict[str, float]:
-        """Return the sums that `metric_names` names."""
-        plan, bound = self.plan, _MAX_METRIC / self.plan.max_cohort
-        fourth = np.minimum((2 * losses.peaks / plan.levels) ** 4, bound)
-        metrics = {_ABSMAX4 + str(k): value for k, value in enumerate(fourth.tolist())}
-        if self.layout.sizes:
-            square_steps = np.square(2 * plan.scales / plan.levels)
-            metrics[ROUNDING] = float(np.dot(losses.rounding, square_steps)) / _square_steps(plan, self.layout)
-            clipping = float(np.sqrt(np.dot(losses.clipping, square_steps)))
-            metrics[CLIPPING] = min(clipping / _range_norm(plan, self.layout), bound)
-        return metrics
+        """Return the sums that `metric_names` names, none where there is no delta."""
+        if not self.basis.sizes:
+            return {}
+        bound = _MAX_METRIC / self.plan.max_cohort
+        square_steps = np.square(self._steps)
+        clipping = float(np.sqrt(np.dot(losses.clipping, square_steps)))
+        return {
+            ROUNDING: float(np.dot(losses.rounding, square_steps)) / self._square_steps,
+            CLIPPING: min(clipping / self._range_norm, bound),
+        }
 
     def check(self, lanes: Lanes) -> None:
         """Check the lanes (num_lanes,) that one client sent in the open.
@@ -155,27 +140,57 @@ class Quantization:
 
         Rounding errors of different clients are independent and unbiased, so their squares add; the norms of what
         clipping cut off add at worst.
+
+        Raises:
+            ImplausibleSum: no clients whose fields are in range have this sum.
         """
         plan = self.plan
         count, weight, metrics = self.header.decode(total[: self.header.size])
-        sums = packing.unpack(total[self.header.size :], self.layout.size, plan.fields_per_lane)
-        delta = np.empty(self.layout.size, np.float32)
-        for place, scale in zip(self.layout.slices, plan.scales.tolist(), strict=True):
-            steps = sums[place].astype(np.int64) - count * (plan.levels // 2)
-            delta[place] = steps * (2 * scale / plan.levels)
-        if self.layout.sizes:
-            rounding = np.sqrt(metrics[ROUNDING] * _square_steps(plan, self.layout))
-            clipping = metrics[CLIPPING] * _range_norm(plan, self.layout)
-            norm = float(np.linalg.norm(delta.astype(np.float64)))
+        size = sum(self.basis.sizes)
+        sums = packing.unpack(total[self.header.size :], size, plan.fields_per_lane)
+        if size and int(sums.max()) > count * plan.levels:
+            raise ImplausibleSum(f"fields: the sum must be at most {count * plan.levels}, got {sums.max()}")
+        sums -= np.uint64(count * (plan.levels // 2))
+        rotated = sums.view(np.int64).astype(np.float32)
+        for part, step in zip(self.basis.split(rotated), self._steps.tolist(), strict=True):
+            part *= np.float32(step)
+        moments = self.basis.fourth_moments(rotated)
+        delta = self.basis.inverse(rotated)
+        if self.basis.sizes:
+            rounding = np.sqrt(metrics[ROUNDING] * self._square_steps)
+            clipping = metrics[CLIPPING] * self._range_norm
+            norm = square_sum(delta) ** 0.5
             metrics[RELATIVE_ERROR] = float(rounding + clipping) / norm if norm > 0 else 0.0
+            metrics[FLATNESS] = self.basis.flatness(moments, delta)
         return Total(delta, count, weight, metrics)
 
+    def check_sum(self, total: Total) -> None:
+        """Check what `decode` returned for the sum over a cohort.
 
-def _square_steps(plan: QuantizationPlan, layout: Layout) -> float:
-    """Sum over all elements of the squared distance of two levels: the unit of the rounding error."""
-    return float(np.dot(layout.sizes, np.square(2 * plan.scales / plan.levels)))
+        Raises:
+            ImplausibleSum: no clients that clip, weigh at most 1 and do not look at the rotation have this sum.
+        """
+        if not self.basis.sizes:
+            return
+        norm, noise = square_sum(total.delta) ** 0.5, (total.count * self._square_steps) ** 0.5 / 2
+        most = self.clip_l2 * total.weight + _NOISE * noise
+        if norm > most:
+            raise ImplausibleSum(f"update: the norm of the sum must be at most {most:g}, got {norm:g}")
+        got = f"{total.metrics[FLATNESS]:.1f} times what chance explains"
+        if total.metrics[FLATNESS] > 1:
+            raise ImplausibleSum(f"fields: their sum must be as good as normally distributed, is flatter: {got}")
 
+    @cached_property
+    def _steps(self) -> NDArray[np.float64]:
+        """Distance of two levels in each ring, (R,)."""
+        return 2 * self.boxes / self.plan.levels
 
-def _range_norm(plan: QuantizationPlan, layout: Layout) -> float:
-    """L2 norm of a delta whose every element is C_k: the unit of the clipping error."""
-    return float(np.sqrt(np.dot(layout.sizes, np.square(plan.scales))))
+    @cached_property
+    def _square_steps(self) -> float:
+        """Sum over all elements of the squared distance of two levels: the unit of the rounding error."""
+        return float(np.dot(self.basis.sizes, np.square(self._steps)))
+
+    @cached_property
+    def _range_norm(self) -> float:
+        """L2 norm of a vector whose every element is C_k: the unit of the clipping error."""
+        return float(np.sqrt(np.dot(self.basis.sizes, np.square(self.boxes))))

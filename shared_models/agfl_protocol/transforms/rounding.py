@@ -30,9 +30,8 @@ Real = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Losses:
-    """What rounding found, for each of K tensors, (K,) each, in levels: largest |y|, and summed squared errors."""
+    """What rounding lost, for each of K parts, (K,) each: summed squared errors, in levels."""
 
-    peaks: NDArray[np.float64]
     rounding: NDArray[np.float64]
     clipping: NDArray[np.float64]
 
@@ -53,9 +52,9 @@ class StochasticRounding:
     def write(self, delta: Vector, sizes: Sequence[int], factors: Sequence[float], lanes: Lanes) -> Losses:
         """Write the levels of `delta` (d,) to the fields of `lanes`, in their planar order.
 
-        sizes, factors: of each tensor its number of elements and what makes levels of them, (K,).
+        sizes, factors: of each part its number of elements and what makes levels of them, (K,).
         """
-        losses = Losses(*np.zeros((3, len(sizes))))
+        losses = Losses(*np.zeros((2, len(sizes))))
         self._clear(lanes, delta.size)
         for k, shift, lane, start, end in _chunks(sizes, lanes.size, field_bits(self._fields_per_lane)):
             size = end - start
@@ -79,9 +78,8 @@ class StochasticRounding:
             lanes[-missing:] += np.uint64((self._first << shifts[-1]) % 2**64)
 
     def _scale(self, k: int, x: Vector, factor: float, y: Real, losses: Losses) -> None:
-        """Write x into `y` in units, clipped to what levels there are; note the peak and what was cut off."""
+        """Write x into `y` in units, clipped to what levels there are; note what was cut off."""
         peak = factor * max(float(np.maximum.reduce(x)), -float(np.minimum.reduce(x)))
-        losses.peaks[k] = max(losses.peaks[k], peak)
         if peak > self._half * (1 - 2**-20):  # rounding to float32 may step over the last level
             wide = x.astype(np.float64) * factor
             inside = np.clip(wide, -self._half, self._half)
@@ -101,7 +99,7 @@ class StochasticRounding:
 
 
 def _chunks(sizes: Sequence[int], num_lanes: int, bits: int) -> Iterator[tuple[int, np.uint64, int, int, int]]:
-    """Yield (tensor, shift, first lane, start, end) of chunks of the flat vector, each in one tensor and one field.
+    """Yield (part, shift, first lane, start, end) of chunks of the flat vector, each in one part and one field.
 
     All fields of some lanes come before the next lanes, so that main memory is passed over once.
     """

@@ -26,23 +26,25 @@ from agfl_protocol.secagg.parameters import Parameters
 from agfl_server.unmasking import Recovery
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[2] / "vectors" / "secagg.json").read_text())
-ATTEMPT = ExchangeId(ref.RUN_ID, ref.ROUND, ref.ATTEMPT)
+EXCHANGE = ExchangeId(ref.RUN_ID, ref.ROUND, ref.EXCHANGE)
 SIGNING = {n: Ed25519PrivateKey.from_private_bytes(ref.fixed_bytes("signing", n)) for n in ref.NAMES}
 ROSTER = SigningRoster({n: key.public_key() for n, key in SIGNING.items()})
 PARAMETERS = Parameters(ref.C, ref.C + 2)
 BROADCAST = Broadcast(
-    ref.CONFIG_JSON,
-    True,
-    False,
-    ref.FIELDS,
-    ref.MAX_COHORT,
-    np.array(ref.SCALES),
-    np.array(ref.MODEL, np.float32),
-    np.array(ref.CONTROL, np.float32),
-    ref.COUNTED,
-    tuple(ref.RINGS_BY_TIER),
+    plan_hash=ref.PLAN_HASH,
+    config_json=ref.CONFIG_JSON,
+    train=True,
+    evaluate=False,
+    full=False,
+    fields_per_lane=ref.FIELDS,
+    max_cohort=ref.MAX_COHORT,
+    clip_step=ref.CLIP_STEP,
+    model=np.array(ref.MODEL, np.float32),
+    control=np.array(ref.CONTROL, np.float32),
+    used=ref.USED,
+    rings_by_tier=tuple(ref.RINGS_BY_TIER),
 )
-CTX0 = exchange_context(ref.VERSION, ATTEMPT, ROSTER.hash, ref.CONFIG_HASH, BROADCAST.hash)
+CTX0 = exchange_context(ref.VERSION, EXCHANGE, ROSTER.hash, ref.CONFIG_HASH, BROADCAST.hash)
 
 
 def test_the_second_implementation_reproduces_the_vectors() -> None:
@@ -58,7 +60,15 @@ def test_context_of_the_broadcast() -> None:
 def test_context_of_a_request_to_count() -> None:
     merges = tuple(zip(ref.MERGES[::2], ref.MERGES[1::2], strict=True))
     request = CountRequest(
-        ref.RUN_ID, ref.ROUND, ref.ATTEMPT, ref.CONFIG_JSON, ref.CONFIG_HASH, merges, ref.NUM_NEW, ref.MAX_COHORT
+        run_id=ref.RUN_ID,
+        round=ref.ROUND,
+        exchange=ref.EXCHANGE,
+        plan_hash=ref.PLAN_HASH,
+        config_json=ref.CONFIG_JSON,
+        config_hash=ref.CONFIG_HASH,
+        merges=merges,
+        num_new=ref.NUM_NEW,
+        max_cohort=ref.MAX_COHORT,
     )
     assert request.broadcast_hash.hex() == VECTORS["counts"]["broadcast"]
     assert sw.context_of(request, ROSTER).hex() == VECTORS["counts"]["ctx0"]
@@ -90,13 +100,23 @@ def lanes_of(name: str) -> np.ndarray:
     return np.array([1, *(ref.fixed(f"lane-{i}", name, ref.WORD) for i in range(1, ref.NUM_LANES))], np.uint64)
 
 
-def test_the_product_reproduces_a_whole_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_product_reproduces_a_whole_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     advertised, replies = {}, {}
     fixed = {n: Fixed(n) for n in ref.NAMES}
     for n in ref.NAMES:
         monkeypatch.setattr(shamir, "secrets", fixed[n])
         monkeypatch.setattr(masking, "X25519PrivateKey", fixed[n])
-        terms = Terms(n, SIGNING[n], ROSTER, PARAMETERS, ATTEMPT, ref.MAX_COHORT, CTX0, ref.RINGS)
+        terms = Terms(
+            n,
+            SIGNING[n],
+            ROSTER,
+            PARAMETERS,
+            EXCHANGE,
+            ref.MAX_COHORT,
+            CTX0,
+            drawn=frozenset(ref.NAMES),
+            rings=ref.RINGS,
+        )
         advertised[n], replies[n] = masking.advertise(terms, lanes_of(n))
         record = sw.write_advertise_reply(replies[n]).config_records["config"]["record"]
         assert record == bytes.fromhex(VECTORS["records"][n])
@@ -107,7 +127,7 @@ def test_the_product_reproduces_a_whole_attempt(monkeypatch: pytest.MonkeyPatch)
     shared, dealt = {}, {}
     for n in ref.NAMES:
         monkeypatch.setattr(shamir, "secrets", fixed[n])
-        shared[n], reply = masking.share(advertised[n], messages.ShareRequest(ATTEMPT, tuple(records)))
+        shared[n], reply = masking.share(advertised[n], messages.ShareRequest(EXCHANGE, tuple(records)))
         dealt[n] = dict(zip(members.others(n), reply.dealt, strict=True))
         for peer, shares in dealt[n].items():
             assert (shares.sealed + shares.self_hash + shares.mask_hash).hex() == VECTORS["dealt"][n][peer]
@@ -116,7 +136,7 @@ def test_the_product_reproduces_a_whole_attempt(monkeypatch: pytest.MonkeyPatch)
     assert ctx2.hex() == VECTORS["ctx2"]
     masked, total = {}, np.zeros(ref.NUM_LANES, np.uint64)
     for n in ref.U3:
-        request = messages.MaskRequest(ATTEMPT, tuple(ref.U2), tuple(dealt[d][n] for d in ref.U2 if d != n))
+        request = messages.MaskRequest(EXCHANGE, tuple(ref.U2), tuple(dealt[d][n] for d in ref.U2 if d != n))
         masked[n], vector = masking.mask(shared[n], request)
         assert vector.lanes.tolist() == VECTORS["masked"][n]
         total += vector.lanes
@@ -124,13 +144,13 @@ def test_the_product_reproduces_a_whole_attempt(monkeypatch: pytest.MonkeyPatch)
     assert survivors_context(ctx2, ref.U3).hex() == VECTORS["ctx3"]
     agreed, signatures = {}, []
     for n in ref.U3:
-        agreed[n], agreement = masking.agree(masked[n], messages.AgreeRequest(ATTEMPT, tuple(ref.U3)))
+        agreed[n], agreement = masking.agree(masked[n], messages.AgreeRequest(EXCHANGE, tuple(ref.U3)))
         assert agreement.signature.hex() == VECTORS["agreements"][n]
         signatures.append(agreement.signature)
 
     openings = {}
     for n in ref.U3:
-        _, openings[n] = masking.unmask(agreed[n], messages.UnmaskRequest(ATTEMPT, tuple(ref.U3), tuple(signatures)))
+        _, openings[n] = masking.unmask(agreed[n], messages.UnmaskRequest(EXCHANGE, tuple(ref.U3), tuple(signatures)))
         assert (openings[n].self_secret + b"".join(openings[n].shares)).hex() == VECTORS["openings"][n]
 
     apply_masks(total, Recovery(CTX0, members, PARAMETERS, dealt, tuple(ref.U3), openings).masks())

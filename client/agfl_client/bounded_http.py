@@ -1,0 +1,51 @@
+"""Answers of the server are read up to a bound: Flower's client would take whatever comes into memory, unpacked."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+
+import httpx
+
+from agfl_models.errors import WireError
+
+
+def bounded_client(tls: ssl.SSLContext, timeout_s: float, most: int) -> httpx.Client:
+    """Return a client whose answers have at most `most` bytes, are not compressed, and lead nowhere else."""
+    transport = _Bounded(httpx.HTTPTransport(verify=tls), most)
+    return httpx.Client(
+        transport=transport, timeout=timeout_s, follow_redirects=False, headers={"accept-encoding": "identity"}
+    )
+
+
+class _Bounded(httpx.BaseTransport):
+    def __init__(self, inner: httpx.BaseTransport, most: int) -> None:
+        self._inner, self._most = inner, most
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        response = self._inner.handle_request(request)
+        assert isinstance(response.stream, httpx.SyncByteStream), "of a client that is not async"
+        response.stream = _BoundedStream(response.stream, self._most)
+        if response.headers.get("content-encoding", "identity") != "identity":
+            response.close()
+            raise WireError("--server: must answer without compression, since we ask for none")
+        return response
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class _BoundedStream(httpx.SyncByteStream):
+    def __init__(self, inner: httpx.SyncByteStream, most: int) -> None:
+        self._inner, self._most = inner, most
+
+    def __iter__(self) -> Iterator[bytes]:
+        left = self._most
+        for piece in self._inner:
+            left -= len(piece)
+            if left < 0:
+                raise WireError(f"--server: must answer in at most {self._most} bytes, got more")
+            yield piece
+
+    def close(self) -> None:
+        self._inner.close()

@@ -1,0 +1,37 @@
+"""How long a round may keep this machine busy, whatever the server asks for."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+from agfl_client.policy import PolicyViolation
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """Checked between batches, so that a round stops within one of them; the memory bound limits how large one is.
+
+    at: of the monotonic clock, in seconds.
+    """
+
+    at: float = math.inf
+
+    @staticmethod
+    def after(seconds: float) -> Deadline:
+        """Return the deadline that is `seconds` from now."""
+        return Deadline(time.monotonic() + seconds)
+
+    def check(self) -> None:
+        """Check that there is time left.
+
+        Raises:
+            PolicyViolation: the round is out of time. The server gets the line, so it does not say what the owner
+                permits; that there was too much to do here, it learns from the silence of a slow machine too.
+        """
+        if time.monotonic() >= self.at:
+            raise PolicyViolation("max_seconds_per_round: out of time")
+
+
+NO_DEADLINE = Deadline()

@@ -1,0 +1,111 @@
+"""Rotation: a vector in a random basis, in which each element is about N(0, |x|^2 / D) whatever the vector is.
+
+So one public number, the bound of the norm, says the range of every element, and who fills them all is bounded, too.
+The randomized Hadamard transform of Kairouz, Liu and Steinke 2021, arXiv:2102.06387, section 4, in two passes: over
+columns of M elements, each with one of every B-th, and then over columns of what the first pass made, transposed. M is
+so much larger than B that each element spreads evenly over all D = M B, which so need not be a power of two.
+Only signs change, and sums and differences are taken, in one order: every processor has the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agfl_protocol.secagg.masks import SEED_BYTES, KeyStream
+from agfl_protocol.update import Vector
+
+_EVENNESS = 16  # M / B at least: so far each element's energy spreads evenly, to within B / M
+_PANEL = 2**17  # elements that are transformed while they stay in the cache
+_SIGN_BIT = np.uint32(2**31)
+
+
+def rotation_seed(run_seed: int, round_number: int) -> bytes:
+    """Return the public seed of a round's rotation, SHA-512 of the run's seed and the round, cut."""
+    label = "\x1f".join(("agfl/rotation/v1", str(run_seed), str(round_number)))
+    return hashlib.sha512(label.encode()).digest()[:SEED_BYTES]
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Of vectors (size,) into vectors (D,), and back; `seed` and `number`, which says whose, decide the signs."""
+
+    size: int
+    seed: bytes
+    number: int = 0
+
+    @cached_property
+    def column(self) -> int:
+        """M, a power of two."""
+        column = 1
+        while column * column < _EVENNESS * self.size and column < self.size:
+            column *= 2
+        return column
+
+    @property
+    def padded(self) -> int:
+        """D: `size`, filled up with zeros to columns."""
+        return -(-self.size // self.column) * self.column
+
+    def forward(self, x: Vector, factor: float) -> Vector:
+        """Return `factor` times x (size,) in the random basis, (D,)."""
+        y = np.zeros(self.padded, np.float32)
+        np.multiply(x, np.float32(factor / self.column), out=y[: self.size])
+        signs = self._signs()
+        self._flip(y, next(signs))
+        _transform(y.reshape(self.column, -1))
+        y = np.ascontiguousarray(y.reshape(self.column, -1).T).reshape(-1)
+        self._flip(y, next(signs))
+        _transform(y.reshape(self.column, -1))
+        return y
+
+    def inverse(self, y: Vector) -> Vector:
+        """Return y (D,) in the basis of the model, (size,); `y` is overwritten."""
+        first, second = self._signs()
+        _transform(y.reshape(self.column, -1))
+        self._flip(y, second)
+        x = np.ascontiguousarray(y.reshape(-1, self.column).T).reshape(-1)
+        _transform(x.reshape(self.column, -1))
+        self._flip(x, first)
+        x *= np.float32(1 / self.column)
+        return x[: self.size]
+
+    def _signs(self) -> Any:
+        """Yield the bits of the first and of the second pass, packed, eight elements a byte."""
+        key = hashlib.sha512(self.seed + self.number.to_bytes(4, "big")).digest()[:SEED_BYTES]
+        num_bytes = -(-self.padded // 8)
+        stream = KeyStream(key, num_bytes)
+        for _ in range(2):
+            yield stream.next(num_bytes).copy()
+
+    @staticmethod
+    def _flip(y: Vector, bits: NDArray[np.uint8]) -> None:
+        """Change the sign of the elements whose bit is set."""
+        words = y.view(np.uint32)
+        for start in range(0, y.size, _PANEL):
+            part = words[start : start + _PANEL]
+            mask = np.unpackbits(bits[start // 8 : -(-(start + part.size) // 8)], count=part.size)
+            part ^= mask.astype(np.uint32) << np.uint32(31)
+
+
+def _transform(x: NDArray[np.float32]) -> None:
+    """Hadamard transform of each column of x (M, B) in place, without its factor M^-1/2."""
+    rows, columns = x.shape
+    width = max(1, _PANEL // rows)
+    buffers = np.empty((2, rows * min(width, columns)), np.float32)
+    for start in range(0, columns, width):
+        part = x[:, start : start + width]
+        here, there = (buffer[: part.size] for buffer in buffers)
+        here.reshape(part.shape)[...] = part
+        half = part.shape[1]
+        while half < part.size:
+            pairs, results = here.reshape(-1, 2, half), there.reshape(-1, 2, half)
+            np.add(pairs[:, 0], pairs[:, 1], out=results[:, 0])
+            np.subtract(pairs[:, 0], pairs[:, 1], out=results[:, 1])
+            here, there, half = there, here, 2 * half
+        part[...] = here.reshape(part.shape)

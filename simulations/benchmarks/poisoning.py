@@ -1,0 +1,233 @@
+"""What one lying owner does to a model: the loss of a run in which one of n lies, beside that of the honest run.
+
+    python simulations/benchmarks/poisoning.py --owners 5 12      # about 15 minutes on two processors
+    python simulations/benchmarks/poisoning.py --smoke            # seconds: few and short rounds, two attacks
+
+Each run is the shipped Shakespeare run made small, in secure sums: the server sees no vector. The liar is in every
+round. Printed are the losses on the owners' validation text, nats a byte, and what became of the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import RecordDict
+
+from agfl_client.node import Node
+from agfl_models.errors import AgflError
+from agfl_protocol.flower_settings import prepare_flower
+from agfl_protocol.run_config import RunConfig, load_run_config
+from agfl_protocol.secagg.lanes import Lanes
+from agfl_protocol.transforms.codec import UpdateCodec
+from agfl_protocol.transforms.transform import UpdateTransform
+from agfl_protocol.update import Total, Update
+from agfl_protocol.wire import RoundRequest
+from agfl_server.observer import Observer
+from agfl_sim.partition import owners_of
+from agfl_sim.run import InlineEngine
+
+CONFIG = Path(__file__).parents[1] / "agfl_sim" / "configs" / "language_modeling.yaml"
+SMALL = ("task.sequence_length=32", "evaluation.every=1", "evaluation.max_examples=64", "model.dim=32")
+SMOKE = (
+    "training.local_steps=1",
+    "evaluation.max_examples=4",
+    "model={vocab_size: 259, dim: 16, layers: [{type: rnn}, {type: ff}]}",
+)
+HONEST = "none"
+Encode = Callable[[UpdateCodec, Update, np.random.Generator], Lanes]
+_encode = UpdateCodec.encode
+_told = threading.local()
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """Multiplies where it should clip, and says that it clipped as it should."""
+
+    clip: UpdateTransform
+    factor: float
+
+    def encode(self, update: Update) -> Update:
+        """Client half."""
+        return replace(self.clip.encode(update), gain=update.gain * self.factor)
+
+    def decode(self, total: Total) -> Total:
+        """As an honest client."""
+        return self.clip.decode(total)
+
+
+def scaled(codec: UpdateCodec, update: Update, rng: np.random.Generator, factor: float) -> Lanes:
+    """Send a multiple of the update, as far as the fields let it through."""
+    if not codec.transforms:
+        return _encode(codec, update, rng)
+    clip, *others = codec.transforms
+    return _encode(replace(codec, transforms=(_Scaled(clip, factor), *others)), update, rng)
+
+
+def full(codec: UpdateCodec, update: Update, rng: np.random.Generator) -> Lanes:
+    """Send ones only, but for the header."""
+    lanes = _encode(codec, update, rng)
+    lanes[codec.quantization.header.size :] = 2**64 - 1
+    return lanes
+
+
+def flipped(codec: UpdateCodec, update: Update, rng: np.random.Generator) -> Lanes:
+    """Send the opposite, within all rules."""
+    return _encode(codec, replace(update, delta=-update.delta), rng)
+
+
+def replaced(codec: UpdateCodec, update: Update, rng: np.random.Generator, factor: float = -1.0) -> Lanes:
+    """Leave the own range, but not that of the sum: the mean is then what the liar wants, up to the bound.
+
+    The strongest lie that passes the checks of the sum: `factor` times the bound, in the place of all n owners.
+    """
+    if not codec.transforms:
+        return _encode(codec, update, rng)
+    honest = codec.quantization
+    plan, n = replace(honest.plan, max_cohort=1), honest.plan.max_cohort
+    wide = replace(honest, plan=plan, clip_l2=honest.clip_l2 * plan.levels / honest.plan.levels)  # steps as long
+    lanes = scaled(replace(codec, quantization=wide), update, rng, factor * n * honest.clip_l2 / update.norm)
+    bits = 64 // plan.fields_per_lane
+    fields = sum(2 ** (bits * j) for j in range(plan.fields_per_lane))
+    lanes[honest.header.size :] -= np.uint64((plan.levels - honest.plan.levels) // 2 * fields % 2**64)
+    return lanes
+
+
+ATTACKS: Mapping[str, Encode] = {
+    "scaled by -1e6": lambda codec, update, rng: scaled(codec, update, rng, -1e6),
+    "all fields full": full,
+    "sign flipped": flipped,
+    "twice the opposite": lambda codec, update, rng: scaled(codec, update, rng, -2.0),
+    "mean replaced": replaced,
+}
+
+
+@contextmanager
+def liars() -> Iterator[None]:
+    """Let nodes encode as their attack says."""
+
+    def encode(self: UpdateCodec, update: Update, rng: np.random.Generator) -> Lanes:
+        attack: Encode = getattr(_told, "attack", None) or _encode
+        return attack(self, update, rng)
+
+    UpdateCodec.encode = encode  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        UpdateCodec.encode = _encode  # type: ignore[method-assign]
+
+
+class LyingNode(Node):
+    """A node whose owner lies."""
+
+    attack: Encode
+
+    def handle_round(self, request: RoundRequest) -> RecordDict:
+        """Let the codec know who encodes."""
+        _told.attack = self.attack
+        try:
+            return super().handle_round(request)
+        finally:
+            _told.attack = None
+
+
+class Engine(InlineEngine):
+    """One process, of whose owners the last lies."""
+
+    def __init__(self, config: RunConfig, owners: Sequence[Path], attack: str) -> None:
+        super().__init__(config, owners)
+        self._attack = attack
+
+    def _node(self, path: Path, max_width: float, folder: Path) -> Node:
+        node = super()._node(path, max_width, folder)
+        if self._attack != HONEST and path == self._owners[-1]:
+            node.__class__ = LyingNode
+            node.attack = ATTACKS[self._attack]  # type: ignore[attr-defined]
+        return node
+
+
+class _Counting(Observer):
+    """Counts what the run says of lies; everything else goes on to `inner`."""
+
+    def __init__(self, inner: Observer) -> None:
+        self.inner, self.unused, self.back = inner, 0, 0
+
+    def implausible(self, round_number: int, reason: str) -> None:
+        self.unused += 1
+        self.inner.implausible(round_number, reason)
+
+    def rolled_back(self, round_number: int, to_round: int, loss: float | None) -> None:
+        self.back += 1
+        self.inner.rolled_back(round_number, to_round, loss)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """losses: on validation text, of the untrained model first; unused, back: sums that were not used, rollbacks."""
+
+    losses: list[float]
+    unused: int
+    back: int
+    end: str
+
+    @property
+    def first(self) -> float:
+        """Of the untrained model."""
+        return self.losses[0]
+
+    @property
+    def final(self) -> float:
+        """Of the model that the run leaves."""
+        return self.losses[-1]
+
+
+def run(
+    config: RunConfig, attack: str, owners: Sequence[Path], folder: Path, observer: Observer | None = None
+) -> Outcome:
+    """Run the federation, in whose every round the last owner lies."""
+    counting, end = _Counting(observer or Observer()), ""
+    try:
+        Engine(config, owners, attack).run(folder, resume=False, observer=counting)
+    except AgflError as error:
+        end = str(error)
+    rows: list[dict[str, Any]] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["eval/loss"] for row in rows if row["eval/loss"] is not None]
+    # Where no sum was ever used the model is the untrained one, which guesses.
+    return Outcome(losses or [math.log(config.model.vocab_size or 1)], counting.unused, counting.back, end)
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--owners", type=int, nargs="+", default=[5, 12])
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--attacks", nargs="+", default=[HONEST, *ATTACKS])
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args()
+    prepare_flower()
+    owners, rounds, attacks, more = options.owners, options.rounds, options.attacks, options.set
+    if options.smoke:
+        owners, rounds, attacks, more = [5], 2, [HONEST, "sign flipped"], SMOKE
+    print(f"{'owners':>6}  {'attack':<20} {'final':>8} {'worst':>8} {'unused':>6} {'back':>4}  end")
+    for n in owners:
+        config = load_run_config(CONFIG, (*SMALL, f"num_rounds={rounds}", f"data.num_owners={n}", *more))
+        for attack in attacks:
+            with tempfile.TemporaryDirectory() as name, liars():
+                files = owners_of(config, Path(name) / "owners").write()
+                found = run(config, attack, files, Path(name) / "run")
+            numbers = f"{found.final:>8.3f} {max(found.losses):>8.3f} {found.unused:>6} {found.back:>4}"
+            print(f"{n:>6}  {attack:<20} {numbers}  {found.end or 'all rounds'}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Every field of a request: two values of it, asked of everybody, part nobody, or the second is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import pytest
+from hostile_server import HostileServer, Refused
+from tests.repeats_world import BPE, EXACT, LEAST, counting, model_of, own_errors, refusal
+
+from agfl_client.policy import Policy
+from agfl_models.errors import WireError
+from agfl_protocol.counting import CountRequest
+from agfl_protocol.transforms.divergence import without_divergence
+from agfl_protocol.transforms.quantization import QuantizationPlan
+from agfl_protocol.wire import RoundRequest
+
+Serve = Callable[..., HostileServer]
+
+
+# Two values of each field of a request, over everybody, in sums that are exact.
+
+
+def clipped(request: RoundRequest) -> RoundRequest:
+    """By so low a bound that every update is above it."""
+    return replace(request, plan=replace(request.plan, clip_step=1))
+
+
+def refused(pattern: str) -> Callable[[str | dict[str, float]], None]:
+    def check(outcome: str | dict[str, float]) -> None:
+        assert isinstance(outcome, str), outcome
+        assert pattern in outcome
+
+    return check
+
+
+def harmless(outcome: str | dict[str, float]) -> None:
+    assert not isinstance(outcome, str), outcome
+    assert min(outcome.values()) >= LEAST, outcome
+
+
+Change = Callable[[RoundRequest], RoundRequest]
+ALIGNED = (*EXACT, "aggregation.weighting=alignment")
+FEDDYN = (*EXACT, "aggregation.server_optimizer={type: feddyn}", "aggregation.weighting=uniform")
+AUTO = (*EXACT, "aggregation.server_optimizer={type: auto}")
+FIELDS: dict[str, list[tuple[tuple[str, ...], Change, Callable[[str | dict[str, float]], None]]]] = {
+    "run_id": [(EXACT, lambda r: replace(r, run_id="other"), refused("plan: this owner must approve run other"))],
+    "round": [
+        (EXACT, lambda r: replace(r, round=17), harmless),
+        (EXACT, lambda r: replace(r, round=51), refused("round: must be at most 50 by the plan, got 51")),
+    ],
+    "exchange": [
+        (EXACT, lambda r: replace(r, exchange=99), harmless),
+        (EXACT, lambda r: replace(r, exchange=1), refused("exchange: must come after")),
+    ],
+    "plan_hash": [(EXACT, lambda r: replace(r, plan_hash="0" * 64), refused("plan: must be"))],
+    "config_hash": [(EXACT, lambda r: replace(r, config_hash="0" * 64), refused("config_hash: must be"))],
+    "config_json": [
+        (EXACT, lambda r: replace(r, config_json=r.config_json.replace(": 4096", ": 4095")), refused("size"))
+    ],
+    "evaluate": [
+        (EXACT, lambda r: replace(r, evaluate=True), refused("evaluate: must be every 2 rounds")),
+        ((*EXACT, "evaluation.every=1"), lambda r: replace(r, evaluate=True), harmless),
+    ],
+    "train": [(EXACT, lambda r: replace(r, train=False), refused("evaluate: must be true"))],
+    "full": [(EXACT, lambda r: replace(r, full=True), refused("full: must be false in a request that trains"))],
+    "model": [
+        (EXACT, lambda r: replace(r, model=r.model * np.float32(1.01)), harmless),
+        (EXACT, lambda r: replace(r, model=np.nextafter(r.model, np.float32(9))), harmless),
+        (EXACT, lambda r: replace(r, model=np.tile(r.model, 2)), refused("model: must have")),
+        (AUTO, lambda r: replace(r, model=np.tile(r.model, 2)), refused("model: must have")),
+        (AUTO, lambda r: replace(r, model=np.tile(r.model, 4)), harmless),
+    ],
+    "control": [
+        (EXACT, lambda r: replace(r, control=r.model), refused("control: must have 0 elements")),
+        (ALIGNED, lambda r: replace(r, control=r.model * np.float32(0.5)), refused("aggregation.weighting: must")),
+    ],
+    "used": [(FEDDYN, lambda r: replace(r, used=((1, ()),)), harmless)],
+    "rings_by_tier": [(EXACT, lambda r: replace(r, rings_by_tier=(1, 1)), refused("rings_by_tier: must have 1"))],
+    "fields_per_lane": [(EXACT, lambda r: replace(r, plan=replace(r.plan, fields_per_lane=1)), harmless)],
+    "max_cohort": [
+        (EXACT, lambda r: replace(r, plan=replace(r.plan, max_cohort=122_052)), refused("max_cohort: must be 5")),
+        (EXACT, lambda r: replace(r, plan=replace(r.plan, max_cohort=6)), refused("max_cohort: must be 5")),
+    ],
+    "clip_step": [(EXACT, clipped, refused("clip_step: must be 0"))],
+}
+ALL_FIELDS = [f.name for c in (RoundRequest, QuantizationPlan) for f in fields(c) if f.name != "plan"]
+
+
+@pytest.mark.parametrize("name", ALL_FIELDS)
+def test_two_values_of_a_field_part_nobody(name: str, serve: Serve) -> None:
+    for overrides, change, check in FIELDS[name]:
+        server = serve(*overrides)
+        model = model_of(server)
+        first = server.request(model)
+        second = change(server.request(model))
+        try:
+            one, other = server.train(first), server.train(second)
+        except Refused as refusal_:
+            check(refusal_.line)
+        except WireError as error:  # its own reader already
+            check(str(error))
+        else:
+            check(own_errors(server, first, [one.delta, other.delta]))
+
+
+COUNT_FIELDS: dict[str, tuple[dict[str, Any], str | None]] = {
+    "run_id": ({"run_id": "other"}, "plan: this owner must approve run other"),
+    "round": ({"round": 9}, "round: must be at most 4 by the plan"),
+    "exchange": ({"exchange": 1}, "exchange: must come after"),
+    "plan_hash": ({"plan_hash": "0" * 64}, "plan: must be"),
+    "config_json": ({"config_json": "{}"}, "required"),
+    "config_hash": ({"config_hash": "0" * 64}, "config_hash: must be"),
+    "merges": ({"merges": ((97, 98),), "num_new": 1}, None),  # another question, over whole groups all the same
+    "num_new": ({"num_new": 1}, "num_new"),
+    "max_cohort": ({"max_cohort": 122_052}, "max_cohort: must be 5"),
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(CountRequest)])
+def test_two_values_of_a_field_of_counts(name: str, serve: Serve) -> None:
+    server = serve(*BPE)
+    changed, line = COUNT_FIELDS[name]
+    server.sum(counting(server))
+    asked = replace(counting(server), **changed)
+    if line is not None:
+        assert line in refusal(server, asked)
+    else:
+        assert "must be whole groups" in refusal(server, asked, survivors=server.names[:-1])
+
+
+def test_tiers_of_an_elastic_model_are_not_parted_in_an_exact_sum(serve: Serve) -> None:
+    """Of tiers (3, 1, 3), rings (1, 1, 3) and (1, 2, 2) fill the second ring with three owners and with four."""
+    elastic = (*EXACT, "elastic={widths: [0.5, 0.75, 1.0]}", "model.layers.1.hidden_dim=64")
+    widths = [0.5] * 3 + [0.75] + [1.0] * 3
+    server = serve(*elastic, owners=7, policy=Policy(max_colluders=1, min_cohort=3), widths=widths)
+    server.propose(server.plan.model_copy(update={"run_id": "whole", "groups": (server.names,)}))
+    asked = [server.request(model_of(server), rings_by_tier=rings) for rings in ((1, 1, 3), (1, 2, 2))]
+    for request in asked:
+        if request.rings_by_tier == (1, 1, 3):
+            assert "rings_by_tier: must be" in refusal(server, request)
+        else:
+            assert server.sum(request)[0] == 7
+
+
+@pytest.mark.skipif("most" in signature(without_divergence).parameters, reason="metrics are still to be clamped")
+def test_huge_held_out_losses_do_not_take_an_owner_out_of_an_exact_sum(serve: Serve) -> None:
+    """What a metric has room for would decide who adds an update: with and without evaluation, the model being one."""
+    server = serve(*EXACT, "evaluation.every=1", "evaluation.max_examples=512")
+    model = model_of(server)
+    first, second = server.request(model), server.request(model, evaluate=True)
+    assert server.layout.names[-1] == "head.norm.weight"
+    gain, size = np.float32(1e6), server.layout.sizes[-1]
+
+    def with_gain(request: RoundRequest, value: np.float32) -> RoundRequest:
+        louder = request.model.copy()
+        louder[-size:] = value
+        return replace(request, model=louder)
+
+    codec, losses = server.codec(second), {}
+    for name in server.names:
+        lanes = server.in_the_open(name, with_gain(second, gain))
+        losses[name] = codec.decode_sum(lanes).metrics["eval/nll"]
+    top, next_ = sorted(losses.values(), reverse=True)[:2]
+    room = 2.0**43 / 5
+    edge = np.float32(gain * room / np.sqrt(top * next_))  # where one owner's loss alone is beyond its room
+    first, second = with_gain(first, edge), with_gain(second, edge)
+    one, other = server.train(first), server.train(second)
+    harmless(own_errors(server, first, [one.delta, other.delta]))
+
+
+def test_a_request_for_nothing_is_refused(serve: Serve) -> None:
+    server = serve()
+    line = refusal(server, server.request(model_of(server), train=False, evaluate=False))
+    assert line.startswith("evaluate: must be true")

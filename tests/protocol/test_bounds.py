@@ -1,0 +1,90 @@
+"""What one owner's metrics are at most: honest updates stay within, a lie past it shows in the sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.client.test_node import UNASKED, request_of
+
+from agfl_client.node import Node
+from agfl_models.errors import ImplausibleSum
+from agfl_protocol import candidates
+from agfl_protocol.counting import CountCodec
+from agfl_protocol.run_config import RunConfig
+from agfl_protocol.secagg.lanes import Lanes
+from agfl_protocol.transforms import bounds, clipping
+from agfl_protocol.transforms.codec import UpdateCodec
+from agfl_protocol.wire import read_vector
+from agfl_server.optimizers import build_optimizer
+from agfl_server.state import initial_state
+
+METHODS = {
+    "mean": (),
+    "epochs": ("training.local_steps=null", "training.local_epochs=1", "aggregation.max_weight=2000"),
+    "elastic": ("elastic={widths: [0.5, 1.0]}",),
+    "fedexp": ("aggregation.server_optimizer={type: fedexp}",),
+}
+
+
+def answered(node: Node, config: RunConfig) -> tuple[UpdateCodec, Lanes]:
+    """The lanes of a node that trains and evaluates, and their codec."""
+    asked = request_of(config)
+    plan = asked.plan if clipping.varies(config) else replace(asked.plan, clip_step=0)
+    request = replace(asked, plan=plan, evaluate=True, rings_by_tier=tuple(range(1, config.max_rings + 1)))
+    layout, _ = initial_state(config, build_optimizer(config.aggregation.server_optimizer), "r")
+    codec = UpdateCodec.for_round(
+        config,
+        config.build_task(),
+        layout,
+        request.plan,
+        round_number=request.round,
+        train=True,
+        evaluate=True,
+        rings=config.build_rings(),
+    )
+    return codec, read_vector(node.handle_round(request), "lanes", np.uint64)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_bounded_metric_has_room_for_honest_owners_and_for_nothing_above(
+    run_config: Callable[..., RunConfig], make_owners: Callable[..., Path], method: str
+) -> None:
+    node = Node("alice", make_owners(1) / "owner-00.jsonl", device="cpu", policy=UNASKED)
+    codec, lanes = answered(node, run_config(*METHODS[method]))
+    codec.check(lanes)
+    codec.decode_checked(lanes)
+    header = codec.quantization.header
+    known = [name for name in header.metrics if name in header.most]
+    assert {"diverged", "clip/clipped"} <= set(known)
+    assert ("train/tokens" in known) == (method != "epochs")
+    for name in known:
+        spoiled = lanes.copy()
+        spoiled[2 + header.metrics.index(name)] = int(header.most[name] * 2**20) + 2
+        with pytest.raises(ImplausibleSum, match=rf"^metric {name}: "):
+            codec.decode_checked(spoiled)
+
+
+def test_each_owner_is_of_one_tier() -> None:
+    bounds.check_sums({"rings/tier_1": 1.0, "rings/tier_2": 2.0}, 3)
+    with pytest.raises(ImplausibleSum, match=r"^rings: tiers must add up to 3 clients, got 4$"):
+        bounds.check_sums({"rings/tier_1": 2.0, "rings/tier_2": 2.0}, 3)
+
+
+def test_losses_of_candidates_have_a_bound_by_prediction() -> None:
+    honest = {name: candidates.MAX_LOSS * 5 for name in candidates.names(2)} | {candidates.PREDICTIONS: 5.0}
+    bounds.check_sums(honest, 2)
+    with pytest.raises(ImplausibleSum, match=r"^candidates: losses must be at most 5000, got 5001$"):
+        bounds.check_sums(honest | {candidates.names(2)[1]: 5003.0}, 2)
+
+
+def test_counts_of_pairs_have_a_bound_by_client() -> None:
+    codec = CountCodec(0, 0, 4)
+    total = codec.encode({(97, 98): 2**61 - 1}) * np.uint64(2)
+    assert codec.decode_checked(total) == {(97, 98): 2**62 - 2}
+    total[5] = 2**62 - 1
+    with pytest.raises(ImplausibleSum, match=r"^pairs: the sum of a count must be at most \d+, got \d+$"):
+        codec.decode_checked(total)

@@ -1,0 +1,479 @@
+"""A plan says all that a run may ask: what is asked beside it is refused by its name, what parts owners is pinned."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agfl_models.errors import ConfigError
+from agfl_protocol import plan as plans
+from agfl_protocol.groups import draw_groups, draw_members, groups_after, groups_of, is_union
+from agfl_protocol.plan import Plan, differences, merges_of, model_of, plan_from_json
+from agfl_protocol.plan_fields import PlanViolation, canonical, changes
+from agfl_protocol.run_config import RunConfig, run_config_from_json
+from agfl_protocol.sum_kind import Kind, kind_of, num_examples
+
+MakeConfig = Callable[..., RunConfig]
+NAMES = [f"owner-{i:02}" for i in range(12)]
+SECURE = "aggregation.type=secure"
+BPE = ("tokenizer={type: bpe, vocab_size: 262, merges_per_round: 2}", "model.vocab_size=262")
+
+
+def plan_of(config: RunConfig, **changed: Any) -> Plan:
+    return Plan.of(config, **{"run_id": "run", "members": NAMES, "min_cohort": 4, **changed})
+
+
+def as_received(config: RunConfig) -> RunConfig:
+    return run_config_from_json(config.to_json())
+
+
+@given(st.sets(st.sampled_from([f"n{i}" for i in range(60)]), min_size=1), st.integers(1, 12))
+def test_groups_cut_the_members_evenly_whatever_their_order(names: set[str], least: int) -> None:
+    groups = groups_of(sorted(names, reverse=True), least)
+    assert groups == groups_of(names, least)
+    assert sorted(name for group in groups for name in group) == sorted(names)
+    sizes = [len(group) for group in groups]
+    assert max(sizes) - min(sizes) <= 1
+    assert len(groups) == max(len(names) // least, 1)
+    assert min(sizes) >= min(least, len(names))
+    digests = [[hashlib.sha256(name.encode()).digest() for name in group] for group in groups]
+    assert all(max(a) < min(b) for a, b in pairwise(digests)), "runs in the order of digests"
+
+
+@given(st.sets(st.sampled_from(NAMES)), st.integers(1, 12))
+def test_only_whole_groups_are_unions(names: set[str], least: int) -> None:
+    groups = groups_of(NAMES, least)
+    expected = bool(names) and all(names >= set(group) or not names & set(group) for group in groups)
+    assert is_union(names, groups) is expected
+    assert not is_union({*names, "stranger"}, groups)
+
+
+@given(st.integers(1, 14), st.integers(0, 2**31), st.integers(1, 2**31 - 1))
+def test_the_draw_is_public_and_of_all_members(size: int, seed: int, exchange: int) -> None:
+    drawn = draw_members(NAMES, size, seed, exchange)
+    assert drawn == draw_members(NAMES[::-1], size, seed, exchange)
+    assert list(drawn) == sorted(set(drawn))
+    assert len(drawn) == min(size, len(NAMES))
+    groups = groups_of(NAMES, 3)
+    whole = draw_groups(groups, size, seed, exchange)
+    assert is_union(whole, groups)
+    assert len(whole) <= max(size, 3)
+    assert len(whole) > size - 3, "no further group would fit"
+    assert draw_groups(groups, None, seed, exchange) == draw_members(NAMES, None, seed, exchange) == tuple(NAMES)
+
+
+def test_every_member_is_drawn_as_often() -> None:
+    draws = [draw_members(NAMES, 3, 7, exchange) for exchange in range(1, 2001)]
+    counts = [sum(name in drawn for drawn in draws) for name in NAMES]
+    assert all(abs(count - 500) < 5 * 20 for count in counts)
+    assert len(set(draws)) > 200
+
+
+def test_a_plan_is_its_canonical_text(run_config: MakeConfig) -> None:
+    plan = plan_of(run_config(SECURE))
+    text = plan.to_json()
+    assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+    assert plan.hash == hashlib.sha256(text.encode()).hexdigest()
+    assert plan_from_json(text) == plan
+    assert plan_from_json(text).hash == plan.hash
+    assert plan.run_config == as_received(run_config(SECURE))
+    assert plan_of(run_config(SECURE), members=reversed(NAMES)).hash == plan.hash
+    assert len(plan.groups) == 3
+    assert plan_of(run_config()).groups == ()
+
+
+def test_a_plan_shows_the_owner_the_search(run_config: MakeConfig) -> None:
+    config = run_config("search={slate: [attention, mingru], rungs: [1, 1]}")
+    assert plan_of(config).config["search"]["slate"] == ["attention", "mingru"]
+    assert "search" not in plan_of(run_config()).config
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda c: c | {"members": ["b", "a"]}, r"^plan: members: must be sorted, each name once"),
+        (lambda c: c | {"members": ["a", "a"]}, r"^plan: members: must be sorted, each name once"),
+        (lambda c: c | {"members": []}, r"^plan: members: must be 1 to 1024 names, got 0$"),
+        (lambda c: c | {"members": ["../a"]}, r"^plan: members: must each match .* got '\.\./a'$"),
+        (lambda c: c | {"run_id": "a b"}, r"^plan: run_id: must match .* got 'a b'$"),
+        (lambda c: c | {"run_id": ".a"}, r"^plan: run_id: must not begin with a dot, got '\.a'$"),
+        (lambda c: c | {"extra": 1}, r"^plan: unknown key 'extra'"),
+        (lambda c: {k: v for k, v in c.items() if k != "groups"}, r"^plan: must be canonical JSON"),
+        (lambda c: c | {"config": {}}, r"^plan: config: "),
+        (lambda c: c | {"config": c["config"] | {"num_rounds": 0}}, r"^plan: config: num_rounds: .* got 0$"),
+        (lambda c: c | {"config": c["config"] | {"num_rounds": 3.0}}, r"^plan: config: must have every field"),
+        (lambda c: c | {"config": c["config"] | {"baselines": True}}, r"^plan: config: must have every field"),
+        (lambda c: c | {"candidates": [c["config"]["model"]] * 17}, r"^plan: candidates: must be at most 16, got 17"),
+        (lambda c: c | {"candidates": [{"dim": -1}]}, r"^plan: config: model"),
+    ],
+)
+def test_a_bad_plan_is_one_line(change: Callable[[Any], Any], line: str, run_config: MakeConfig) -> None:
+    content = json.loads(plan_of(run_config()).to_json())
+    with pytest.raises(ConfigError, match=line) as caught:
+        plan_from_json(canonical(change(content)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null", '{"run_id": NaN}', "[" * 100_000, "\ud800"])
+def test_what_is_no_plan_is_one_line(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^plan: ") as caught:
+        plan_from_json(text)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_plan_that_is_too_long_is_not_read() -> None:
+    with pytest.raises(ConfigError, match=r"^plan: must have at most 4194304 characters, got 4194305$"):
+        plan_from_json(" " * (2**22 + 1))
+
+
+def test_a_plan_that_is_not_canonical_has_no_hash(run_config: MakeConfig) -> None:
+    text = plan_of(run_config()).to_json()
+    for other in (text.replace(",", ", ", 1), text.replace('"run"', '"r\\u0075n"'), text[:-1] + ',"run_id":"run"}'):
+        with pytest.raises(ConfigError, match=r"^plan: must be canonical JSON"):
+            plan_from_json(other)
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({}, None),
+        ({"members": NAMES[1:], "groups": [NAMES[1:]]}, r"^plan\.members: must hold owner-00, got 11 others$"),
+        (
+            {"members": [*NAMES, "z"], "groups": [[*NAMES, "z"]]},
+            r"^plan\.members: must be in this owner's roster, got z$",
+        ),
+        ({"groups": []}, r"^plan\.groups: must be at least one where sums are secure, got none$"),
+        ({"groups": [NAMES, ["z"]]}, r"^plan\.groups: must be of members, got z$"),
+        ({"groups": [NAMES[:7], NAMES[6:]]}, r"^plan\.groups: must be disjoint"),
+        (
+            {"groups": [NAMES[:3], NAMES[3:]]},
+            r"^plan\.groups: must each have this owner's min_cohort or more, got .* 3$",
+        ),
+        ({"groups": [NAMES, []]}, r"^plan\.groups: must each have this owner's min_cohort or more, got one of 0$"),
+        ({"groups": [NAMES[::-1]]}, r"^plan\.groups: must each be sorted$"),
+    ],
+)
+def test_an_owner_checks_who_is_in_its_sums(changed: Any, line: str | None, run_config: MakeConfig) -> None:
+    plan = Plan.model_validate(json.loads(plan_of(run_config(SECURE)).to_json()) | changed)
+    if line is None:
+        plan.check_groups([*NAMES, "absent"], 4, "owner-00")
+        return
+    with pytest.raises(PlanViolation, match=line):
+        plan.check_groups(NAMES, 4, "owner-00")
+
+
+def test_plain_sums_have_no_groups(run_config: MakeConfig) -> None:
+    plan_of(run_config()).check_groups([], 4, "owner-00")
+    grouped = plan_of(run_config()).model_copy(update={"groups": (tuple(NAMES),)})
+    with pytest.raises(PlanViolation, match=r"^plan\.groups: must be none with plain aggregation, got 1$"):
+        grouped.check_groups([], 4, "owner-00")
+
+
+# Section by section: one other value of every field that a request's configuration has.
+PINNED = {
+    "seed": "8",
+    "task.type": None,
+    "task.sequence_length": "17",
+    "task.validation_fraction": "0.2",
+    "tokenizer.type": None,
+    "model.dim": "32",
+    "model.layers.0.num_heads": "1",
+    "training.optimizer.lr": "0.25",
+    "training.optimizer.momentum": "0.5",
+    "training.optimizer.weight_decay": "0.1",
+    "training.proximal_mu": "0.1",
+    "training.batch_size": "5",
+    "training.local_steps": "3",
+    "training.max_grad_norm": "2.0",
+    "training.precision": "bfloat16",
+    "aggregation.type": "secure",
+    "aggregation.cohort_size": "5",
+    "aggregation.min_cohort": "3",
+    "aggregation.max_colluders": "2",
+    "aggregation.clip_l2": "50.0",
+    "aggregation.weighting": "uniform",
+    "aggregation.max_weight": "10.0",
+    "aggregation.averaging": "normalized",
+    "evaluation.max_examples": "9",
+    "elastic": "{widths: [0.5, 1.0]}",
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [item for item in PINNED.items() if item[1]])
+def test_every_pinned_field_is_refused_by_its_name(field: str, value: str, run_config: MakeConfig) -> None:
+    plan = plan_of(run_config())
+    plan.covers(as_received(run_config()))
+    with pytest.raises(PlanViolation, match=rf"^{field}: must be .* as in the approved plan, got ") as caught:
+        plan.covers(as_received(run_config(f"{field}={value}")))
+    assert "\n" not in str(caught.value)
+
+
+def test_no_field_is_forgotten(run_config: MakeConfig) -> None:
+    """Whatever else is changed in a configuration, at any depth, is refused: what is not listed as open is pinned."""
+    config = as_received(run_config("model.layers=[{type: attention, num_heads: 2}, {type: ff, hidden_dim: 24}]"))
+    plan = plan_of(config)
+    open_fields = {
+        "num_rounds",
+        "aggregation.max_attempts",
+        "aggregation.round_timeout_s",
+        "evaluation.every",
+        "aggregation.server_optimizer.lr",
+        "aggregation.server_optimizer.momentum",
+    }
+    seen = set()
+    for field, change in _single_changes(json.loads(config.to_json())):
+        try:
+            changed = run_config_from_json(canonical(change))
+        except ConfigError:
+            continue
+        if changed == config:
+            continue
+        seen.add(field)
+        if field in open_fields:
+            plan.covers(changed)
+        else:
+            with pytest.raises(PlanViolation):
+                plan.covers(changed)
+    assert open_fields < seen
+    assert len(seen) > 25
+
+
+def _single_changes(content: Any, path: str = "") -> Any:
+    """Yield (field, content with one leaf changed: less, more, or another value)."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            for field, changed in _single_changes(value, f"{path}.{key}" if path else key):
+                yield field, content | {key: changed}
+    elif isinstance(content, list) and content:
+        for i, value in enumerate(content):
+            for field, changed in _single_changes(value, f"{path}.{i}"):
+                yield field, [*content[:i], changed, *content[i + 1 :]]
+    elif isinstance(content, bool):
+        yield path, not content
+    elif isinstance(content, int | float):
+        less_often = (content + 1,) if path == "evaluation.every" else (content - 1, content / 2)
+        yield from ((path, value) for value in less_often if value > 0)
+    else:
+        yield from ((path, value) for value in ("uniform", "secure", "bfloat16", "gelu", "normalized", "layer", 1, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("field", "allowed", "refused"),
+    [
+        ("num_rounds", (3, 2, 1), (4, 100)),
+        ("aggregation.max_attempts", (3, 1), (4,)),
+        ("evaluation.every", (2, 3, 50), (1,)),
+    ],
+)
+def test_ceilings_hold_in_one_direction(
+    field: str, allowed: tuple[int, ...], refused: tuple[int, ...], run_config: MakeConfig
+) -> None:
+    plan = plan_of(run_config())
+    for value in allowed:
+        plan.covers(as_received(run_config(f"{field}={value}")))
+    for value in refused:
+        rule = "at least 2" if field == "evaluation.every" else "at most 3"
+        with pytest.raises(PlanViolation, match=rf"^{field}: must be {rule} as in the approved plan, got {value}$"):
+            plan.covers(as_received(run_config(f"{field}={value}")))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "aggregation.server_optimizer={type: nesterov, lr: 0.1, momentum: 0.5}",
+        "aggregation.round_timeout_s=1",
+        "data.num_owners=7",
+        "baselines=true",
+    ],
+)
+def test_what_concerns_no_owner_is_free(change: str, run_config: MakeConfig) -> None:
+    plan_of(run_config()).covers(as_received(run_config(change)))
+
+
+def test_growth_and_shrinkage_are_free_and_widths_are_not(run_config: MakeConfig) -> None:
+    elastic = "elastic={{widths: {}, shrinkage: {}, growth: {}}}".format
+    plan = plan_of(run_config(elastic([0.5, 1.0], 0.5, "null")))
+    plan.covers(as_received(run_config(elastic([0.5, 1.0], 0.1, "{patience: 5}"))))
+    with pytest.raises(PlanViolation, match=r"^elastic\.widths\.0: must be 0\.5"):
+        plan.covers(as_received(run_config(elastic([0.25, 1.0], 0.5, "null"))))
+    with pytest.raises(PlanViolation, match=r"^elastic: must be 3 fields as in the approved plan, got None$"):
+        plan.covers(as_received(run_config()))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "field"),
+    [
+        ("{type: fedavg}", "{type: scaffold}", "type"),
+        ("{type: feddyn, alpha: 0.1}", "{type: feddyn, alpha: 0.2}", "alpha"),
+        ("{type: auto}", "{type: auto, max_examples: 65}", "max_examples"),
+        ("{type: auto}", "{type: auto, every: 1}", "every"),
+        ("{type: auto}", "{type: auto, arms: [{type: fedavg}, {type: fedavg, lr: 2}]}", "arms"),
+    ],
+)
+def test_what_a_server_step_asks_of_owners_is_pinned(before: str, now: str, field: str, run_config: MakeConfig) -> None:
+    def of(optimizer: str) -> RunConfig:
+        return run_config("aggregation.weighting=uniform", f"aggregation.server_optimizer={optimizer}")
+
+    with pytest.raises(PlanViolation, match=rf"^aggregation\.server_optimizer\.{field}: must be "):
+        plan_of(of(before)).covers(as_received(of(now)))
+    free = now.replace("scaffold", "fedavg") if field == "type" else before
+    plan_of(of(before)).covers(as_received(of(free)))
+
+
+def test_only_the_plans_models_are_trained(run_config: MakeConfig) -> None:
+    config, other, third = (run_config(f"model.dim={dim}") for dim in (16, 32, 64))
+    plan = plan_of(config, candidates=[other.model])
+    plan.covers(as_received(config))
+    plan.covers(as_received(other))
+    with pytest.raises(PlanViolation, match=r"^model: must be the plan's or one of its 1 candidates; it is not$"):
+        plan.covers(as_received(third))
+    with pytest.raises(PlanViolation, match=r"^model\.dim: must be 16 as in the approved plan, got 64$"):
+        plan_of(config).covers(as_received(third))
+    assert plan_from_json(plan.to_json()) == plan
+
+
+def test_a_plan_has_no_more_names_of_models_than_models(run_config: MakeConfig) -> None:
+    """What a server may change freely must not begin the count of a round's vectors anew."""
+    config, other = run_config(), run_config("model.dim=32")
+    free = (
+        "aggregation.server_optimizer.lr=0.1",
+        "aggregation.round_timeout_s=1",
+        "num_rounds=1",
+        "evaluation.every=9",
+    )
+    for change in free:
+        changed = as_received(run_config(change))
+        plan_of(config).covers(changed)
+        assert model_of(changed) == model_of(config)
+    learned = run_config(*BPE).with_merges([(1, 2)])
+    assert model_of(learned) == model_of(run_config(*BPE))
+    assert len({model_of(config), model_of(other), model_of(learned)}) == 3
+
+
+def test_a_tokenizer_is_learned_once(run_config: MakeConfig) -> None:
+    config = run_config(*BPE)
+    plan = plan_of(config)
+    learned, other = config.with_merges([(1, 2), (3, 4)]), config.with_merges([(1, 2)])
+    assert merges_of(config) is None
+    plan.covers(as_received(config))
+    plan.covers(as_received(learned))
+    first = merges_of(learned)
+    assert first is not None
+    plan.covers(as_received(learned), first)
+    rule = r"^tokenizer\.merges: must stay as this run first had them, got "
+    for changed in (other, config):
+        with pytest.raises(PlanViolation, match=rule):
+            plan.covers(as_received(changed), first)
+    pinned = plan_of(learned)
+    pinned.covers(as_received(learned))
+    for changed in (other, config):
+        with pytest.raises(PlanViolation, match=r"^tokenizer\.merges: must be 2 items"):
+            pinned.covers(as_received(changed))
+    with pytest.raises(PlanViolation, match=r"^tokenizer\.merges_per_round: must be 2"):
+        plan.covers(as_received(run_config(BPE[0].replace("2}", "3}"), BPE[1])))
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked", "kind"),
+    [
+        ((), {}, Kind.SAMPLED),
+        ((), {"evaluate": True}, Kind.SAMPLED),
+        ((), {"full": True, "train": False, "evaluate": True}, Kind.EXACT),
+        ((), {"train": False, "evaluate": True}, Kind.SAMPLED),
+        (("evaluation.max_examples=513",), {"train": False, "evaluate": True}, Kind.EXACT),
+        ((), {"counts": True}, Kind.EXACT),
+        (("training.local_steps=3",), {"max_sampled_examples": 12}, Kind.SAMPLED),
+        (("training.local_steps=4",), {"max_sampled_examples": 12}, Kind.EXACT),
+        (("training.local_steps=null", "training.local_epochs=1", "aggregation.max_weight=1"), {}, Kind.EXACT),
+        (("evaluation.max_examples=512",), {"evaluate": True}, Kind.SAMPLED),
+        (("evaluation.max_examples=513",), {"evaluate": True}, Kind.EXACT),
+        (("evaluation.max_examples=513",), {}, Kind.SAMPLED),
+        (("aggregation.server_optimizer={type: auto, max_examples: 513}",), {}, Kind.EXACT),
+        (("aggregation.server_optimizer={type: auto, max_examples: 512}",), {}, Kind.SAMPLED),
+    ],
+)
+def test_only_small_fresh_draws_are_sampled(
+    changes: tuple[str, ...], asked: dict[str, Any], kind: Kind, run_config: MakeConfig
+) -> None:
+    default = {"train": True, "evaluate": False, "full": False, "counts": False, "max_sampled_examples": 512}
+    assert kind_of(run_config(*changes), **{**default, **asked}) is kind
+
+
+def test_the_ledger_can_say_how_many_examples_were_drawn(run_config: MakeConfig) -> None:
+    config = run_config()
+    assert [num_examples(config, train=True, evaluate=evaluate) for evaluate in (False, True)] == [8, 16]
+    assert num_examples(config, train=False, evaluate=True) == 8
+    epochs = run_config("training.local_steps=null", "training.local_epochs=1", "aggregation.max_weight=1")
+    assert num_examples(epochs, train=True, evaluate=True) is None
+
+
+def test_a_plan_draws_and_evaluates_as_its_run_does(run_config: MakeConfig) -> None:
+    plan = plan_of(run_config(SECURE, "aggregation.cohort_size=5", "evaluation.every=3"))
+    for exchange in range(1, 20):
+        assert plan.draw(exchange) == draw_members(NAMES, 5, 7, exchange)
+        assert plan.draw_groups(exchange) == draw_groups(plan.groups, 5, 7, exchange)
+        assert plan.is_union_of_groups(plan.draw_groups(exchange))
+    assert [number for number in range(1, 11) if plan.evaluates_in(number)] == [1, 4, 7, 10]
+
+
+def test_differences_say_what_was_and_what_is(run_config: MakeConfig) -> None:
+    old = plan_of(run_config(SECURE))
+    assert differences(old, old) == []
+    new = plan_of(
+        run_config(SECURE, "training.batch_size=32", "elastic={widths: [0.5, 1]}"), members=[*NAMES[1:], "zoe"]
+    )
+    assert differences(old, new) == [
+        "elastic: None before, 3 fields now",
+        "training.batch_size: 4 before, 32 now",
+        "members: zoe joined",
+        "members: owner-00 left",
+        "groups: 3 of 4 before, 3 of 4 now",
+    ]
+    assert changes({"\x1b[2J": 1}, {"\x1b[2J": 2}) == ["\\x1b[2J: 1 before, 2 now"], "no terminal is steered"
+    assert len(changes(list(range(500)), list(range(1, 501)))) == 101
+    many = plan_of(run_config(SECURE), candidates=[run_config("model.dim=32").model])
+    assert differences(old, many) == ["candidates: 0 items before, 1 items now"]
+
+
+def test_a_plan_of_many_members_stays_below_its_bound(run_config: MakeConfig) -> None:
+    names = [f"{i:064}".replace("0", "x") for i in range(1024)]
+    merges = [(i % 256, i // 256) for i in range(60_000)]
+    config = run_config("tokenizer={type: bpe, vocab_size: 65536}", "model.vocab_size=65536").with_merges(merges)
+    assert len(plan_of(config, members=set(names)).to_json()) < plans.MAX_PLAN_CHARACTERS
+
+
+def test_groups_are_never_cut_anew_while_one_is_whole() -> None:
+    """Of two cuts some unions differ by few owners, and exact sums over them subtract to the last bit."""
+    first = groups_of(NAMES, 4)
+    assert len(first) == 3
+    left, *rest = first[0]
+    staying = set(NAMES) - {left}
+    after = groups_after(first, (), staying, 4)
+    assert after == (first[1:], tuple(rest))
+    assert groups_after(*after, {*staying, "x", "y", "z"}, 4) == after, "three wait for a fourth"
+    whole, out = groups_after(*after, {*staying, "w", "x", "y", "z"}, 4)
+    assert (whole, out) == ((*first[1:], ("w", "x", "y", "z")), tuple(rest))
+    assert groups_after(whole, out, {*staying, "w", "x", "y", "z"}, 4) == (whole, out)
+    none_whole = [*(group[0] for group in first), *"wxyz"]
+    assert groups_after(first, (), none_whole, 4) == (groups_of(none_whole, 4), ())
+
+
+def test_a_plan_that_goes_on_keeps_its_groups(run_config: MakeConfig) -> None:
+    """An owner of a group that lost somebody is still a member, for sums of what is drawn afresh."""
+    config = run_config(SECURE)
+    plan = Plan.of(config, "run", NAMES, 4)
+    members = [name for name in NAMES if name != plan.groups[0][0]]
+    after = Plan.of(config, "run", members, 4, before=plan)
+    assert (after.groups, after.members) == (plan.groups[1:], tuple(members))
+    rest = plan.groups[0][1]
+    after.check_groups(NAMES, 4, rest)
+    assert rest in after.draw(1)
+    assert rest not in after.draw_groups(1)

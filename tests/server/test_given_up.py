@@ -1,0 +1,70 @@
+"""A round that is given up takes its exchange with it: whatever is asked for next has a number of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agfl_models.errors import RoundError
+from agfl_protocol.plan import Plan
+from agfl_protocol.run_config import RunConfig
+from agfl_protocol.sum_kind import Kind
+from agfl_protocol.transforms.quantization import QuantizationPlan
+from agfl_protocol.wire import RoundRequest
+from agfl_server.aggregator import AttemptFailed
+from agfl_server.attempts import Parties, Request, sum_in_attempts
+from agfl_server.connected_nodes import ConnectedNodes
+from agfl_server.journal import Entry, Journal
+from agfl_server.observer import Observer
+from agfl_sim.grid import InProcessGrid
+
+NAMES = tuple(f"owner-{i}" for i in range(5))
+
+
+class AllThere(ConnectedNodes):
+    """Everybody, always."""
+
+    def connected(self) -> dict[str, int]:
+        """Return them."""
+        return {name: i for i, name in enumerate(NAMES)}
+
+
+@dataclass
+class Silent:
+    """Nobody announces keys, so that no exchange is spent; asked: under which numbers."""
+
+    asked: list[tuple[int, int]] = field(default_factory=list)
+
+    def sum(self, grid: Any, cohort: Any, request: RoundRequest, *rest: Any) -> Any:
+        """Fail."""
+        self.asked.append((request.round, request.exchange))
+        raise AttemptFailed("U1: must be at least 4, got 0", {})
+
+
+def test_what_follows_a_round_that_was_given_up_has_another_number(
+    run_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = run_config("aggregation.type=secure", "aggregation.min_cohort=null", "aggregation.max_attempts=2")
+    plan, journal, silent, grid = Plan.of(config, "run", NAMES, 4), Journal(tmp_path), Silent(), InProcessGrid({}, 1)
+    journal.begin("run")
+    nodes = AllThere(grid, Observer())
+    parties = Parties(config, grid, nodes, silent, Observer(), 4, journal, plan)  # type: ignore[arg-type]
+
+    def ask(wanted: Request, *, train: bool) -> None:
+        def broadcast(entry: Entry, room: int) -> tuple[RoundRequest, Any]:
+            quantizer = QuantizationPlan(2, room, 0)
+            numbers = plan.run_id, wanted.round, entry.exchange, plan.hash, config.to_json(), config.hash
+            return RoundRequest(*numbers, not train, train, np.zeros(1, np.float32), quantizer), None
+
+        with pytest.raises(RoundError, match="failed in 2 attempts"):
+            sum_in_attempts(parties, wanted, broadcast, lambda _, lanes: lanes)
+
+    ask(Request(1, 0, Kind.SAMPLED), train=True)
+    ask(Request(1, 0, Kind.EXACT, all_owners=True), train=False)
+    ask(Request(2, 0, Kind.SAMPLED), train=True)
+    assert silent.asked == [(1, 1), (1, 1), (1, 2), (1, 2), (2, 3), (2, 3)], "a retry alone keeps its number"

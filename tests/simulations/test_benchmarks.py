@@ -1,0 +1,26 @@
+"""Benchmarks of secure sums, rounds and repeats still run, at their smallest size; each fails where a child does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "simulations" / "benchmarks"
+PRINTED = {
+    "secure_sum.py": "client: CPU milliseconds",
+    "secure_round.py": "extra",
+    "round_overhead.py": "agfl, a whole round",
+    "repeats.py": "another run id, not approved: 64 of 64 refused",
+    "availability.py": "refusals 0",
+}
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_a_benchmark_runs_and_prints_what_it_measured(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(FOLDER / name), "--smoke"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert PRINTED[name] in done.stdout, done.stdout + done.stderr
