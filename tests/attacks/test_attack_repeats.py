@@ -153,3 +153,9 @@ def test_an_owner_that_was_not_there_before_still_holds_to_whole_groups(serve: S
     line = refusal(server, server.request(model_of(server)), survivors=sorted((*one, *other[1:])))
     assert line.startswith("survivors: must be whole groups")
     assert server.sum(server.request(model_of(server)), members=one)[0] == len(one)
+
+
+def test_a_bound_that_moves_is_refused_where_an_owner_takes_the_sum_for_exact(serve: Serve) -> None:
+    """Twenty sums over everybody that differed in the bound alone gave away every update."""
+    server = serve("training.local_steps=3", policy=Policy(max_sampled_examples=8))
+    assert "aggregation.clip_l2: must be a number in an exact sum" in refusal(server, training(server))
