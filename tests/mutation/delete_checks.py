@@ -1,9 +1,10 @@
-"""Delete the security checks of the secure sum one at a time, in a copy; every mutant must fail the suite.
+"""Delete the security checks of the secure sum one at a time, in a copy; every mutant must fail a test.
 
 A check is a call whose result is thrown away and whose name says that it checks (`require`, `verify`, `_check_...`,
-or one of the ledger's notes), or an `if` that only raises. Run it whole, or every k-th mutant:
+or one of the ledger's notes), or an `if` that only raises. All tests run once to learn which of them run which line;
+then each mutant meets those that run it, and no others. Whole it takes about an hour on two processors:
 
-    python tests/mutation/delete_checks.py [--every 20]
+    python tests/mutation/delete_checks.py [--every 20] [--workers 2]
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Queue
+from xml.etree import ElementTree
+
+from coverage import CoverageData
 
 ROOT = Path(__file__).parents[2]
-FUZZ = ROOT / "tests/attacks/test_attack_fuzz.py"
 COMPONENTS = ("server", "client", "shared_models", "simulations")
 CHECKED = (
     "client/agfl_client/masking.py",
@@ -60,30 +65,11 @@ CHECKED = (
     "shared_models/agfl_models/validation.py",
     "shared_models/agfl_protocol/transforms/quantization.py",
     "shared_models/agfl_protocol/transforms/codec.py",
-    "shared_models/agfl_protocol/header.py",
 )
-# Slow; what they attack has tests of its own. FUZZ comes last.
-WHOLE_RUNS = (FUZZ.name, "test_attack_lies.py", "test_attack_poisoning.py")
-SUITE = (  # the quick ones first, since the first failure ends it
-    "tests/protocol/secagg",
-    "tests/protocol/test_counting.py",
-    "tests/protocol/test_header.py",
-    "tests/protocol/test_bounds.py",
-    "tests/protocol/test_identity.py",
-    "tests/protocol/test_run_config.py",
-    "tests/protocol/test_clip_bound.py",
-    "tests/protocol/test_quantization.py",
-    "tests/protocol/test_secure_wire.py",
-    "tests/client/test_masking.py",
-    "tests/client/test_pair_counts.py",
-    "tests/protocol/test_plan.py",
-    "tests/client/test_ledger.py",
-    "tests/client/test_approvals.py",
-    "tests/server/test_gate.py",
-    "tests/server/test_secure_sum.py",
-    *sorted(f"tests/attacks/{p.name}" for p in (ROOT / "tests/attacks").glob("test_*.py") if p.name not in WHOLE_RUNS),
-    f"tests/attacks/{FUZZ.name}",
-)
+SUITE = tuple(f"tests/{part}" for part in ("protocol", "client", "models", "server", "attacks"))
+# Slow: whole runs, whose checks have tests of their own.
+LEFT_OUT = ("tests/attacks/test_attack_lies.py", "tests/attacks/test_attack_poisoning.py")
+_SETTLED_S = 60
 CHECK_NAME = re.compile(r"_?require|verify|announce|leave|sign|open|_?check(_\w+)?")
 
 
@@ -102,8 +88,33 @@ def mutants() -> list[Mutant]:
     return [mutant for file in CHECKED for mutant in _mutants_of(file)]
 
 
-def survives(mutant: Mutant, copy: Path) -> bool:
-    """Delete the check in the copy, run the suite, restore the file."""
+def tests_by_line(copy: Path) -> dict[tuple[str, int], list[str]]:
+    """Run all tests once; return {(file, line): the tests that run it, the quickest first}.
+
+    Raises SystemExit: one fails without any mutant.
+    """
+    report = copy / "durations.xml"
+    measured = [f"--cov={copy / component}" for component in COMPONENTS]
+    left_out = [f"--deselect={path}" for path in LEFT_OUT]
+    command = ["-n", "auto", "--dist", "loadfile", *measured, "--cov-context=test", "--cov-report=", *left_out]
+    done = _pytest(copy, [*command, f"--junitxml={report}", "-o", "junit_family=xunit1", *SUITE])
+    if done.returncode != 0:
+        raise SystemExit(f"the suite fails without any mutant:\n{done.stdout.decode()[-2000:]}")
+    seconds = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        seconds[f"{case.get('file')}::{case.get('name')}"] = float(case.get("time", 0))
+    data = CoverageData(str(copy / ".coverage"))
+    data.read()
+    found: dict[tuple[str, int], list[str]] = {}
+    for file in CHECKED:
+        for line, contexts in data.contexts_by_lineno(str(copy / file)).items():
+            ids = {context.partition("|")[0] for context in contexts} - {""}
+            found[file, line] = sorted(ids, key=lambda test: (seconds.get(test, _SETTLED_S), test))
+    return found
+
+
+def survives(mutant: Mutant, copy: Path, tests: Sequence[str]) -> bool:
+    """Delete the check in the copy, run the tests, restore the file."""
     path = copy / mutant.file
     source = path.read_text()
     lines = source.splitlines()
@@ -112,19 +123,25 @@ def survives(mutant: Mutant, copy: Path) -> bool:
     lines[mutant.first - 1 : mutant.last] = [indent.group() + "pass"]
     path.write_text("\n".join(lines) + "\n")
     try:
-        return run_suite(copy) == 0
+        return passes(copy, tests)
     finally:
         path.write_text(source)
 
 
-def run_suite(copy: Path) -> int:
-    """Return pytest's exit code over the suite in the copy: 0 if all tests pass, 1 if one fails."""
-    path = os.pathsep.join(str(copy / component) for component in COMPONENTS)
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *SUITE]
-    done = subprocess.run(command, cwd=copy, env={**os.environ, "PYTHONPATH": path}, capture_output=True, check=False)
+def passes(copy: Path, tests: Sequence[str]) -> bool:
+    """Whether these tests pass in the copy; they stop at the first that fails."""
+    if not tests:
+        return True
+    done = _pytest(copy, ["-x", *tests])
     if done.returncode not in (0, 1, 2):  # 2: the mutant cannot even be imported
         raise SystemExit(f"the suite did not run (exit code {done.returncode}):\n{done.stdout.decode()[-2000:]}")
-    return done.returncode
+    return done.returncode == 0
+
+
+def _pytest(copy: Path, arguments: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
+    path = os.pathsep.join(str(copy / component) for component in COMPONENTS)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, cwd=copy, env={**os.environ, "PYTHONPATH": path}, capture_output=True, check=False)
 
 
 def make_copy(folder: Path) -> Path:
@@ -137,25 +154,36 @@ def make_copy(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Check the suite itself, then each mutant, and exit 1 if one survives."""
+    """Run all tests, then meet each mutant, and exit 1 if one survives."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=1, help="only every k-th mutant")
-    chosen = mutants()[:: parser.parse_args().every]
-    survivors = []
+    parser.add_argument("--workers", type=int, default=1, help="mutants that are met at a time")
+    options = parser.parse_args()
+    chosen = mutants()[:: options.every]
     with tempfile.TemporaryDirectory() as name:
-        copy = make_copy(Path(name))
-        if run_suite(copy) != 0:
-            raise SystemExit("the suite fails without any mutant")
-        for number, mutant in enumerate(chosen, start=1):
-            started = time.monotonic()
-            survived = survives(mutant, copy)
-            survivors += [mutant] if survived else []
-            verdict = "SURVIVED" if survived else "killed"
-            where = f"{mutant.file}:{mutant.first}"
-            print(
-                f"{number}/{len(chosen)} {verdict} {time.monotonic() - started:.0f} s {where} {mutant.text}", flush=True
-            )
-    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants killed")
+        copies: Queue[Path] = Queue()
+        for i in range(options.workers):
+            copies.put(make_copy(Path(name) / str(i)))
+        found = tests_by_line(Path(name) / "0" / "copy")
+
+        def meet(mutant: Mutant) -> tuple[bool, int, float]:
+            lines = range(mutant.first, mutant.last + 1)
+            tests = list(dict.fromkeys(test for line in lines for test in found.get((mutant.file, line), [])))
+            copy, started = copies.get(), time.monotonic()
+            try:
+                return survives(mutant, copy, tests), len(tests), time.monotonic() - started
+            finally:
+                copies.put(copy)
+
+        survivors = 0
+        with ThreadPoolExecutor(options.workers) as pool:
+            for number, (mutant, (survived, tests, seconds)) in enumerate(
+                zip(chosen, pool.map(meet, chosen), strict=True), 1
+            ):
+                survivors += survived
+                verdict = f"{'SURVIVED' if survived else 'killed'} {seconds:.0f} s of {tests} tests"
+                print(f"{number}/{len(chosen)} {verdict} {mutant.file}:{mutant.first} {mutant.text}", flush=True)
+    print(f"{len(chosen) - survivors} of {len(chosen)} mutants killed")
     sys.exit(1 if survivors else 0)
 
 
