@@ -28,7 +28,10 @@ def describe(
 
 def honest_others(plan: Plan, policy: Policy) -> int:
     """Return how many others in a sampled sum are honest, if all who may conspire are in it; at least one."""
-    size = min(plan.run_config.aggregation.cohort_size or len(plan.members), len(plan.members))
+    aggregation = plan.run_config.aggregation
+    size = min(aggregation.cohort_size or len(plan.members), len(plan.members))
+    if aggregation.group_rule != "mean":
+        size = min(map(len, plan.groups))
     return max(size - _colluders(plan, policy) - 1, 1)
 
 
@@ -73,7 +76,8 @@ def _sums(plan: Plan, config: RunConfig, sigma: float | None, policy: Policy) ->
         yield "no sum subtracts from another but by whole groups; a group's sum itself tells of a few owners what it is"
         return
     draws = num_examples(config, train=True, evaluate=False)
-    yield f"training: sampled sums, {draws} examples drawn afresh each time, over whoever is there"
+    over = "whoever is there" if config.aggregation.group_rule == "mean" else f"one group each, of {group} or more"
+    yield f"training: sampled sums, {draws} examples drawn afresh each time, over {over}"
     yield f"full evaluations: exact sums {exact}"
     yield from _pairs(sigma, honest_others(plan, policy))
 

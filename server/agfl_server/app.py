@@ -20,13 +20,15 @@ from agfl_protocol.secagg.parameters import Parameters
 from agfl_server.aggregator import Aggregator
 from agfl_server.attempts import Parties
 from agfl_server.checkpoint import load_checkpoint
+from agfl_server.cohort_sums import Federation
 from agfl_server.connected_nodes import ConnectedNodes
+from agfl_server.group_rule import MIN_GROUPS
 from agfl_server.journal import Journal
 from agfl_server.messaging import ask_nodes
 from agfl_server.observer import Observer, Row
 from agfl_server.opened_run import open_run
 from agfl_server.plain_sum import PlainSum
-from agfl_server.rounds import Federation, run_rounds
+from agfl_server.rounds import run_rounds
 from agfl_server.run_folder import RunFolder
 from agfl_server.search import open_search, run_search
 from agfl_server.secure_sum import SecureSum
@@ -63,7 +65,7 @@ def run_federation(
     run_folder = RunFolder(folder)
     aggregator, min_cohort = build_aggregator(config.aggregation, roster, observer)
     num_owners = None if roster is None else len(roster)
-    _refuse_few_owners(num_owners, min_cohort)
+    _refuse_few_owners(config.aggregation, num_owners, min_cohort)
     nodes = ConnectedNodes(grid, observer, registered_name)
     with run_folder.hold():
         _refuse_before_writing(config, run_folder, resume)
@@ -175,7 +177,7 @@ def refuse_run(config: RunConfig, folder: Path, *, resume: bool, roster: Signing
         AgflError: one line for a person.
     """
     _, min_cohort = build_aggregator(config.aggregation, roster, Observer())
-    _refuse_few_owners(num_owners, min_cohort)
+    _refuse_few_owners(config.aggregation, num_owners, min_cohort)
     _refuse_before_writing(config, RunFolder(folder), resume)
 
 
@@ -188,11 +190,17 @@ def _refuse_before_writing(config: RunConfig, folder: RunFolder, resume: bool) -
         public_rows(config)
 
 
-def _refuse_few_owners(num_owners: int | None, min_cohort: int) -> None:
-    """Raise ConfigError where a run would wait for ever for owners that there are not."""
-    if num_owners is not None and num_owners < min_cohort:
+def _refuse_few_owners(config: AggregationConfig, num_owners: int | None, min_cohort: int) -> None:
+    """Raise ConfigError where a run would wait for ever for owners, or groups of them, that there are not."""
+    if num_owners is None:
+        return
+    if num_owners < min_cohort:
         rule = f"must be at most {num_owners}, the owners that there are"
         raise ConfigError(f"aggregation.min_cohort: {rule}, got {min_cohort}")
+    if config.group_rule != "mean" and num_owners // min_cohort < MIN_GROUPS:
+        rule = f"must make {MIN_GROUPS} groups or more with group_rule {config.group_rule}"
+        got = f"{num_owners // min_cohort} of {num_owners} owners (a lower max_colluders makes more)"
+        raise ConfigError(f"aggregation.min_cohort: {rule}, got {min_cohort}, which makes {got}")
 
 
 def build_aggregator(

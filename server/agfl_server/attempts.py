@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 
 from agfl_models.errors import ImplausibleSum, RoundError
 from agfl_protocol import wire
+from agfl_protocol.groups import Names
 from agfl_protocol.plan import Plan
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.secagg.lanes import Lanes
@@ -72,7 +73,8 @@ class Parties:
 class Request:
     """What is to be summed. round: for which; kind: by which rule; all_owners: whoever is there, instead of a draw.
 
-    after: the last exchange that the model has behind it. max_attempts: instead of that of the run.
+    after: the last exchange that the model has behind it. max_attempts: instead of that of the run. group: the sum is
+    over its owners alone; it is not waited for.
     """
 
     round: int
@@ -80,6 +82,7 @@ class Request:
     kind: Kind
     all_owners: bool = False
     max_attempts: int | None = None
+    group: Names | None = None
 
 
 Broadcast = Callable[[Entry, int], tuple[wire.SumRequest, CodecT]]
@@ -187,6 +190,9 @@ def _decoded(
 def _cohort(parties: Parties, wanted: Request, excluded: Collection[str], lied: int) -> tuple[Entry, dict[str, int]]:
     """Return the exchange that is next, and who takes part in it: {NAME: node id}. lied: bad sums of this round."""
     entry = parties.journal.current(wanted.after)
+    if wanted.group is not None and not set(wanted.group).issuperset(entry.cohort):
+        parties.journal.close(wanted.round, entry.refused)  # of another group, which is not there any more
+        entry = parties.journal.current(wanted.after)
     if entry.is_open and entry.request:
         return entry, parties.nodes.wait_for_return(entry.cohort, _RETURN_S)
     refused = parties.journal.refused(wanted.round)
@@ -194,6 +200,10 @@ def _cohort(parties: Parties, wanted: Request, excluded: Collection[str], lied: 
     while True:
         drawn = _drawn(parties, wanted, entry.exchange)
         nodes = parties.nodes.wait_for(parties.min_cohort, excluded, parties.members)
+        if wanted.group is not None:
+            nodes = {name: node for name, node in nodes.items() if name in wanted.group}
+            if len(nodes) < parties.min_cohort:
+                raise RoundError(f"group: must have {parties.min_cohort} owners there, has {len(nodes)}")
         if drawn is None:
             config = parties.config
             size = None if wanted.all_owners else config.aggregation.cohort_size

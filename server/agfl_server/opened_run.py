@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agfl_server.attempts import Parties
+from agfl_server.cohort_sums import Federation
 from agfl_server.observer import Row
 from agfl_server.optimizers import build_optimizer
 from agfl_server.per_ring import PerRing
-from agfl_server.rounds import Federation
 from agfl_server.run_folder import RunFolder
 from agfl_server.state import ServerState, initial_state
 

@@ -9,7 +9,6 @@ counts is the median of the last three. Clips then shrink, so that whoever spoil
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING
@@ -51,23 +50,30 @@ class Confirmed:
         return self.metrics.get("eval/loss")
 
 
-def judge(
-    confirmed: Confirmed, model: Vector, number: int, trained: float | None, row: Row | None
-) -> tuple[Confirmed, bool]:
-    """Return what is confirmed now, and whether the model of round `number` is refuted.
-
-    trained: the loss of training from it; row: with the metrics of its evaluation, None where it had none.
+@dataclass(frozen=True)
+class Losses:
+    """Of one model: trained, on what owners trained on from it; evaluated, on what they hold out, None where they did
+    not; row: with the metrics of that.
     """
-    evaluated = row["eval/loss"] if row is not None else None
-    is_measured = evaluated is not None
+
+    trained: float | None
+    evaluated: float | None = None
+    row: Row = field(default_factory=dict)
+
+
+def judge(confirmed: Confirmed, model: Vector, number: int, losses: Losses) -> tuple[Confirmed, bool]:
+    """Return what is confirmed now, and whether the model of round `number` is refuted."""
+    trained, evaluated = losses.trained, losses.evaluated
     if _is_above(evaluated, confirmed.evaluated, EVAL_RISE) or _is_above(trained, confirmed.trained, TRAIN_RISE):
         # The next losses are those of the restored model: had a lie lowered the last ones, they would refute it, too.
         return replace(confirmed, trained=()), bool(confirmed.model.size)
     is_new = not np.array_equal(model, confirmed.model)
     known = () if confirmed.loss is None else (confirmed.loss,)
-    is_worse = _is_above(evaluated, known, LAST_RISE) if is_measured else _is_above(trained, confirmed.trained, 0.0)
+    is_worse = (
+        _is_above(evaluated, known, LAST_RISE) if evaluated is not None else _is_above(trained, confirmed.trained, 0.0)
+    )
     if is_new and not is_worse:
-        metrics = {} if row is None else {key: value for key, value in row.items() if key.startswith(_EVAL)}
+        metrics = {key: value for key, value in losses.row.items() if key.startswith(_EVAL)}
         confirmed = replace(confirmed, model=model, round=number, metrics=metrics)
     return replace(
         confirmed,
@@ -77,18 +83,16 @@ def judge(
 
 
 def after_round(
-    optimizer: ServerOptimizer, before: ServerState, after: ServerState, row: Row | None
+    optimizer: ServerOptimizer, before: ServerState, after: ServerState, losses: Losses
 ) -> tuple[ServerState, bool]:
     """Return the state `after` a round, or that with the confirmed model, and whether the one `before` it is refuted.
 
-    row: of the model before, with its evaluation; None where the round did not evaluate.
+    losses: of the model before.
     """
-    confirmed, is_refuted = judge(before.confirmed, before.model, before.round, _loss(after.row), row)
+    confirmed, is_refuted = judge(before.confirmed, before.model, before.round, losses)
     if is_refuted:
         return _restored(optimizer, replace(after, confirmed=confirmed)), True
-    bounds = after.bounds
-    if row is not None:
-        bounds = replace(bounds, max_step=min(bounds.max_step + 1, MAX_STEP))
+    bounds = replace(after.bounds, max_step=min(after.bounds.max_step + 1, MAX_STEP))
     return replace(after, confirmed=confirmed, bounds=bounds), False
 
 
@@ -117,10 +121,6 @@ def _restored(optimizer: ServerOptimizer, state: ServerState) -> ServerState:
 
 def _cleared(row: Row) -> Row:
     return {key: None for key in row if key.startswith(_EVAL)}
-
-
-def _loss(row: Mapping[str, int | float | None]) -> float | None:
-    return row["train/loss"]
 
 
 def _is_above(loss: float | None, past: tuple[float, ...], rise: float) -> bool:

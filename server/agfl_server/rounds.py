@@ -4,45 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from agfl_models.errors import ImplausibleSum, RoundError
-from agfl_models.rings import Rings
-from agfl_models.tasks.task import AnyTask
-from agfl_protocol import drift, wire
+from agfl_models.errors import RoundError
+from agfl_protocol import drift
 from agfl_protocol.ring_losses import ring_losses
-from agfl_protocol.secagg.lanes import Lanes
-from agfl_protocol.sum_kind import MAX_SAMPLED_EXAMPLES, kind_of
 from agfl_protocol.transforms import clipping, coverage, quantization
-from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.divergence import DIVERGED
-from agfl_protocol.update import Layout, Total, Vector
+from agfl_protocol.update import Total
 from agfl_server import rollback
 from agfl_server.aggregator import CohortSum
-from agfl_server.attempts import Parties, Request, sum_in_attempts
-from agfl_server.journal import Entry
+from agfl_server.cohort_sums import DivergedError, Federation, sum_of_cohort, sum_of_round
+from agfl_server.group_rule import sum_of_groups
 from agfl_server.observer import Row
 from agfl_server.per_ring import without_ring
 from agfl_server.ring_plan import after_round
-from agfl_server.server_optimizer import ServerOptimizer
 from agfl_server.state import ServerState, empty_row
-
-
-class DivergedError(ImplausibleSum):
-    """The model, or what owners computed with it, is not finite; or so one of them says."""
-
-
-@dataclass(frozen=True)
-class Federation:
-    """The fixed parts of a run; what changes from round to round is `ServerState`. rings: of an elastic model."""
-
-    parties: Parties
-    task: AnyTask
-    layout: Layout
-    optimizer: ServerOptimizer
-    rings: Rings | None = None
 
 
 def run_rounds(
@@ -77,20 +56,20 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
     Where `evaluate` is set, the model that is broadcast is evaluated in the same sum, before clients train it.
     """
     started = time.monotonic()
-    task = federation.task
-    codec, total, cohort_sum = sum_of_cohort(federation, state, train=True, evaluate=evaluate)
-    bounds = state.bounds.after(total)
-    used = _used(federation, state, cohort_sum, total)
-    mean = replace(codec.decode_mean(total), owners=_num_owners(federation.parties))
+    task, config = federation.task, federation.parties.config
+    sum_up = sum_of_round if config.aggregation.group_rule == "mean" else sum_of_groups
+    found = sum_up(federation, state, evaluate)
+    bounds, mean = state.bounds.after(found.total), found.mean
+    used = _used(federation, state, found.cohort, found.total)
     with np.errstate(over="ignore", invalid="ignore"):
         model, optimizer_state = federation.optimizer.step(state.model, mean, state.optimizer)
     if not np.isfinite(model).all():
         raise DivergedError(f"round {state.round + 1}: the model must be finite after the server's step; it is not")
     row = {
-        **empty_row(task, federation.parties.config.max_rings),
+        **empty_row(task, config.max_rings),
         "round": state.round + 1,
         **task.train_metrics(mean.metrics),
-        **_round_metrics(mean, cohort_sum, codec.quantization.clip_l2),
+        **_round_metrics(mean, found.cohort, found.clip_l2),
         **_coverage(federation, mean),
         "seconds": round(time.monotonic() - started, 4),
     }
@@ -99,11 +78,11 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
     chosen = federation.optimizer.chosen(optimizer_state)
     if chosen is not None and chosen != federation.optimizer.chosen(state.optimizer):
         federation.parties.observer.optimizer_chosen(chosen)
-    is_aligned = federation.parties.config.aggregation.weighting == "alignment"
+    is_aligned = config.aggregation.weighting == "alignment"
     stepped = replace(
         state,
         round=state.round + 1,
-        exchange=cohort_sum.exchange,
+        exchange=found.cohort.exchange,
         model=model,
         optimizer=optimizer_state,
         bounds=bounds,
@@ -113,8 +92,9 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
     )
     loss = complete["eval/loss"] if evaluate else None
     after = _with_next_rings(federation, stepped, mean, loss)
-    after, is_back = rollback.after_round(federation.optimizer, state, after, complete if evaluate else None)
-    if is_back:
+    judged = rollback.Losses(found.trained, found.evaluated, complete if evaluate else {})
+    after, is_back = rollback.after_round(federation.optimizer, state, after, judged)
+    if is_back and config.aggregation.group_rule == "mean":  # else the sums of several groups made the model
         federation.parties.suspects.note_refuted()
     return _noted(federation, state.round, after, is_back), complete
 
@@ -158,98 +138,6 @@ def evaluate_round(federation: Federation, state: ServerState) -> ServerState:
     return replace(state, exchange=cohort_sum.exchange, row=row)
 
 
-def sum_of_cohort(
-    federation: Federation, state: ServerState, *, train: bool, evaluate: bool, full: bool = False
-) -> tuple[UpdateCodec, Total, CohortSum]:
-    """Sample a cohort, broadcast, sum, decode; go on in the next exchange while fewer than `min_cohort` updates come.
-
-    Raises:
-        RoundError: after `max_attempts` attempts, with the reasons of the last one.
-    """
-    parties = federation.parties
-    config, number = parties.config, state.round + 1
-    models = federation.optimizer.broadcast(state.model, state.optimizer) if train else state.model
-    control = _control(federation, state) if train else state.model[:0]
-
-    def broadcast(entry: Entry, room: int) -> tuple[wire.RoundRequest, UpdateCodec]:
-        layout, plan = federation.layout, state.bounds.plan(config, room)
-        num_models = models.size // layout.size
-        codec = UpdateCodec.for_round(
-            config,
-            federation.task,
-            layout,
-            plan,
-            round_number=number,
-            train=train,
-            evaluate=evaluate,
-            num_models=num_models,
-            rings=federation.rings,
-        )
-        # An exchange may have failed because too few who hold a ring were left: then nobody trains more than the first.
-        by_tier = state.rings.by_tier if state.rings is not None and not entry.refused else (1,) * config.max_rings
-        request = wire.RoundRequest(
-            run_id=state.run_id,
-            round=number,
-            exchange=entry.exchange,
-            plan_hash=parties.plan.hash,
-            config_json=config.to_json(),
-            config_hash=config.hash,
-            evaluate=evaluate,
-            train=train,
-            full=full,
-            model=models,
-            plan=plan,
-            control=control,
-            used=_as_asked(parties, state) if train else (),
-            rings_by_tier=by_tier,
-        )
-        parties.observer.round_started(number, config.num_rounds, len(entry.cohort))
-        return request, codec
-
-    kind = kind_of(
-        config,
-        train=train,
-        evaluate=evaluate,
-        full=full,
-        counts=False,
-        max_sampled_examples=MAX_SAMPLED_EXAMPLES,
-    )
-
-    def decode(codec: UpdateCodec, lanes: Lanes) -> Total:
-        total = codec.decode_checked(lanes)
-        _check_finite(federation, total)
-        return total
-
-    # Owners send so many vectors a round and no more: where the whole text cannot be had, a draw of it must still be.
-    max_attempts = 1 if full and parties.plan.groups else None
-    wanted = Request(number, state.exchange, kind, all_owners=full, max_attempts=max_attempts)
-    return sum_in_attempts(parties, wanted, broadcast, decode)
-
-
-def _check_finite(federation: Federation, total: Total) -> None:
-    """Say how many owners' numbers are not finite; they add nothing to the sum.
-
-    Raises:
-        DivergedError: those of fewer than `min_cohort` are. One owner alone may have said so of all.
-    """
-    diverged, least = round(total.metrics[DIVERGED]), federation.parties.min_cohort
-    if diverged:
-        federation.parties.observer.diverged(diverged)
-    if total.count - diverged < least:
-        raise DivergedError(
-            f"updates and losses must be finite for at least min_cohort = {least} owners, "
-            f"are not for {diverged} of {total.count} (is training.optimizer.lr too large, or does one of them lie?)"
-        )
-
-
-def _control(federation: Federation, state: ServerState) -> Vector:
-    """Return what is broadcast beside the model: what the optimizer has clients know, or the model before this one."""
-    if federation.parties.config.aggregation.weighting == "alignment":
-        return state.previous
-    control: Vector = federation.optimizer.control(state.optimizer)
-    return control
-
-
 def _used(
     federation: Federation, state: ServerState, cohort_sum: CohortSum, total: Total
 ) -> Mapping[int, tuple[str, ...]]:
@@ -267,17 +155,6 @@ def _used(
             kept[exchange] = names
             latest |= set(names)
     return dict(sorted(kept.items()))
-
-
-def _as_asked(parties: Parties, state: ServerState) -> tuple[wire.Used, ...]:
-    """Return `used` as clients get it: of secure sums they know themselves who was in one."""
-    is_secure = bool(parties.plan.groups)
-    return tuple((exchange, () if is_secure else names) for exchange, names in state.used.items())
-
-
-def _num_owners(parties: Parties) -> int:
-    """Return how many owners there are: those of the plan, or in a plain run all that ever were connected."""
-    return len(parties.plan.members) if parties.plan.groups else len(parties.nodes.names)
 
 
 def _round_metrics(mean: Total, cohort_sum: CohortSum, clip_l2: float) -> dict[str, int | float | None]:

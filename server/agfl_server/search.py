@@ -20,10 +20,11 @@ from agfl_models.tokenizer import BPETokenizerConfig
 from agfl_models.validation import dump_yaml
 from agfl_protocol.run_config import RunConfig
 from agfl_server.attempts import Parties
+from agfl_server.cohort_sums import DivergedError
 from agfl_server.observer import Row
 from agfl_server.opened_run import open_run
 from agfl_server.race import Measured, Race, run_race
-from agfl_server.rounds import DivergedError, run_rounds
+from agfl_server.rounds import run_rounds
 from agfl_server.run_folder import RunFolder
 from agfl_server.slate import Candidate, Slate, make_slate
 from agfl_server.state import ServerState

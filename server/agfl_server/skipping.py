@@ -16,8 +16,9 @@ from agfl_models.durable_files import write_atomically
 from agfl_models.errors import CheckpointError
 from agfl_models.stack_config import settings_of
 from agfl_protocol.update import Layout, Vector
+from agfl_server.cohort_sums import Federation
 from agfl_server.observer import Observer
-from agfl_server.rounds import Federation, evaluate_round
+from agfl_server.rounds import evaluate_round
 from agfl_server.run_folder import RunFolder
 from agfl_server.state import ServerState
 

@@ -69,8 +69,8 @@ class AggregationConfig(Config):
     type: "secure" lets the server learn only the sum; "plain" shows it every owner's update.
     cohort_size: owners asked each round; None asks all that are there.
     min_cohort: a round with fewer updates is repeated, at most `max_attempts` times in all. None takes 2, or with
-    "secure" max_colluders + 2. max_colluders: owners that may conspire with the server; None takes a third of the
-    roster, at least 1. Every client applies its own owner's bounds, whatever stands here.
+    "secure" max_colluders + 3, or all if they are fewer. max_colluders: owners that may conspire with the server; None
+    takes a third of the roster, at least 1. Every client applies its own owner's bounds, whatever stands here.
     weighting: by predictions trained on (tokens; of question answering, questions), alike ("uniform"), or by the loss
     to the power `fairness_q`, so that the owners whom the model serves worst count most, at most 16 times what others
     do; a loss counts as at most `max_loss` (q-FFL, Li et al. 2020, arXiv:1905.10497, Algorithm 2); or by predictions
@@ -79,7 +79,8 @@ class AggregationConfig(Config):
     clip_l2: bound of the L2 norm of one owner's update; "auto" learns it from how many exceed it (`clipping`).
     max_weight: cap of one owner's weight, in predictions; None means one round's `local_steps` batches, of "alignment"
     three times that. averaging: of what clients moved in all, or "normalized", of what they moved in a step, for
-    clients that take unequal numbers of them.
+    clients that take unequal numbers of them. group_rule: "geometric_median" sums each group of the plan by itself and
+    steps by what most of them say, so that one owner's lie decides no round; the server then learns each group's sum.
     With server_optimizer scaffold or feddyn owners keep state from round to round, and all must weigh alike.
     """
 
@@ -97,6 +98,7 @@ class AggregationConfig(Config):
     alignment_kappa: NonNegativeFloat = 1.0
     max_weight: PositiveFloat | None = None
     averaging: Literal["mean", "normalized"] = "mean"
+    group_rule: Literal["mean", "geometric_median"] = "mean"
 
     @model_validator(mode="after")
     def _step_fits_averaging(self) -> AggregationConfig:
@@ -113,6 +115,17 @@ class AggregationConfig(Config):
             value = getattr(self, field)
             if value != AggregationConfig.model_fields[field].default and self.weighting != weighting:
                 raise ValueError(f"{field} needs weighting {weighting}, got {value} with weighting {self.weighting}")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_are_sums(self) -> AggregationConfig:
+        if self.group_rule == "mean":
+            return self
+        got = f"{self.type}, {self.server_optimizer.type} and {self.cohort_size}"
+        is_drifting = isinstance(self.server_optimizer, ScaffoldConfig | FedDynConfig)
+        if self.type == "plain" or is_drifting or self.cohort_size is not None:
+            rule = f"needs type secure, owners without state and no cohort_size, got {got}"
+            raise ValueError(f"group_rule {self.group_rule} {rule}")
         return self
 
     @model_validator(mode="after")
@@ -244,6 +257,8 @@ class RunConfig(Config):
             raise ValueError(
                 f"elastic: needs owners that keep no state, got aggregation.server_optimizer {optimizer.type}"
             )
+        if self.aggregation.group_rule != "mean":
+            raise ValueError(f"elastic: needs aggregation.group_rule mean, got {self.aggregation.group_rule}")
         sizes = [self.narrowed_model(k).num_parameters() for k in range(1, self.max_rings + 1)]
         if any(a >= b for a, b in pairwise(sizes)):
             raise ValueError(f"elastic.widths: must make models of different size, got {sizes} parameters")

@@ -1,6 +1,7 @@
 """What one lying owner does to a model: the loss of a run in which one of n lies, beside that of the honest run.
 
     python simulations/benchmarks/poisoning.py --owners 5 12      # about 15 minutes on two processors
+    python simulations/benchmarks/poisoning.py --owners 12 --set aggregation.max_colluders=1  # three groups: 7 minutes
     python simulations/benchmarks/poisoning.py --smoke            # seconds: few and short rounds, two attacks
 
 Each run is the shipped Shakespeare run made small, in secure sums: the server sees no vector. The liar is in every
@@ -26,8 +27,10 @@ from flwr.app import RecordDict
 from agfl_client.node import Node
 from agfl_models.errors import AgflError
 from agfl_protocol.flower_settings import prepare_flower
+from agfl_protocol.groups import groups_of
 from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_protocol.secagg.lanes import Lanes
+from agfl_protocol.secagg.parameters import Parameters
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.transform import UpdateTransform
 from agfl_protocol.update import Total, Update
@@ -93,7 +96,7 @@ def replaced(codec: UpdateCodec, update: Update, rng: np.random.Generator, facto
     if not codec.transforms:
         return _encode(codec, update, rng)
     honest = codec.quantization
-    plan, n = replace(honest.plan, max_cohort=1), honest.plan.max_cohort
+    plan, n = replace(honest.plan, max_cohort=1), _told.in_sum
     wide = replace(honest, plan=plan, clip_l2=honest.clip_l2 * plan.levels / honest.plan.levels)  # steps as long
     lanes = scaled(replace(codec, quantization=wide), update, rng, factor * n * honest.clip_l2 / update.norm)
     bits = 64 // plan.fields_per_lane
@@ -127,13 +130,14 @@ def liars() -> Iterator[None]:
 
 
 class LyingNode(Node):
-    """A node whose owner lies."""
+    """A node whose owner lies; in_sum: how many there are in its sums."""
 
     attack: Encode
+    in_sum: int
 
     def handle_round(self, request: RoundRequest) -> RecordDict:
         """Let the codec know who encodes."""
-        _told.attack = self.attack
+        _told.attack, _told.in_sum = self.attack, self.in_sum
         try:
             return super().handle_round(request)
         finally:
@@ -152,7 +156,17 @@ class Engine(InlineEngine):
         if self._attack != HONEST and path == self._owners[-1]:
             node.__class__ = LyingNode
             node.attack = ATTACKS[self._attack]  # type: ignore[attr-defined]
+            node.in_sum = _in_sum(self._config, [owner.stem for owner in self._owners])  # type: ignore[attr-defined]
         return node
+
+
+def _in_sum(config: RunConfig, names: Sequence[str]) -> int:
+    """Return over how many owners the sums are that the last of them is in."""
+    aggregation = config.aggregation
+    if aggregation.group_rule == "mean":
+        return len(names)
+    least = Parameters.of(len(names), aggregation.max_colluders, aggregation.min_cohort).min_cohort
+    return next(len(group) for group in groups_of(names, least) if names[-1] in group)
 
 
 class _Counting(Observer):

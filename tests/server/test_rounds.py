@@ -36,12 +36,13 @@ from agfl_protocol.update import Layout
 from agfl_server.aggregator import AttemptFailed, CohortSum, Groups, LaneCodec
 from agfl_server.app import build_aggregator, run_federation
 from agfl_server.attempts import Parties
+from agfl_server.cohort_sums import DivergedError, Federation, sum_of_cohort
 from agfl_server.connected_nodes import ConnectedNodes
 from agfl_server.journal import Journal, Records
 from agfl_server.observer import Observer
 from agfl_server.optimizers import build_optimizer
 from agfl_server.plain_sum import PlainSum
-from agfl_server.rounds import DivergedError, Federation, sum_of_cohort, train_round
+from agfl_server.rounds import train_round
 from agfl_server.sampling import sample_cohort
 from agfl_server.state import ServerState, initial_state
 from agfl_sim.grid import InProcessGrid
