@@ -157,16 +157,17 @@ class History:
         run = self._runs.get(run_id, Run())
         return {exchange: frozenset(self._names_of(run, names)) for exchange, names in run.signed.items()}
 
-    def pairs(self, run_id: str, name: str) -> Pairs:
+    def pairs(self, run_id: str, name: str, every: int = 1) -> Pairs:
         """Return how many sampled sums of a run there were with and without an owner, as far as this node can know.
 
         Of others it knows the sums that it signed. Without itself there may have been one for each number that it did
-        not sign.
+        not sign; every: of so many numbers one asks its group, and the others have nothing of it.
         """
         run = self._runs.get(run_id, Run())
         if name == self.own_name:
             last = run.last.exchange if run.last is not None else 0
-            return Pairs(len(run.sampled), last - len(run.signed))
+            signed = len(run.signed) if every == 1 else len(run.sampled)
+            return Pairs(len(run.sampled), max(-(-last // every) - signed, 0))
         bit = 1 << run.names[name] if name in run.names else 0
         with_it = sum(1 for exchange in run.sampled if run.signed[exchange] & bit)
         return Pairs(with_it, len(run.sampled) - with_it)

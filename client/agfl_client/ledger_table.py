@@ -87,11 +87,12 @@ def _print_pairs(run_id: str, history: History, folder: Path) -> None:
     table = Table(title="sampled sums with and without each owner, as far as this node can know")
     for column in ("owner", "with", "without", "pairs", "own error"):
         table.add_column(column, justify="right", overflow="fold")
+    plan = None if found is None else found.read_plan()
     for name in names:
-        pairs = history.pairs(run_id, name)
+        pairs = history.pairs(run_id, name, 1 if plan is None else plan.turns)
         error = ""
-        if found is not None and found.sigma is not None and name == history.own_name:
-            error = f"{own_error(pairs.k, found.sigma, honest_others(found.read_plan(), Policy())):.2f}"
+        if plan is not None and found is not None and found.sigma is not None and name == history.own_name:
+            error = f"{own_error(pairs.k, found.sigma, honest_others(plan, Policy())):.2f}"
         table.add_row(name, str(pairs.with_it), str(pairs.without), f"{pairs.k:.0f}", error)
     Console().print(table)
 

@@ -272,7 +272,8 @@ class Node:
             return None
         self.member.ledger.approve(request.run_id, request.plan_hash)
         self.member.check(request, rules)
-        self._policy.check_pairs(self.member.ledger.pairs(request.run_id, self.name).k)
+        every = 1 if plan is None else plan.turns
+        self._policy.check_pairs(self.member.ledger.pairs(request.run_id, self.name, every).k)
         return rules
 
     def _answer(self, request: SumRequest, rules: SumRules | None, lanes: Lanes, num_rings: int = 1) -> RecordDict:

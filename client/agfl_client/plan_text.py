@@ -30,9 +30,13 @@ def honest_others(plan: Plan, policy: Policy) -> int:
     """Return how many others in a sampled sum are honest, if all who may conspire are in it; at least one."""
     aggregation = plan.run_config.aggregation
     size = min(aggregation.cohort_size or len(plan.members), len(plan.members))
-    if aggregation.group_rule != "mean":
-        size = min(map(len, plan.groups))
+    if plan.is_by_group:
+        size = _min_cohort(plan, policy)
     return max(size - _colluders(plan, policy) - 1, 1)
+
+
+def _min_cohort(plan: Plan, policy: Policy) -> int:
+    return Parameters.of(max(len(plan.members), MIN_ROSTER), policy.max_colluders, policy.min_cohort).min_cohort
 
 
 def _colluders(plan: Plan, policy: Policy) -> int:
@@ -76,7 +80,7 @@ def _sums(plan: Plan, config: RunConfig, sigma: float | None, policy: Policy) ->
         yield "no sum subtracts from another but by whole groups; a group's sum itself tells of a few owners what it is"
         return
     draws = num_examples(config, train=True, evaluate=False)
-    over = "whoever is there" if config.aggregation.group_rule == "mean" else f"one group each, of {group} or more"
+    over = f"{_min_cohort(plan, policy)} or more of your group" if plan.is_by_group else "whoever is there"
     yield f"training: sampled sums, {draws} examples drawn afresh each time, over {over}"
     yield f"full evaluations: exact sums {exact}"
     yield from _pairs(sigma, honest_others(plan, policy))

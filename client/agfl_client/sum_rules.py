@@ -44,7 +44,7 @@ def sum_rules(
         _check_exact_training(config, request)
     if plan.groups and request.max_cohort != plan.room:
         raise PlanViolation(f"max_cohort: must be {plan.room} as of the plan, got {request.max_cohort}")
-    if full or counts:
+    if counts or (full and not plan.is_by_group):
         drawn = plan.members
     else:
         drawn = plan.draw_groups(request.exchange) if kind is Kind.EXACT else plan.draw(request.exchange)

@@ -17,6 +17,7 @@ from agfl_protocol.plan_fields import PlanViolation
 from agfl_protocol.run_config import AggregationConfig, RunConfig, load_run_config
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.parameters import Parameters
+from agfl_protocol.sum_kind import MAX_SAMPLED_EXAMPLES, may_train_exactly
 from agfl_server.aggregator import Aggregator
 from agfl_server.attempts import Parties
 from agfl_server.checkpoint import load_checkpoint
@@ -86,7 +87,7 @@ def run_federation(
             journal=journal,
             plan=plan,
             num_owners=num_owners,
-            suspects=Suspects(plan.groups),
+            suspects=Suspects(plan.groups, plan.is_by_group),
         )
         state = _run(parties, run_folder, resume)
     _finish(grid, state)
@@ -103,6 +104,9 @@ def _plan(config: RunConfig, folder: RunFolder, run_id: str, owners: Collection[
     candidates = () if config.search is None else (one.config.model for one in make_slate(config).candidates)
     known = folder.read_plan()
     plan = Plan.of(config, run_id, owners, min_cohort, candidates, known)
+    if plan.is_by_group and len(plan.groups) < MIN_GROUPS:
+        rule = f"must be {MIN_GROUPS} groups or more with group_rule {config.aggregation.group_rule}"
+        raise ConfigError(f"plan.groups: {rule}, those who joined and left made {len(plan.groups)}")
     if known is not None and known.run_id == run_id and not _asks_more(plan, known, config):
         return known
     folder.write_plan(plan)
@@ -182,6 +186,12 @@ def refuse_run(config: RunConfig, folder: Path, *, resume: bool, roster: Signing
 
 
 def _refuse_before_writing(config: RunConfig, folder: RunFolder, resume: bool) -> None:
+    aggregation = config.aggregation
+    if aggregation.type == "secure" and aggregation.weighting == "alignment" and may_train_exactly(config):
+        raise ConfigError(
+            "aggregation.weighting: must not be alignment where owners train or evaluate on more than "
+            f"{MAX_SAMPLED_EXAMPLES} examples a round, since they refuse that"
+        )
     if config.search is not None:
         open_search(config, folder, resume=resume)
     else:
@@ -199,8 +209,9 @@ def _refuse_few_owners(config: AggregationConfig, num_owners: int | None, min_co
         raise ConfigError(f"aggregation.min_cohort: {rule}, got {min_cohort}")
     if config.group_rule != "mean" and num_owners // min_cohort < MIN_GROUPS:
         rule = f"must make {MIN_GROUPS} groups or more with group_rule {config.group_rule}"
-        got = f"{num_owners // min_cohort} of {num_owners} owners (a lower max_colluders makes more)"
-        raise ConfigError(f"aggregation.min_cohort: {rule}, got {min_cohort}, which makes {got}")
+        got = f"{min_cohort}, which makes {num_owners // min_cohort} of {num_owners} owners"
+        hint = "a lower max_colluders, in the run and in owners' policies, makes more"
+        raise ConfigError(f"aggregation.min_cohort: {rule}, got {got} ({hint})")
 
 
 def build_aggregator(

@@ -129,7 +129,8 @@ def sum_in_attempts(
             if is_over or _is_hopeless(parties, wanted, error, tried - lied, lied):
                 # What comes next may be another round, or of another kind: clients would refuse it under this number.
                 journal.close(wanted.round, frozenset(entry.refused) | error.refused.keys())
-                line = f"round {wanted.round}: failed in {tried} attempts, the last because {error}"
+                attempts = "1 attempt, " if tried == 1 else f"{tried} attempts, the last "
+                line = f"round {wanted.round}: failed in {attempts}because {error}"
                 raise _as_it_ends(parties, error, line) from None
 
 
@@ -143,10 +144,12 @@ def _noted(parties: Parties, wanted: Request, entry: Entry, error: AttemptFailed
     parties.nodes.note_answers(error.silent)
     for name in error.guilty:
         parties.suspects.proven.leave_out(name)
-    if error.bad:
-        parties.suspects.note_bad(error.bad)
-        if error.kind is ImplausibleSum:
-            parties.observer.implausible(wanted.round, str(error))
+    if error.bad and error.kind is ImplausibleSum:
+        parties.observer.implausible(wanted.round, str(error))
+    # Of one group, numbers that are not finite are as likely honest.
+    is_lie = error.bad and (error.kind is ImplausibleSum or wanted.group is None)
+    if is_lie and (some := parties.suspects.note_bad(error.bad)):
+        parties.observer.suspected(some)
     parties.observer.repeated(wanted.round, entry.exchange, str(error))
     return bool(error.bad)
 
@@ -157,7 +160,7 @@ def _as_it_ends(parties: Parties, error: AttemptFailed, line: str) -> RoundError
         return RoundError(line)
     if error.kind is not ImplausibleSum:
         return error.kind(line)
-    return RoundError(f"{line}; {IMPLAUSIBLE}: one of {', '.join(parties.suspects.suspected(error.bad))}")
+    return ImplausibleSum(f"{line}; {IMPLAUSIBLE}: one of {', '.join(parties.suspects.suspected(error.bad))}")
 
 
 def _is_hopeless(parties: Parties, wanted: Request, error: AttemptFailed, lost: int, lied: int) -> bool:
@@ -195,15 +198,13 @@ def _cohort(parties: Parties, wanted: Request, excluded: Collection[str], lied: 
         entry = parties.journal.current(wanted.after)
     if entry.is_open and entry.request:
         return entry, parties.nodes.wait_for_return(entry.cohort, _RETURN_S)
+    while wanted.group is not None and parties.plan.draw(entry.exchange) != wanted.group:
+        entry = replace(entry, exchange=entry.exchange + 1)
     refused = parties.journal.refused(wanted.round)
     missing: Sequence[str] = ()
     while True:
         drawn = _drawn(parties, wanted, entry.exchange)
         nodes = parties.nodes.wait_for(parties.min_cohort, excluded, parties.members)
-        if wanted.group is not None:
-            nodes = {name: node for name, node in nodes.items() if name in wanted.group}
-            if len(nodes) < parties.min_cohort:
-                raise RoundError(f"group: must have {parties.min_cohort} owners there, has {len(nodes)}")
         if drawn is None:
             config = parties.config
             size = None if wanted.all_owners else config.aggregation.cohort_size
@@ -216,6 +217,9 @@ def _cohort(parties: Parties, wanted: Request, excluded: Collection[str], lied: 
         if len(cohort) >= parties.min_cohort:
             names = tuple(cohort)
             return replace(entry, round=wanted.round, refused=tuple(sorted(refused)), cohort=names), cohort
+        if wanted.group is not None:
+            few = f"{parties.min_cohort} owners of {', '.join(wanted.group)} must be there, {len(cohort)} are"
+            raise RoundError(f"round {wanted.round}: {few}")
         if drawn is not None and len(drawn) < len(parties.plan.members):
             entry = replace(entry, exchange=entry.exchange + 1)  # too few of this draw are there
         elif drawn is not None and missing != (missing := sorted(set(drawn) - nodes.keys())):
@@ -239,7 +243,7 @@ def _drawn(parties: Parties, wanted: Request, exchange: int) -> Collection[str] 
     plan = parties.plan
     if not plan.groups:
         return None
-    if wanted.all_owners:
+    if wanted.all_owners and not plan.is_by_group:
         return plan.members
     return plan.draw_groups(exchange) if wanted.kind is Kind.EXACT else plan.draw(exchange)
 

@@ -9,8 +9,9 @@ from agfl_models.rings import Rings
 from agfl_models.tasks.task import AnyTask
 from agfl_protocol import wire
 from agfl_protocol.groups import Names
+from agfl_protocol.run_config import RunConfig
 from agfl_protocol.secagg.lanes import Lanes
-from agfl_protocol.sum_kind import MAX_SAMPLED_EXAMPLES, kind_of
+from agfl_protocol.sum_kind import MAX_SAMPLED_EXAMPLES, Kind, kind_of
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.divergence import DIVERGED
 from agfl_protocol.update import Layout, Total, Vector
@@ -38,10 +39,10 @@ class Federation:
 
 @dataclass(frozen=True)
 class RoundSum:
-    """What owners said in a round of training.
+    """What owners said of a model, and what they made of it.
 
-    total: the sum of all their updates, still weighted; mean: what the optimizer steps by. clip_l2: bound of the norm.
-    trained, evaluated: losses by which `rollback` judges the model that was broadcast; None where nobody measured it.
+    total: the sum of all, still weighted; mean: what the optimizer steps by. clip_l2: bound of the norm. trained,
+    evaluated: losses by which `rollback` judges the model that was broadcast; None where nobody measured it.
     """
 
     cohort: CohortSum
@@ -52,21 +53,51 @@ class RoundSum:
     evaluated: float | None
 
 
-def sum_of_round(federation: Federation, state: ServerState, evaluate: bool) -> RoundSum:
-    """Return the sum over the whole cohort; raises as `sum_of_cohort`."""
-    codec, total, cohort = sum_of_cohort(federation, state, train=True, evaluate=evaluate)
-    return decoded(federation, codec, total, cohort, evaluate)
+def sum_of_round(
+    federation: Federation, state: ServerState, *, train: bool, evaluate: bool, full: bool = False
+) -> RoundSum:
+    """Return the sum over the whole cohort.
+
+    Raises:
+        RoundError: as `sum_of_cohort`.
+    """
+    codec, total, cohort = sum_of_cohort(federation, state, train=train, evaluate=evaluate, full=full)
+    return decoded(federation, codec, total, cohort, train=train, evaluate=evaluate)
 
 
-def decoded(federation: Federation, codec: UpdateCodec, total: Total, cohort: CohortSum, evaluate: bool) -> RoundSum:
-    """Return what a sum of updates says."""
+def decoded(
+    federation: Federation, codec: UpdateCodec, total: Total, cohort: CohortSum, *, train: bool, evaluate: bool
+) -> RoundSum:
+    """Return what a sum says."""
     parties, task = federation.parties, federation.task
     # All owners are those of the plan, or in a plain run all that ever were connected.
     owners = len(parties.plan.members) if parties.plan.groups else len(parties.nodes.names)
     mean = replace(codec.decode_mean(total), owners=owners)
-    trained = task.train_metrics(mean.metrics)["train/loss"]
+    trained = task.train_metrics(mean.metrics)["train/loss"] if train else None
     evaluated = task.eval_metrics(mean.metrics)["eval/loss"] if evaluate else None
     return RoundSum(cohort, total, mean, codec.quantization.clip_l2, trained, evaluated)
+
+
+def codec_of(federation: Federation, state: ServerState, room: int, *, train: bool, evaluate: bool) -> UpdateCodec:
+    """Return the codec of the next round, for sums over at most `room` clients."""
+    config = federation.parties.config
+    return UpdateCodec.for_round(
+        config,
+        federation.task,
+        federation.layout,
+        state.bounds.plan(config, room),
+        round_number=state.round + 1,
+        train=train,
+        evaluate=evaluate,
+        num_models=_models(federation, state, train).size // federation.layout.size,
+        rings=federation.rings,
+    )
+
+
+def kind_of_sum(config: RunConfig, *, train: bool, evaluate: bool, full: bool) -> Kind:
+    """Return the kind of a sum as the server takes it; an owner with a lower bound of its own may differ."""
+    asked = {"train": train, "evaluate": evaluate, "full": full, "counts": False}
+    return kind_of(config, **asked, max_sampled_examples=MAX_SAMPLED_EXAMPLES)
 
 
 def sum_of_cohort(
@@ -87,23 +118,11 @@ def sum_of_cohort(
     """
     parties = federation.parties
     config, number = parties.config, state.round + 1
-    models = federation.optimizer.broadcast(state.model, state.optimizer) if train else state.model
+    models = _models(federation, state, train)
     control = _control(federation, state) if train else state.model[:0]
 
     def broadcast(entry: Entry, room: int) -> tuple[wire.RoundRequest, UpdateCodec]:
-        layout, plan = federation.layout, state.bounds.plan(config, room)
-        num_models = models.size // layout.size
-        codec = UpdateCodec.for_round(
-            config,
-            federation.task,
-            layout,
-            plan,
-            round_number=number,
-            train=train,
-            evaluate=evaluate,
-            num_models=num_models,
-            rings=federation.rings,
-        )
+        codec = codec_of(federation, state, room, train=train, evaluate=evaluate)
         # An exchange may have failed because too few who hold a ring were left: then nobody trains more than the first.
         by_tier = state.rings.by_tier if state.rings is not None and not entry.refused else (1,) * config.max_rings
         request = wire.RoundRequest(
@@ -117,7 +136,7 @@ def sum_of_cohort(
             train=train,
             full=full,
             model=models,
-            plan=plan,
+            plan=state.bounds.plan(config, room),
             control=control,
             used=_as_asked(parties, state) if train else (),
             rings_by_tier=by_tier,
@@ -125,19 +144,10 @@ def sum_of_cohort(
         parties.observer.round_started(number, config.num_rounds, len(entry.cohort))
         return request, codec
 
-    kind = kind_of(
-        config,
-        train=train,
-        evaluate=evaluate,
-        full=full,
-        counts=False,
-        max_sampled_examples=MAX_SAMPLED_EXAMPLES,
-    )
+    kind = kind_of_sum(config, train=train, evaluate=evaluate, full=full)
 
     def decode(codec: UpdateCodec, lanes: Lanes) -> Total:
-        total = codec.decode_checked(lanes)
-        _check_finite(federation, total)
-        return total
+        return checked(federation, codec, lanes)
 
     # Owners send so many vectors a round and no more: where the whole text cannot be had, a draw of it must still be.
     max_attempts = 1 if group or (full and parties.plan.groups) else None
@@ -145,12 +155,14 @@ def sum_of_cohort(
     return sum_in_attempts(parties, wanted, broadcast, decode)
 
 
-def _check_finite(federation: Federation, total: Total) -> None:
-    """Say how many owners' numbers are not finite; they add nothing to the sum.
+def checked(federation: Federation, codec: UpdateCodec, lanes: Lanes) -> Total:
+    """Return what a sum decodes to; say how many owners' numbers are not finite, which add nothing to it.
 
     Raises:
+        ImplausibleSum: honest clients have no such sum.
         DivergedError: those of fewer than `min_cohort` are. One owner alone may have said so of all.
     """
+    total = codec.decode_checked(lanes)
     diverged, least = round(total.metrics[DIVERGED]), federation.parties.min_cohort
     if diverged:
         federation.parties.observer.diverged(diverged)
@@ -159,6 +171,11 @@ def _check_finite(federation: Federation, total: Total) -> None:
             f"updates and losses must be finite for at least min_cohort = {least} owners, "
             f"are not for {diverged} of {total.count} (is training.optimizer.lr too large, or does one of them lie?)"
         )
+    return total
+
+
+def _models(federation: Federation, state: ServerState, train: bool) -> Vector:
+    return federation.optimizer.broadcast(state.model, state.optimizer) if train else state.model
 
 
 def _control(federation: Federation, state: ServerState) -> Vector:

@@ -26,6 +26,7 @@ from agfl_models.durable_files import write_atomically
 from agfl_models.errors import CheckpointError
 
 FOLDER, _STATE_FILE, _VERSION = "exchange", "exchange.json", 1
+_KEPT = "kept"
 
 
 class Records(Protocol):
@@ -107,6 +108,10 @@ class Journal:
             self._clear()
             self._write(entry)
         return _Files(self._folder)
+
+    def kept(self) -> Records:
+        """Return sums that a round goes on with after a crash, by name; exchanges that follow leave them."""
+        return _Files(self._folder / _KEPT)
 
     def close(self, round_number: int, refused: Collection[str] = ()) -> None:
         """Note that the last exchange is never asked for again; refused: who failed in this round, if it goes on."""

@@ -3,14 +3,14 @@
 Its loss on validation text, where the round before measured it, or on training text, which every round's sum holds,
 may be above that of recent ones by so much and no more. Nothing is measured for this, and no model a second time:
 what a restored one was found to be is known. No one round's word decides, since a liar can lower a loss, too: what
-counts is the median of the last three. Clips then shrink, so that whoever spoils models spoils less each time.
+counts is the median of the last three. Clips are then halved, and come back by a step a round that nothing refutes.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from statistics import median
+from statistics import median, median_low
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,30 +50,24 @@ class Confirmed:
         return self.metrics.get("eval/loss")
 
 
-@dataclass(frozen=True)
-class Losses:
-    """Of one model: trained, on what owners trained on from it; evaluated, on what they hold out, None where they did
-    not; row: with the metrics of that.
+def judge(
+    confirmed: Confirmed, model: Vector, number: int, trained: float | None, row: Row | None
+) -> tuple[Confirmed, bool]:
+    """Return what is confirmed now, and whether the model of round `number` is refuted.
+
+    trained: the loss of training from it; row: with the metrics of its evaluation, None where it had none.
     """
-
-    trained: float | None
-    evaluated: float | None = None
-    row: Row = field(default_factory=dict)
-
-
-def judge(confirmed: Confirmed, model: Vector, number: int, losses: Losses) -> tuple[Confirmed, bool]:
-    """Return what is confirmed now, and whether the model of round `number` is refuted."""
-    trained, evaluated = losses.trained, losses.evaluated
+    evaluated = row["eval/loss"] if row is not None else None
     if _is_above(evaluated, confirmed.evaluated, EVAL_RISE) or _is_above(trained, confirmed.trained, TRAIN_RISE):
         # The next losses are those of the restored model: had a lie lowered the last ones, they would refute it, too.
         return replace(confirmed, trained=()), bool(confirmed.model.size)
     is_new = not np.array_equal(model, confirmed.model)
-    known = () if confirmed.loss is None else (confirmed.loss,)
-    is_worse = (
-        _is_above(evaluated, known, LAST_RISE) if evaluated is not None else _is_above(trained, confirmed.trained, 0.0)
-    )
+    loss, past, rise = trained, confirmed.trained, 0.0
+    if evaluated is not None:  # of two the lower one, but of three no single lie
+        loss, past, rise = evaluated, (median_low(confirmed.evaluated or (math.inf,)),), LAST_RISE
+    is_worse = _is_above(loss, past, rise)
     if is_new and not is_worse:
-        metrics = {key: value for key, value in losses.row.items() if key.startswith(_EVAL)}
+        metrics = {} if row is None else {key: value for key, value in row.items() if key.startswith(_EVAL)}
         confirmed = replace(confirmed, model=model, round=number, metrics=metrics)
     return replace(
         confirmed,
@@ -83,13 +77,13 @@ def judge(confirmed: Confirmed, model: Vector, number: int, losses: Losses) -> t
 
 
 def after_round(
-    optimizer: ServerOptimizer, before: ServerState, after: ServerState, losses: Losses
+    optimizer: ServerOptimizer, before: ServerState, after: ServerState, row: Row | None
 ) -> tuple[ServerState, bool]:
     """Return the state `after` a round, or that with the confirmed model, and whether the one `before` it is refuted.
 
-    losses: of the model before.
+    row: of the model before, with its evaluation; None where the round did not evaluate.
     """
-    confirmed, is_refuted = judge(before.confirmed, before.model, before.round, losses)
+    confirmed, is_refuted = judge(before.confirmed, before.model, before.round, after.row["train/loss"], row)
     if is_refuted:
         return _restored(optimizer, replace(after, confirmed=confirmed)), True
     bounds = replace(after.bounds, max_step=min(after.bounds.max_step + 1, MAX_STEP))

@@ -16,7 +16,7 @@ from agfl_protocol.transforms.divergence import DIVERGED
 from agfl_protocol.update import Total
 from agfl_server import rollback
 from agfl_server.aggregator import CohortSum
-from agfl_server.cohort_sums import DivergedError, Federation, sum_of_cohort, sum_of_round
+from agfl_server.cohort_sums import DivergedError, Federation, RoundSum, sum_of_round
 from agfl_server.group_rule import sum_of_groups
 from agfl_server.observer import Row
 from agfl_server.per_ring import without_ring
@@ -57,8 +57,8 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
     """
     started = time.monotonic()
     task, config = federation.task, federation.parties.config
-    sum_up = sum_of_round if config.aggregation.group_rule == "mean" else sum_of_groups
-    found = sum_up(federation, state, evaluate)
+    sum_up = sum_of_groups if federation.parties.plan.is_by_group else sum_of_round
+    found = sum_up(federation, state, train=True, evaluate=evaluate)
     bounds, mean = state.bounds.after(found.total), found.mean
     used = _used(federation, state, found.cohort, found.total)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -69,11 +69,12 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
         **empty_row(task, config.max_rings),
         "round": state.round + 1,
         **task.train_metrics(mean.metrics),
+        "train/loss": found.trained,
         **_round_metrics(mean, found.cohort, found.clip_l2),
         **_coverage(federation, mean),
         "seconds": round(time.monotonic() - started, 4),
     }
-    complete = _complete(federation, state.row, mean.metrics) if evaluate else state.row
+    complete = _complete(federation, state.row, found) if evaluate else state.row
     federation.parties.observer.round_finished(row)
     chosen = federation.optimizer.chosen(optimizer_state)
     if chosen is not None and chosen != federation.optimizer.chosen(state.optimizer):
@@ -92,9 +93,8 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
     )
     loss = complete["eval/loss"] if evaluate else None
     after = _with_next_rings(federation, stepped, mean, loss)
-    judged = rollback.Losses(found.trained, found.evaluated, complete if evaluate else {})
-    after, is_back = rollback.after_round(federation.optimizer, state, after, judged)
-    if is_back and config.aggregation.group_rule == "mean":  # else the sums of several groups made the model
+    after, is_back = rollback.after_round(federation.optimizer, state, after, complete if evaluate else None)
+    if is_back and not federation.parties.plan.is_by_group:  # there the sums of several groups made the model
         federation.parties.suspects.note_refuted()
     return _noted(federation, state.round, after, is_back), complete
 
@@ -128,14 +128,15 @@ def evaluate_round(federation: Federation, state: ServerState) -> ServerState:
     where owners hold different parts of the model.
     """
     full = federation.rings is None and federation.parties.has_whole_group()
+    sum_up = sum_of_groups if federation.parties.plan.is_by_group else sum_of_round
     try:
-        _, total, cohort_sum = sum_of_cohort(federation, state, train=False, evaluate=True, full=full)
+        found = sum_up(federation, state, train=False, evaluate=True, full=full)
     except RoundError:
         if not full or not federation.parties.plan.groups:
             raise
-        _, total, cohort_sum = sum_of_cohort(federation, state, train=False, evaluate=True)
-    row = _complete(federation, state.row, total.metrics)
-    return replace(state, exchange=cohort_sum.exchange, row=row)
+        found = sum_up(federation, state, train=False, evaluate=True)
+    row = _complete(federation, state.row, found)
+    return replace(state, exchange=found.cohort.exchange, row=row)
 
 
 def _used(
@@ -182,7 +183,9 @@ def _gains(federation: Federation, sums: Mapping[str, float]) -> dict[str, float
     return {f"rings/gain_{k}": None if loss is None else loss.gain for k, loss in enumerate(found, start=2)}
 
 
-def _complete(federation: Federation, row: Row, sums: Mapping[str, float]) -> Row:
-    complete = {**row, **federation.task.eval_metrics(sums), **_gains(federation, sums)}
+def _complete(federation: Federation, row: Row, found: RoundSum) -> Row:
+    sums = found.mean.metrics
+    metrics = {**federation.task.eval_metrics(sums), "eval/loss": found.evaluated}
+    complete = {**row, **metrics, **_gains(federation, sums)}
     federation.parties.observer.evaluated(complete)
     return complete

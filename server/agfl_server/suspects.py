@@ -78,11 +78,12 @@ def explanations(groups: Iterable[int], bad: Sequence[GroupSet], good: Sequence[
 class Suspects:
     """What the sums of this run have said so far. It lies in memory: a server that is started anew looks again.
 
-    groups: of the plan; none where sums are plain, and each vector is checked by itself. proven: owners that are proven
-    to have broken the protocol.
+    groups: of the plan; none where sums are plain, and each vector is checked by itself. is_by_group: each sum is of
+    one group, so that nothing has to be looked for. proven: owners that are proven to have broken the protocol.
     """
 
     groups: tuple[tuple[str, ...], ...] = ()
+    is_by_group: bool = False
     proven: Absences[str] = field(default_factory=lambda: Absences(_FIRST_PROVEN))
     _absent: Absences[int] = field(default_factory=Absences)
     _bad: list[GroupSet] = field(default_factory=list)
@@ -91,6 +92,11 @@ class Suspects:
     _told: set[int] = field(default_factory=set)
     _open: list[GroupSet] = field(default_factory=list)
     _recent: list[GroupSet] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.is_by_group:  # each sum of another group counts
+            self.proven.first *= len(self.groups)
+            self._absent.first *= len(self.groups)
 
     def left_out(self) -> frozenset[str]:
         """Return the owners without whom the next sum should be: of groups that were found, and those proven."""
@@ -119,9 +125,10 @@ class Suspects:
                 return out
         return None
 
-    def note_bad(self, names: Collection[str]) -> None:
-        """Note a sum over `names` that no honest owners have."""
+    def note_bad(self, names: Collection[str]) -> list[str]:
+        """Note a sum over `names` that no honest owners have; return of whom one lies, where that is known, once."""
         self._add_bad(self._groups_of(names))
+        return self._convict(self._groups_of(names)) if self.is_by_group else []
 
     def note_refuted(self) -> None:
         """Note that the last sum says a model is bad: that is a lie, or the sum that made the model had one in it."""

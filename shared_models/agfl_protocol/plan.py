@@ -175,13 +175,27 @@ class Plan(Config):
         tokenizer = self.run_config.tokenizer
         return isinstance(tokenizer, BPETokenizerConfig) and not tokenizer.is_trained
 
+    @property
+    def is_by_group(self) -> bool:
+        """Whether each exchange is of one group alone, one after the other in turn; those that count are of all."""
+        return self.run_config.aggregation.group_rule != "mean"
+
+    @property
+    def turns(self) -> int:
+        """One exchange in so many can ask an owner."""
+        return len(self.groups) if self.is_by_group else 1
+
     def draw(self, exchange: int) -> Names:
         """Return whom a sampled exchange asks, sorted: the public draw over all members."""
+        if self.is_by_group:
+            return self.groups[exchange % len(self.groups)]
         config = self.run_config
         return draw_members(self.members, config.aggregation.cohort_size, config.seed, exchange)
 
     def draw_groups(self, exchange: int) -> Names:
         """Return whom an exact exchange asks, sorted: whole groups, as many as fit into the cohort's size."""
+        if self.is_by_group:
+            return self.draw(exchange)
         config = self.run_config
         return draw_groups(self.groups, config.aggregation.cohort_size, config.seed, exchange)
 

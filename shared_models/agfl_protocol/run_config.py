@@ -121,11 +121,11 @@ class AggregationConfig(Config):
     def _groups_are_sums(self) -> AggregationConfig:
         if self.group_rule == "mean":
             return self
-        got = f"{self.type}, {self.server_optimizer.type} and {self.cohort_size}"
-        is_drifting = isinstance(self.server_optimizer, ScaffoldConfig | FedDynConfig)
-        if self.type == "plain" or is_drifting or self.cohort_size is not None:
-            rule = f"needs type secure, owners without state and no cohort_size, got {got}"
-            raise ValueError(f"group_rule {self.group_rule} {rule}")
+        is_summed = isinstance(self.server_optimizer, ScaffoldConfig | FedDynConfig | FedExPConfig)
+        if self.type == "plain" or is_summed or self.weighting == "loss" or self.cohort_size is not None:
+            got = f"{self.type}, {self.server_optimizer.type}, {self.weighting} and {self.cohort_size}"
+            rule = "needs type secure, no scaffold, feddyn or fedexp, no weighting by loss and no cohort_size"
+            raise ValueError(f"group_rule {self.group_rule} {rule}, got {got}")
         return self
 
     @model_validator(mode="after")

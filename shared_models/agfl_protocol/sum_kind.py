@@ -39,6 +39,12 @@ def kind_of(
     return Kind.SAMPLED if max(draws, default=0) <= max_sampled_examples else Kind.EXACT
 
 
+def may_train_exactly(config: RunConfig) -> bool:
+    """Whether rounds of this run are exact sums, or may be where they evaluate, too."""
+    asked = {"train": True, "evaluate": True, "full": False, "counts": False}
+    return kind_of(config, **asked, max_sampled_examples=MAX_SAMPLED_EXAMPLES) is Kind.EXACT
+
+
 def num_examples(config: RunConfig, *, train: bool, evaluate: bool) -> int | None:
     """Return how many examples an owner draws for a sum, for its ledger; None where it looks at all it has."""
     steps = config.training.local_steps

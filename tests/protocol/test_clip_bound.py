@@ -66,6 +66,7 @@ def test_a_stated_bound_and_one_of_exact_sums_stay(run_config: Callable[..., Run
     epochs = "training={optimizer: {type: sgd, lr: 0.5}, batch_size: 4, local_epochs: 1}"
     assert bound(run_config("aggregation.clip_l2=1.5"), 0) == 1.5
     assert bound(run_config(epochs, "aggregation.weighting=uniform"), 0) == 100
+    assert bound(run_config("evaluation.max_examples=513"), 42) == 100, "rounds that evaluate are exact sums"
     assert bound(run_config(), 42) == 2
     assert math.isclose(bound(run_config(), 41), 2**0.5)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,17 +14,21 @@ from hypothesis import strategies as st
 from tests.attacks.lies import LIES
 from tests.attacks.test_attack_lies import SECURE, run
 
-from agfl_client.ledger_file import read_entries
-from agfl_models.errors import ConfigError, RoundError
+from agfl_client.ledger_state import History
+from agfl_client.policy import Policy
+from agfl_client.sum_rules import sum_rules
+from agfl_models.errors import ConfigError, ImplausibleSum, RoundError
 from agfl_protocol import wire
 from agfl_protocol.groups import groups_of
+from agfl_protocol.plan import Plan
 from agfl_protocol.run_config import AggregationConfig, RunConfig
 from agfl_protocol.secagg.identity import SigningRoster
+from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_server import app
 from agfl_server.aggregator import Aggregator, AttemptFailed, CohortSum, Groups, LaneCodec
 from agfl_server.checkpoint import load_checkpoint
 from agfl_server.group_rule import geometric_median
-from agfl_server.journal import Journal, Records
+from agfl_server.journal import Records
 from agfl_server.observer import Observer
 from agfl_sim.run import InlineEngine
 
@@ -66,6 +71,7 @@ class Sums:
         self.cohorts: list[tuple[int, tuple[str, ...]]] = []
         self.failing: frozenset[str] = frozenset()
         self.ends_at = 0
+        self.are_lies = False
 
     def requiring(self, min_cohort: int) -> Aggregator:
         raise AssertionError(min_cohort)
@@ -83,8 +89,8 @@ class Sums:
         self.cohorts.append((request.exchange, tuple(cohort)))
         if len(self.cohorts) == self.ends_at:
             raise KeyboardInterrupt
-        if self.failing.intersection(cohort) and len(cohort) < len(TWELVE):
-            raise AttemptFailed("lost", {}, is_spent=True)
+        if self.failing.intersection(cohort):
+            raise AttemptFailed("lost", {}, is_spent=True, bad=cohort if self.are_lies else ())
         return self.inner.sum(grid, cohort, request, codec, timeout_s, groups, records)
 
 
@@ -110,40 +116,98 @@ def test_each_group_is_summed_by_itself_in_an_exchange_of_its_own(
 ) -> None:
     config = run_config(*FEW)
     start(config, sorted(make_owners(12).iterdir()), tmp_path / "run")
-    *trained, (last, everybody) = sums.cohorts
-    assert [exchange for exchange, _ in trained] == list(range(1, 7))
-    assert sorted(cohort for _, cohort in trained) == sorted(2 * GROUPS)
-    assert (last, sorted(everybody)) == (7, TWELVE)
+    assert [exchange for exchange, _ in sums.cohorts] == list(range(1, 10)), "two rounds and the last evaluation"
+    assert all(cohort == GROUPS[exchange % 3] for exchange, cohort in sums.cohorts)
     assert load_checkpoint(tmp_path / "run" / "checkpoints", config.hash).row["clients"] == 12
 
 
-def test_a_round_goes_on_without_a_group_and_ends_without_most(
+@pytest.mark.parametrize("are_lies", [False, True])
+def test_a_liars_group_is_outvoted_and_one_that_is_lost_is_not_left_out_of_three(
+    run_config: Make, make_owners: MakeOwners, tmp_path: Path, sums: Sums, are_lies: bool
+) -> None:
+    """Of two groups one could lie unseen; of three, of which one was seen to lie, the others are two honest ones."""
+    config, owners = run_config(*FEW), sorted(make_owners(12).iterdir())
+    sums.failing, sums.are_lies = frozenset(GROUPS[0][:1]), are_lies
+    if are_lies:
+        start(config, owners, tmp_path / "run")
+        assert load_checkpoint(tmp_path / "run" / "checkpoints", config.hash).row["clients"] == 8
+        return
+    with pytest.raises(RoundError, match="lost"):
+        start(config, owners, tmp_path / "run")
+    assert sum(cohort == GROUPS[0] for _, cohort in sums.cohorts) == config.aggregation.max_attempts
+    assert all([cohort for _, cohort in sums.cohorts].count(group) == 1 for group in GROUPS[1:]), "nobody else again"
+
+
+def test_two_groups_that_lie_end_a_run_of_three(
     run_config: Make, make_owners: MakeOwners, tmp_path: Path, sums: Sums
 ) -> None:
-    config, owners = run_config(*FEW), sorted(make_owners(12).iterdir())
-    sums.failing = frozenset(GROUPS[0][:1])
-    start(config, owners, tmp_path / "one")
-    assert load_checkpoint(tmp_path / "one" / "checkpoints", config.hash).row["clients"] == 8
-    sums.failing |= {GROUPS[1][0]}
-    with pytest.raises(RoundError, match="lost"):
-        start(config, owners, tmp_path / "two")
+    sums.failing, sums.are_lies = frozenset({GROUPS[0][0], GROUPS[1][0]}), True
+    with pytest.raises(ImplausibleSum, match="one of owner-"):
+        start(run_config(*FEW), sorted(make_owners(12).iterdir()), tmp_path / "run")
 
 
-@pytest.mark.parametrize("ends_at", [2, 3, 5])
-def test_a_round_that_was_cut_short_goes_on_and_nobody_is_asked_twice_in_an_exchange(
+def test_of_five_groups_one_may_be_lost_and_one_lie(
+    run_config: Make, make_owners: MakeOwners, tmp_path: Path, sums: Sums
+) -> None:
+    five = groups_of([f"owner-{i:02}" for i in range(20)], 4)
+    sums.failing = frozenset({five[0][0], five[3][0]})
+    config = run_config(*FEW)
+    start(config, sorted(make_owners(20).iterdir()), tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run" / "checkpoints", config.hash).row["clients"] == 12
+
+
+@pytest.mark.parametrize("ends_at", [1, 2, 3, 5])
+def test_a_round_that_was_cut_short_goes_on_with_the_sums_that_it_had(
     run_config: Make, make_owners: MakeOwners, tmp_path: Path, sums: Sums, ends_at: int
 ) -> None:
     config, owners = run_config(*FEW), sorted(make_owners(12).iterdir())
-    sums.ends_at = ends_at
+    start(config, owners, tmp_path / "whole")
+    whole = load_checkpoint(tmp_path / "whole" / "checkpoints", config.hash)
+    sums.cohorts, sums.ends_at = [], ends_at
     with pytest.raises(KeyboardInterrupt):
         start(config, owners, tmp_path / "run")
-    assert Journal(tmp_path / "run").current(0).cohort in GROUPS
     start(config, owners, tmp_path / "run", resume=True)
     state = load_checkpoint(tmp_path / "run" / "checkpoints", config.hash)
-    assert (state.round, state.row["clients"]) == (2, 12)
-    for path in (tmp_path / "run" / "nodes").iterdir():
-        left = [e["exchange"] for e in read_entries(path / "ledger.jsonl") if e["event"] == "left"]
-        assert len(left) == len(set(left)), "one vector an exchange"
+    assert state.model.tobytes() == whole.model.tobytes()
+    assert [exchange for exchange, _ in sums.cohorts] == [*range(1, ends_at + 1), *range(ends_at, 10)]
+
+
+def test_an_owner_is_in_sums_of_its_group_alone_and_counts_no_others(run_config: Make) -> None:
+    config = run_config(*BY_GROUPS)
+    plan = Plan.of(config, "5f0c", TWELVE, 4)
+    assert [plan.draw(number) for number in range(3)] == list(plan.groups)
+    own = plan.groups[1]
+    entries: list[dict[str, Any]] = [
+        {"n": 0, "event": event, "run": "5f0c", "round": 1, "exchange": 4, "names": own, "lost": [], **more}
+        for event, more in (
+            ("announced", {"stage": "", "kind": "sampled", "merges": None}),
+            ("left", {}),
+            ("signed", {}),
+        )
+    ]
+    assert History(entries, own[0]).pairs("5f0c", own[0], plan.turns) == (1, 1), "4 is its second turn"
+    assert History(entries, own[0]).pairs("5f0c", own[0]) == (1, 3)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_attack_an_exchange_over_others_than_the_group_whose_turn_it_is(run_config: Make, train: bool) -> None:
+    config = run_config(*BY_GROUPS)
+    plan = Plan.of(config, "5f0c", TWELVE, 4)
+    for exchange in range(1, 4):
+        request = wire.RoundRequest(
+            run_id="5f0c",
+            round=1,
+            exchange=exchange,
+            plan_hash=plan.hash,
+            config_json=config.to_json(),
+            config_hash=config.hash,
+            train=train,
+            evaluate=True,
+            full=not train,
+            model=np.zeros(3, np.float32),
+            plan=QuantizationPlan(1, plan.room, 0),
+        )
+        assert sum_rules(plan, config, request, Policy(), None).drawn == set(GROUPS[exchange % 3])
 
 
 def test_attack_one_of_twelve_moves_its_group_alone(
@@ -164,7 +228,10 @@ def test_attack_one_of_twelve_moves_its_group_alone(
     [
         (("aggregation.type=plain",), "needs type secure"),
         (("aggregation.cohort_size=8",), "no cohort_size"),
-        (("aggregation.server_optimizer={type: scaffold}", "aggregation.weighting=uniform"), "owners without state"),
+        (
+            ("aggregation.server_optimizer={type: scaffold}", "aggregation.weighting=uniform"),
+            "no scaffold, feddyn or fedexp",
+        ),
         (("elastic={widths: [0.5, 1]}",), "elastic: needs aggregation.group_rule mean"),
     ],
 )

@@ -17,7 +17,7 @@ from agfl_protocol import candidates
 from agfl_protocol.optimizer_config import PortfolioConfig, ServerOptimizerConfig
 from agfl_protocol.update import Total
 from agfl_server.optimizers import build_optimizer
-from agfl_server.rollback import Confirmed, Losses, judge
+from agfl_server.rollback import Confirmed, judge
 from agfl_server.server_optimizer import ServerOptimizer
 
 SIZE, ARMS = 5, 4
@@ -118,7 +118,7 @@ def test_it_is_never_much_worse_than_the_best_arm(curvature: float) -> None:
             models = method.broadcast(model, state).reshape(-1, SIZE)
             losses = [loss(x) for x in models] if len(models) > 1 else []
             stepped, after = method.step(model, mean(-scales * model, losses), state)
-            confirmed, is_refuted = judge(confirmed, model, number, Losses(loss(model)))
+            confirmed, is_refuted = judge(confirmed, model, number, loss(model), None)
             if is_refuted and goes_back:
                 stepped, after = confirmed.model, method.restarted(confirmed.model, state)
             model, state = stepped, after

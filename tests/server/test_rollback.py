@@ -15,7 +15,7 @@ from agfl_protocol.optimizer_config import FedAvgMConfig
 from agfl_protocol.update import Vector
 from agfl_server.observer import Row
 from agfl_server.optimizers import build_optimizer
-from agfl_server.rollback import EVAL_RISE, LAST_RISE, TRAIN_RISE, Confirmed, Losses, after_round, at_end, judge
+from agfl_server.rollback import EVAL_RISE, LAST_RISE, TRAIN_RISE, Confirmed, after_round, at_end, judge
 from agfl_server.state import Bounds, ServerState
 
 OPTIMIZER = build_optimizer(FedAvgMConfig(type="fedavgm"))
@@ -30,16 +30,12 @@ def row_of(number: int, trained: float | None = None, evaluated: float | None = 
     return {"round": number, "train/loss": trained, "eval/loss": evaluated, "eval/accuracy": evaluated}
 
 
-def losses_of(row: Row) -> Losses:
-    return Losses(row["train/loss"], row["eval/loss"], row)
-
-
 def run(trained: Sequence[float], evaluated: Sequence[float]) -> list[tuple[int, bool]]:
     """Judge model after model; each has a loss of training, and one of every `EVERY` one of evaluation."""
     confirmed, verdicts = Confirmed(), []
     for number, (train, evaluate) in enumerate(zip(trained, evaluated, strict=True)):
-        losses = losses_of(row_of(number, train, evaluate if number % EVERY == 0 else None))
-        confirmed, is_refuted = judge(confirmed, model_of(number), number, losses)
+        row = row_of(number, evaluated=evaluate) if number % EVERY == 0 else None
+        confirmed, is_refuted = judge(confirmed, model_of(number), number, train, row)
         verdicts.append((confirmed.round, is_refuted))
     return verdicts
 
@@ -97,9 +93,7 @@ CONFIRMED = Confirmed(model_of(1), 1, {"eval/loss": 2.0, "eval/accuracy": 0.7}, 
 def test_what_came_of_the_refuted_model_is_given_up() -> None:
     """Momentum, owners' states, half the clip; and what the restored model was found to be is not measured again."""
     before = state_of(4, row_of(4, 2.0, 9.0), CONFIRMED)
-    after, is_back = after_round(
-        OPTIMIZER, before, state_of(5, row_of(5, 2.1), CONFIRMED), losses_of(row_of(4, 2.1, 9.0))
-    )
+    after, is_back = after_round(OPTIMIZER, before, state_of(5, row_of(5, 2.1), CONFIRMED), before.row)
     assert is_back
     assert np.array_equal(after.model, model_of(1))
     assert not after.optimizer["m"].any()
@@ -110,7 +104,7 @@ def test_what_came_of_the_refuted_model_is_given_up() -> None:
 
 def test_trust_comes_back_by_a_step_a_round_in_which_no_loss_refutes_the_model() -> None:
     before = state_of(4, row_of(4, 2.0, 2.0), CONFIRMED)
-    after, is_back = after_round(OPTIMIZER, before, state_of(5, row_of(5, 2.0), CONFIRMED), losses_of(row_of(4, 2.0)))
+    after, is_back = after_round(OPTIMIZER, before, state_of(5, row_of(5, 2.0), CONFIRMED), before.row)
     assert not is_back
     assert after.bounds.max_step == 51
     assert after.confirmed.round == 4
@@ -126,7 +120,7 @@ def test_the_last_model_is_no_worse_than_the_last_confirmed_one(loss: float, is_
 
 def test_nothing_is_confirmed_before_the_first_round() -> None:
     before = state_of(0, row_of(0), Confirmed())
-    after, is_back = after_round(OPTIMIZER, before, state_of(1, row_of(1, math.nan), Confirmed()), Losses(math.nan))
+    after, is_back = after_round(OPTIMIZER, before, state_of(1, row_of(1, math.nan), Confirmed()), None)
     assert not is_back
     assert np.array_equal(after.model, model_of(1))
     assert replace(after.confirmed, model=model_of(0)).round == 0
@@ -134,6 +128,6 @@ def test_nothing_is_confirmed_before_the_first_round() -> None:
 
 def test_a_restored_model_keeps_what_it_was_found_to_be() -> None:
     """It is trained, but not evaluated again."""
-    confirmed, is_refuted = judge(CONFIRMED, model_of(1), 5, Losses(2.0))
+    confirmed, is_refuted = judge(CONFIRMED, model_of(1), 5, 2.0, None)
     assert not is_refuted
     assert (confirmed.metrics, confirmed.round) == (CONFIRMED.metrics, 1)

@@ -349,7 +349,7 @@ def test_a_member_that_broke_the_protocol_is_not_waited_for(
     with pytest.raises(RoundError, match=r"^tokenizer: round 1: failed in 3 attempts, the last because mask_key"):
         train_tokenizer(parties)
     everybody = replace(parties, members=frozenset(f"owner-{i:02}" for i in range(3)))
-    with pytest.raises(RoundError, match=r"^tokenizer: round 1: failed in 1 attempts, the last because mask_key"):
+    with pytest.raises(RoundError, match=r"^tokenizer: round 1: failed in 1 attempt, because mask_key"):
         train_tokenizer(everybody)
 
 

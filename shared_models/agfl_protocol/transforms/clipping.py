@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from agfl_protocol.run_config import RunConfig
-from agfl_protocol.sum_kind import MAX_SAMPLED_EXAMPLES, Kind, kind_of
+from agfl_protocol.sum_kind import may_train_exactly
 from agfl_protocol.update import Total, Update
 
 CLIPPED = "clip/clipped"
@@ -27,9 +27,7 @@ def varies(config: RunConfig) -> bool:
 
     Sums over all of an owner's text differ exactly where the bound does, and then who is clipped is told (SECURITY.md).
     """
-    draws = {"train": True, "evaluate": False, "full": False, "counts": False}
-    kind = kind_of(config, **draws, max_sampled_examples=MAX_SAMPLED_EXAMPLES)
-    return config.aggregation.clip_l2 == "auto" and kind is Kind.SAMPLED
+    return config.aggregation.clip_l2 == "auto" and not may_train_exactly(config)
 
 
 def bound(config: RunConfig, step: int) -> float:
