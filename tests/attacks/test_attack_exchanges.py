@@ -15,7 +15,7 @@ import pytest
 from flwr.app import RecordDict
 from tests.secagg_world import Attempt, Half, World, round_request, rules_of
 
-from agfl_client.ledger_file import LEDGER_FILE
+from agfl_client.ledger_file import LEDGER_FILE, read_entries
 from agfl_client.masking_states import Shared
 from agfl_client.policy import Policy
 from agfl_client.secure_member import SecureMember
@@ -118,6 +118,14 @@ def test_attack_a_lower_exchange_is_asked_for_in_which_no_vector_left(world: Wor
         for number, exchange in ((1, 0), (1, later - 1), (9, later - 1), (2, later)):
             with pytest.raises(ProtocolViolation, match=rf"^exchange: must come after round 1 exchange {later}, got"):
                 node.begin(round_request("run", number, exchange), world.owners[VICTIM].vector.copy())
+
+
+def test_what_left_was_signed_and_opened_stands_in_the_ledger(world: World, tmp_path: Path) -> None:
+    """An owner learns of each that it was asked for: also that its shares went out, which open the sum."""
+    exchange = Attempt(world)
+    lead(exchange, world, "after trip 5")
+    events = [entry["event"] for entry in read_entries(tmp_path / VICTIM / LEDGER_FILE) if "exchange" in entry]
+    assert events == ["announced", "left", "signed", "opened"]
 
 
 def test_attack_the_crash_falls_between_the_ledger_and_the_reply(

@@ -47,9 +47,15 @@ class Door:
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
     def ask(
-        self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]], body: Sequence[bytes] | None = None
+        self,
+        method: str,
+        path: str,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: Sequence[bytes] | None = None,
+        *,
+        is_cut: bool = False,
     ) -> int:
-        """Return the status; `body` is None where none of it may be read."""
+        """Return the status; `body` is None where none of it may be read. is_cut: the sender goes before its end."""
         sent: list[Message] = []
         parts = list(body or [])
 
@@ -58,7 +64,9 @@ class Door:
 
         async def receive() -> Message:
             assert body is not None, "the gate reads no body"
-            return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+            if not parts:
+                return {"type": "http.disconnect"}
+            return {"type": "http.request", "body": parts.pop(0), "more_body": is_cut or bool(parts)}
 
         scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
         asyncio.run(self.gate(scope, receive, send))
@@ -95,6 +103,11 @@ def test_health_needs_no_key(method: str, door: Door) -> None:
 )
 def test_another_path_or_method_is_closed_also_to_who_signs(method: str, path: str, door: Door) -> None:
     assert door.ask(method, path, _headers(path, b"", method=method)) == 403
+
+
+def test_a_body_that_is_cut_short_goes_nowhere(door: Door) -> None:
+    assert door.ask("POST", ACTIVATE, _headers(ACTIVATE, b"hello"), [b"hel"], is_cut=True) == 400
+    assert not door.passed
 
 
 @pytest.mark.parametrize("length", [b"-1", b"", b"x", b"1 ", b"+1"])
