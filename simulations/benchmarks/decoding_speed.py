@@ -5,7 +5,7 @@ hypothesis has the full length. With the cache a position costs one `AutoGenMode
 runs the decoder over all ids so far. The encoder reads the sources once in both. Tokens are those of the texts
 returned, one of four hypotheses each; how many are the same both ways is printed (rounding may turn a near tie).
 
-    python simulations/benchmarks/decoding_speed.py [--tokens 48] [--repetitions 3]
+    python simulations/benchmarks/decoding_speed.py [--tokens 48] [--repetitions 3] [--smoke]
 """
 
 from __future__ import annotations
@@ -76,7 +76,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--smoke", action="store_true", help="two tokens, once")
     arguments = parser.parse_args()
+    if arguments.smoke:
+        arguments.tokens, arguments.repetitions = 2, 1
     models = {"with the cache": AutoGenModel(CONFIG, seed=0), "without it": Uncached(CONFIG, seed=0)}
     seconds: dict[str, list[float]] = {label: [] for label in models}
     for _ in range(arguments.repetitions):

@@ -7,7 +7,7 @@ is the accuracy, the mean of the last ten models, over the seeds, and the spread
 from the best arm alone and from FedAvg. All of it takes about fifteen minutes on a core of its own. Needs scikit-learn
 for the digits (the test set of UCI's optdigits, Alpaydin and Kaynak 1998), or the file from its wheel.
 
-    python simulations/benchmarks/digits_steps.py [--rounds 80] [--seeds 3] [--digits digits.csv.gz]
+    python simulations/benchmarks/digits_steps.py [--rounds 80] [--seeds 3] [--digits digits.csv.gz] [--smoke]
 
 B batch, T time (1: a digit is a sequence of one), P pixels, C classes, d parameters, M models that a round broadcasts.
 """
@@ -97,11 +97,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=80)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--digits", type=Path, help="digits.csv.gz as scikit-learn ships it")
+    parser.add_argument("--smoke", action="store_true", help="one round at one rate, of noise instead of digits")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    digits, all_methods = load(options.digits), methods()
+    rates = RATES[:1] if options.smoke else RATES
+    if options.smoke:
+        options.rounds, options.seeds = 1, 1
+    digits, all_methods = noise() if options.smoke else load(options.digits), methods()
     print(f"digits, {options.rounds} rounds, {options.seeds} seeds", flush=True)
-    for rate in RATES:
+    for rate in rates:
         found: dict[str, list[float]] = {}
         for method in all_methods:
             found[method.name] = [run(digits, method, rate, seed, options.rounds) for seed in range(options.seeds)]
@@ -140,6 +144,13 @@ def load(path: Path | None) -> Digits:
         pixels, labels = table[:, :-1], table[:, -1]
     x_BTP = torch.from_numpy(np.asarray(pixels / 16, np.float32)[:, None])
     return Digits(x_BTP, torch.from_numpy(np.asarray(labels, np.int64)))
+
+
+def noise() -> Digits:
+    """Return as many digits as `load`, without anything to see on them."""
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.random((1797, 1, 64), np.float32), rng.integers(0, 10, 1797)
+    return Digits(torch.from_numpy(pixels), torch.from_numpy(labels))
 
 
 def divide(digits: Digits, rng: np.random.Generator) -> tuple[list[Digits], Digits]:

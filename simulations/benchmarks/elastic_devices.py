@@ -8,7 +8,7 @@ training of the capable): without it every scheme looks good. With `--bytes` eac
 Sums are plain, by the same rules: secure ones change no bit. Four runs a seed, two to three minutes each on two cores.
 Then what elastic training costs one node: time and memory of a round, each in a process of its own.
 
-    python simulations/benchmarks/elastic_devices.py [--rounds 16] [--seeds 3] [--bytes 4000]
+    python simulations/benchmarks/elastic_devices.py [--rounds 16] [--seeds 3] [--bytes 4000] [--smoke]
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from server_steps import mean, spread
+from server_steps import SMOKE, mean, spread
 
 from agfl_client.part import Part
 from agfl_client.training import LocalTrainer, evaluate
@@ -49,8 +49,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--bytes", type=int, help="of text that each owner keeps")
     parser.add_argument("--shrinkage", type=float, default=0.5)
+    parser.add_argument("--smoke", action="store_true", help="one round of a tiny model on little text")
     parser.add_argument("--node", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.smoke:
+        options.rounds, options.seeds, options.bytes = 1, 1, 300
     if options.node:
         print(json.dumps(_round_of_node(*json.loads(options.node))))
         return
@@ -73,6 +76,7 @@ def _config(options: argparse.Namespace, seed: int) -> RunConfig:
         "aggregation.type=plain",
         "aggregation.max_colluders=3",
         "aggregation.min_cohort=5",
+        *(SMOKE if options.smoke else ()),
     )
     return load_run_config(SHIPPED_CONFIGS / "language_modeling.yaml", overrides)
 

@@ -4,7 +4,7 @@ Printed is the main metric of the last model, the mean over the seeds and the sp
 is from the best arm and from FedAvg at each rate. Sums are plain: secure ones change no bit. One run of 16 rounds takes
 two to three minutes on two cores, and there are 15 of them for each seed.
 
-    python simulations/benchmarks/server_steps.py [--rounds 16] [--seeds 3] [--config language_modeling]
+    python simulations/benchmarks/server_steps.py [--rounds 16] [--seeds 3] [--config language_modeling] [--smoke]
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ from agfl_sim.run import InlineEngine
 
 AUTO, FEDAVG = "auto", "fedavg lr 1"
 RATES = (0.05, 0.2, 0.8)
+SMOKE = (
+    "training.local_steps=1",
+    "evaluation.max_examples=4",
+    "model={vocab_size: 259, dim: 16, layers: [{type: rnn}, {type: ff}]}",
+)
 
 
 def main() -> None:
@@ -32,15 +37,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--config", default="language_modeling")
+    parser.add_argument("--smoke", action="store_true", help="one round of a tiny model, at one rate")
     options = parser.parse_args()
+    rates, more = (RATES[:1], (*SMOKE, "data.num_owners=4")) if options.smoke else (RATES, ())
+    if options.smoke:
+        options.rounds, options.seeds = 1, 1
     arms = PortfolioConfig(type="auto").arms
     steps = {f"{arm.type} lr {arm.lr:g}": arm.model_dump_json() for arm in arms} | {AUTO: "{type: auto}"}
     print(f"{options.config}, {options.rounds} rounds, {options.seeds} seeds")
-    for rate in RATES:
+    for rate in rates:
         found: dict[str, list[float]] = {}
         for name, step in steps.items():
             for seed in range(options.seeds):
-                overrides = _overrides(rate, step, seed, options.rounds)
+                overrides = (*_overrides(rate, step, seed, options.rounds), *more)
                 config = load_run_config(SHIPPED_CONFIGS / f"{options.config}.yaml", overrides)
                 found.setdefault(name, []).append(_result(config))
             values = found[name]
