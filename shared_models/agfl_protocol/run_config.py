@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
 
 from agfl_models.bounded import Examples, Owners, Rounds, Seed, few, load_json, shown
 from agfl_models.corpora import corpus_of
@@ -162,6 +162,13 @@ class DataConfig(Config):
     partition: Literal["natural", "grouped", "iid"] = "grouped"
     num_owners: Owners | None = 24
     max_widths: Annotated[dict[Width, Owners] | None, BeforeValidator(few)] = None
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _path_is_given(cls, path: Any) -> Any:
+        if isinstance(path, str) and not path.strip():  # which is the folder one stands in, to `pathlib`
+            raise ValueError(f"must name a folder, got {path!r}")
+        return path
 
 
 class RunConfig(Config):
@@ -378,6 +385,9 @@ def _apply(content: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set: must be KEY=VALUE (as in training.local_steps=5), got {shown(override)}")
+    if not text.strip():
+        rule = "must have a value (null for none), got none; is a shell variable not set?"
+        raise ConfigError(f"--set {key}: {rule}")
     try:
         value = load_yaml(text)
     except yaml.YAMLError as error:
