@@ -39,6 +39,8 @@ PROTOCOL_VERSION = 2
 # Keys on which no round depends, and paths of one machine.
 _LOCAL: dict[str, Any] = {"data": True, "baselines": True, "search": True, "model": {"folder"}, "tokenizer": {"text"}}
 
+_LENGTHS = {"sequence_length", "context_length", "source_length", "target_length"}  # of tasks, in tokens
+
 
 class TrainingConfig(Config):
     """What a client does in a round: `local_steps` batches, or `local_epochs` passes over its text.
@@ -331,10 +333,20 @@ class RunConfig(Config):
         return self.model.folder if isinstance(self.model, HuggingFaceConfig) else None
 
     def with_pretrained(self, folder: Path | None, name: str) -> RunConfig:
-        """Return the run with this machine's copy of its pretrained model, if it has one; raises as `pinned`."""
+        """Return the run with this machine's copy of its pretrained model, if it has one.
+
+        Raises:
+            ConfigError, PretrainedError: as `pinned`, or the task's sequences are longer than the model's positions.
+        """
         if not isinstance(self.model, HuggingFaceConfig):
             return self
-        return self.model_copy(update={"model": self.model.pinned(folder, name)})
+        model = self.model.pinned(folder, name)
+        for field in _LENGTHS & type(self.task).model_fields.keys():
+            length, most = getattr(self.task, field), model.max_length
+            if length > most:
+                rule = f"must be at most {most}, the positions of the pretrained model"
+                raise ConfigError(f"task.{field}: {rule}, got {length}")
+        return self.model_copy(update={"model": model})
 
     def with_merges(self, merges: Sequence[Pair]) -> RunConfig:
         """Return the run with a tokenizer that has learned `merges`."""
