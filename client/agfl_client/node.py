@@ -257,6 +257,8 @@ class Node:
         if self._tell is not None:
             train, held_out = split_rows(rows, config.task.validation_fraction)
             self._tell(f"data for {config.task.type}: {survey.line}; {len(train):,} train, {len(held_out):,} held out")
+            for line in survey.doubts:
+                self._tell(line)
         return rows
 
     def _answered(self, request: SumRequest) -> RecordDict | None:

@@ -53,6 +53,10 @@ class Row(BaseModel, ABC):
     def texts(self) -> tuple[str, ...]:
         """All text that the model reads or writes. The first is the source: no two splits share one."""
 
+    def changed(self, content: Mapping[str, Any]) -> str | None:
+        """Say what is otherwise in the row than its owner wrote in `content`; None where nothing is."""
+        return None
+
 
 class TextRow(Row):
     """A document for language modeling; a blank one teaches nothing and does no harm."""
@@ -143,10 +147,10 @@ def _rows_of(
     if columns and not contents.has_columns:
         raise DataError(f"data: columns: can name those of .jsonl, .csv and .tsv files only, got {file.path}")
     survey.add(file.path, contents)
-    return [_row(schema, file.path, place, record, columns) for place, record in contents.records]
+    return [_row(schema, file.path, place, record, columns, survey) for place, record in contents.records]
 
 
-def _row(schema: type[RowT], path: Path, place: str, record: Any, columns: Mapping[str, str]) -> RowT:
+def _row(schema: type[RowT], path: Path, place: str, record: Any, columns: Mapping[str, str], survey: Survey) -> RowT:
     where = f"data: {path}: {place}"
     if not isinstance(record, dict):
         raise DataError(f"{where}: must be a JSON object, got {str(record)[:40]!r}")
@@ -156,6 +160,9 @@ def _row(schema: type[RowT], path: Path, place: str, record: Any, columns: Mappi
             raise DataError(f"{where}: must have a column {column!r}, got {', '.join(map(repr, record)) or 'none'}")
     content = {field: record[column] for field, column in named.items() if column in record}
     try:
-        return schema.model_validate(content)
+        row = schema.model_validate(content)
     except ValidationError as error:
         raise DataError(f"{where}: {first_problem(error, content)}") from None
+    if change := row.changed(content):
+        survey.changes[change] += 1
+    return row

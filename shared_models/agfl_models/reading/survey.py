@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ class Survey:
     characters: int = 0
     columns: dict[str, None] = field(default_factory=dict)
     encodings: dict[str, list[Path]] = field(default_factory=dict)
+    changes: Counter[str] = field(default_factory=Counter)
 
     def add(self, path: Path, contents: Contents) -> None:
         """Count one more file."""
@@ -41,6 +43,7 @@ class Survey:
         self.characters += other.characters
         self.columns |= other.columns
         self.left_out += other.left_out
+        self.changes += other.changes
         for encoding, paths in other.encodings.items():
             self.encodings.setdefault(encoding, []).extend(paths)
 
@@ -59,6 +62,8 @@ class Survey:
             if encoding in ("cp1252", "latin-1"):
                 what = f"read as {encoding}, which it seems to be; UTF-8 leaves no doubt"
                 lines.append(f"{shorten([str(path) for path in paths])}: {what}")
+        for change, number in sorted(self.changes.items()):
+            lines.append(f"{self.path}: {number:,} of {counted(self.rows, 'row')}: {change}")
         if self.left_out:
             lines.append(f"not read: {shorten([str(path) for path in self.left_out])}")
         return lines
