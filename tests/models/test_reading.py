@@ -91,6 +91,8 @@ def test_suffix_says_the_format_however_it_is_written(tmp_path: Path, name: str,
         ("a.docx", "must be a .jsonl, .csv, .tsv, .txt or .json file, or .gz of one, got '.docx'"),
         ("a.md", "got '.md'"),
         ("a.gz", "got no suffix before '.gz'"),
+        ("a.jsonl.txt", "must be named for what it holds, got '.jsonl' and '.txt'"),
+        ("a.csv.TXT.gz", "must be named for what it holds, got '.csv' and '.txt'"),
         ("a", "got no suffix"),
     ],
 )
@@ -195,6 +197,12 @@ def test_unicode_encodings_are_read_in_every_format(tmp_path: Path, name: str, e
     content = {".txt": value, ".csv": f'text\n"{value}"\n', ".tsv": f"text\n{value}\n"}.get(name[1:], row)
     marked = "\ufeff" if encoding.endswith(("le", "be")) else ""
     assert texts(write(tmp_path / name, (marked + content.replace("\n", "\r\n")).encode(encoding))) == [value]
+
+
+def test_marks_of_joined_files_are_left_out_and_colors_are_text(tmp_path: Path) -> None:
+    one = "sun\n\n".encode("utf-8-sig")
+    assert texts(write(tmp_path / "a.txt", one * 2)) == ["sun", "sun"]
+    assert texts(write(tmp_path / "a.txt", "\x1b[31mred\x1b(B\x1b[m")) == ["\x1b[31mred\x1b(B\x1b[m"]
 
 
 @given(st.text(st.characters(codec="ascii", categories=["L", "N", "P", "S", "Z"]), min_size=1))

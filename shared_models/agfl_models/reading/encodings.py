@@ -99,7 +99,7 @@ def decode(content: bytes, where: str) -> Decoded:
                 "UTF-16 that lacks its mark"
             )
         return Decoded(_plain(_strict(content, unmarked, where)), unmarked)
-    if b"\x1b$" in content or b"\x1b(" in content:
+    if b"\x1b$" in content:
         raise DataError(f"{where}: must be UTF-8 text, seems to be iso2022_jp; save it as UTF-8")
     try:
         return Decoded(_plain(content.decode("utf-8")), "utf-8")
@@ -116,7 +116,8 @@ def decode(content: bytes, where: str) -> Decoded:
 
 
 def _plain(text: str) -> str:
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.removeprefix("\ufeff").replace("\n\ufeff", "\n")  # also where files were joined
 
 
 def _strict(content: bytes, encoding: str, where: str) -> str:

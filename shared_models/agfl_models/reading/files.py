@@ -75,6 +75,10 @@ def data_file(path: Path) -> DataFile:
         stem, suffix = _split(stem)
     if suffix not in _FORMATS or not stem:
         raise DataError(f"data: {path}: {_rule(suffix, is_gzip)}")
+    inner = _split(stem)[1]
+    if _FORMATS[suffix] is Format.TEXT and _FORMATS.get(inner, Format.TEXT) is not Format.TEXT:
+        rule = f"must be named for what it holds, got {inner!r} and {suffix!r}"  # as Windows does, which hides the last
+        raise DataError(f"data: {path}: {rule}")
     _refuse_special(path)
     return DataFile(path, _FORMATS[suffix], unicodedata.normalize("NFC", stem), is_gzip)
 
