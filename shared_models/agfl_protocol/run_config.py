@@ -153,8 +153,8 @@ class EvaluationConfig(Config):
 class DataConfig(Config):
     """Where a simulation's owners come from. A deployed client ignores it: each owner names its own text.
 
-    path: folder of NAME.jsonl, .tsv, .json or .txt files, one an owner; None takes a shipped corpus, divided by
-    `partition`. columns: what the task's columns are called in the files of `path`. corpus: None takes the task's own.
+    path: folder of one file or folder NAME an owner; None takes a shipped corpus, divided by `partition`. columns: what
+    the task's columns are called in the files of `path`. corpus: None takes the task's own.
     max_widths: of an elastic model, how many owners have a device that holds which width; None lets all hold all.
     """
 
