@@ -14,7 +14,8 @@ from agfl_client.node import Node
 from agfl_client.policy import Policy, load_policy
 from agfl_client.secure_member import SecureMember
 from agfl_models.errors import AgflError, ConfigError, DataError, PretrainedError
-from agfl_models.examples import JSONL_SUFFIX, parse_columns
+from agfl_models.examples import parse_columns
+from agfl_models.reading.files import list_owners
 from agfl_protocol import wire
 from agfl_protocol.counting import CountRequest
 from agfl_protocol.randomness import OwnerRandomness
@@ -111,7 +112,7 @@ def _node_of_context(context: Context) -> Node:
     folder = os.environ.get(OWNERS_VARIABLE)
     if folder is None or "partition-id" not in config:
         raise ConfigError(f"node config: must give name and data, or {OWNERS_VARIABLE} a folder of owners' files")
-    owners = sorted(Path(folder).glob("*" + JSONL_SUFFIX))
+    owners = list(list_owners(Path(folder))[0].values())
     index = int(config["partition-id"])
     if index >= len(owners):
         raise ConfigError(f"{OWNERS_VARIABLE}: {folder}: must hold a file for node {index}, holds {len(owners)}")

@@ -99,6 +99,8 @@ def start(
 
         rules = _rules(policy)
         member = _member(own_keys, roster, rules, folder)
+        for line in _data_lines(data):
+            log.info("data: %s", line)
 
         from agfl_client.node import Node
 
@@ -114,6 +116,7 @@ def start(
             folder=folder,
             randomness=_randomness(own_keys, draws_from),
             approvals=Approvals(folder, rules, hashlib.sha256(ca.read_bytes()).hexdigest()),
+            tell=log.info,
         )
         log.info("%s serves %s with %s; stop with Ctrl-C", node.name, server, data)
         try:
@@ -146,6 +149,8 @@ def probe(
     from agfl_protocol.run_config import load_run_config
 
     _refuse_nan("--max-seconds", max_seconds)
+    for line in _data_lines(data):
+        typer.echo(line)
     run = load_run_config(config).with_pretrained(pretrained, "--pretrained")
     where = choose_device(device)
     found = measure(run, data, parse_columns(columns), where, threads)
@@ -198,6 +203,17 @@ def _refuse_nan(option: str, seconds: float) -> None:
 
     if math.isnan(seconds):
         raise ConfigError(f"{option}: must be a number, got {seconds}")
+
+
+def _data_lines(data: Path) -> list[str]:
+    """Return what is in the owner's files, before anybody is called; refuse what no task could read."""
+    from agfl_models.errors import NoRows
+    from agfl_models.reading.survey import survey
+
+    found = survey(data)
+    if not found.rows:
+        raise NoRows(f"data: {data}: must hold at least one row, got none in {found.files} files")
+    return [f"{data}: {found.line}", *found.warnings]
 
 
 def _rules(policy: Path | None) -> Policy:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,11 @@ from agfl_client.secure_member import SecureMember, SumRules
 from agfl_client.sum_rules import sum_rules
 from agfl_client.training import LocalTrainer, effective_steps, evaluate, validation_loss
 from agfl_models.errors import WireError
-from agfl_models.examples import Row, check_readable, read_rows
+from agfl_models.examples import Row, check_readable, read_data
 from agfl_models.families import build_model
 from agfl_models.huggingface.folder import PretrainedFolder
 from agfl_models.rings import Rings
+from agfl_models.tasks.dataset import split_rows
 from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_protocol import candidates, drift, ring_losses
 from agfl_protocol.control import check_control
@@ -78,7 +79,8 @@ class Node:
     this node; pretrained: the owner's copy of a pretrained model, for runs that start from one; policy: what the owner
     accepts; member: the node's part in secure sums, None where it has none; folder: this node's own, where it keeps
     state from round to round for methods that need it; randomness: what it draws with, None for a secret of this
-    process; approvals: the plans that the owner approved, None where its policy approves all of them.
+    process; approvals: the plans that the owner approved, None where its policy approves all of them; tell: takes a
+    line for the owner on the data that was read.
 
     Raises:
         DataError, PretrainedError, ConfigError: the data is not there or cannot be opened, or the pretrained model or
@@ -100,6 +102,7 @@ class Node:
         folder: Path | None = None,
         randomness: OwnerRandomness | None = None,
         approvals: Approvals | None = None,
+        tell: Callable[[str], None] | None = None,
     ) -> None:
         self.name = name
         self.finished = False
@@ -117,6 +120,7 @@ class Node:
         self._states = ClientStates(folder) if folder is not None else None
         self._randomness = randomness or OwnerRandomness(secrets.token_bytes(SECRET_BYTES))
         self._approvals = approvals
+        self._tell = tell
         self._deadline = Deadline()
         self._workspace: _Workspace | None = None
         self._words: pair_counts.CutWords | None = None
@@ -249,7 +253,13 @@ class Node:
             self._states.finish(request.run_id)
 
     def _rows(self, config: RunConfig) -> list[Row]:
-        return read_rows(self._data, config.task.row, self._columns)
+        rows, survey = read_data(self._data, config.task.row, self._columns)
+        if self._tell is not None:
+            train, held_out = split_rows(rows, config.task.validation_fraction)
+            self._tell(f"data for {config.task.type}: {survey.line}; {len(train):,} train, {len(held_out):,} held out")
+            for line in survey.doubts:
+                self._tell(line)
+        return rows
 
     def _answered(self, request: SumRequest) -> RecordDict | None:
         """Return the reply to this very request, if the server has lost it."""

@@ -45,6 +45,8 @@ def init(
     run = load_run_config(source)
     if run.search is not None:
         make_slate(run)  # refuses what `start` would
+    if run.pretrained is not None and run.pretrained.exists():
+        run.with_pretrained(run.pretrained, "model.folder")  # as above; the folder may come later
     federation_folder.init(folder, source.read_text(encoding="utf-8"), host or [])
     certificate, apart = folder / "ca.pem", federation_folder.authority_folder(folder)
     typer.echo(f"made {folder}; give every data owner {certificate}, in words:\n{words_of_file(certificate)}")

@@ -65,13 +65,15 @@ def evaluate(
 
     named = parse_columns(columns)
 
-    from agfl_models.examples import read_rows
+    from agfl_models.examples import read_data
     from agfl_models.inference import open_model
     from agfl_models.metrics.signatures import signatures
     from agfl_models.tasks.evaluation import evaluate_rows
 
     user, task = open_model(path)
-    rows = read_rows(data, task.row, named)
+    rows, survey = read_data(data, task.row, named)
+    for line in (f"{data}: {survey.line}", *survey.doubts):
+        typer.echo(line, err=True)
     metrics = evaluate_rows(user.model, user.task, rows)
     if as_json:
         print(json.dumps({"rows": len(rows), "metrics": metrics, "signatures": signatures(metrics)}))

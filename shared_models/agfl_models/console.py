@@ -6,11 +6,14 @@ import io
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
+from typing import Any
 
+import click
 import typer
 
-from agfl_models.errors import AgflError
+from agfl_models.errors import AgflError, ConfigError
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -27,6 +30,9 @@ def run_app(app: Callable[[], object]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal cannot show
     try:
+        if isinstance(app, typer.Typer):
+            app = typer.main.get_command(app)
+            _refuse_empty_paths(app)
         app()
     except AgflError as error:
         fail(str(error))
@@ -41,6 +47,27 @@ def fail(message: str) -> None:
     """Print one line on stderr and exit with code 2."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)
+
+
+def _refuse_empty_paths(command: click.Command) -> None:
+    """Let no path be "", as an unset shell variable leaves it: to `pathlib` that is the folder one stands in."""
+    for sub in getattr(command, "commands", {}).values():
+        _refuse_empty_paths(sub)
+    for parameter in command.params:
+        if isinstance(parameter.type, click.Path):
+            setattr(parameter.type, "convert", partial(_convert, parameter.type.convert))  # noqa: B010
+
+
+def _convert(
+    convert: Callable[[Any, click.Parameter | None, click.Context | None], Any],
+    value: Any,
+    parameter: click.Parameter | None,
+    context: click.Context | None,
+) -> Any:
+    if isinstance(value, str) and not value.strip():
+        name = "" if parameter is None else f"{parameter.opts[0]}: "
+        raise ConfigError(f"{name}must name a file or folder, got {value!r}; is a shell variable not set?")
+    return convert(value, parameter, context)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -3,6 +3,7 @@
 AgflError
  |- ConfigError       a run or model configuration breaks a rule
  |- DataError         a node's text cannot be read or is empty
+ |   |- NoRows       it is empty
  |- PretrainedError   a pretrained model's folder cannot be used
  |- CheckpointError   a checkpoint cannot be written, read, or belongs to another run
  |- IdentityError     a key, certificate or node name is missing, malformed or not admitted
@@ -36,6 +37,10 @@ class ConfigError(AgflError):
 
 class DataError(AgflError):
     """A node's text cannot be read or is empty."""
+
+
+class NoRows(DataError):
+    """A node's files hold no row at all."""
 
 
 class PretrainedError(AgflError):

@@ -14,16 +14,19 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
 from torch import Tensor
 
+from agfl_models.errors import ConfigError
 from agfl_models.layers.layer import Memory, State, at_least_float32
 from agfl_models.sequence_model import SequenceModel
 from agfl_models.validation import Config
+
+BLOCK, MOST = 128, 1 << 14  # ids of a prompt that are read at once: whole blocks, and at most so many, for memory
 
 
 class GenerationConfig(Config):
     """How to continue a prompt.
 
     Attributes:
-        max_new_tokens: at most so many, the end token among them.
+        max_new_tokens: at most so many, the end token among them, and at most up to the model's last position.
         temperature: draw from softmax(logits / temperature); 0 takes the most probable token.
         top_k: draw among the k most probable tokens only; None for all (Fan et al. 2018, arXiv:1805.04833).
         num_beams: hypotheses that beam search keeps; 1 follows a single one.
@@ -77,9 +80,9 @@ def generate(
             would draw one after the other.
 
     Raises:
-        ConfigError: the model is an encoder, or a layer sees later positions.
+        ConfigError: the model is an encoder, a layer sees later positions, or a prompt is longer than the model reads.
     """
-    searches = [_Search(prompt, config, eos_id, generator) for prompt in prompts]
+    searches = [_Search(prompt, config, eos_id, generator, room(model, prompt)) for prompt in prompts]
     for _ in _steps(model, searches, config, memory):
         pass
     return [list(search.ids) for search in searches]
@@ -95,11 +98,23 @@ def stream(
     generator: torch.Generator | None = None,
 ) -> Iterator[int]:
     """Yield the ids that `generate` returns for one prompt as soon as they are known: at once, but for beam search."""
-    search, shown = _Search(prompt, config, eos_id, generator), 0
+    search, shown = _Search(prompt, config, eos_id, generator, room(model, prompt)), 0
     for _ in _steps(model, [search], config, memory):
         if config.num_beams == 1 or not search.running:
             yield from search.ids[shown:]
             shown = len(search.ids)
+
+
+def room(model: SequenceModel, prompt: Sequence[int]) -> float:
+    """Return how many tokens can follow a prompt before the model's positions end.
+
+    Raises:
+        ConfigError: the prompt alone has more.
+    """
+    if len(prompt) > model.max_length:
+        rule = f"must be at most {model.max_length} tokens long for this model, its beginning included"
+        raise ConfigError(f"prompt: {rule}, got {len(prompt)}")
+    return model.max_length - len(prompt) + 1  # the last one is written and not read
 
 
 def _steps(
@@ -107,15 +122,20 @@ def _steps(
 ) -> Iterator[None]:
     """Yield after every step of the model, until no search is running.
 
-    Every row reads its own prompt, one id a step, and goes on with its own text while others still read: all have
-    seen equally many positions, and nothing needs padding. A search has one row while it reads, then one for each
-    hypothesis, and none when it has ended.
+    Every row reads its own prompt, whole blocks of it at a time while all have such, then one id a step, and goes on
+    with its own text while others still read: all have seen equally many positions, and nothing needs padding. A search
+    has one row while it reads, then one for each hypothesis, and none when it has ended.
     """
     state = model.initial_state(len(searches), memory)
     running = searches
+    while blocks := min(((search.unread - 1) // BLOCK for search in searches), default=0):
+        size = min(blocks * BLOCK, MOST)
+        with torch.no_grad():
+            state = model.read(_as_ids([search.read(size) for search in searches], model), state)
     while running:
         with torch.no_grad():
-            logits_RV, state = model.step(_as_ids(running, model), state)
+            ids = [token_id for search in running for token_id in search.inputs()]
+            logits_RV, state = model.step(_as_ids(ids, model), state)
         candidates = _candidates(logits_RV, running, config)
         rows: list[int] = []
         first = 0
@@ -147,12 +167,18 @@ class _Search:
     """The search for the continuation of one prompt; `running` are the hypotheses to be extended, best first."""
 
     def __init__(
-        self, prompt: Sequence[int], config: GenerationConfig, eos_id: int, generator: torch.Generator | None
+        self,
+        prompt: Sequence[int],
+        config: GenerationConfig,
+        eos_id: int,
+        generator: torch.Generator | None,
+        room: float,
     ) -> None:
         assert prompt, "generation starts from at least one token"
         self.running = [_Hypothesis()]
         self._prompt, self._read = prompt, 0
         self._config, self._eos_id = config, eos_id
+        self._max_new = min(config.max_new_tokens, room)
         self._finished: _Hypothesis | None = None  # the best of those that ended
         self._finished_score = -math.inf
         # All of them at once, so that what another prompt draws does not depend on where this one ends.
@@ -163,6 +189,16 @@ class _Search:
     def ids(self) -> tuple[int, ...]:
         """The best continuation that has ended, or else the best so far."""
         return (self._finished or self.running[0]).ids
+
+    @property
+    def unread(self) -> int:
+        """How many ids of the prompt are still to be read."""
+        return len(self._prompt) - self._read
+
+    def read(self, size: int) -> Sequence[int]:
+        """Return the next `size` ids of the prompt, and count them as read."""
+        self._read += size
+        return self._prompt[self._read - size : self._read]
 
     def inputs(self) -> list[int]:
         """Return the next id that each row reads."""
@@ -208,10 +244,10 @@ class _Search:
             self._finished, self._finished_score = hypothesis, score
 
     def _is_decided(self) -> bool:
-        if not self.running or len(self.running[0].ids) == self._config.max_new_tokens:
+        if not self.running or len(self.running[0].ids) >= self._max_new:
             return True
         # A running hypothesis can only become less probable, and never longer than this.
-        bound = self._config.score(self.running[0].log_prob, self._config.max_new_tokens)
+        bound = self._config.score(self.running[0].log_prob, int(self._max_new))
         return self._finished is not None and bound <= self._finished_score
 
 
@@ -247,9 +283,8 @@ def _draw(log_probs_RV: Tensor, uniforms_R: Tensor, config: GenerationConfig) ->
     return ids_R1.squeeze(-1).clamp(max=num_tokens - 1).to(log_probs_RV.device)  # past the end where logits are NaN
 
 
-def _as_ids(searches: Sequence[_Search], model: SequenceModel) -> Tensor:
-    device = next(model.parameters()).device
-    return torch.tensor([token_id for search in searches for token_id in search.inputs()], device=device)
+def _as_ids(ids: Sequence[int] | Sequence[Sequence[int]], model: SequenceModel) -> Tensor:
+    return torch.tensor(ids, device=next(model.parameters()).device)
 
 
 def _select(state: tuple[State, ...], rows_R: Tensor) -> tuple[State, ...]:

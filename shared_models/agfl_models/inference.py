@@ -11,7 +11,7 @@ import torch
 
 from agfl_models.errors import ConfigError
 from agfl_models.families import build_tokenizer
-from agfl_models.generation import GenerationConfig, stream
+from agfl_models.generation import GenerationConfig, room, stream
 from agfl_models.layers.layer import Memory
 from agfl_models.sequence_model import SequenceModel
 from agfl_models.store import load_model
@@ -102,16 +102,16 @@ class Continuer:
         return _changed(GenerationConfig(max_new_tokens=200, temperature=0.8, top_k=40), given)
 
     def stream(self, prompt: str, decoding: GenerationConfig, seed: int = 0) -> Iterator[str]:
-        """Yield the continuation of `prompt`, which may be empty, as it is written; the same seed draws the same."""
+        """Return the continuation of `prompt`, which may be empty, as it is written; the same seed draws the same.
+
+        Raises:
+            ConfigError: the model cannot read so long a prompt; at once, before anything is written.
+        """
         tokenizer = self.task.tokenizer
-        new_ids = stream(
-            self.model,
-            [tokenizer.bos_id, *tokenizer.encode(prompt)],
-            decoding,
-            eos_id=tokenizer.eos_id,
-            generator=torch.Generator().manual_seed(seed),
-        )
-        yield from tokenizer.decode_stream(new_ids)
+        ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+        room(self.model, ids)
+        drawn = torch.Generator().manual_seed(seed)
+        return tokenizer.decode_stream(stream(self.model, ids, decoding, eos_id=tokenizer.eos_id, generator=drawn))
 
 
 User: TypeAlias = Rewriter | Answerer | Continuer

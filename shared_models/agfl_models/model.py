@@ -117,6 +117,10 @@ class AutoGenModel(Stack, SequenceModel):
         y, after = self.step_stack(self._embed(x), state)
         return self._read_out(y, None), after
 
+    def read(self, x: Tensor, state: tuple[State, ...]) -> tuple[State, ...]:
+        """Return the state after ids_BT (or vectors x_BTD); raises as `step`."""
+        return self.read_stack(self._embed(x), state)
+
     def reset_parameters(self) -> None:
         """Draw new initial weights from the global generator."""
         if self.encoder is not None:

@@ -6,6 +6,7 @@ B batch, T time, D width of the encoder's output, S length of the source, V voca
 from __future__ import annotations
 
 import contextlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
@@ -17,6 +18,11 @@ from agfl_models.layers.layer import Memory, State
 
 class SequenceModel(nn.Module, ABC):
     """A model that tasks train and evaluate, and that generation decodes from."""
+
+    @property
+    def max_length(self) -> float:
+        """For how many positions the model was made; infinity where it has no last one."""
+        return math.inf
 
     @abstractmethod
     def forward(
@@ -53,6 +59,12 @@ class SequenceModel(nn.Module, ABC):
     @abstractmethod
     def step(self, x: Tensor, state: tuple[State, ...]) -> tuple[Tensor, tuple[State, ...]]:
         """Return logits_BV for ids_B at the next position, and the state after it; the given one is left as it was."""
+
+    def read(self, x: Tensor, state: tuple[State, ...]) -> tuple[State, ...]:
+        """Return the state after ids_BT, as `step` on one after the other; a model may know a faster way."""
+        for ids_B in x.unbind(1):
+            _, state = self.step(ids_B, state)
+        return state
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -47,6 +47,14 @@ class Stack(nn.Module):
             after.append(layer_state)
         return x_BD, tuple(after)
 
+    def read_stack(self, x_BTD: Tensor, state: tuple[State, ...]) -> tuple[State, ...]:
+        """Return the state after T more positions."""
+        after = []
+        for (layer, connection), before in zip(self._sublayers(), state, strict=True):
+            x_BTD, layer_state = connection.steps(x_BTD, layer, before)
+            after.append(layer_state)
+        return tuple(after)
+
     def reset_stack(self) -> None:
         """Draw new initial weights from the global generator."""
         for layer, connection in self._sublayers():

@@ -105,7 +105,8 @@ def generate(
     else:
         prompts = text_io.texts("prompt", prompt)
     for one in prompts:
-        text_io.show(chain([one], continuer.stream(one, decoding, seed)))
+        written = continuer.stream(one, decoding, seed)  # which refuses before anything is shown
+        text_io.show(chain([one], written))
 
 
 def _rewrite(path: Path, command: str, text: str | None, file: Path | None, given: Mapping[str, float | None]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from agfl_models.errors import ConfigError, DataError
+from agfl_models.reading.encodings import decode
 
 STANDARD_INPUT = Path("-")
 # What moves the cursor or changes a terminal's settings: a model may have learned it from anybody.
@@ -26,20 +27,28 @@ def texts(name: str, argument: str | None) -> Iterator[str]:
 
 
 def lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a UTF-8 file, without their ends.
+    """Yield the lines of a text, without their ends; standard input's as they come, in UTF-8.
 
     Raises:
         DataError: the file cannot be read, or a line is no text.
     """
+    if path != STANDARD_INPUT:
+        text = _text(path)
+        yield from text.removesuffix("\n").split("\n") if text else ()
+        return
     with _opened(path) as file:
         for number, line in enumerate(file, 1):
-            yield _decoded(line, f"{_name(path)}: line {number}").rstrip("\r\n")
+            text = _decoded(line, f"{_name(path)}: line {number}").rstrip("\r\n")
+            yield text.removeprefix("\ufeff") if number == 1 else text
 
 
 def whole(path: Path) -> str:
-    """Return the text of a UTF-8 file, without the end of its last line; raises DataError as `lines`."""
-    with _opened(path) as file:
-        return _decoded(file.read(), _name(path)).removesuffix("\n")
+    """Return a text, in any encoding that owners' files may have, without the end of its last line.
+
+    Raises:
+        DataError: as `lines`.
+    """
+    return _text(path).removesuffix("\n")
 
 
 def checked(name: str, argument: str) -> str:
@@ -73,6 +82,11 @@ def _asked(name: str) -> Iterator[str]:
             return
         if line.strip():
             yield checked(name, line)
+
+
+def _text(path: Path) -> str:
+    with _opened(path) as file:
+        return decode(file.read(), _name(path)).text
 
 
 @contextlib.contextmanager

@@ -73,8 +73,12 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[tuple[str, str]] = set()
-        for key, _ in node.value:
+        for key, value in node.value:
             if isinstance(key, yaml.ScalarNode):
+                if isinstance(value, yaml.ScalarNode) and value.tag.endswith(":null") and not value.value:
+                    # What a template's unset variable leaves, and the default of a key can be something else.
+                    rule = f"{shown(key.value)} must have a value (null for none), got none"
+                    raise ConstructorError(None, None, rule, key.start_mark)
                 if (key.tag, key.value) in seen:
                     raise ConstructorError(
                         None, None, f"{shown(key.value)} stands twice in one mapping", key.start_mark

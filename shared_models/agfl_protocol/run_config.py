@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
 
 from agfl_models.bounded import Examples, Owners, Rounds, Seed, few, load_json, shown
 from agfl_models.corpora import corpus_of
@@ -38,6 +38,8 @@ from agfl_protocol.search_config import SearchConfig
 PROTOCOL_VERSION = 2
 # Keys on which no round depends, and paths of one machine.
 _LOCAL: dict[str, Any] = {"data": True, "baselines": True, "search": True, "model": {"folder"}, "tokenizer": {"text"}}
+
+_LENGTHS = {"sequence_length", "context_length", "source_length", "target_length"}  # of tasks, in tokens
 
 
 class TrainingConfig(Config):
@@ -151,8 +153,8 @@ class EvaluationConfig(Config):
 class DataConfig(Config):
     """Where a simulation's owners come from. A deployed client ignores it: each owner names its own text.
 
-    path: folder of NAME.jsonl, .tsv, .json or .txt files, one an owner; None takes a shipped corpus, divided by
-    `partition`. columns: what the task's columns are called in the files of `path`. corpus: None takes the task's own.
+    path: folder of one file or folder NAME an owner; None takes a shipped corpus, divided by `partition`. columns: what
+    the task's columns are called in the files of `path`. corpus: None takes the task's own.
     max_widths: of an elastic model, how many owners have a device that holds which width; None lets all hold all.
     """
 
@@ -162,6 +164,13 @@ class DataConfig(Config):
     partition: Literal["natural", "grouped", "iid"] = "grouped"
     num_owners: Owners | None = 24
     max_widths: Annotated[dict[Width, Owners] | None, BeforeValidator(few)] = None
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _path_is_given(cls, path: Any) -> Any:
+        if isinstance(path, str) and not path.strip():  # which is the folder one stands in, to `pathlib`
+            raise ValueError(f"must name a folder, got {path!r}")
+        return path
 
 
 class RunConfig(Config):
@@ -324,10 +333,20 @@ class RunConfig(Config):
         return self.model.folder if isinstance(self.model, HuggingFaceConfig) else None
 
     def with_pretrained(self, folder: Path | None, name: str) -> RunConfig:
-        """Return the run with this machine's copy of its pretrained model, if it has one; raises as `pinned`."""
+        """Return the run with this machine's copy of its pretrained model, if it has one.
+
+        Raises:
+            ConfigError, PretrainedError: as `pinned`, or the task's sequences are longer than the model's positions.
+        """
         if not isinstance(self.model, HuggingFaceConfig):
             return self
-        return self.model_copy(update={"model": self.model.pinned(folder, name)})
+        model = self.model.pinned(folder, name)
+        for field in _LENGTHS & type(self.task).model_fields.keys():
+            length, most = getattr(self.task, field), model.max_length
+            if length > most:
+                rule = f"must be at most {most}, the positions of the pretrained model"
+                raise ConfigError(f"task.{field}: {rule}, got {length}")
+        return self.model_copy(update={"model": model})
 
     def with_merges(self, merges: Sequence[Pair]) -> RunConfig:
         """Return the run with a tokenizer that has learned `merges`."""
@@ -378,6 +397,9 @@ def _apply(content: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set: must be KEY=VALUE (as in training.local_steps=5), got {shown(override)}")
+    if not text.strip():
+        rule = "must have a value (null for none), got none; is a shell variable not set?"
+        raise ConfigError(f"--set {key}: {rule}")
     try:
         value = load_yaml(text)
     except yaml.YAMLError as error:

@@ -90,9 +90,13 @@ def _run(
     print_defaults(console, taken)
     if run_config.aggregation.type == "plain":
         console.print("[bold red]aggregation is plain: a server run like this sees every client's update[/]")
+
+    def tell(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
     try:
         with ProgressObserver(console, run_config.task.main_metric) as observer:
-            owners = run_simulation(run_config, folder, engine, resume, observer)
+            owners = run_simulation(run_config, folder, engine, resume, observer, tell)
         comparison = None
         if run_config.baselines:
             with BaselineBar(console) as bar:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from agfl_models.corpora import corpus_of
 from agfl_models.durable_files import write_atomically
-from agfl_models.errors import ConfigError, DataError
-from agfl_models.examples import JSONL_SUFFIX, SUFFIXES, Row, format_rows, read_rows
+from agfl_models.errors import ConfigError, DataError, NoRows
+from agfl_models.examples import JSONL_SUFFIX, Row, format_rows, read_data
+from agfl_models.reading.files import list_owners
+from agfl_models.reading.survey import FEW_ROWS, TOO_FEW, Survey, counted, shorten
+from agfl_models.tasks.dataset import split_rows
 from agfl_protocol.randomness import generator
 from agfl_protocol.run_config import DataConfig, RunConfig
 
@@ -19,11 +22,15 @@ RowT = TypeVar("RowT")
 
 @dataclass(frozen=True)
 class Owners:
-    """One NAME.jsonl file an owner, sorted by name; content: of those in `folder`, which are still to be written."""
+    """One NAME.jsonl file an owner, sorted by name; content: of those in `folder`, which are still to be written.
+
+    notes: lines on what was read.
+    """
 
     files: list[Path]
     folder: Path
     content: Mapping[Path, bytes]
+    notes: tuple[str, ...] = ()
 
     def write(self, *, is_new: bool = True) -> list[Path]:
         """Write the files that are not there, and return all.
@@ -69,11 +76,14 @@ def owners_of(config: RunConfig, folder: Path) -> Owners:
     if config.data.path is None:
         corpus = corpus_of(config.task.type, config.data.corpus)
         return _to_write(partition(config.data, corpus.load(), config.seed), folder)
-    found = _own_files(config.data.path)
-    owners = {name: read_rows(path, config.task.row, config.data.columns) for name, path in found.items()}
-    if not config.data.columns and all(path.suffix == JSONL_SUFFIX for path in found.values()):
-        return Owners(list(found.values()), folder, {})
-    return _to_write(owners, folder)
+    found, left_out = _own_files(config.data.path)
+    own = _read_own(config, found)
+    notes = tuple(_notes(config, config.data.path, own, [name for name in found if name not in own], left_out))
+    is_ready = all(path.suffix == JSONL_SUFFIX and path.is_file() for path in found.values())
+    if is_ready and own.keys() == found.keys() and not config.data.columns:
+        return Owners(list(found.values()), folder, {}, notes)
+    owners = {name: rows for name, (rows, _) in own.items()}
+    return replace(_to_write(owners, folder), notes=notes)
 
 
 def partition(config: DataConfig, sources: Mapping[str, Sequence[RowT]], seed: int) -> dict[str, list[RowT]]:
@@ -125,21 +135,57 @@ def _checked(num_owners: int, available: int) -> int:
     return num_owners
 
 
-def _own_files(folder: Path) -> dict[str, Path]:
-    """Return the file of each owner by NAME, sorted."""
+def _own_files(folder: Path) -> tuple[dict[str, Path], tuple[Path, ...]]:
+    """Return what each owner has by NAME, sorted, and what lies beside it and is not read."""
     if not folder.is_dir():
         raise DataError(
             f"data.path: {folder}: {'must be a folder, got a file' if folder.exists() else 'no such folder'}"
         )
-    files = sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES)
-    if not files:
+    found, left_out = list_owners(folder)
+    if not found:
         raise DataError(f"data.path: {folder}: must hold one NAME{JSONL_SUFFIX} file an owner, found none")
-    found: dict[str, Path] = {}
-    for path in files:
-        if path.stem in found:
-            raise DataError(f"data.path: {folder}: must hold one file an owner, got {found[path.stem]} and {path}")
-        found[path.stem] = path
-    return dict(sorted(found.items()))
+    return found, left_out
+
+
+def _read_own(config: RunConfig, found: Mapping[str, Path]) -> dict[str, tuple[list[Row], Survey]]:
+    """Return what was read of each owner who has any text."""
+    own: dict[str, tuple[list[Row], Survey]] = {}
+    empty: list[NoRows] = []
+    for name, path in found.items():
+        try:
+            rows, survey = read_data(path, config.task.row, config.data.columns)
+        except NoRows as error:
+            empty.append(error)
+            continue
+        if any(text.strip() for row in rows for text in row.texts):
+            own[name] = rows, survey
+        else:
+            empty.append(NoRows(f"data: {path}: must hold at least one row with text, got {len(rows)} without"))
+    if not own:
+        raise empty[0]
+    return own
+
+
+def _notes(
+    config: RunConfig,
+    folder: Path,
+    own: Mapping[str, tuple[list[Row], Survey]],
+    empty: Sequence[str],
+    left_out: tuple[Path, ...],
+) -> Iterator[str]:
+    """Yield what was read of all owners in one line, and one for each thing that may not have been meant."""
+    total, train = Survey(folder, left_out), 0
+    for rows, survey in own.values():
+        total.add_all(survey)
+        train += len(split_rows(rows, config.task.validation_fraction)[0])
+    split = f"{train:,} train, {total.rows - train:,} held out"
+    yield f"data     {counted(len(own), 'owner')} in {folder}: {total.line}; {split}"
+    if empty:
+        yield f"left out, since they hold no text: {shorten(empty)}"
+    few = [f"{name} ({survey.rows})" for name, (_, survey) in own.items() if survey.rows <= FEW_ROWS]
+    if few:
+        yield f"owners with at most {FEW_ROWS} rows: {shorten(few)}: {TOO_FEW}"
+    yield from total.doubts
 
 
 def _to_write(owners: Mapping[str, Sequence[Row]], folder: Path) -> Owners:

@@ -202,10 +202,17 @@ class RayEngine:
 ENGINES: dict[str, Callable[[RunConfig, Sequence[Path]], Engine]] = {"inline": InlineEngine, "ray": RayEngine}
 
 
-def simulate(config: RunConfig, folder: Path, engine: str, resume: bool, observer: Observer) -> list[Path]:
+def simulate(
+    config: RunConfig,
+    folder: Path,
+    engine: str,
+    resume: bool,
+    observer: Observer,
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
     """Divide the data into owners and run the federation to its last round, leaving everything in `folder`.
 
-    Return the owners' files.
+    Return the owners' files. `tell` takes lines on what was read of a person's own.
 
     Raises:
         AgflError: one line for a person.
@@ -215,5 +222,7 @@ def simulate(config: RunConfig, folder: Path, engine: str, resume: bool, observe
     chosen = ENGINES[engine](config, owners.files)
     refuse_run(config, folder, resume=resume, roster=chosen.roster, num_owners=len(owners.files))
     owners.write(is_new=not resume)
+    for line in owners.notes:
+        tell(line)
     chosen.run(folder, resume=resume, observer=observer)
     return owners.files

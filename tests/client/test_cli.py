@@ -129,3 +129,26 @@ def test_without_a_roster_only_a_policy_that_allows_plain_starts(tmp_path: Path)
     assert result.stderr == (
         "error: --roster: required, since this owner's policy allows no plain aggregation, got none\n"
     )
+
+
+def test_a_node_says_what_it_read_before_it_calls_anybody(tmp_path: Path) -> None:
+    _run("keygen", "alice", "--keys", str(tmp_path / "keys"))
+    (tmp_path / "ca.pem").write_text(_CA)
+    (tmp_path / "policy.yaml").write_text("allow_plain: true\n")
+    (tmp_path / "text.csv").write_text("id;text\n1;S\u00fcden\n2;Norden\n", encoding="utf-8-sig")
+    (tmp_path / "text.parquet").write_bytes(b"PAR1")
+    arguments = ["start", "--server", "127.0.0.1:1", "--ca", str(tmp_path / "ca.pem"), "--keys", str(tmp_path / "keys")]
+    arguments += ["--policy", str(tmp_path / "policy.yaml"), "--max-wait", "0", "--data"]
+    told = _run(*arguments, str(tmp_path / "text.csv"))
+    assert told.returncode == 2
+    lines = told.stderr.splitlines()
+    place = next(
+        i for i, line in enumerate(lines) if ".csv: 1 file, 2 rows, columns id, text, 25 characters, utf-8" in line
+    )
+    assert "only 2 rows: too few to learn from" in lines[place + 1]
+    assert lines[-1].startswith("error: ")
+    assert "127.0.0.1:1" in lines[-1]
+    assert not any("127.0.0.1:1" in line for line in lines[:place])
+    refused = _run(*arguments, str(tmp_path / "text.parquet"))
+    assert refused.stderr.splitlines()[-1].startswith(f"error: data: {tmp_path / 'text.parquet'}: Parquet and Arrow")
+    assert "127.0.0.1" not in refused.stderr

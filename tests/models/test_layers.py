@@ -16,7 +16,7 @@ from torch import Tensor
 
 from agfl_models.errors import ConfigError
 from agfl_models.layers import LayerConfig, build
-from agfl_models.layers.layer import Layer, Memory
+from agfl_models.layers.layer import Layer, Memory, State
 
 WIDTH = 16
 MEMORY_WIDTH = 12
@@ -145,13 +145,37 @@ def test_step_by_step_is_the_whole_sequence(config: dict[str, Any]) -> None:
     torch.testing.assert_close(decode(layer, x_BTD), layer(x_BTD, None, memory(3)), atol=1e-5, rtol=1e-5)
 
 
+@each_causal_layer
+@pytest.mark.parametrize("block", [3, 128])
+def test_several_steps_at_once_are_as_many_steps(
+    config: dict[str, Any], block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agfl_models.layers.attention.BLOCK", block)
+    layer, x_BTD = make_layer(config), torch.randn(3, 17, WIDTH)
+    state, outputs = layer.initial_state(3, memory(3)), []
+    for part_BTD in torch.split(x_BTD, [7, 1, 5, 4], dim=1):
+        copies = tuple(part.clone() for part in state)
+        y_BTE, after = layer.steps(part_BTD, state)
+        assert all(torch.equal(part, copy) for part, copy in zip(state, copies, strict=True))
+        outputs.append(y_BTE)
+        state = after
+    torch.testing.assert_close(torch.cat(outputs, dim=1), decode(layer, x_BTD), atol=1e-5, rtol=1e-5)
+    _, expected = _decoded(layer, x_BTD)
+    for part, same in zip(state, expected, strict=True):
+        torch.testing.assert_close(part, same, atol=1e-5, rtol=1e-5)
+
+
 def decode(layer: Layer, x_BTD: Tensor) -> Tensor:
+    return _decoded(layer, x_BTD)[0]
+
+
+def _decoded(layer: Layer, x_BTD: Tensor) -> tuple[Tensor, State]:
     state = layer.initial_state(len(x_BTD), memory(len(x_BTD)))
     outputs = []
     for x_BD in x_BTD.unbind(dim=1):
         y_BE, state = layer.step(x_BD, state)
         outputs.append(y_BE)
-    return torch.stack(outputs, dim=1)
+    return torch.stack(outputs, dim=1), state
 
 
 @each_causal_layer

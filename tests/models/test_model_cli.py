@@ -226,12 +226,13 @@ def test_evaluate_prints_the_metrics_of_all_rows(model_folders: dict[str, Path],
     user, _ = open_model(folder)
     expected = evaluate_rows(user.model, user.task, rows)
     columns = ("--data", data, "--columns", "source=en,target=de")
-    found = json.loads(written("evaluate", folder, *columns, "--json"))
+    said = f"{data}: 1 file, 3 rows, columns en, de, 58 characters, utf-8\n"
+    found = json.loads(written("evaluate", folder, *columns, "--json", said=said))
     assert found["rows"] == len(rows)
     assert found["metrics"] == expected
     assert found["signatures"]["eval/bleu"] == bleu_signature()
     assert found["signatures"]["eval/chrf"] == chrf_signature()
-    table = written("evaluate", folder, *columns)
+    table = written("evaluate", folder, *columns, said=said)
     cells = {row[1].strip(): row for line in table.splitlines() if len(row := line.split("│")) == 4}
     assert cells["bleu"][2].strip() == f"{expected['eval/bleu']:.4f}"
     assert f"bleu: {bleu_signature()}" in table.splitlines()

@@ -53,6 +53,13 @@ def test_owners_gain_lose_or_neither_and_the_direction_mirrors_them(owners: dict
         assert found.owners == owners
 
 
+def test_nothing_is_said_where_all_models_score_the_same() -> None:
+    found = comparison(HIGHER, {name: dict.fromkeys(MODELS, 0.0) for name in "abc"})
+    assert found.answer.startswith("Nothing can be said, since every model has the same F1 for everybody: for 0 of 3")
+    some = comparison(HIGHER, {name: dict.fromkeys(MODELS, 0.0) | {GLOBAL: float(name == "a")} for name in "abc"})
+    assert not some.answer.startswith("Nothing")
+
+
 @given(OWNERS, st.sampled_from([HIGHER, LOWER]))
 def test_answer_is_yes_only_where_most_owners_and_the_median_one_gain(
     owners: dict[str, dict[str, float]], metric: MainMetric
@@ -60,6 +67,9 @@ def test_answer_is_yes_only_where_most_owners_and_the_median_one_gain(
     found = comparison(metric, owners)
     most, typical = found.num_gaining > len(owners) / 2, found.gain(found.median) > 0
     verdict = found.answer.split(":")[0]
+    if len({value for values in owners.values() for value in values.values()}) == 1:
+        assert verdict.startswith("Nothing can be said")
+        return
     assert verdict == ("Yes" if most and typical else "Not clearly" if most or typical else "No, not as trained here")
     assert f"for {found.num_gaining} of {len(owners)} owners" in found.answer
 

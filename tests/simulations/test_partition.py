@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from agfl_models.corpora import CORPORA
 from agfl_models.errors import ConfigError, DataError
 from agfl_models.examples import Row, TextRow, read_rows
+from agfl_models.tasks.dataset import split_rows
 from agfl_protocol.run_config import DataConfig, RunConfig
+from agfl_sim import partition as partition_module
 from agfl_sim.partition import owner_files, owners_of, partition
 
 Owners = Mapping[str, Sequence[str]]
@@ -162,6 +164,48 @@ def test_own_files_in_other_forms_become_rows_with_the_tasks_columns(
         DataError, match=rf"^data: {folder / 'al.jsonl'}: line 1: must have a column 'x', got 'content'$"
     ):
         owner_files(run_config(f"data.path={folder}", "data.columns={text: x}"), tmp_path / "owners")
+
+
+def test_hidden_and_empty_owners_are_left_out_and_few_rows_are_told(
+    run_config: Callable[..., RunConfig], make_owners: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = make_owners(3)
+    (folder / "._owner-00.jsonl").write_bytes(b"\0\5\26")
+    config = run_config(f"data.path={folder}")
+    whole = owners_of(config, tmp_path / "written")
+    assert whole.files == sorted(folder.glob("owner-*.jsonl")), "read where they are"
+    assert whole.notes == (
+        f"data     3 owners in {folder}: 3 files, 36 rows, columns text, "
+        f"{sum(len(path.read_text()) for path in whole.files):,} characters, utf-8; {_train(config, whole)}",
+    )
+    (folder / "nobody.jsonl").write_text("")
+    (folder / "blank.jsonl").write_text('{"text": " "}\n')
+    (folder / "zed.csv").write_text("text;id\none;1\ntwo;2\n", encoding="utf-8-sig")
+    some = owners_of(config, tmp_path / "written")
+    assert [path.name for path in some.write()] == [f"owner-0{i}.jsonl" for i in range(3)] + ["zed.jsonl"]
+    assert "left out, since they hold no text: blank, nobody" in some.notes
+    assert [line for line in some.notes if "zed (2): too few to learn from" in line]
+    for path in folder.glob("*.*"):
+        if path.stem not in ("nobody", "blank"):
+            path.unlink()
+    with pytest.raises(DataError, match=r"blank\.jsonl: must hold at least one row with text, got 1 without$"):
+        owners_of(config, tmp_path / "none")
+
+
+def _train(config: RunConfig, owners: partition_module.Owners) -> str:
+    splits = [split_rows(read_rows(path, TextRow), config.task.validation_fraction) for path in owners.files]
+    return f"{sum(len(train) for train, _ in splits)} train, {sum(len(held_out) for _, held_out in splits)} held out"
+
+
+@pytest.mark.parametrize("name", ["dan.parquet", "dan.docx", "dan", "dan/text.xlsx"])
+def test_owner_whose_file_cannot_be_read_is_named(
+    run_config: Callable[..., RunConfig], make_owners: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    folder = make_owners(3)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=rf"^data: {folder / name}: "):
+        owners_of(run_config(f"data.path={folder}"), tmp_path / "owners")
 
 
 def test_owner_with_two_files_is_refused(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from agfl_models.bounded import Size
 from agfl_models.errors import ConfigError
 from agfl_models.heads import Family, HeadConfig, LanguageModelHeadConfig
 from agfl_models.huggingface.folder import PretrainedFolder
-from agfl_models.huggingface.loading import outline
+from agfl_models.huggingface.loading import max_length, outline
 from agfl_models.huggingface.lora import LoRAConfig, is_adapter, is_linear
 from agfl_models.sequence_model import trained_parameters
 from agfl_models.stack_config import Part, settings_of
@@ -87,6 +87,11 @@ class HuggingFaceConfig(Config):
             rule = f"must be a copy of the run's pretrained model, with fingerprint {self.fingerprint}"
             raise ConfigError(f"{name}: {rule}, got {found}")  # without the path, since the other side reads this
         return self.model_copy(update={"folder": folder.resolve(), "fingerprint": found})
+
+    @property
+    def max_length(self) -> float:
+        """For how many positions the model in the folder was made; infinity where it has no last one."""
+        return max_length(outline(self))
 
     def num_parameters(self) -> int:
         """Return the number of parameters that are trained and travel, without reading the weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,15 @@ def outline(config: HuggingFaceConfig) -> Any:
         except Exception as error:
             raise folder.error(error) from None
         return _with_trained_marked(config, model)
+
+
+def max_length(model: Any) -> float:
+    """Return for how many positions a module of transformers was made; infinity where it has no last one."""
+    most: float = getattr(model.config, "max_position_embeddings", None) or math.inf
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            most -= module.padding_idx + 1  # RoBERTa counts positions from there
+    return most
 
 
 def _parts(config: HuggingFaceConfig) -> tuple[PretrainedFolder, Any, Any]:

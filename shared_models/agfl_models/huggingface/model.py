@@ -6,7 +6,6 @@ B batch, T time, S length of the source, D width of the encoder's output, V voca
 from __future__ import annotations
 
 import inspect
-import math
 import shutil
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +17,7 @@ from agfl_models.errors import CheckpointError, ConfigError
 from agfl_models.heads import PADDING_LOGIT, SpanHeadConfig
 from agfl_models.huggingface.config import HuggingFaceConfig
 from agfl_models.huggingface.folder import PretrainedFolder
-from agfl_models.huggingface.loading import load
+from agfl_models.huggingface.loading import load, max_length
 from agfl_models.huggingface.lora import merge_lora
 from agfl_models.layers.layer import Memory, State
 from agfl_models.sequence_model import SequenceModel
@@ -44,11 +43,15 @@ class HuggingFaceModel(SequenceModel):
         super().__init__()
         self.config = config.resolve()
         self.inner = load(self.config, seed).eval()
-        self._max_length = _max_length(self.inner)
+        self._max_length = max_length(self.inner)
         arguments = inspect.signature(self.inner.forward).parameters
         self._type_vocab_size = getattr(self.inner.config, "type_vocab_size", 1)  # of BERT and its like
         # transformers 5.24 calls `cache` what was `past_key_values`.
         self._cache_argument = next((name for name in ("cache", "past_key_values") if name in arguments), None)
+
+    @property
+    def max_length(self) -> float:
+        return self._max_length
 
     def train(self, mode: bool = True) -> Self:
         """Leave `inner` in evaluation mode: without dropout a forward pass draws no random numbers."""
@@ -154,15 +157,6 @@ class HuggingFaceModel(SequenceModel):
         if length > self._max_length:
             rule = f"must be at most {self._max_length} tokens long for this pretrained model"
             raise ConfigError(f"sequence: {rule}, got {length}")
-
-
-def _max_length(model: Any) -> float:
-    """Return for how many positions the model was made."""
-    most: float = getattr(model.config, "max_position_embeddings", math.inf)
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            most -= module.padding_idx + 1  # RoBERTa counts positions from there
-    return most
 
 
 def _integers(mask: Tensor | None) -> Tensor | None:

@@ -18,6 +18,7 @@ from agfl_models.layers.dot_product import DotProductConfig, attend
 from agfl_models.layers.layer import Blocks, Layer, Memory, State, at_least_float32, init_linear
 
 ROPE_BASE = 10_000.0
+BLOCK = 128  # queries that look at earlier positions at a time
 
 
 class AttentionConfig(DotProductConfig):
@@ -89,15 +90,40 @@ class AttentionLayer(Layer):
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         """See `Layer.step`. Raises ConfigError if the layer is not causal."""
+        y_BTD, state = self.steps(x_BD.unsqueeze(1), state)
+        return y_BTD.squeeze(1), state
+
+    def steps(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
+        """See `Layer.steps`. Raises ConfigError if the layer is not causal."""
         if not self.causal:
             raise ConfigError("causal: must be true to decode step by step, got false")
         past_k, past_v, seen_B = state
-        q_BTNA, k_BTKA, v_BTKA = self._project(x_BD.unsqueeze(1), seen_B.unsqueeze(1))
+        new = torch.arange(x_BTD.shape[1], device=x_BTD.device)
+        q_BTNA, k_BTKA, v_BTKA = self._project(x_BTD, seen_B.unsqueeze(1) + new)
+        k_BSKA, v_BSKA = torch.cat((past_k, k_BTKA), dim=1), torch.cat((past_v, v_BTKA), dim=1)
         oldest = 0 if self.window is None else -self.window
-        k_BSKA = torch.cat((past_k, k_BTKA), dim=1)[:, oldest:]
-        v_BSKA = torch.cat((past_v, v_BTKA), dim=1)[:, oldest:]
-        y_BTD = self._write(attend(q_BTNA, k_BSKA, v_BSKA))
-        return y_BTD.squeeze(1), (k_BSKA, v_BSKA, seen_B + 1)
+        if len(new) == 1:
+            y_BTI = attend(q_BTNA, k_BSKA[:, oldest:], v_BSKA[:, oldest:])
+        elif past_k.shape[1] == 0 and self.window is None:
+            y_BTI = attend(q_BTNA, k_BSKA, v_BSKA, is_causal=True)
+        else:
+            y_BTI = self._attend_in_blocks(q_BTNA, k_BSKA, v_BSKA)
+        return self._write(y_BTI), (k_BSKA[:, oldest:], v_BSKA[:, oldest:], seen_B + len(new))
+
+    def _attend_in_blocks(self, q_BTNA: Tensor, k_BSKA: Tensor, v_BSKA: Tensor) -> Tensor:
+        """Return what the last T positions see of the S there are; blocks, since T times S may be much."""
+        parts, num_past = [], k_BSKA.shape[1] - q_BTNA.shape[1]
+        for first in range(0, q_BTNA.shape[1], BLOCK):
+            block_BTNA = q_BTNA[:, first : first + BLOCK]
+            place = num_past + first  # of the block's first position
+            oldest = 0 if self.window is None else max(0, place - self.window + 1)
+            seen = slice(oldest, place + block_BTNA.shape[1])
+            allowed_TS = torch.ones(block_BTNA.shape[1], seen.stop - oldest, dtype=torch.bool, device=q_BTNA.device)
+            allowed_TS = allowed_TS.tril(place - oldest)
+            if self.window is not None:
+                allowed_TS = allowed_TS.triu(place - oldest - self.window + 1)
+            parts.append(attend(block_BTNA, k_BSKA[:, seen], v_BSKA[:, seen], allowed_TS[None, None]))
+        return torch.cat(parts, dim=1)
 
     def reset_parameters(self, branch_scale: float) -> None:
         init_linear(self.qkv)

@@ -51,6 +51,11 @@ class SublayerConnection(nn.Module):
         y_BE, state = layer.step(self._enter(x_BW), state)
         return self._leave(x_BW, y_BE), state
 
+    def steps(self, x_BTW: Tensor, layer: Layer, state: State) -> tuple[Tensor, State]:
+        """Return (B, T, W), or (B, T, E) without a residual sum, and the layer's new state."""
+        y_BTE, state = layer.steps(self._enter(x_BTW), state)
+        return self._leave(x_BTW, y_BTE), state
+
     def reset_parameters(self, branch_scale: float) -> None:
         """Draw the bridges; see `Layer.reset_parameters`."""
         if self.bridge_in is not None:

@@ -85,6 +85,9 @@ class CrossAttentionLayer(Layer):
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         return self._look(x_BD.unsqueeze(1), state).squeeze(1), state
 
+    def steps(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
+        return self._look(x_BTD, state), state
+
     def reset_parameters(self, branch_scale: float) -> None:
         init_linear(self.query)
         init_linear(self.key_value)

@@ -97,6 +97,9 @@ class FFLayer(Layer):
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         return self._apply_everywhere(x_BD), state
 
+    def steps(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
+        return self._apply_everywhere(x_BTD), state
+
     def reset_parameters(self, branch_scale: float) -> None:
         init_linear(self.expand)
         if self.value is not None:

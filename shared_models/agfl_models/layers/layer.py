@@ -137,6 +137,14 @@ class Layer(nn.Module, ABC):
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         """Return y_BE and the new state for one more position; the given state is left as it was."""
 
+    def steps(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
+        """Return y_BTE and the new state for T more positions, as T times `step`; a layer may know a faster way."""
+        outputs = []
+        for x_BD in x_BTD.unbind(1):
+            y_BE, state = self.step(x_BD, state)
+            outputs.append(y_BE)
+        return torch.stack(outputs, dim=1), state
+
     @abstractmethod
     def reset_parameters(self, branch_scale: float) -> None:
         """Draw the initial weights from the global generator.

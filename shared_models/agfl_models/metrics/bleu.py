@@ -1,6 +1,8 @@
 """Corpus BLEU as sacreBLEU computes it (13a tokens, mixed case, exponential smoothing), as a function of sums.
 
-Papineni et al. 2002, aclanthology.org/P02-1040; Post 2018, arXiv:1804.08771. An n-gram is a run of n tokens.
+Papineni et al. 2002, aclanthology.org/P02-1040; Post 2018, arXiv:1804.08771. An n-gram is a run of n tokens. To 13a a
+sentence in Chinese is one token: where the reference is of such a script, its characters are set apart first, as
+sacreBLEU's "zh" does.
 """
 
 from __future__ import annotations
@@ -8,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
+
+from agfl_models.metrics.scripts import is_unspaced, spaced_out
 
 if TYPE_CHECKING:
     from sacrebleu import BLEU
@@ -28,7 +32,8 @@ def bleu_sums(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str,
     assert len(hypotheses) == len(references), (len(hypotheses), len(references))
     if not hypotheses:
         return dict.fromkeys(NAMES, 0.0)
-    found = _metric().corpus_score(hypotheses, [references])
+    pairs = [_apart(*pair) for pair in zip(hypotheses, references, strict=True)]
+    found = _metric().corpus_score([left for left, _ in pairs], [[right for _, right in pairs]])
     counts = (*found.counts, *found.totals, found.ref_len)
     return {name: float(count) for name, count in zip(NAMES, counts, strict=True)}
 
@@ -45,8 +50,12 @@ def bleu_scores(sums: Mapping[str, float]) -> dict[str, float]:
 
 
 def bleu_signature() -> str:
-    """Return sacreBLEU's signature, which belongs beside every BLEU that is printed."""
-    return str(_metric().get_signature().format())
+    """Return sacreBLEU's signature and what we do first, which belong beside every BLEU that is printed."""
+    return f"{_metric().get_signature().format()}|references without spaces (cjk etc.):characters"
+
+
+def _apart(hypothesis: str, reference: str) -> tuple[str, str]:
+    return (spaced_out(hypothesis), spaced_out(reference)) if is_unspaced(reference) else (hypothesis, reference)
 
 
 @cache

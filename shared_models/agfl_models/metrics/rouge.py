@@ -1,7 +1,8 @@
 """ROUGE-1, ROUGE-2 and ROUGE-L as Google's rouge-score computes them without stemming, as a function of sums.
 
 Lin 2004, aclanthology.org/W04-1013. Each is the mean of the examples' F1; ROUGE-L takes a text as one sentence. Tokens
-are runs of a-z and 0-9 in lower case: like rouge-score, this tells nothing of text that is not English.
+are runs of a-z and 0-9 in lower case, and rouge-score knows no others: to it a perfect summary in Cyrillic is worth 0.
+Where a reference is mostly of other letters they are Unicode's words, and characters where a script has no spaces.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+
+from agfl_models.metrics.scripts import is_beyond_ascii, unicode_words
 
 _TYPES = ("rouge1", "rouge2", "rougeL")
 _COUNT = "eval/rouge/count"  # examples
@@ -20,7 +23,8 @@ def rouge_sums(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str
     """Return the summed F1 of each type, 0 to 1 an example, and the number of examples."""
     sums = dict.fromkeys(NAMES, 0.0)
     for hypothesis, reference in zip(hypotheses, references, strict=True):
-        left, right = _tokens(hypothesis), _tokens(reference)
+        tokens = unicode_words if is_beyond_ascii(reference) else _tokens
+        left, right = tokens(hypothesis), tokens(reference)
         for n in (1, 2):
             sums[f"eval/rouge/rouge{n}"] += _ngram_f1(left, right, n)
         sums["eval/rouge/rougeL"] += _f1(lcs_length(left, right), len(left), len(right))
@@ -34,6 +38,11 @@ def rouge_scores(sums: Mapping[str, float]) -> dict[str, float]:
     if count == 0:
         return {}
     return {f"eval/{kind}": 100 * sums[f"eval/rouge/{kind}"] / count for kind in _TYPES}
+
+
+def rouge_signature() -> str:
+    """Return what says how ROUGE was computed, which belongs beside every one that is printed."""
+    return "as rouge-score 0.1.2|stem:no|tok:a-z0-9|references beyond ASCII:unicode words, cjk etc. characters"
 
 
 def lcs_length(left: Sequence[str], right: Sequence[str]) -> int:

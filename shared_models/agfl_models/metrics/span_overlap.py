@@ -1,7 +1,8 @@
 """Exact match and F1 of answers as SQuAD 2.0 defines them, as a function of sums.
 
 Rajpurkar et al. 2016, arXiv:1606.05250, and 2018, arXiv:1806.03822: the best over an example's reference answers, on
-text without case, punctuation and articles.
+text without case, punctuation and articles. F1 counts words between spaces, and characters where an answer is of a
+script without spaces, in which SQuAD's script would take a whole answer for one word.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
+
+from agfl_models.metrics.scripts import is_unspaced, unicode_words
 
 _EXACT, _F1, _COUNT = NAMES = ("eval/span/exact_match", "eval/span/f1", "eval/span/count")
 SCORES = ("eval/exact_match", "eval/f1")
@@ -27,7 +30,7 @@ def span_overlap_sums(hypotheses: Sequence[str], references: Sequence[Sequence[s
         found = normalize(hypothesis)
         expected = [text for text in map(normalize, answers) if text] or [""]
         sums[_EXACT] += float(found in expected)
-        sums[_F1] += max(_token_f1(found.split(), text.split()) for text in expected)
+        sums[_F1] += max(_f1(found, text) for text in expected)
         sums[_COUNT] += 1
     return sums
 
@@ -44,6 +47,17 @@ def normalize(answer: str) -> str:
     """Return `answer` in lower case without ASCII punctuation, English articles and superfluous spaces."""
     plain = answer.lower().translate(_NO_PUNCTUATION)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
+
+
+def f1_signature() -> str:
+    """Return what says how F1 and exact match were computed."""
+    return "as SQuAD evaluate-v2.0|tok:spaces|answers without spaces (cjk etc.):characters"
+
+
+def _f1(found: str, expected: str) -> float:
+    if is_unspaced(expected):
+        return _token_f1(unicode_words(found), unicode_words(expected))
+    return _token_f1(found.split(), expected.split())
 
 
 def _token_f1(left: list[str], right: list[str]) -> float:

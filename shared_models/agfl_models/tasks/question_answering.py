@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,6 +23,7 @@ from agfl_models.families import AnyModelConfig
 from agfl_models.metrics import span_overlap
 from agfl_models.sequence_model import SequenceModel
 from agfl_models.tasks import distribution
+from agfl_models.tasks.answers import Answers, as_columns, locate
 from agfl_models.tasks.dataset import ExampleDataset, SplitConfig, pad, real_positions, split_rows
 from agfl_models.tasks.spans import NO_ANSWER, QUESTION, Span, Window, room_for_question, windows_on
 from agfl_models.tasks.task import IGNORED, MainMetric, check_kind
@@ -33,30 +34,12 @@ WINDOWS_AT_ONCE = 64  # a long context has thousands, for which memory would not
 MAIN_METRIC = MainMetric("eval/f1", "F1", 0.0, 100.0, higher_is_better=True)
 
 
-class Answers(BaseModel):
-    """All right answers, none where the context has none. `answer_start` counts characters; None is to be found."""
-
-    model_config = ConfigDict(frozen=True)
-
-    text: tuple[Text, ...] = ()
-    answer_start: tuple[StrictInt | None, ...] | None = None
-
-
-def _as_columns(answers: Any) -> Any:
-    """Accept what else people write: one answer as text, and SQuAD's own list of pairs."""
-    if isinstance(answers, str):
-        return {"text": [answers]} if answers.strip() else {}
-    if isinstance(answers, list | tuple) and all(isinstance(item, dict) for item in answers):
-        return {key: [item.get(key) for item in answers] for key in ("text", "answer_start")}
-    return answers
-
-
 class QuestionRow(Row):
     """A question about a context, and its answers in SQuAD's form."""
 
     context: Text
     question: Text
-    answers: Annotated[Answers, BeforeValidator(_as_columns)]
+    answers: Annotated[Answers, BeforeValidator(as_columns)]
 
     @field_validator("answers")
     @classmethod
@@ -67,7 +50,7 @@ class QuestionRow(Row):
         stated = answers.answer_start or [None] * len(answers.text)
         if len(stated) != len(answers.text):
             raise ValueError(f"must have as many answer_start as text ({len(answers.text)}), got {len(stated)}")
-        starts = tuple(_start(context, text, start) for text, start in zip(answers.text, stated, strict=True))
+        starts = tuple(locate(context, text, start) for text, start in zip(answers.text, stated, strict=True))
         return Answers(text=answers.text, answer_start=starts)
 
     @property
@@ -75,15 +58,13 @@ class QuestionRow(Row):
         """Context and question; the answers are part of the context."""
         return self.context, self.question
 
-
-def _start(context: str, answer: str, start: int | None) -> int:
-    """Return where the answer stands: at `start`, or else where the context has it first."""
-    if start is not None and not 0 <= start < len(context):
-        raise ValueError(f"answer_start must lie in the context of {len(context)} characters, got {start}")
-    found = start if start is not None and context.startswith(answer, start) else context.find(answer)
-    if found < 0:
-        raise ValueError(f"text must be part of the context, got {answer[:40]!r}")
-    return found
+    def changed(self, content: Mapping[str, Any]) -> str | None:
+        """Say whether an answer stands elsewhere than its `answer_start` says in characters."""
+        stated = as_columns(content["answers"]).get("answer_start") or ()
+        moved = any(
+            start not in (None, place) for start, place in zip(stated, self.answers.answer_start or (), strict=False)
+        )
+        return "answer_start held no answer, as characters count, and was moved to the nearest one" if moved else None
 
 
 class QuestionAnsweringConfig(SplitConfig):

@@ -11,7 +11,7 @@ from agfl_models.validation import Config
 
 MAX_CHARACTERS = 20_000
 MAX_CONTEXT_CHARACTERS = 200_000
-# A prompt is read token by token before the first word of its continuation.
+# A prompt is read whole before the first word of its continuation.
 MAX_PROMPT_CHARACTERS = 4_000
 MAX_TOKENS = 1_000
 MAX_BEAMS = 16

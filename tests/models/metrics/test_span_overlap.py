@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.models.metrics.pairs import CORPUS_FILES, PAIRS, TEXTS, added, columns, real_pairs
 
+from agfl_models.metrics.scripts import is_unspaced
 from agfl_models.metrics.span_overlap import NAMES, span_overlap_scores, span_overlap_sums
 
 Example = tuple[str, list[str]]  # hypothesis, references
@@ -49,6 +50,7 @@ def compute_f1(a_gold: str, a_pred: str) -> float:
 
 
 def check_against_the_script(examples: list[Example]) -> None:
+    examples = [one for one in examples if not any(map(is_unspaced, one[1]))] or [("a", ["b"])]
     exact, f1 = 0, 0.0
     for hypothesis, references in examples:
         gold_answers = [a for a in references if normalize_answer(a)] or [""]

@@ -1,0 +1,186 @@
+"""Bytes become text: UTF-8, UTF-16 and UTF-32 as they say of themselves, Windows-1252 where it can be nothing else.
+
+Whatever else it seems to be is refused by name: another encoding's text would be read without an error, and wrong.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from itertools import combinations_with_replacement
+from typing import NamedTuple
+
+from agfl_models.errors import DataError
+
+# Longer ones first: UTF-32's mark begins as UTF-16's does.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_KINDS = (  # what files of other programs begin with
+    (b"PAR1", "Parquet, which is not read yet"),
+    (b"ARROW1", "Arrow, which is not read yet"),
+    (b"FEA1", "Feather, which is not read yet"),
+    (b"PK\x03\x04", "a zip archive or an Office document"),
+    (b"\xd0\xcf\x11\xe0", "an Office document"),
+    (b"%PDF-", "PDF"),
+    (b"{\\rtf", "RTF"),
+    (b"\x1f\x8b", "gzip in gzip"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ", "xz"),
+    (b"(\xb5/\xfd", "Zstandard"),
+    (b"7z\xbc\xaf", "a 7z archive"),
+    (b"Rar!", "a RAR archive"),
+    (b"SQLite format 3", "an SQLite database"),
+    (b"\x89PNG", "a picture"),
+    (b"\xff\xd8\xff", "a picture"),
+    (b"GIF8", "a picture"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x7fELF", "a program"),
+)
+_ALWAYS = (b"%PDF-", b"{\\rtf")  # of ASCII throughout, and yet no text
+# Letters beyond ASCII of the languages that Windows-1252 was made for. Text in another 8-bit encoding is full of
+# combinations that none of them has: Czech reads "pøíliš žluouèký", Russian "äîì".
+_LANGUAGES = tuple(
+    map(
+        frozenset,
+        (
+            "àâæçéèêëîïôœùûü",
+            "äöüß",
+            "áéíóúüñºª",
+            "áâãàçéêíóôõúºª",
+            "àèéìíîòóùú",
+            "åäöé",
+            "æøåé",
+            "áéëïíóöüúè",
+            "áðéíóúýþæö",
+            "àçèéíïòóúü·",
+        ),
+    )
+)
+_PUNCTUATION = frozenset(
+    "\u20ac\u201a\u201e\u2026\u2018\u2019\u201c\u201d\u2022\u2013\u2014\u2122\u2039\u203a\xa0¡¿«»§©®°±²³µ·\xb4¼½¾\xd7÷£¥¢"
+)
+_SAMPLE, _FEW = 1 << 16, 3  # bytes
+_GUESSED = (
+    *("cp1252", "latin_1", "cp1250", "iso8859_2", "cp1251", "koi8_r", "iso8859_5", "cp866", "cp1253", "iso8859_7"),
+    *("cp1254", "cp1255", "cp1256", "cp1257", "shift_jis", "euc_jp", "gb18030", "big5", "euc_kr", "mac_roman", "cp850"),
+)
+
+
+class Decoded(NamedTuple):
+    """A text, its line ends made "\\n" and its byte order mark left out, and the encoding that it was in."""
+
+    text: str
+    encoding: str
+
+
+def decode(content: bytes, where: str) -> Decoded:
+    """Return the text of a whole file; `where` begins the message of an error.
+
+    Raises:
+        DataError: it is no text, or in another encoding, which the message names.
+    """
+    for mark, encoding in _MARKS:
+        if content.startswith(mark):
+            return Decoded(_plain(_strict(content[len(mark) :], encoding, where)), encoding.removesuffix("-sig"))
+    has_nul = b"\0" in content
+    for magic, kind in _KINDS:
+        if content.startswith(magic) and (has_nul or magic in _ALWAYS or not magic.isascii() or not _is_utf8(content)):
+            raise DataError(f"{where}: must be text, seems to be {kind}")
+    if has_nul:
+        unmarked = _utf16_without_mark(content)
+        if unmarked is None:
+            raise DataError(
+                f"{where}: must be text, got a NUL byte at {content.index(0)}: it seems to be binary, or "
+                "UTF-16 that lacks its mark"
+            )
+        return Decoded(_plain(_strict(content, unmarked, where)), unmarked)
+    if b"\x1b$" in content:
+        raise DataError(f"{where}: must be UTF-8 text, seems to be iso2022_jp; save it as UTF-8")
+    try:
+        return Decoded(_plain(content.decode("utf-8")), "utf-8")
+    except UnicodeDecodeError as error:
+        got = f"got byte {content[error.start]:#04x} at {error.start}"
+    if not _is_broken_utf8(content):
+        western = _western(content)
+        if western is not None:
+            return Decoded(_plain(western), "cp1252" if re.search(rb"[\x80-\x9f]", content) else "latin-1")
+        guess = _guess(content)
+        if guess is not None:
+            raise DataError(f"{where}: must be UTF-8 text, {got}, seems to be {guess}; save it as UTF-8")
+    raise DataError(f"{where}: must be UTF-8 text, {got}")
+
+
+def _plain(text: str) -> str:
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.removeprefix("\ufeff").replace("\n\ufeff", "\n")  # also where files were joined
+
+
+def _strict(content: bytes, encoding: str, where: str) -> str:
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        got = f"got byte {error.object[error.start]:#04x} at {error.start}"
+        raise DataError(f"{where}: must be {encoding.upper()} text, as its beginning says, {got}") from None
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _utf16_without_mark(content: bytes) -> str | None:
+    """Return the encoding where NUL bytes are the upper halves of ASCII characters, of a third of all or more."""
+    if len(content) % 2:
+        return None
+    even, odd = content[::2].count(0), content[1::2].count(0)
+    encoding, upper, lower = ("utf-16-le", odd, even) if odd > even else ("utf-16-be", even, odd)
+    if lower or upper * 6 < len(content):
+        return None
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError:
+        return None
+    return encoding if not re.search(r"[\x00-\x08\x0e-\x1f]", text) else None
+
+
+def _is_broken_utf8(content: bytes) -> bool:
+    """Whether there is more UTF-8 beyond ASCII in it than bytes that are none: then it is UTF-8, damaged or mixed."""
+    text = content.decode("utf-8", errors="replace")
+    bad = text.count("\ufffd")
+    good = sum(len(run) for run in re.findall(r"[^\x00-\x7f\ufffd]+", text))
+    return good >= bad
+
+
+def _western(content: bytes) -> str | None:
+    """Return the text in Windows-1252 if it is plausible there: one or two languages' letters, in words of others."""
+    try:
+        text = content.decode("cp1252")
+    except UnicodeDecodeError:
+        return None
+    letters = {c.lower() for c in set(text) if c > "\x7f"} - _PUNCTUATION
+    known = any(letters <= one | other for one, other in combinations_with_replacement(_LANGUAGES, 2))
+    if not known or re.search(r"[\x00-\x08\x0e-\x1f\x7f]", text):
+        return None
+    # A word of such letters alone, or punctuation inside one, is what other encodings look like.
+    inside = re.search(r"[^\W\d_][\u201a\u201e\u2026\u2030\u2020-\u2022\u2039\u203a¢£¥§©±²³µ¼½¾¿\xd7÷][^\W\d_]", text)
+    foreign = re.search(r"(?<!\w)[^\x00-\x7f\W\d_]{3,}(?!\w)", text)
+    return None if inside or foreign else text
+
+
+def _guess(content: bytes) -> str | None:
+    """Return what another encoding than UTF-8 seems to be; None of so little that nobody could say."""
+    if len(re.findall(rb"[\x80-\xff]", content[:_SAMPLE])) < _FEW:
+        return None
+    from charset_normalizer import from_bytes  # where it is used: it takes 0.1 s
+
+    lines = [line for line in content[: 1 << 24].split(b"\n") if not line.isascii()]
+    best = from_bytes(b"\n".join(lines)[:_SAMPLE], cp_isolation=list(_GUESSED)).best()
+    return None if best is None else str(best.encoding)
