@@ -1,0 +1,35 @@
+"""What all commands do alike, whatever surrounds the process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import os, sys
+from agfl_models import console
+app = console.new_app("test")
+
+@app.command()
+def run(path: str) -> None:
+    text = sys.stdin.read()
+    print(f"read {text!r}, a terminal: {sys.stdin.isatty()}")
+    print("a warning", file=sys.stderr)
+    with open(path, "w") as file:
+        assert file.fileno() > 2, "a file of ours stands where others look for a standard stream"
+        file.write("whole")
+
+console.run_app(app)
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_empty_ones(tmp_path: Path, closed: str) -> None:
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", PROGRAM, str(tmp_path / "file")]
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, (tmp_path / "file").read_text()) == (0, "whole"), done.stderr
+    assert done.stdout == ("" if ">&-" in closed.replace("2>&-", "") else "read '', a terminal: False\n")
+    assert done.stderr == ("" if "2>&-" in closed else "a warning\n")
