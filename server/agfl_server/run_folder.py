@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from agfl_models.durable_files import read_json_lines, write_atomically
 from agfl_models.errors import CheckpointError, ConfigError
+from agfl_models.file_systems import sync
 from agfl_models.store import CONFIG_FILE, METRICS_FILE, save_model
 from agfl_models.tokenizer import BPETokenizerConfig
 from agfl_protocol.folder_lock import held
@@ -192,7 +192,7 @@ class RunFolder:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
                 file.flush()
-                os.fsync(file.fileno())
+                sync(file.fileno(), self.metrics)
         except OSError as error:
             raise CheckpointError(f"metrics: {self.metrics}: cannot be written: {error.strerror}") from None
         save_checkpoint(self.checkpoints, state, config.hash, config.defining)

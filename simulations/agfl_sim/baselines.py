@@ -19,6 +19,7 @@ from agfl_client.device import AUTO, choose_device
 from agfl_models.durable_files import read_json_lines, write_atomically
 from agfl_models.errors import CheckpointError, DataError
 from agfl_models.examples import Row, read_rows
+from agfl_models.file_systems import sync
 from agfl_models.store import CONFIG_FILE
 from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_protocol.run_config import RunConfig, load_run_config
@@ -133,7 +134,7 @@ class ScoreFile:
             with self._path.open("a", encoding="utf-8") as file:
                 file.writelines(map(self._line, scores))
                 file.flush()
-                os.fsync(file.fileno())
+                sync(file.fileno(), self._path)
         except OSError as error:
             raise self._unwritable(error) from None
 
