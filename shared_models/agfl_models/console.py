@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import platform
 import signal
 import sys
 from collections.abc import Callable
@@ -25,6 +26,8 @@ def new_app(help_text: str) -> typer.Typer:
 def run_app(app: Callable[[], object]) -> None:
     """Run a command; print an `AgflError`, or what the system refused, as one line and exit 2; exit 130 on a signal."""
     _open_standard_streams()
+    if platform.system() == "Windows":
+        fail("Windows is not supported, since it has neither the locks nor the file modes that keys need; use WSL 2")
     signal.signal(signal.SIGTERM, _interrupt)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal cannot show

@@ -20,6 +20,7 @@ from flwr.supercore.run import Run
 from agfl_client.app import OWNERS_VARIABLE, PRETRAINED_VARIABLE, SEED_VARIABLE
 from agfl_client.app import app as client_app
 from agfl_models.errors import AgflError, ConfigError
+from agfl_models.machine import usable_cpus
 from agfl_protocol import wire
 from agfl_protocol.drift import drift_of
 from agfl_protocol.run_config import RunConfig
@@ -82,7 +83,7 @@ class RayEngine:
         server = _Server(self._config, len(self._owners), folder, resume, observer)
         runtime = threading.Thread(target=server.run, name="flower", daemon=True)
         try:
-            with _own_ray(os.cpu_count() or 1):
+            with _own_ray(usable_cpus()):
                 runtime.start()
                 try:
                     while runtime.is_alive():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -18,6 +17,7 @@ from agfl_client.node import Node
 from agfl_client.policy import Policy
 from agfl_client.secure_member import SecureMember
 from agfl_models.durable_files import write_atomically
+from agfl_models.machine import kind, usable_cpus
 from agfl_protocol.flower_settings import prepare_flower
 from agfl_protocol.randomness import OwnerRandomness
 from agfl_protocol.run_config import RunConfig
@@ -32,6 +32,7 @@ from agfl_sim.partition import device_widths, owners_of
 from agfl_sim.ray_engine import RayEngine
 
 OWNERS_FOLDER, NODES_FOLDER = "owners", "nodes"
+MACHINE_FILE = "machine.json"  # the kind on which the run last went on: another one may compute other bits
 _NO_LIMIT_S = 1e9  # of a round: the researcher has asked for it
 _NO_LIMIT = 10**15
 
@@ -75,7 +76,7 @@ class InlineEngine:
             i: create_client_app(self._node(path, width, folder / NODES_FOLDER / path.stem))
             for i, (path, width) in enumerate(zip(self._owners, self._widths, strict=True), start=1000)
         }
-        with InProcessGrid(nodes, num_workers=os.cpu_count() or 1) as grid:
+        with InProcessGrid(nodes, num_workers=usable_cpus()) as grid:
             run_federation(grid, self._config, folder, resume=resume, observer=observer, roster=self.roster)
 
     def _forget_exchange(self, folder: Path) -> None:
@@ -148,5 +149,6 @@ def simulate(config: RunConfig, folder: Path, engine: str, resume: bool, observe
     chosen = ENGINES[engine](config, owners.files)
     refuse_run(config, folder, resume=resume, roster=chosen.roster, num_owners=len(owners.files))
     owners.write(is_new=not resume)
+    write_atomically(folder / MACHINE_FILE, (json.dumps(kind(), indent=1) + "\n").encode())
     chosen.run(folder, resume=resume, observer=observer)
     return owners.files

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from agfl_models import console
 
 PROGRAM = """
 import os, sys
@@ -24,6 +27,19 @@ def run(path: str) -> None:
 
 console.run_app(app)
 """
+
+
+def test_windows_is_one_line_that_says_what_to_use(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Windows")
+    with pytest.raises(SystemExit) as ended:
+        console.run_app(lambda: pytest.fail("the command was run"))
+    assert ended.value.code == console.EXIT_USER_ERROR
+    line = capsys.readouterr().err
+    assert line.startswith("error: Windows is not supported")
+    assert line.endswith("use WSL 2\n")
+    assert line.count("\n") == 1
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from agfl_models import machine
 from agfl_server.run_folder import RunFolder
 from agfl_sim.cli import _new_folder, main
 
@@ -311,3 +312,7 @@ def test_refused_run_leaves_no_folder_of_its_own(home: Path, tmp_path: Path) -> 
     done = finish(start(tmp_path, "small.yaml", "--set", "aggregation.min_cohort=9"))
     assert done.returncode == 2
     assert [path.name for path in (tmp_path / "runs").iterdir()] == []
+
+
+def test_the_kind_of_machine_stands_beside_the_result(home: Path) -> None:
+    assert json.loads((home / "whole" / "machine.json").read_text()) == machine.kind()
