@@ -8,14 +8,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from concurrent.futures import thread as pool
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from flwr.app import ConfigRecordValues, Context, Message, RecordDict
+from flwr.app import ConfigRecordValues, Context, Message
 from flwr.serverapp import Grid, ServerApp
-from flwr.supercore.run import Run
 
 from agfl_client.app import OWNERS_VARIABLE, PRETRAINED_VARIABLE, SEED_VARIABLE
 from agfl_client.app import app as client_app
@@ -27,6 +26,7 @@ from agfl_protocol.run_config import RunConfig
 from agfl_server.app import run_federation
 from agfl_server.messaging import ask_nodes
 from agfl_server.observer import Observer
+from agfl_sim.grid import StoppableGrid, Stopped
 
 _STOP_S = 10.0  # for the server's thread to reach its next call to a node
 _CLOSE_S = 3.0  # for Flower's threads, once Ray is gone
@@ -124,11 +124,11 @@ class _Server:
 
     def _main(self, grid: Grid, context: Context) -> None:
         self._ended.clear()
-        stoppable = _StoppableGrid(grid, self._stopped)
+        stoppable = StoppableGrid(grid, self._stopped)
         try:
             self._wake(stoppable)
             run_federation(stoppable, self._config, self._folder, resume=self._resume, observer=self._observer)
-        except _Stopped:
+        except Stopped:
             pass
         except (AgflError, OSError) as error:
             self._failure = error
@@ -164,53 +164,6 @@ class _Server:
         """Raise what went wrong, if anything did."""
         if self._failure is not None:
             raise self._failure
-
-
-class _Stopped(BaseException):
-    """The run is to end: no error, and nothing that the server's code would take for one."""
-
-
-class _StoppableGrid(Grid):
-    """Another grid, every call of which raises `_Stopped` once `stopped` is set."""
-
-    def __init__(self, grid: Grid, stopped: threading.Event) -> None:
-        self._grid, self._stopped = grid, stopped
-
-    def _checked(self) -> Grid:
-        if self._stopped.is_set():
-            raise _Stopped
-        return self._grid
-
-    def set_run(self, run: Run) -> None:
-        """Part of Flower's interface."""
-        self._checked().set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Part of Flower's interface."""
-        return self._checked().run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Part of Flower's interface."""
-        return self._checked().create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Part of Flower's interface."""
-        return self._checked().get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Part of Flower's interface."""
-        return self._checked().push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Part of Flower's interface."""
-        return self._checked().pull_messages(message_ids)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Part of Flower's interface."""
-        return self._checked().send_and_receive(messages, timeout=timeout)
 
 
 @contextmanager
