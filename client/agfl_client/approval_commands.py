@@ -68,4 +68,7 @@ def _waiting(names: list[str]) -> str:
 def _is_confirmed(question: str) -> bool:
     if not sys.stdin.isatty():
         raise ConfigError("approve: needs --yes where there is no terminal to ask at")
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        return False

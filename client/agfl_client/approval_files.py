@@ -8,7 +8,6 @@ The node writes them, and `agfl-client approve` while the node runs: each change
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from pydantic import Field
 from agfl_models.durable_files import write_atomically
 from agfl_models.errors import ConfigError, IdentityError
 from agfl_models.validation import Config, validate
+from agfl_protocol.folder_lock import lock
 from agfl_protocol.plan import MAX_PLAN_CHARACTERS, Plan, plan_from_json
 from agfl_protocol.private_files import read_private
 
@@ -81,12 +81,12 @@ class ApprovalFiles:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes from changing the files while the block reads and writes them."""
-        descriptor = os.open(self._folder, os.O_RDONLY)
+        descriptor = lock(self._folder, wait=True)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(descriptor)
+            if descriptor is not None:
+                os.close(descriptor)
 
     def read(self, run_id: str) -> Approval | None:
         """Return what is known of a run, as it stands on disk now; None where there is nothing."""

@@ -10,11 +10,18 @@ import httpx
 from agfl_models.errors import WireError
 
 
-def bounded_client(tls: ssl.SSLContext, timeout_s: float, most: int) -> httpx.Client:
-    """Return a client whose answers have at most `most` bytes, are not compressed, and lead nowhere else."""
-    transport = _Bounded(httpx.HTTPTransport(verify=tls), most)
+def bounded_client(tls: ssl.SSLContext, timeout_s: float, most: int, proxy: str | None = None) -> httpx.Client:
+    """Return a client whose answers have at most `most` bytes, are not compressed, and lead nowhere else.
+
+    proxy: the URL of the one that leads to the server; the environment is not asked.
+    """
+    transport = _Bounded(httpx.HTTPTransport(verify=tls, proxy=proxy, trust_env=False), most)
     return httpx.Client(
-        transport=transport, timeout=timeout_s, follow_redirects=False, headers={"accept-encoding": "identity"}
+        transport=transport,
+        timeout=timeout_s,
+        follow_redirects=False,
+        headers={"accept-encoding": "identity"},
+        trust_env=False,
     )
 
 

@@ -95,7 +95,9 @@ def start(
     named = parse_columns(columns)
     with keys.hold(folder):
         own_keys = keys.load(folder)
-        TrustedServer(server, ca).tls()  # says what is wrong before PyTorch is loaded
+        trusted = TrustedServer(server, ca)  # says what is wrong before PyTorch is loaded
+        trusted.tls()
+        trusted.proxy()
 
         rules = _rules(policy)
         member = _member(own_keys, roster, rules, folder)

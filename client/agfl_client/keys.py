@@ -98,7 +98,8 @@ def hold(folder: Path) -> Iterator[None]:
     """
     check_private(folder)
     refusal = IdentityError(f"{folder}: keys: must serve one node at a time, and one is running already")
-    with held(folder, refusal):
+    needed = IdentityError(f"{folder}: keys: must lie on a file system with locks, or two nodes may answer at once")
+    with held(folder, refusal, without=needed):
         yield
 
 

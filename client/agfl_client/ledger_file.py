@@ -19,6 +19,7 @@ from typing import Any
 
 from agfl_models.durable_files import read_json_lines
 from agfl_models.errors import CheckpointError, ConfigError
+from agfl_models.file_systems import sync, sync_folder
 from agfl_protocol.plan_fields import canonical
 from agfl_protocol.private_files import check_private
 
@@ -103,11 +104,7 @@ def _hash(previous: str, content: Mapping[str, Any]) -> str:
 def _create(path: Path) -> None:
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be made: {error.strerror}") from None
 
@@ -136,6 +133,6 @@ def _write_at(path: Path, size: int, content: bytes) -> None:
         os.lseek(descriptor, size, os.SEEK_SET)
         while content:
             content = content[os.write(descriptor, content) :]
-        os.fsync(descriptor)
+        sync(descriptor, path)
     finally:
         os.close(descriptor)

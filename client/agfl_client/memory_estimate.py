@@ -5,8 +5,6 @@ An estimate on the high side: for ordinary runs, one to five times what `probe` 
 
 from __future__ import annotations
 
-import os
-
 from agfl_models.config import ModelConfig, ResolvedModelConfig
 from agfl_models.huggingface.config import HuggingFaceConfig
 from agfl_models.layers.dot_product import DotProductConfig
@@ -19,11 +17,6 @@ from agfl_protocol.run_config import RunConfig
 _FLOAT_BYTES = 4
 _MOMENTS = {"adamw": 2, "sgd": 1, "delta_sgd": 2}
 _SUM = 10  # copies of the whole model, about, that clipping, rounding and masking an update take
-
-
-def machine_bytes() -> int:
-    """Return this machine's memory."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def estimate(config: RunConfig, num_rings: int) -> int:

@@ -22,8 +22,9 @@ from typing import Literal
 
 from pydantic import ByteSize, Field, PositiveFloat, PositiveInt
 
-from agfl_client.memory_estimate import estimate, machine_bytes
+from agfl_client.memory_estimate import estimate
 from agfl_models.errors import AgflError
+from agfl_models.machine import usable_memory
 from agfl_models.tasks import TaskName
 from agfl_models.validation import Config, read_yaml, validate
 from agfl_protocol.elastic_config import Width
@@ -51,7 +52,7 @@ class Policy(Config):
     max_parameters: PositiveInt = 100_000_000
     max_width: Width = 1.0
     max_seconds_per_round: PositiveFloat = 3600.0
-    max_memory: ByteSize = Field(default_factory=lambda: ByteSize(machine_bytes()), gt=0)
+    max_memory: ByteSize = Field(default_factory=lambda: ByteSize(usable_memory()), gt=0)
     tasks: tuple[TaskName, ...] | None = None
 
     def parameters(self, roster_size: int) -> Parameters:

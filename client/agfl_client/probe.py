@@ -5,7 +5,6 @@ Whether that is too much, and so which width it takes part with, is for the owne
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from agfl_client.part import Part
 from agfl_client.training import LocalTrainer
+from agfl_models import machine
 from agfl_models.examples import read_rows
 from agfl_models.rings import Rings
 from agfl_models.tasks.task import AnyTask, Dataset
@@ -69,7 +69,7 @@ def free_memory(device: str) -> int:
     """Return the bytes that are free on the device, of which training may take its part."""
     if torch.device(device).type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return machine.free_memory()
 
 
 def _measure(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from agfl_client.proxies import Proxy, proxy_for
 from agfl_models.errors import IdentityError, TransportError
 
 
@@ -31,6 +33,15 @@ class TrustedServer:
             valid = False
         if not valid:
             raise TransportError(f"--server: must be HOST:PORT, got {self.address!r}")
+
+    @property
+    def host(self) -> str:
+        """Its name or address, without brackets."""
+        return str(urlsplit(f"//{self.address}").hostname)
+
+    def proxy(self) -> Proxy | None:
+        """Return the proxy that the environment names for the way to it, if any; raises TransportError."""
+        return proxy_for(self.host, int(urlsplit(f"//{self.address}").port or 0), os.environ)
 
     def tls(self) -> ssl.SSLContext:
         """Return the settings that let in this server only.

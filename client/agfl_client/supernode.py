@@ -51,6 +51,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
     push_objects,
 )
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from agfl_client.bounded_http import bounded_client
@@ -126,6 +127,13 @@ class _RunOver(Exception):
     """The server takes nothing for this run any more."""
 
 
+class _FleetClient(FleetHttpClient):
+    """Flower's client over ours: its own would take whatever comes, and fail on variables that it cannot read."""
+
+    def __init__(self, url: str, interceptors: Sequence[ProtobufClientInterceptor], http: httpx.Client) -> None:
+        self._base_url, self._interceptors, self._retry_invoker, self._client = url, tuple(interceptors), None, http
+
+
 class _Connection:
     """The server's Fleet API, spoken as one node; each call is repeated while the server is away."""
 
@@ -138,21 +146,18 @@ class _Connection:
     ) -> None:
         self._server, self._stop, self._max_wait_s = server, stop, max_wait_s
         self._key, self._tls = key, server.tls()
+        self._proxy = server.proxy()
+        if self._proxy is not None:
+            log.info("by way of the proxy %s, which %s names", self._proxy.shown, self._proxy.variable)
         self.api = self._new_client(REQUEST_TIMEOUT_S)
         self.node = Node()
         self._answered_at = -math.inf
         self._closed = threading.Event()
 
     def _new_client(self, timeout_s: float) -> FleetHttpClient:
-        client = FleetHttpClient(
-            f"https://{self._server.address}",
-            interceptors=[RequestSigner(self._key), ProcessMarker()],
-            verify=self._tls,
-            timeout=timeout_s,
-        )
-        client._client.close()
-        client._client = bounded_client(self._tls, timeout_s, MAX_OBJECT_BYTES)
-        return client
+        proxy = None if self._proxy is None else self._proxy.url
+        http = bounded_client(self._tls, timeout_s, MAX_OBJECT_BYTES, proxy)
+        return _FleetClient(f"https://{self._server.address}", [RequestSigner(self._key), ProcessMarker()], http)
 
     def __enter__(self) -> _Connection:
         threading.Thread(target=self._heartbeat, name="heartbeat", daemon=True).start()
@@ -199,10 +204,7 @@ class _Connection:
                     raise
                 self._server.raise_if_hopeless(error)
                 if time.monotonic() - start >= max_wait_s:
-                    address = self._server.address
-                    raise TransportError(
-                        f"--server: must answer within {max_wait_s:g} s, but {address} did not ({error})"
-                    ) from None
+                    raise self._gone(max_wait_s, error) from None
                 if delay == RETRY_MIN_S:
                     log.info("waiting up to %g s for %s", max_wait_s, self._server.address)
             if self._stop.wait(delay) or self._closed.is_set():
@@ -214,6 +216,14 @@ class _Connection:
         response = method(request)
         self._answered_at = time.monotonic()
         return response
+
+    def _gone(self, waited_s: float, error: Exception) -> TransportError:
+        address, proxy = self._server.address, self._proxy
+        line = f"--server: must answer within {waited_s:g} s, but {address} did not ({error or type(error).__name__})"
+        if proxy is not None:
+            line += f" by way of the proxy {proxy.shown}, which {proxy.variable} names"
+            line += f"; NO_PROXY={self._server.host} goes without it"
+        return TransportError(line)
 
     def _not_admitted(self, response: httpx.Response) -> AgflError:
         address, status = self._server.address, response.status_code

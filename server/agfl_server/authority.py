@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from agfl_models.asgi_server import without_brackets
 from agfl_models.errors import IdentityError
 from agfl_protocol.private_files import read_private, write_private
 
@@ -109,7 +110,7 @@ def to_pem(key: EllipticCurvePrivateKey) -> bytes:
 
 def _alternative_name(host: str) -> x509.GeneralName:
     try:
-        return x509.IPAddress(ipaddress.ip_address(host))
+        return x509.IPAddress(ipaddress.ip_address(without_brackets(host)))
     except ValueError:
         if _HOST_RULE.fullmatch(host) is None or len(host) > 253:
             raise IdentityError(f"--host: must be a host name or an IP address, got {host!r}") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,22 +16,33 @@ from safetensors.numpy import save
 
 from agfl_models.durable_files import write_atomically
 from agfl_models.errors import CheckpointError
+from agfl_models.version import VERSION
+from agfl_server.other_run import refuse_other, written_by
 from agfl_server.ring_plan import RingState
 from agfl_server.rollback import Confirmed
 from agfl_server.state import Bounds, ServerState
 
 # The newest one may be lost with the disk sector it stood on.
 _KEPT = 2
+# Of what a checkpoint holds and means: one that this version would misread has another number. Those without have 1.
+_FORMAT = 1
 _MODEL, _PREVIOUS, _CONFIRMED, _OPTIMIZER = "model", "previous", "confirmed", "optimizer."
 
 
-def save_checkpoint(folder: Path, state: ServerState, config_hash: str) -> Path:
+def save_checkpoint(
+    folder: Path, state: ServerState, config_hash: str, defining: Mapping[str, Any] | None = None
+) -> Path:
     """Write the checkpoint of `state` and drop older ones than the last two.
+
+    defining: the configuration's `defining` keys, by which another one is told what it changed.
 
     Raises:
         CheckpointError: the disk is full or not writable; earlier checkpoints are untouched.
     """
     facts = {
+        "format": _FORMAT,
+        "version": VERSION,
+        "config": defining,
         "run_id": state.run_id,
         "round": state.round,
         "row": state.row,
@@ -74,9 +85,9 @@ def newest_checkpoint(folder: Path) -> Path:
     return checkpoints[-1]
 
 
-def rounds_done(folder: Path, config_hash: str) -> int:
+def rounds_done(folder: Path, config_hash: str, defining: Mapping[str, Any] | None = None) -> int:
     """Return how many rounds the newest checkpoint has behind it; raises as `load_checkpoint`."""
-    with _newest(folder, config_hash) as (_, facts):
+    with _newest(folder, config_hash, defining) as (_, facts):
         return int(facts["round"])
 
 
@@ -92,13 +103,14 @@ def last_exchange(folder: Path) -> int:
         return int(facts["exchange"])
 
 
-def load_checkpoint(folder: Path, config_hash: str) -> ServerState:
+def load_checkpoint(folder: Path, config_hash: str, defining: Mapping[str, Any] | None = None) -> ServerState:
     """Read the newest checkpoint.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or it belongs to a run with another configuration.
+        CheckpointError: there is none, it is damaged, it belongs to a run with another configuration, or another
+            version of agfl wrote it in a way that this one does not read.
     """
-    with _newest(folder, config_hash) as (file, facts):
+    with _newest(folder, config_hash, defining) as (file, facts):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return ServerState(
             run_id=facts["run_id"],
@@ -116,27 +128,28 @@ def load_checkpoint(folder: Path, config_hash: str) -> ServerState:
 
 
 @contextmanager
-def _newest(folder: Path, config_hash: str | None) -> Iterator[tuple[Any, dict[str, Any]]]:
+def _newest(
+    folder: Path, config_hash: str | None, defining: Mapping[str, Any] | None = None
+) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Open the newest checkpoint; yield the file and its facts."""
     path = newest_checkpoint(folder)
+    version: str | None = VERSION
     try:
         with safe_open(path, framework="numpy") as file:
             facts = json.loads(file.metadata()["state"])
+            found_hash = str(facts["config_hash"])
+            version = facts.get("version")
+            if facts.get("format", 1) != _FORMAT:
+                raise CheckpointError(f"checkpoint: {path}: {written_by(version)}, which reads no such checkpoint")
             if config_hash is not None:
-                refuse_other(f"checkpoint: {path}", facts["config_hash"], config_hash)
+                found = facts.get("config")
+                refuse_other(f"checkpoint: {path}", found_hash, config_hash, found, defining, version)
             yield file, facts
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        if version != VERSION and isinstance(error, KeyError | TypeError):
+            problem = f"{written_by(version)}, which misses something in it: {error}"
+            raise CheckpointError(f"checkpoint: {path}: {problem}") from None
         raise CheckpointError(f"checkpoint: {path}: is damaged: {error}") from None
-
-
-def refuse_other(where: str, found_hash: str, config_hash: str) -> None:
-    """Raise CheckpointError if what was found belongs to a run with another configuration."""
-    if found_hash != config_hash:
-        may_change = "what may change is num_rounds, evaluation, data, baselines and search"
-        raise CheckpointError(
-            f"{where}: belongs to a run with configuration hash {found_hash[:12]}, "
-            f"this configuration has {config_hash[:12]} ({may_change})"
-        )
 
 
 def _confirmed(facts: dict[str, Any], model: NDArray[np.float32]) -> Confirmed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from agfl_models.durable_files import read_json_lines, write_atomically
 from agfl_models.errors import CheckpointError, ConfigError
+from agfl_models.file_systems import sync
 from agfl_models.store import CONFIG_FILE, METRICS_FILE, save_model
 from agfl_models.tokenizer import BPETokenizerConfig
 from agfl_protocol.folder_lock import held
@@ -21,11 +21,11 @@ from agfl_server.checkpoint import (
     has_checkpoint,
     load_checkpoint,
     newest_checkpoint,
-    refuse_other,
     rounds_done,
     save_checkpoint,
 )
 from agfl_server.observer import Row
+from agfl_server.other_run import refuse_other
 from agfl_server.state import ServerState
 
 _PLAN_FILE = "plan.json"
@@ -94,7 +94,7 @@ class RunFolder:
             CheckpointError: it holds none, or another one.
             ConfigError: `num_rounds` are fewer than are done.
         """
-        done = rounds_done(self.checkpoints, config.hash)
+        done = rounds_done(self.checkpoints, config.hash, config.defining)
         if config.num_rounds < done:
             raise ConfigError(f"num_rounds: must be at least {done}, the rounds done, got {config.num_rounds}")
 
@@ -132,7 +132,7 @@ class RunFolder:
             raise CheckpointError(f"--resume: {error}") from None
         learned = written.tokenizer.merges if isinstance(written.tokenizer, BPETokenizerConfig) else None
         found = config if learned is None else config.with_merges(learned)
-        refuse_other(f"--resume: {self.path}", written.hash, found.hash)
+        refuse_other(f"--resume: {self.path}", written.hash, found.hash, written.defining, found.defining)
         return found
 
     def has_tokenizer(self, config: RunConfig) -> bool:
@@ -155,7 +155,7 @@ class RunFolder:
         Raises:
             CheckpointError: as `load_checkpoint` and `read_json_lines`, or the file cannot be written.
         """
-        state = load_checkpoint(self.checkpoints, config.hash)
+        state = load_checkpoint(self.checkpoints, config.hash, config.defining)
         try:
             kept = [json.dumps(row) + "\n" for row in read_json_lines(self.metrics) if row["round"] < state.round]
             write_atomically(self.metrics, "".join(kept).encode())
@@ -192,10 +192,10 @@ class RunFolder:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
                 file.flush()
-                os.fsync(file.fileno())
+                sync(file.fileno(), self.metrics)
         except OSError as error:
             raise CheckpointError(f"metrics: {self.metrics}: cannot be written: {error.strerror}") from None
-        save_checkpoint(self.checkpoints, state, config.hash)
+        save_checkpoint(self.checkpoints, state, config.hash, config.defining)
 
     def save_model(self, config: RunConfig, layout: Layout, state: ServerState) -> None:
         """Write model/model.safetensors with its configuration, for `agfl-model`."""

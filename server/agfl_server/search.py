@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from agfl_models.errors import CheckpointError, ConfigError
 from agfl_models.store import CONFIG_FILE
 from agfl_models.tokenizer import BPETokenizerConfig
 from agfl_models.validation import dump_yaml
-from agfl_protocol.run_config import RunConfig
+from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_server.attempts import Parties
 from agfl_server.cohort_sums import DivergedError
 from agfl_server.observer import Row
 from agfl_server.opened_run import open_run
+from agfl_server.other_run import refuse_other
 from agfl_server.race import Measured, Race, run_race
 from agfl_server.rounds import run_rounds
 from agfl_server.run_folder import RunFolder
@@ -199,14 +201,13 @@ def _read_measured(folder: RunFolder, config: RunConfig) -> tuple[Measured, ...]
         return ()
     try:
         content = json.loads(path.read_text("utf-8"))
-        found_hash, measured = content["config_hash"], tuple(Measured(**one) for one in content["measured"])
+        found_hash, measured = str(content["config_hash"]), tuple(Measured(**one) for one in content["measured"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"search: {path}: is damaged: {error}") from None
-    if found_hash != config.hash:
-        raise CheckpointError(
-            f"--resume: {folder.path}: belongs to a run with configuration hash {found_hash[:12]}, "
-            f"this candidate has {config.hash[:12]}"
-        )
+    written = None
+    with suppress(ConfigError):
+        written = load_run_config(folder.path / CONFIG_FILE).defining
+    refuse_other(f"--resume: {folder.path}", found_hash, config.hash, written, config.defining)
     return measured
 
 

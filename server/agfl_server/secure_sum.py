@@ -11,7 +11,6 @@ Specification: agfl_protocol/secagg/SPEC.md. Source: Bonawitz et al. 2017, ePrin
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from agfl_models.errors import WireError
+from agfl_models.machine import usable_cpus
 from agfl_protocol import secure_wire, wire
 from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.context import ExchangeId, dealers_context, survivors_context
@@ -54,7 +54,7 @@ class SecureSum:
     roster: SigningRoster
     parameters: Parameters
     trip_timeout_s: float = 120.0
-    num_threads: int = os.cpu_count() or 1
+    num_threads: int = field(default_factory=usable_cpus)
     accusers: dict[str, set[str]] = field(default_factory=dict)
 
     def requiring(self, min_cohort: int) -> SecureSum:

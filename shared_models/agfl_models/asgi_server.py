@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 import threading
 import time
@@ -16,6 +18,7 @@ from agfl_models.errors import TransportError
 
 _KEEP_ALIVE_S = 75  # longer than a node's pause between requests, training aside: each reconnect is a handshake
 _SHUTDOWN_S = 1
+_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # a family of addresses that this machine or container has not
 
 
 class AsgiServer:
@@ -50,8 +53,8 @@ class AsgiServer:
 
     def __enter__(self) -> AsgiServer:
         """Listen; return once the first request would be answered."""
-        listener = _listen(self._host, self._requested_port)
-        self._port = int(listener.getsockname()[1])
+        listeners = _listen(without_brackets(self._host), self._requested_port)
+        self._port = int(listeners[0].getsockname()[1])
         # The parser and the loop are named, or they would be whichever happen to be installed.
         config = uvicorn.Config(
             self._app,
@@ -70,7 +73,7 @@ class AsgiServer:
         )
         self._server = self._server_of(config)
         # In a thread other than the main one uvicorn leaves signal handlers alone.
-        run, arguments = self._server.run, {"sockets": [listener]}
+        run, arguments = self._server.run, {"sockets": listeners}
         self._thread = threading.Thread(target=run, kwargs=arguments, name="asgi", daemon=True)
         self._thread.start()
         while not self._server.started:
@@ -102,12 +105,36 @@ class StoppableServer(uvicorn.Server):
             await asyncio.sleep(0.01)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def without_brackets(host: str) -> str:
+    """Return an address as the system has it: of IPv6 without the brackets that it has before a port."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Listen on all addresses of a name, as localhost has two of them, and with :: on those of IPv4 as well."""
+    listeners: list[socket.socket] = []
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        reason = (error.strerror or str(error)).partition(" (")[0]
-        raise TransportError(
-            f"host and port: must be a free address of this machine, got {host}:{port} ({reason})"
-        ) from None
+        for family, address in _addresses(host, port):
+            both = family == socket.AF_INET6 and address == "::" and socket.has_dualstack_ipv6()
+            try:
+                listeners.append(socket.create_server((address, port), family=family, dualstack_ipv6=both))
+            except OSError as error:
+                if error.errno not in _NOT_HERE or not (listeners or address != host):
+                    raise
+            else:
+                port = int(listeners[0].getsockname()[1])
+        if not listeners:
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+    except (OSError, UnicodeError) as error:
+        for listener in listeners:
+            listener.close()
+        reason = (getattr(error, "strerror", None) or str(error)).partition(" (")[0]
+        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        raise TransportError(f"host and port: must be a free address of this machine, got {place} ({reason})") from None
+    return listeners
+
+
+def _addresses(host: str, port: int) -> list[tuple[int, str]]:
+    """Return family and address of all that a name stands for."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return list(dict.fromkeys((int(family), str(address[0])) for family, _, _, _, address in found))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import platform
 import signal
 import sys
 from collections.abc import Callable
@@ -26,6 +28,9 @@ def new_app(help_text: str) -> typer.Typer:
 
 def run_app(app: Callable[[], object]) -> None:
     """Run a command; print an `AgflError`, or what the system refused, as one line and exit 2; exit 130 on a signal."""
+    _open_standard_streams()
+    if platform.system() == "Windows":
+        fail("Windows is not supported, since it has neither the locks nor the file modes that keys need; use WSL 2")
     signal.signal(signal.SIGTERM, _interrupt)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal cannot show
@@ -41,6 +46,16 @@ def run_app(app: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _open_standard_streams() -> None:
+    """Put the null device where a service manager closed a standard stream, whose number a file of ours would get."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
 
 
 def fail(message: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agfl_models.errors import CheckpointError
+from agfl_models.file_systems import set_mode, sync, sync_folder
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
@@ -23,13 +24,13 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
         with open(descriptor, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, mode)
+            sync(file.fileno(), path)
+        set_mode(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)  # Ctrl-C may come after the rename
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def read_json_lines(path: Path, parse_int: Callable[[str], float] = int) -> list[dict[str, Any]]:
@@ -57,12 +58,3 @@ def _object(line: str, place: str, parse_int: Callable[[str], float]) -> dict[st
     if not isinstance(found, dict):
         raise CheckpointError(f"{place}: must be one JSON object, got {line[:80]!r}")
     return found
-
-
-def _sync_folder(folder: Path) -> None:
-    # The rename itself is on disk only when the folder is.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,6 +13,7 @@ from agfl_models.errors import ConfigError
 from agfl_models.families import build_tokenizer
 from agfl_models.generation import GenerationConfig, room, stream
 from agfl_models.layers.layer import Memory
+from agfl_models.machine import usable_cpus
 from agfl_models.sequence_model import SequenceModel
 from agfl_models.store import load_model
 from agfl_models.tasks import TaskConfig
@@ -127,6 +128,7 @@ def open_model(path: Path) -> tuple[User, TaskConfig]:
         CheckpointError: as `load_model`.
         ConfigError: the model was trained for no task that we know.
     """
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
     model, saved = load_model(path)
     if saved.task is None:
         raise ConfigError(f"{path}: task: required to use the model, got none")

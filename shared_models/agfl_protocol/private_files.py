@@ -12,6 +12,7 @@ from pathlib import Path
 from agfl_models.errors import IdentityError
 
 _OTHERS = 0o077
+_LOST = "lost+found"  # what a new file system has in it
 
 
 @contextmanager
@@ -23,7 +24,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        # A mount point, as containers have them, cannot be replaced, and its parent often not be written.
+        place = folder if os.path.ismount(folder) else folder.parent
+        if place == folder and any(name != _LOST for name in os.listdir(folder)):
+            raise IdentityError(f"{folder}: must be a new or empty folder; nothing is overwritten")
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=place))
     except OSError as error:
         raise IdentityError(f"{folder}: cannot be made: {error}") from None
     try:
@@ -63,11 +68,19 @@ def check_private(path: Path) -> None:
     except OSError as error:
         raise IdentityError(f"{path}: {(error.strerror or str(error)).lower()}") from None
     if mode & _OTHERS:
-        raise IdentityError(f"{path}: must be closed to group and others (chmod go= {path}), got mode {mode:04o}")
+        raise IdentityError(
+            f"{path}: must be closed to group and others (chmod go= {path}), got mode {mode:04o}; where that changes "
+            "nothing, as on a Windows drive in WSL or on some shares, another file system is needed"
+        )
 
 
 def _move(staging: Path, folder: Path) -> None:
     try:
+        if staging.parent == folder:
+            os.chmod(folder, 0o700)
+            for path in staging.iterdir():
+                os.rename(path, folder / path.name)
+            return
         os.rename(staging, folder)  # atomic, and refused by the system unless `folder` is absent or empty
     except OSError as error:
         if folder.exists():

@@ -355,10 +355,14 @@ class RunConfig(Config):
         return self.model_copy(update={"tokenizer": tokenizer})
 
     @property
+    def defining(self) -> dict[str, Any]:
+        """What defines the run, as JSON; `num_rounds`, `evaluation`, `data`, `baselines` and `search` may change."""
+        return self.model_dump(mode="json", exclude={"num_rounds": True, "evaluation": True, **_LOCAL})
+
+    @property
     def hash(self) -> str:
-        """SHA-256 of what defines the run; `num_rounds`, `evaluation`, `data`, `baselines` and `search` may change."""
-        defining = self.model_dump(mode="json", exclude={"num_rounds": True, "evaluation": True, **_LOCAL})
-        text = json.dumps({"protocol": PROTOCOL_VERSION, **defining}, sort_keys=True)
+        """SHA-256 of what defines the run."""
+        text = json.dumps({"protocol": PROTOCOL_VERSION, **self.defining}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, replace
@@ -19,6 +18,8 @@ from agfl_client.device import AUTO, choose_device
 from agfl_models.durable_files import read_json_lines, write_atomically
 from agfl_models.errors import CheckpointError, DataError
 from agfl_models.examples import Row, read_rows
+from agfl_models.file_systems import sync
+from agfl_models.machine import usable_cpus
 from agfl_models.store import CONFIG_FILE
 from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_protocol.run_config import RunConfig, load_run_config
@@ -84,7 +85,7 @@ def _train(bench: Bench, done: Collection[Place], store: ScoreFile, progress: Pr
     progress(finished, total)
     bench = replace(bench, advance=advance)
     scores: list[Score] = []
-    with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="baseline") as pool:
+    with ThreadPoolExecutor(usable_cpus(), thread_name_prefix="baseline") as pool:
         work: list[Future[list[Score]]] = [pool.submit(bench.train, who) for who in missing]
         work += [pool.submit(bench.judge_global, name) for name in to_judge]
         try:
@@ -133,7 +134,7 @@ class ScoreFile:
             with self._path.open("a", encoding="utf-8") as file:
                 file.writelines(map(self._line, scores))
                 file.flush()
-                os.fsync(file.fileno())
+                sync(file.fileno(), self._path)
         except OSError as error:
             raise self._unwritable(error) from None
 

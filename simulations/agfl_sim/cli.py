@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,7 +42,7 @@ def simulate(
     ] = None,
 ) -> None:
     """Run the federation that CONFIG describes; without it, the shipped language_modeling."""
-    from agfl_models.errors import ConfigError
+    from agfl_models.errors import AgflError, ConfigError
     from agfl_models.validation import nearest
     from agfl_protocol.run_config import load_with_defaults
     from agfl_sim.partition import owner_files
@@ -59,7 +61,7 @@ def simulate(
         raise ConfigError(f"--engine: unknown engine {engine!r}{nearest(engine, list(ENGINES))}")
     if resume and output is None:
         raise ConfigError("--resume: needs --output, the folder of the run to go on with")
-    folder = output or Path("runs") / f"{path.stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = output or _new_folder(path.stem)
     again = [
         "agfl-simulate",
         config,
@@ -68,7 +70,24 @@ def simulate(
         *(part for one in overrides or () for part in ("--set", one)),
     ]
     again += [] if engine == "inline" else ["--engine", engine]
-    _run(run_config, taken, folder, engine, resume, again)
+    try:
+        _run(run_config, taken, folder, engine, resume, again)
+    except AgflError:
+        if output is None:
+            with suppress(OSError):  # the run left something in it
+                folder.rmdir()
+        raise
+
+
+def _new_folder(name: str) -> Path:
+    """Make a folder for a run of this moment that no other run has, also of those that begin in the same second."""
+    stamped = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    for number in count(1):
+        folder = Path("runs") / (stamped if number == 1 else f"{stamped}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError("there is always a next number")
 
 
 def _run(

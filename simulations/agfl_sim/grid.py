@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Lock
+from threading import Event, Lock
 from typing import cast
 
 from flwr.app import Context, Message, RecordDict
@@ -102,6 +102,53 @@ class InProcessGrid(Grid):
         context = Context(_RUN_ID, node, node_config={}, state=RecordDict(), run_config={})
         with self._locks[node]:
             return _through_the_wire(self._nodes[node](request, context))
+
+
+class Stopped(BaseException):
+    """The run is to end: no error, and nothing that the server's code would take for one."""
+
+
+class StoppableGrid(Grid):
+    """Another grid, every call of which raises `Stopped` once `stopped` is set."""
+
+    def __init__(self, grid: Grid, stopped: Event) -> None:
+        self._grid, self._stopped = grid, stopped
+
+    def _checked(self) -> Grid:
+        if self._stopped.is_set():
+            raise Stopped
+        return self._grid
+
+    def set_run(self, run: Run) -> None:
+        """Part of Flower's interface."""
+        self._checked().set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """Part of Flower's interface."""
+        return self._checked().run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Part of Flower's interface."""
+        return self._checked().create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Part of Flower's interface."""
+        return self._checked().get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Part of Flower's interface."""
+        return self._checked().push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Part of Flower's interface."""
+        return self._checked().pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Part of Flower's interface."""
+        return self._checked().send_and_receive(messages, timeout=timeout)
 
 
 def _through_the_wire(message: Message) -> Message:

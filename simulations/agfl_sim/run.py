@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -11,29 +10,29 @@ from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from agfl_client.app import OWNERS_VARIABLE, PRETRAINED_VARIABLE, SEED_VARIABLE, create_client_app
+from agfl_client.app import create_client_app
 from agfl_client.approvals import Approvals
 from agfl_client.ledger_file import LEDGER_FILE
 from agfl_client.node import Node
 from agfl_client.policy import Policy
 from agfl_client.secure_member import SecureMember
 from agfl_models.durable_files import write_atomically
-from agfl_models.errors import AgflError, ConfigError
-from agfl_protocol.drift import drift_of
+from agfl_models.machine import kind, usable_cpus
 from agfl_protocol.flower_settings import prepare_flower
 from agfl_protocol.randomness import OwnerRandomness
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_server.app import refuse_run, run_federation
 from agfl_server.checkpoint import last_exchange
-from agfl_server.connected_nodes import ConnectedNodes
 from agfl_server.journal import Journal
 from agfl_server.observer import Observer
 from agfl_server.run_folder import RunFolder
 from agfl_sim.grid import InProcessGrid
 from agfl_sim.partition import device_widths, owners_of
+from agfl_sim.ray_engine import RayEngine
 
 OWNERS_FOLDER, NODES_FOLDER = "owners", "nodes"
+MACHINE_FILE = "machine.json"  # the kind on which the run last went on: another one may compute other bits
 _NO_LIMIT_S = 1e9  # of a round: the researcher has asked for it
 _NO_LIMIT = 10**15
 
@@ -77,7 +76,7 @@ class InlineEngine:
             i: create_client_app(self._node(path, width, folder / NODES_FOLDER / path.stem))
             for i, (path, width) in enumerate(zip(self._owners, self._widths, strict=True), start=1000)
         }
-        with InProcessGrid(nodes, num_workers=os.cpu_count() or 1) as grid:
+        with InProcessGrid(nodes, num_workers=usable_cpus()) as grid:
             run_federation(grid, self._config, folder, resume=resume, observer=observer, roster=self.roster)
 
     def _forget_exchange(self, folder: Path) -> None:
@@ -134,71 +133,6 @@ def _lines_up_to(ledger: bytes, last: int) -> bytes:
     return b"".join(kept)
 
 
-class RayEngine:
-    """Flower's Ray runtime, the way past one machine, with the same apps; its nodes keep nothing between messages."""
-
-    roster = None
-
-    def __init__(self, config: RunConfig, owners: Sequence[Path]) -> None:
-        """Say early what the engine cannot run.
-
-        Raises:
-            ConfigError: the run is secure, or has owners keep state or hold parts of the model; or the extra `ray` is
-                not installed.
-        """
-        self._config, self._owners = config, owners
-        if config.aggregation.type == "secure":
-            raise ConfigError(
-                "--engine ray: runs aggregation.type plain only, since Ray keeps no node's keys between messages, "
-                "got secure; add --set aggregation.type=plain"
-            )
-        if config.data.max_widths is not None:
-            raise ConfigError("--engine ray: every node there holds the whole model, got data.max_widths")
-        if drift_of(config) is not None:
-            raise ConfigError(
-                "--engine ray: runs no aggregation.server_optimizer for which owners keep state, since Ray keeps none "
-                f"between messages, got {config.aggregation.server_optimizer.type}"
-            )
-        try:
-            import ray  # noqa: F401
-        except ImportError:
-            raise ConfigError(
-                "--engine ray: needs the extra `ray` (pip install 'agfl[ray]'), which is missing"
-            ) from None
-
-    def run(self, folder: Path, *, resume: bool, observer: Observer) -> None:
-        """Run the federation to its last round; raises as `run_federation`."""
-        from flwr.app import ConfigRecordValues, Context
-        from flwr.serverapp import Grid, ServerApp
-        from flwr.simulation import run_simulation
-
-        from agfl_client.app import app as client_app
-
-        failure: list[BaseException] = []
-        server_app = ServerApp()
-
-        @server_app.main()
-        def main(grid: Grid, context: Context) -> None:
-            # Ray's nodes start one by one, slowly on a busy machine; the first cohort is to be the other engine's.
-            ConnectedNodes(grid, Observer()).wait_for(len(self._owners))
-            try:
-                run_federation(grid, self._config, folder, resume=resume, observer=observer)
-            except AgflError as error:
-                failure.append(error)
-
-        os.environ[OWNERS_VARIABLE] = str(self._owners[0].parent.resolve())
-        os.environ[SEED_VARIABLE] = str(self._config.seed)
-        if self._config.pretrained is not None:
-            os.environ[PRETRAINED_VARIABLE] = str(self._config.pretrained.resolve())
-        backend: dict[str, dict[str, ConfigRecordValues]] = {
-            "init_args": {"num_cpus": os.cpu_count() or 1},
-            "client_resources": {"num_cpus": 1},
-        }
-        run_simulation(server_app, client_app, len(self._owners), backend_config=backend)
-        if failure:
-            raise failure[0]
-
-
 ENGINES: dict[str, Callable[[RunConfig, Sequence[Path]], Engine]] = {"inline": InlineEngine, "ray": RayEngine}
 
 
@@ -224,5 +158,6 @@ def simulate(
     owners.write(is_new=not resume)
     for line in owners.notes:
         tell(line)
+    write_atomically(folder / MACHINE_FILE, (json.dumps(kind(), indent=1) + "\n").encode())
     chosen.run(folder, resume=resume, observer=observer)
     return owners.files

@@ -151,3 +151,8 @@ def test_a_folder_without_keys_is_not_filled(tmp_path: Path, run: Run) -> None:
         with pytest.raises(AgflError, match=r"must hold exactly one public file NAME\.pub, got none$"):
             run(*command, "--keys", str(tmp_path / "empty"))
     assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_end_of_input_changes_nothing(run: Run, folder: Path, plan: Plan) -> None:
+    Approvals(folder, Policy(), "ca").propose(plan)
+    assert run("approve", "run-1", "--keys", str(folder), typed="").endswith("nothing is changed\n")

@@ -137,6 +137,6 @@ def test_checkpoint_of_another_configuration(config: Path) -> None:
     done = subprocess.run(run, cwd=config.parent, capture_output=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     line = refused(config.parent, "agfl-simulate", "run.yaml", "--output", "out", "--resume", "--set", "seed=1")
-    assert "configuration hash" in line
+    assert "belongs to a run with another configuration: seed was " in line
     line = refused(config.parent, "agfl-simulate", "run.yaml", "--output", "out")
     assert "--resume" in line

@@ -1,41 +1,51 @@
-"""A path that an unset shell variable left empty is a mistake, and not the folder that the command runs in."""
+"""What all commands do alike, whatever surrounds the process."""
 
 from __future__ import annotations
 
+import platform
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-import typer
 
-from agfl_client.cli import app as client_app
-from agfl_models.cli import app as model_app
-from agfl_models.console import run_app
-from agfl_server.cli import app as server_app
-from agfl_sim.cli import app as simulation_app
+from agfl_models import console
+
+PROGRAM = """
+import os, sys
+from agfl_models import console
+app = console.new_app("test")
+
+@app.command()
+def run(path: str) -> None:
+    text = sys.stdin.read()
+    print(f"read {text!r}, a terminal: {sys.stdin.isatty()}")
+    print("a warning", file=sys.stderr)
+    with open(path, "w") as file:
+        assert file.fileno() > 2, "a file of ours stands where others look for a standard stream"
+        file.write("whole")
+
+console.run_app(app)
+"""
 
 
-@pytest.mark.parametrize(
-    ("app", "arguments", "name"),
-    [
-        (client_app, ["probe", "--config", "run.yaml", "--data", ""], "--data"),
-        (client_app, ["keygen", "alice", "--keys", " "], "--keys"),
-        (model_app, ["evaluate", "model", "--data="], "--data"),
-        (model_app, ["describe", ""], "path"),
-        (server_app, ["roster", "", "--federation", "fed"], "file"),
-        (simulation_app, ["--output", ""], "--output"),
-    ],
-)
-def test_empty_path_is_refused_by_the_name_of_its_option(
-    app: typer.Typer,
-    arguments: list[str],
-    name: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_windows_is_one_line_that_says_what_to_use(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["command", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        run_app(app)
-    assert stopped.value.code == 2
+    monkeypatch.setattr(platform, "system", lambda: "Windows")
+    with pytest.raises(SystemExit) as ended:
+        console.run_app(lambda: pytest.fail("the command was run"))
+    assert ended.value.code == console.EXIT_USER_ERROR
     line = capsys.readouterr().err
-    assert line.startswith(f"error: {name}: must name a file or folder, got '")
+    assert line.startswith("error: Windows is not supported")
+    assert line.endswith("use WSL 2\n")
     assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_empty_ones(tmp_path: Path, closed: str) -> None:
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", PROGRAM, str(tmp_path / "file")]
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, (tmp_path / "file").read_text()) == (0, "whole"), done.stderr
+    assert done.stdout == ("" if ">&-" in closed.replace("2>&-", "") else "read '', a terminal: False\n")
+    assert done.stderr == ("" if "2>&-" in closed else "a warning\n")

@@ -321,3 +321,10 @@ def test_the_package_has_no_other_names() -> None:
 
     with pytest.raises(AttributeError, match="no attribute 'AutoGenModle'"):
         _ = agfl_models.AutoGenModle
+
+
+@pytest.mark.parametrize("command", [("generate", "--max-tokens", "2"), ("describe",)])
+def test_closed_standard_input_is_an_empty_one(run_folder: Path, command: tuple[str, ...]) -> None:
+    shell = ["sh", "-c", 'exec "$@" <&-', "sh", str(COMMAND), command[0], str(run_folder), *command[1:]]
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

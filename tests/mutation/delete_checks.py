@@ -51,6 +51,7 @@ CHECKED = (
     "shared_models/agfl_protocol/secagg/parameters.py",
     "shared_models/agfl_protocol/secagg/rings.py",
     "shared_models/agfl_protocol/secagg/shamir.py",
+    "shared_models/agfl_protocol/folder_lock.py",
     "shared_models/agfl_protocol/identity.py",
     "shared_models/agfl_protocol/secure_wire.py",
     "shared_models/agfl_protocol/counting.py",

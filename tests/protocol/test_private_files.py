@@ -65,3 +65,18 @@ def test_a_mode_that_grants_others_anything_is_refused(mode: int, tmp_path: Path
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(IdentityError, match="secret: no such file"):
         read_private(tmp_path / "secret")
+
+
+def test_a_mount_point_is_filled_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's volume: it cannot be replaced, and its parent cannot be written."""
+    volume = tmp_path / "parent" / "volume"
+    (volume / "lost+found").mkdir(parents=True)
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == volume)
+    with new_folder(volume) as new:
+        assert new.parent == volume
+        write_private(new / "secret", b"s")
+    assert sorted(path.name for path in volume.iterdir()) == ["lost+found", "secret"]
+    check_private(volume)
+    assert read_private(volume / "secret") == b"s"
+    with pytest.raises(IdentityError, match="must be a new or empty folder; nothing is over"), new_folder(volume):
+        pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,10 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from agfl_models.durable_files import write_atomically
 from agfl_models.errors import CheckpointError
+from agfl_models.version import VERSION
 from agfl_server.checkpoint import load_checkpoint, save_checkpoint
 from agfl_server.state import Bounds, ServerState
 
@@ -140,6 +143,8 @@ def test_garbage_is_damaged(tmp_path: Path, content: bytes) -> None:
 
 
 FACTS = {
+    "format": 1,
+    "version": VERSION,
     "run_id": "0",
     "round": 1,
     "exchange": 1,
@@ -185,3 +190,64 @@ def test_missing_checkpoint_is_named(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(CheckpointError, match=rf"^--resume: {folder}: must hold a checkpoint, found none$"):
             load_checkpoint(folder, HASH)
+
+
+def _rewritten(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    with safe_open(path, "numpy") as file:
+        facts, tensors = json.loads(file.metadata()["state"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(facts)
+    save_file(tensors, path, {"state": json.dumps(facts)})
+
+
+def test_a_changed_configuration_is_named_by_its_keys(tmp_path: Path) -> None:
+    before = {"seed": 0, "model": {"dim": 16, "layers": [{"type": "ff"}]}, "gone": [1]}
+    after = {"seed": 7, "model": {"dim": 16, "layers": [{"type": "rnn"}]}, "come": None}
+    save_checkpoint(tmp_path, state_of(1), HASH, before)
+    load_checkpoint(tmp_path, HASH, before)
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(tmp_path, "b" * 64, after)
+    named = "seed was 0, now 7, model.layers.0.type was 'ff', now 'rnn', gone was [1], now unknown, come was unknown"
+    assert f"belongs to a run with another configuration: {named}, now None (what may change" in str(error.value)
+
+
+def test_many_changed_keys_are_counted(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, state_of(1), HASH, {f"key{i}": 0 for i in range(9)})
+    with pytest.raises(CheckpointError, match="key5 was 0, now 1, and 3 more "):
+        load_checkpoint(tmp_path, "b" * 64, {f"key{i}": 1 for i in range(9)})
+
+
+@pytest.mark.parametrize("version", ["0.0.7", None])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda facts: facts.update(config_hash="c" * 64), "for which the same configuration means another run"),
+        (lambda facts: facts.pop("used"), "which misses something in it: 'used'"),
+        (lambda facts: facts.update(format=0), "which reads no such checkpoint"),
+    ],
+)
+def test_a_checkpoint_of_another_version_is_named_as_such(
+    tmp_path: Path, version: str | None, change: Callable[[dict[str, Any]], None], told: str
+) -> None:
+    """What did not change is not accused; what reads as before still does."""
+    path = save_checkpoint(tmp_path, state_of(1), HASH, {"seed": 0})
+
+    def older(facts: dict[str, Any]) -> None:
+        facts["version"] = version
+        if version is None:  # of before they had any of these
+            for key in ("version", "config", "format"):
+                del facts[key]
+
+    _rewritten(path, older)
+    assert_same(load_checkpoint(tmp_path, HASH, {"seed": 0}), state_of(1))
+    _rewritten(path, change)
+    writer = f"agfl {version}" if version is not None else "a version of agfl that did not yet say which it was"
+    by = rf"was written by {re.escape(writer)}, and this is version {re.escape(VERSION)}"
+    with pytest.raises(CheckpointError, match=rf"^checkpoint: {path}: {by}, {told}$"):
+        load_checkpoint(tmp_path, HASH, {"seed": 0})
+
+
+def test_a_changed_key_of_another_versions_run_is_named_with_the_version(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, state_of(1), HASH, {"seed": 0})
+    _rewritten(path, lambda facts: facts.update(version="0.0.7"))
+    with pytest.raises(CheckpointError, match=r"seed was 0, now 1 \(.*\); it was written by agfl 0\.0\.7, and this is"):
+        load_checkpoint(tmp_path, "b" * 64, {"seed": 1})

@@ -107,7 +107,9 @@ def test_run_may_go_on_longer(tmp_path: Path, run_config: MakeConfig, override: 
 def test_another_run_is_not_resumed_and_nothing_changes(tmp_path: Path, run_config: MakeConfig, override: str) -> None:
     folder, _, _ = written(tmp_path / "run", run_config(), 2)
     before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
-    with pytest.raises(CheckpointError, match="belongs to a run with configuration hash"):
+    with pytest.raises(
+        CheckpointError, match=f"belongs to a run with another configuration: {override.partition('=')[0]} was "
+    ):
         folder.resume(run_config(override))
     assert before == {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
 

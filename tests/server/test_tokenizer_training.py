@@ -475,7 +475,7 @@ def test_a_run_is_resumed_with_the_merges_of_its_folder_only_if_it_is_the_same_r
     before = everything(tmp_path / "run")
     others = [(*bpe(8), "seed=9"), bpe(7), bpe(8, 280), ("model.vocab_size=259",)]
     for overrides in others:
-        with pytest.raises(CheckpointError, match="belongs to a run with configuration hash"):
+        with pytest.raises(CheckpointError, match=r"belongs to a run with another configuration: [a-z_.]+ was "):
             run_federation(grid, run_config(*overrides), tmp_path / "run", resume=True)
     with pytest.raises(CheckpointError, match=r"^--resume: .*none/config\.yaml: no such file$"):
         run_federation(grid, config, tmp_path / "none", resume=True)

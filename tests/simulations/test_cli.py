@@ -9,13 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agfl_models import machine
 from agfl_server.run_folder import RunFolder
-from agfl_sim.cli import main
+from agfl_sim.cli import _new_folder, main
 
 COMMAND = Path(sys.executable).parent / "agfl-simulate"
 CONFIG = """
@@ -287,3 +290,29 @@ def test_a_run_that_learns_its_tokenizer_says_so_and_its_model_writes(home: Path
     )
     assert written.returncode == 0, written.stderr
     assert written.stdout.startswith("To be")
+
+
+def test_runs_of_one_second_have_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Frozen(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Frozen:
+            return cls(2026, 1, 2, 3, 4, 5, tzinfo=tz)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("agfl_sim.cli.datetime", Frozen)
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: _new_folder("run"), range(8)))
+    names = [f"run-20260102-030405{end}" for end in ("", *(f"-{number}" for number in range(2, 9)))]
+    assert sorted(path.name for path in folders) == sorted(names)
+
+
+def test_refused_run_leaves_no_folder_of_its_own(home: Path, tmp_path: Path) -> None:
+    small = (home / "small.yaml").read_text()
+    (tmp_path / "small.yaml").write_text(small)
+    done = finish(start(tmp_path, "small.yaml", "--set", "aggregation.min_cohort=9"))
+    assert done.returncode == 2
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == []
+
+
+def test_the_kind_of_machine_stands_beside_the_result(home: Path) -> None:
+    assert json.loads((home / "whole" / "machine.json").read_text()) == machine.kind()

@@ -30,7 +30,8 @@ from agfl_server.observer import Observer, Row
 from agfl_server.search import CHOSEN_FILE
 from agfl_server.state import ServerState
 from agfl_sim.grid import InProcessGrid
-from agfl_sim.run import InlineEngine, RayEngine
+from agfl_sim.ray_engine import RayEngine
+from agfl_sim.run import InlineEngine
 
 METHODS = {
     "scaffold": ("aggregation.server_optimizer={type: scaffold}", "aggregation.weighting=uniform"),

@@ -7,7 +7,7 @@ import os
 
 import typer
 
-from agfl_models.asgi_server import AsgiServer
+from agfl_models.asgi_server import AsgiServer, without_brackets
 from agfl_models.console import EXIT_INTERRUPTED
 from agfl_models.inference import User
 from agfl_models.web.app import create_app
@@ -22,6 +22,7 @@ def serve_model(user: User, facts: ModelFacts, host: str, port: int) -> None:
     Raises:
         TransportError: the address cannot be listened on.
     """
+    host = without_brackets(host)
     name, is_local = f"[{host}]" if ":" in host else host, is_loopback(host)
     app = create_app(user, facts, LOOPBACK_NAMES | {name} if is_local else None)
     with AsgiServer(app, host, port) as server:
