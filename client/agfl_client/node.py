@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from agfl_client import pair_counts
 from agfl_client.announced import Announced
+from agfl_client.approval_files import Status
 from agfl_client.approvals import Approvals
 from agfl_client.client_state import ClientStates, Recollection, StateKey
 from agfl_client.deadline import Deadline
@@ -25,7 +27,7 @@ from agfl_client.policy import Policy, PolicyViolation
 from agfl_client.secure_member import SecureMember, SumRules
 from agfl_client.sum_rules import sum_rules
 from agfl_client.training import LocalTrainer, effective_steps, evaluate, validation_loss
-from agfl_models.errors import WireError
+from agfl_models.errors import DataError, WireError
 from agfl_models.examples import Row, check_readable, read_rows
 from agfl_models.families import build_model
 from agfl_models.huggingface.folder import PretrainedFolder
@@ -53,6 +55,8 @@ from agfl_protocol.wire import (
     RoundRequest,
     SumRequest,
 )
+
+_READ_AGAIN_S = 5.0  # the server asks more often whether a text that was of no use has been mended
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,8 @@ class Node:
         self._deadline = Deadline()
         self._workspace: _Workspace | None = None
         self._words: pair_counts.CutWords | None = None
+        self._checked = ""  # the hash of the last plan for which the text was found good
+        self._useless: tuple[float, DataError] | None = None  # when it was read last, and why it is of no use
 
     def identify(self) -> IdentifyReply:
         """Say who this is."""
@@ -139,10 +145,31 @@ class Node:
             self._policy.check_unasked()
             return ProposeReply(Answer.APPROVED)
         status = self._approvals.propose(plan)
+        if status is Status.APPROVED:
+            self._check_text(plan)  # now, while nobody waits for this owner in a sum
         if self._policy.runs != "all" and self._approvals.sigma(plan.run_id) is None:
             sigma = self._sigma(plan)
             status = status if sigma is None else self._approvals.note_sigma(plan.run_id, sigma)
         return ProposeReply(Answer(status.value))
+
+    def _check_text(self, plan: Plan) -> None:
+        """Raise DataError where this owner's text is of no use to the run; what was read stays warm for round 1."""
+        config = plan.run_config
+        config_json = config.to_json()
+        if self._workspace is not None or self._checked == plan.hash:
+            return
+        if self._useless is not None and time.monotonic() - self._useless[0] < _READ_AGAIN_S:
+            raise self._useless[1]
+        try:
+            if config.tokenizer.is_trained and config.search is None:
+                own = config.with_pretrained(self._pretrained, "--pretrained")
+                self._workspace = self._make_workspace(config_json, own, self._policy.tier(own))
+            else:
+                self._rows(config)
+        except DataError as error:
+            self._useless = time.monotonic(), error
+            raise
+        self._checked, self._useless = plan.hash, None
 
     def _sigma(self, plan: Plan) -> float | None:
         """Return how much of an update of the first model is the noise of its batches; None where that is not drawn."""

@@ -165,6 +165,12 @@ class LogObserver(Observer):
     def waiting(self, connected: int, needed: int) -> None:
         log.info("waiting for nodes: %d of %d connected", connected, needed)
 
+    def absent(self, reasons: Mapping[str, str]) -> None:
+        log.info("not taking part: %s", "; ".join(f"{name} ({reason})" for name, reason in reasons.items()))
+
+    def held_out(self, name: str, seconds: float) -> None:
+        log.info("%s is left out; asked again once it is started anew, or in %.0f s", name, seconds)
+
     def missing(self, names: Sequence[str]) -> None:
         log.info("waiting for %s: a sum of this kind is over whole groups of owners", ", ".join(names))
 

@@ -13,8 +13,9 @@ from agfl_models.errors import WireError
 from agfl_protocol import wire
 from agfl_protocol.plan import Plan
 from agfl_protocol.wire import Answer
-from agfl_server.messaging import ask_nodes
+from agfl_server.messaging import ask_nodes, error_of
 from agfl_server.observer import Observer
+from agfl_server.refusals import Refusals
 from agfl_server.suspects import Absences
 
 _IDENTIFY_TIMEOUT_S = 10.0
@@ -24,6 +25,7 @@ _PROPOSE_AGAIN_S = 2.0
 _POLL_S = 0.1
 _WAKE_TIMEOUT_S = 5.0
 _WAKE_AGAIN_S = 10.0
+_SHOWN = 12  # owners of whom a line says why they take no part
 
 
 @dataclass
@@ -43,11 +45,18 @@ class ConnectedNodes:
     _told: dict[int, str] = field(default_factory=dict)
     _silent: Absences[str] = field(default_factory=Absences)
     _wake_at: float = 0.0
+    _refusals: Refusals = field(default_factory=Refusals)
+    _absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> frozenset[str]:
         """The NAMES of all nodes that were ever connected; asks nobody."""
         return frozenset(name for name in self._names.values() if name is not None)
+
+    @property
+    def can_change(self) -> bool:
+        """Whether an owner that refuses may mend what is wrong: not where this process holds all of them."""
+        return self.registered_name is not None
 
     def propose(self, plan: Plan) -> None:
         """From now on only nodes whose owners approve `plan` count as connected."""
@@ -55,23 +64,31 @@ class ConnectedNodes:
 
     def connected(self) -> dict[str, int]:
         """Return {NAME: node id} of the nodes that are there now and take part, sorted by name."""
-        online = list(self.grid.get_node_ids())
+        online = set(self.grid.get_node_ids())
         now = time.monotonic()
         self._identify([n for n in online if n not in self._names and now >= self._ask_at.get(n, now)])
         named = {name: node for node in online if (name := self._names.get(node)) is not None}
+        online_names = named.keys()
         if self._plan is not None:
+            # Who returns may have another policy, roster or text.
+            self._answers = {node: answer for node, answer in self._answers.items() if node in online}
             self._propose(self._plan, named)
             named = {name: node for name, node in named.items() if self._answers.get(node) is Answer.APPROVED}
-        for name in self._silent.now - named.keys():
+        for name in self._silent.now - online_names:
             self._silent.take_back(name)  # it has gone; once it is back it may answer
+            self._refusals.forget(name)
         return dict(sorted((name, node) for name, node in named.items() if name not in self._silent.now))
 
-    def note_answers(self, silent: Collection[str]) -> None:
+    def note_answers(self, silent: Collection[str], refusing: Mapping[str, str] | None = None) -> None:
         """Note who did not answer in the last exchange: it is not asked for a while, each time for twice as long.
 
-        It is asked earlier where too few others are there, if it answers a small query.
+        It is asked earlier where too few others are there, if it answers a small query. refusing: NAME -> reason of who
+        answered that it takes no part; it is asked anew whether it does, and where too few others are there, later.
         """
         over = self._silent.pass_one()
+        self._refusals.forget_old()
+        for name, reason in (refusing or {}).items() if self.can_change else ():
+            self._refuse(name, reason)
         for name in silent:
             self._silent.leave_out(name)
         if silent:
@@ -91,8 +108,45 @@ class ConnectedNodes:
             if len(nodes) != shown:
                 shown = len(nodes)
                 self.observer.waiting(shown, needed)
+            self._tell_absent(among)
             self.pause()
+        self._absent = {}
         return nodes
+
+    def absent(self) -> dict[str, str]:
+        """Return why each owner of the plan takes no part at present, sorted by name; empty without a plan."""
+        if self._plan is None:
+            return {}
+        nodes = {name: node for node in self.grid.get_node_ids() if (name := self._names.get(node)) is not None}
+        return {name: why for name in self._plan.members if (why := self._why_absent(name, nodes.get(name)))}
+
+    def _why_absent(self, name: str, node: int | None) -> str:
+        if node is None:
+            return "not connected"
+        if self._told.get(node):
+            return self._told[node]
+        if name in self._silent.now:
+            return self._refusals.reason(name) or "silent"
+        return "" if self._answers.get(node) is Answer.APPROVED else "waits for its owner's approval"
+
+    def _tell_absent(self, among: Collection[str] | None) -> None:
+        """Say who is not there and why, each time that it changes; nothing while nobody has said anything."""
+        found = {name: why for name, why in self.absent().items() if among is None or name in among}
+        if found != self._absent and self._names:
+            self._absent = found
+            shown = dict(list(found.items())[:_SHOWN])
+            if len(found) > _SHOWN:
+                shown |= {f"{len(found) - _SHOWN} more": "not shown"}
+            if shown:
+                self.observer.absent(shown)
+
+    def _refuse(self, name: str, reason: str) -> None:
+        """Leave an owner out that refused: for some sums, or until it is worth asking again."""
+        wait_s = self._refusals.note(name, reason)
+        self._silent.leave_out(name)
+        for node in [node for node, known in self._names.items() if known == name]:
+            self._answers.pop(node, None)
+        self.observer.held_out(name, wait_s)
 
     def wait_for_return(self, names: Collection[str], patience_s: float) -> dict[str, int]:
         """Return those of `names` that are connected, once all are or `patience_s` has passed."""
@@ -105,8 +159,12 @@ class ConnectedNodes:
 
     def pause(self) -> None:
         """Wait a moment for others to come; ask those who were silent whether they are back."""
-        silent = self._silent.now
-        if silent and time.monotonic() >= self._wake_at:
+        now = time.monotonic()
+        for name in self._silent.now & self._refusals.names:
+            if self._refusals.is_due(name):
+                self._silent.take_back(name)
+        silent = self._silent.now - self._refusals.names
+        if silent and now >= self._wake_at:
             for name in self._answering(silent):
                 self._silent.take_back(name)
             self._wake_at = time.monotonic() + _WAKE_AGAIN_S
@@ -129,7 +187,7 @@ class ConnectedNodes:
         for node, reply in ask_nodes(self.grid, requests, _IDENTIFY_TIMEOUT_S):
             try:
                 if reply.has_error():
-                    raise WireError(reply.error.reason or "no reason given")
+                    raise WireError(error_of(reply)[0])
                 name = wire.IdentifyReply.from_record(reply.content).name
             except WireError as error:  # its owner may start it anew under the same node id
                 self.observer.refused(f"node {node}", str(error))
@@ -173,7 +231,7 @@ def _answer(reply: Message) -> tuple[Answer, str]:
     """
     try:
         if reply.has_error():
-            raise WireError(reply.error.reason or "no reason given")
+            raise WireError(error_of(reply)[0])
         answer = wire.ProposeReply.from_record(reply.content).answer
     except WireError as error:
         return Answer.PENDING, str(error)

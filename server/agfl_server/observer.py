@@ -14,6 +14,12 @@ class Observer:
     def waiting(self, connected: int, needed: int) -> None:
         """Fewer nodes are there than a round needs."""
 
+    def absent(self, reasons: Mapping[str, str]) -> None:
+        """Why each owner that is not there takes no part, while more are needed."""
+
+    def held_out(self, name: str, seconds: float) -> None:
+        """An owner refused; it is asked again once it is started anew, or after so many seconds."""
+
     def missing(self, names: Sequence[str]) -> None:
         """A sum is over whole groups of owners, and none can be without these."""
 

@@ -1,0 +1,43 @@
+"""What an owner reads on its own screen when its node takes no part, and why; the server gets no more than it must."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from agfl_models.errors import AgflError, DataError, PretrainedError
+
+log = logging.getLogger("agfl.client")
+_AGAIN_S = 600.0
+_ADVICE = {
+    "data": "mend it and your node joins by itself, or start it anew with other --data",
+    "pretrained": "start it anew with the run's own model as --pretrained",
+}
+# A refusal of the plan lasts until its owner does something; any other may pass.
+_WHAT = {"query.propose": "the run", "query.count": "the counting of the tokenizer", "query.model": "the last step"}
+
+
+class OwnScreen:
+    """Says a reason once, and then again each ten minutes: the server asks every few seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._said: dict[str, tuple[str, float]] = {}
+
+    def refused(self, kind: str, error: AgflError) -> None:
+        """Say that this node does not answer a message of a kind, and why."""
+        advice = _ADVICE.get("data" if isinstance(error, DataError) else "pretrained", "")
+        if not isinstance(error, DataError | PretrainedError):
+            advice = ""
+        what = _WHAT.get(kind, "this round")
+        line = f"your node takes no part in {what}: {error}" + (f"; {advice}" if advice else "")
+        last, at = self._said.get(kind, ("", 0.0))
+        if line != last or self._clock() - at >= _AGAIN_S:
+            self._said[kind] = line, self._clock()
+            log.error("%s", line)
+
+    def answered(self, kind: str) -> None:
+        """Say that it takes part again where it did not."""
+        if self._said.pop(kind, None) is not None:
+            log.info("your node takes part in %s again", _WHAT.get(kind, "the rounds"))
