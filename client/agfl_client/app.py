@@ -67,6 +67,14 @@ def create_client_app(node_of: Node | NodeOf) -> ClientApp:
 
         return answer(message, reply)
 
+    @app.query("model")
+    def model(message: Message, context: Context) -> Message:
+        def reply() -> RecordDict:
+            find(context).keep_model(wire.ModelRequest.from_record(message.content))
+            return wire.acknowledgment()
+
+        return answer(message, reply)
+
     def trip(take: Callable[[SecureMember, RecordDict], RecordDict]) -> Callable[[Message, Context], Message]:
         return lambda message, context: answer(message, lambda: take(find(context).member, message.content))
 

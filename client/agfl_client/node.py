@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Mapping
@@ -24,8 +25,9 @@ from agfl_client.device import AUTO, choose_device
 from agfl_client.own_error import measure_sigma
 from agfl_client.part import Part, whole_layout
 from agfl_client.policy import Policy, PolicyViolation
+from agfl_client.saved_model import SavedModel
 from agfl_client.secure_member import SecureMember, SumRules
-from agfl_client.sum_rules import sum_rules
+from agfl_client.sum_rules import approved_plan, sum_rules
 from agfl_client.training import LocalTrainer, effective_steps, evaluate, validation_loss
 from agfl_models.errors import DataError, WireError
 from agfl_models.examples import Row, check_readable, read_rows
@@ -33,6 +35,7 @@ from agfl_models.families import build_model
 from agfl_models.huggingface.folder import PretrainedFolder
 from agfl_models.rings import Rings
 from agfl_models.tasks.task import AnyTask, Dataset
+from agfl_models.version import software
 from agfl_protocol import candidates, drift, ring_losses
 from agfl_protocol.control import check_control
 from agfl_protocol.counting import CountCodec, CountRequest
@@ -49,6 +52,7 @@ from agfl_protocol.wire import (
     Answer,
     FinishRequest,
     IdentifyReply,
+    ModelRequest,
     ProposeReply,
     ProposeRequest,
     RoundReply,
@@ -56,6 +60,7 @@ from agfl_protocol.wire import (
     SumRequest,
 )
 
+log = logging.getLogger("agfl.client")
 _READ_AGAIN_S = 5.0  # the server asks more often whether a text that was of no use has been mended
 
 
@@ -82,7 +87,8 @@ class Node:
     this node; pretrained: the owner's copy of a pretrained model, for runs that start from one; policy: what the owner
     accepts; member: the node's part in secure sums, None where it has none; folder: this node's own, where it keeps
     state from round to round for methods that need it; randomness: what it draws with, None for a secret of this
-    process; approvals: the plans that the owner approved, None where its policy approves all of them.
+    process; approvals: the plans that the owner approved, None where its policy approves all of them; saved: where the
+    trained model is kept, None for nowhere.
 
     Raises:
         DataError, PretrainedError, ConfigError: the data is not there or cannot be opened, or the pretrained model or
@@ -104,11 +110,13 @@ class Node:
         folder: Path | None = None,
         randomness: OwnerRandomness | None = None,
         approvals: Approvals | None = None,
+        saved: SavedModel | None = None,
     ) -> None:
         self.name = name
         self.finished = False
         self._policy = policy or Policy()
-        self.announced = Announced(self._policy, pretrained)
+        self.announced = Announced(self._policy, pretrained, keeps_model=saved is not None)
+        self._saved = saved
         self._member = member
         check_readable(data)
         if pretrained is not None:
@@ -129,7 +137,7 @@ class Node:
 
     def identify(self) -> IdentifyReply:
         """Say who this is."""
-        return IdentifyReply(self.name)
+        return IdentifyReply(self.name, software())
 
     def propose(self, request: ProposeRequest) -> ProposeReply:
         """Say whether the owner approves a plan.
@@ -140,17 +148,18 @@ class Node:
         plan = plan_from_json(request.plan_json)
         self._policy.tier(plan.run_config.with_pretrained(self._pretrained, "--pretrained"))
         if plan.groups or self._member is not None:
+            plan.check_roster(self.member.roster_hash, self.member.names)
             plan.check_groups(self.member.names, self.member.min_cohort, self.name)
         if self._approvals is None:
             self._policy.check_unasked()
-            return ProposeReply(Answer.APPROVED)
+            return ProposeReply(Answer.APPROVED, self._saved is not None)
         status = self._approvals.propose(plan)
         if status is Status.APPROVED:
             self._check_text(plan)  # now, while nobody waits for this owner in a sum
         if self._policy.runs != "all" and self._approvals.sigma(plan.run_id) is None:
             sigma = self._sigma(plan)
             status = status if sigma is None else self._approvals.note_sigma(plan.run_id, sigma)
-        return ProposeReply(Answer(status.value))
+        return ProposeReply(Answer(status.value), self._saved is not None)
 
     def _check_text(self, plan: Plan) -> None:
         """Raise DataError where this owner's text is of no use to the run; what was read stays warm for round 1."""
@@ -265,6 +274,23 @@ class Node:
         self._words = pair_counts.cut(self._words, request, config, lambda: self._rows(config))
         counts = self._words.words.pairs(request.first_new)
         return self._answer(request, rules, CountCodec.of(request).encode(counts))
+
+    def keep_model(self, request: ModelRequest) -> None:
+        """Save the trained model of a run that the owner approved.
+
+        Raises:
+            PolicyViolation, PlanViolation: the owner keeps none, or did not approve such a run.
+            WireError, CheckpointError: as `SavedModel.write`.
+        """
+        if self._saved is None or self._approvals is None:
+            raise PolicyViolation("model: this owner was not started with --save-model, so it keeps none")
+        plan = approved_plan(self._approvals.approved(request.run_id), request.run_id, request.plan_hash)
+        config = run_config_from_json(request.config_json).with_pretrained(self._pretrained, "--pretrained")
+        self._policy.tier(config)
+        plan.covers(config, None if self._member is None else self._member.ledger.merges(request.run_id))
+        self._workspace = self._words = None  # the memory is needed
+        self._saved.write(request, config)
+        log.info("the model after round %d is in %s: agfl-model describe %s", request.round, *self._saved.shown)
 
     def finish(self, request: FinishRequest) -> None:
         """Note that the run is over and let go of its model."""

@@ -13,6 +13,7 @@ _AGAIN_S = 600.0
 _ADVICE = {
     "data": "mend it and your node joins by itself, or start it anew with other --data",
     "pretrained": "start it anew with the run's own model as --pretrained",
+    "plan.roster": "compare its 24 words with the other owners; who holds the older one starts anew with the newer",
 }
 # A refusal of the plan lasts until its owner does something; any other may pass.
 _WHAT = {"query.propose": "the run", "query.count": "the counting of the tokenizer", "query.model": "the last step"}
@@ -27,11 +28,11 @@ class OwnScreen:
 
     def refused(self, kind: str, error: AgflError) -> None:
         """Say that this node does not answer a message of a kind, and why."""
-        advice = _ADVICE.get("data" if isinstance(error, DataError) else "pretrained", "")
-        if not isinstance(error, DataError | PretrainedError):
-            advice = ""
-        what = _WHAT.get(kind, "this round")
-        line = f"your node takes no part in {what}: {error}" + (f"; {advice}" if advice else "")
+        field = str(error).partition(":")[0]
+        if isinstance(error, DataError | PretrainedError):
+            field = "data" if isinstance(error, DataError) else "pretrained"
+        advice = f"; {_ADVICE[field]}" if field in _ADVICE else ""
+        line = f"your node takes no part in {_WHAT.get(kind, 'this round')}: {error}{advice}"
         last, at = self._said.get(kind, ("", 0.0))
         if line != last or self._clock() - at >= _AGAIN_S:
             self._said[kind] = line, self._clock()

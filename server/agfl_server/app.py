@@ -22,6 +22,7 @@ from agfl_server.attempts import Parties
 from agfl_server.checkpoint import load_checkpoint
 from agfl_server.cohort_sums import Federation
 from agfl_server.connected_nodes import ConnectedNodes
+from agfl_server.delivery import deliver_model
 from agfl_server.group_rule import MIN_GROUPS
 from agfl_server.journal import Journal
 from agfl_server.messaging import ask_nodes
@@ -74,7 +75,7 @@ def run_federation(
             journal.begin()
         if owners is None:
             owners = nodes.wait_for(min_cohort) if roster is None else roster.keys
-        plan = _plan(config, run_folder, journal.run_id, owners, min_cohort)
+        plan = _plan(config, run_folder, journal.run_id, owners, min_cohort, b"" if roster is None else roster.hash)
         nodes.propose(plan)
         parties = Parties(
             config=config,
@@ -88,12 +89,15 @@ def run_federation(
             num_owners=num_owners,
             suspects=Suspects(plan.groups),
         )
-        state = _run(parties, run_folder, resume)
+        federation, state = _run(parties, run_folder, resume)
+    deliver_model(federation, state)
     _finish(grid, state)
     return state
 
 
-def _plan(config: RunConfig, folder: RunFolder, run_id: str, owners: Collection[str], min_cohort: int) -> Plan:
+def _plan(
+    config: RunConfig, folder: RunFolder, run_id: str, owners: Collection[str], min_cohort: int, roster: bytes
+) -> Plan:
     """Return what owners are to approve: what they have approved before, while that covers the run as it is now.
 
     Raises:
@@ -102,7 +106,7 @@ def _plan(config: RunConfig, folder: RunFolder, run_id: str, owners: Collection[
     config = config.with_pretrained(config.pretrained, "model.folder")
     candidates = () if config.search is None else (one.config.model for one in make_slate(config).candidates)
     known = folder.read_plan()
-    plan = Plan.of(config, run_id, owners, min_cohort, candidates, known)
+    plan = Plan.of(config, run_id, owners, min_cohort, candidates, known, roster)
     if known is not None and known.run_id == run_id and not _asks_more(plan, known, config):
         return known
     folder.write_plan(plan)
@@ -111,7 +115,8 @@ def _plan(config: RunConfig, folder: RunFolder, run_id: str, owners: Collection[
 
 def _asks_more(plan: Plan, known: Plan, config: RunConfig) -> bool:
     """Whether a plan asks owners for more than the one before it."""
-    if (plan.members, plan.groups, plan.candidates) != (known.members, known.groups, known.candidates):
+    fields = ("members", "groups", "candidates", "roster")
+    if any(getattr(plan, field) != getattr(known, field) for field in fields):
         return True
     try:
         known.covers(config)
@@ -120,15 +125,14 @@ def _asks_more(plan: Plan, known: Plan, config: RunConfig) -> bool:
     return False
 
 
-def _run(parties: Parties, run_folder: RunFolder, resume: bool) -> ServerState:
+def _run(parties: Parties, run_folder: RunFolder, resume: bool) -> tuple[Federation, ServerState]:
     """Search where the run says so, and train."""
     if parties.config.search is None:
-        _, state = _train(parties, run_folder, resume)
-        return state
+        return _train(parties, run_folder, resume)
     chosen = run_search(parties, run_folder, resume=resume)
     federation, state = _train(replace(parties, config=chosen), run_folder, resume=True)
     write_skip_costs(federation, state, run_folder)
-    return state
+    return federation, state
 
 
 def _train(parties: Parties, run_folder: RunFolder, resume: bool) -> tuple[Federation, ServerState]:

@@ -166,7 +166,11 @@ class LogObserver(Observer):
         log.info("waiting for nodes: %d of %d connected", connected, needed)
 
     def absent(self, reasons: Mapping[str, str]) -> None:
-        log.info("not taking part: %s", "; ".join(f"{name} ({reason})" for name, reason in reasons.items()))
+        names_by_reason: dict[str, list[str]] = {}
+        for name, reason in reasons.items():
+            names_by_reason.setdefault(reason, []).append(name)
+        told = (f"{', '.join(names)} ({reason})" for reason, names in names_by_reason.items())
+        log.info("not taking part: %s", "; ".join(told))
 
     def held_out(self, name: str, seconds: float) -> None:
         log.info("%s is left out; asked again once it is started anew, or in %.0f s", name, seconds)
@@ -246,6 +250,10 @@ class LogObserver(Observer):
 
     def kept(self, round_number: int, folder: str) -> None:
         log.warning("the run ends early; the last good model, that of round %d, is in %s", round_number, folder)
+
+    def delivered(self, names: Sequence[str]) -> None:
+        if names:
+            log.info("these owners have the model now: %s", ", ".join(names))
 
     def rolled_back(self, round_number: int, to_round: int, loss: float | None) -> None:
         log.warning("the losses refute the model of round %d: back to that of round %d", round_number, to_round)

@@ -42,6 +42,7 @@ class ConnectedNodes:
     _ask_at: dict[int, float] = field(default_factory=dict)
     _plan: Plan | None = None
     _answers: dict[int, Answer] = field(default_factory=dict)
+    _keepers: set[int] = field(default_factory=set)
     _told: dict[int, str] = field(default_factory=dict)
     _silent: Absences[str] = field(default_factory=Absences)
     _wake_at: float = 0.0
@@ -57,6 +58,13 @@ class ConnectedNodes:
     def can_change(self) -> bool:
         """Whether an owner that refuses may mend what is wrong: not where this process holds all of them."""
         return self.registered_name is not None
+
+    @property
+    def keepers(self) -> dict[str, int]:
+        """{NAME: node id} of those that approved the plan and want the trained model, whoever the last draws had."""
+        online = [n for n in self.grid.get_node_ids() if n in self._keepers]
+        approved = [n for n in online if self._answers.get(n) is Answer.APPROVED]
+        return {name: node for node in approved if (name := self._names.get(node)) is not None}
 
     def propose(self, plan: Plan) -> None:
         """From now on only nodes whose owners approve `plan` count as connected."""
@@ -211,7 +219,8 @@ class ConnectedNodes:
             return
         requests = [Message(wire.ProposeRequest(plan.to_json()).to_record(), node, wire.PROPOSE) for node in asked]
         for node, reply in ask_nodes(self.grid, requests, _PROPOSE_TIMEOUT_S):
-            answer, reason = _answer(reply)
+            answer, keeps_model, reason = _answer(reply)
+            (self._keepers.add if keeps_model else self._keepers.discard)(node)
             if reason and self._told.get(node) != reason:
                 self.observer.refused(names[node], reason)
             elif answer is Answer.PENDING and node not in self._answers:
@@ -224,18 +233,18 @@ class ConnectedNodes:
         self._names = {node: known for node, known in self._names.items() if known != name}
 
 
-def _answer(reply: Message) -> tuple[Answer, str]:
-    """Return what a node's owner says to a plan, and why it takes no part, empty where there is nothing to say.
+def _answer(reply: Message) -> tuple[Answer, bool, str]:
+    """Return what a node's owner says to a plan, whether it keeps the model, and why it takes no part, if it says so.
 
     Who cannot answer, or must not, is asked again: its owner may start it anew with another policy.
     """
     try:
         if reply.has_error():
             raise WireError(error_of(reply)[0])
-        answer = wire.ProposeReply.from_record(reply.content).answer
+        said = wire.ProposeReply.from_record(reply.content)
     except WireError as error:
-        return Answer.PENDING, str(error)
-    return answer, "its owner has refused the plan" if answer is Answer.REFUSED else ""
+        return Answer.PENDING, False, str(error)
+    return said.answer, said.keeps_model, "its owner has refused the plan" if said.answer is Answer.REFUSED else ""
 
 
 def _is_wanted(name: str, excluded: Collection[str], among: Collection[str] | None) -> bool:

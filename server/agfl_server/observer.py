@@ -74,6 +74,9 @@ class Observer:
     def kept(self, round_number: int, folder: str) -> None:
         """The run ends early; the last good model, that of `round_number`, is in `folder`."""
 
+    def delivered(self, names: Sequence[str]) -> None:
+        """These have the trained model now."""
+
     def rolled_back(self, round_number: int, to_round: int, loss: float | None) -> None:
         """Losses refute the model of `round_number`; the run goes on from that of `to_round`, which has `loss`."""
 
