@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from agfl_server.rounds import run_rounds
 from agfl_server.run_folder import RunFolder
 from agfl_server.search import open_search, run_search
 from agfl_server.secure_sum import SecureSum
+from agfl_server.settings import write_settings
 from agfl_server.skipping import write_skip_costs
 from agfl_server.slate import make_slate
 from agfl_server.state import ServerState
@@ -52,12 +53,13 @@ def run_federation(
     registered_name: Callable[[int], str | None] | None = None,
     roster: SigningRoster | None = None,
     owners: Collection[str] | None = None,
+    settings: Sequence[str] | None = None,
 ) -> ServerState:
     """Run a federation to its last round over `grid` and leave everything it made in `folder`.
 
     registered_name: the NAME under which the transport admitted a node id, where it knows one.
     roster: the signing keys of all owners, which secure aggregation needs. owners: who can take part, where that is
-    known and there is no roster.
+    known and there is no roster. settings: what `--set` changed, kept for a run that goes on.
 
     Raises:
         AgflError: one line for a person; what was checkpointed stays and can be resumed.
@@ -70,6 +72,8 @@ def run_federation(
     nodes = ConnectedNodes(grid, observer, registered_name)
     with run_folder.hold():
         _refuse_before_writing(config, run_folder, resume)
+        if settings is not None:
+            write_settings(folder, settings)
         journal = Journal(folder)
         if not (resume and journal.is_begun):
             journal.begin()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from importlib.resources import files
@@ -123,9 +124,14 @@ def start(
     from agfl_server.app import run_federation
     from agfl_server.defaults_table import print_defaults
     from agfl_server.health import health_service
+    from agfl_server.settings import merged, read_settings
     from agfl_server.superlink import EmbeddedSuperLink
 
-    config, taken = load_with_defaults(found.config, overrides or ())
+    kept = read_settings(found.run_folder) if resume else []
+    settings = merged(kept, overrides or ())
+    if kept:
+        log.info("as this run was started: %s", " ".join(f"--set {shlex.quote(one)}" for one in settings))
+    config, taken = load_with_defaults(found.config, settings)
     print_defaults(Console(stderr=True), taken)
     if config.aggregation.type == "plain":
         typer.secho("aggregation is plain: this server sees every owner's update", fg="red", bold=True, err=True)
@@ -134,9 +140,11 @@ def start(
     if config.baselines:
         log.warning("baselines: left out, since nobody here has the text of all owners; agfl-simulate makes them")
     superlink = EmbeddedSuperLink(found.nodes, certificate=found.certificate, key=found.key, host=host, port=port)
+    listened = 0
     health = nullcontext() if health_port is None else health_service(health_port)
     try:
         with superlink, health:
+            listened = superlink.port
             log.info("listening on %s port %d; admitted: %s", host, superlink.port, _names(found))
             owners = roster_of(found.nodes)
             log.info("roster of %d owners, in words: %s", len(owners), words_of_roster(owners))
@@ -148,9 +156,12 @@ def start(
                 observer=LogObserver(config.task.main_metric.name),
                 registered_name=superlink.registered_name,
                 roster=owners,
+                settings=settings,
             )
     except KeyboardInterrupt:
-        log.info("stopped by a signal; start --resume goes on after the last finished round")
+        again = ["agfl-server", "start", "--federation", str(folder), "--host", host, "--port", str(listened or port)]
+        again += [] if health_port is None else ["--health-port", str(health_port)]
+        log.info("stopped by a signal; go on with: %s", shlex.join([*again, *_goes_on(found, settings)]))
         raise
     log.info("finished; the run is in %s", found.run_folder)
 
@@ -261,6 +272,16 @@ class LogObserver(Observer):
     def evaluated(self, row: Row) -> None:
         numbers = _numbers(row, "eval/loss", self._main_metric) or "no owner has anything to evaluate on"
         log.info("model after round %s: %s", row["round"], numbers)
+
+
+def _goes_on(found: FederationFolder, settings: Sequence[str]) -> list[str]:
+    """Return the options with which the run goes on: what was set is kept, once there is something to resume."""
+    from agfl_server.run_folder import RunFolder
+
+    run_folder = RunFolder(found.run_folder)
+    if run_folder.has_checkpoint or run_folder.search.exists():
+        return ["--resume"]
+    return [part for setting in settings for part in ("--set", setting)]
 
 
 def _numbers(row: Row, *keys: str) -> str:

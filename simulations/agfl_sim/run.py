@@ -30,6 +30,7 @@ from agfl_server.connected_nodes import ConnectedNodes
 from agfl_server.journal import Journal
 from agfl_server.observer import Observer
 from agfl_server.run_folder import RunFolder
+from agfl_server.settings import write_settings
 from agfl_sim.grid import InProcessGrid
 from agfl_sim.partition import device_widths, owners_of
 
@@ -202,10 +203,12 @@ class RayEngine:
 ENGINES: dict[str, Callable[[RunConfig, Sequence[Path]], Engine]] = {"inline": InlineEngine, "ray": RayEngine}
 
 
-def simulate(config: RunConfig, folder: Path, engine: str, resume: bool, observer: Observer) -> list[Path]:
+def simulate(
+    config: RunConfig, folder: Path, engine: str, resume: bool, observer: Observer, settings: Sequence[str] = ()
+) -> list[Path]:
     """Divide the data into owners and run the federation to its last round, leaving everything in `folder`.
 
-    Return the owners' files.
+    Return the owners' files. settings: what `--set` changed, for a run that goes on.
 
     Raises:
         AgflError: one line for a person.
@@ -215,5 +218,6 @@ def simulate(config: RunConfig, folder: Path, engine: str, resume: bool, observe
     chosen = ENGINES[engine](config, owners.files)
     refuse_run(config, folder, resume=resume, roster=chosen.roster, num_owners=len(owners.files))
     owners.write(is_new=not resume)
+    write_settings(folder, settings)
     chosen.run(folder, resume=resume, observer=observer)
     return owners.files
