@@ -259,6 +259,7 @@ def _serve_run(node: Node, server: str, ca: Path, own_keys: NodeKeys, max_wait_s
         finished=lambda: node.finished,
         max_wait_s=max_wait_s,
         allowance=node.announced.most_bytes,
+        name=node.name,
     )
     log.info("the run is finished")
 

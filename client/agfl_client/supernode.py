@@ -62,6 +62,7 @@ from agfl_models.bounded import shown
 from agfl_models.errors import AgflError, DataError, IdentityError, PretrainedError, TransportError, WireError
 from agfl_protocol.identity import MARKER_FAB_ID
 from agfl_protocol.process_mark import SUPERSEDED_STATUS
+from agfl_protocol.request_signature import key_id, short_id
 
 POLL_MIN_S, POLL_MAX_S = 0.05, 0.5
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 1.0
@@ -88,11 +89,13 @@ def run_node(
     finished: Callable[[], bool],
     max_wait_s: float,
     allowance: Allowance = take_little,
+    name: str = "",
 ) -> None:
     """Serve one server until `finished()` is true after a reply was delivered, or `stop` is set.
 
     server: HOST:PORT. ca: the federation's ca.pem. max_wait_s: how long the server may be away at a time.
     allowance: how many bytes of arrays are fetched for a message, by its kind and its records without arrays.
+    name: the owner's, for the operator's log where the key is not admitted.
     `stop` is looked at between messages and between calls to the server; a KeyboardInterrupt leaves at once.
 
     Raises:
@@ -100,7 +103,7 @@ def run_node(
         TransportError: the server was away for `max_wait_s`, or is no server of ours.
     """
     logging.getLogger("flwr").setLevel(logging.WARNING)
-    with _Connection(TrustedServer(server, ca), transport_key, stop, max_wait_s) as connection:
+    with _Connection(TrustedServer(server, ca), transport_key, stop, max_wait_s, name) as connection:
         loop = _Loop(connection, client_app, stop, finished, allowance)
         with suppress(_Stopped):
             while not stop.is_set() and not finished():
@@ -135,8 +138,9 @@ class _Connection:
         key: EllipticCurvePrivateKey,
         stop: threading.Event,
         max_wait_s: float,
+        name: str,
     ) -> None:
-        self._server, self._stop, self._max_wait_s = server, stop, max_wait_s
+        self._server, self._stop, self._max_wait_s, self._name = server, stop, max_wait_s, name
         self._key, self._tls = key, server.tls()
         self.api = self._new_client(REQUEST_TIMEOUT_S)
         self.node = Node()
@@ -146,7 +150,7 @@ class _Connection:
     def _new_client(self, timeout_s: float) -> FleetHttpClient:
         client = FleetHttpClient(
             f"https://{self._server.address}",
-            interceptors=[RequestSigner(self._key), ProcessMarker()],
+            interceptors=[RequestSigner(self._key, self._name), ProcessMarker()],
             verify=self._tls,
             timeout=timeout_s,
         )
@@ -222,8 +226,8 @@ class _Connection:
             return IdentityError(superseded)
         if status == 412:
             return IdentityError(
-                f"transport key: {address} does not admit this key; its operator must register the public "
-                f"file with `agfl-server add-node` and start the server anew"
+                f"transport key: {address} does not admit this key ({short_id(key_id(self._key.public_key()))}); its "
+                f"operator must register the public file with `agfl-server add-node` and start the server anew"
             )
         if status == 401:
             return IdentityError(clock_problem(response) or f"transport key: {address} rejects our signature")

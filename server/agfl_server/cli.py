@@ -16,6 +16,7 @@ from agfl_models.console import new_app, run_app
 from agfl_server.observer import IMPLAUSIBLE, Observer, Row
 
 if TYPE_CHECKING:
+    from agfl_server.attendance import Attendance
     from agfl_server.federation_folder import FederationFolder
 
 app = new_app("Start a federation, admit the nodes of its data owners, and run it.")
@@ -60,11 +61,67 @@ def add_node(
 ) -> None:
     """Admit a data owner's node, from the next start on."""
     from agfl_protocol.fingerprint import words_of_file
+    from agfl_protocol.identity import PublicIdentity
+    from agfl_protocol.request_signature import key_id, short_id
     from agfl_server import federation_folder
 
     federation_folder.add_node(folder, name, public_file)
     typer.echo(f"admitted {name}; nodes of {folder}: {_names(federation_folder.load(folder))}")
+    transport = PublicIdentity.read(public_file).transport_public_key
+    typer.echo(f"its transport key: {short_id(key_id(transport))}")
     typer.echo(f"its public file in words, as its owner must see them:\n{words_of_file(public_file)}")
+
+
+@app.command()
+def nodes(
+    folder: Folder = Path("federation"),
+    as_json: Annotated[bool, typer.Option("--json", help="For a machine.")] = False,
+) -> None:
+    """Show who is admitted, who is here, when it was last seen and which version it runs."""
+    from rich.console import Console
+
+    from agfl_server import federation_folder
+    from agfl_server.attendance import ATTENDANCE_FILE, read_attendance
+    from agfl_server.nodes_table import nodes_json, print_nodes
+
+    found = federation_folder.load(folder)
+    seen = read_attendance(found.run_folder / ATTENDANCE_FILE, [node.name for node in found.nodes])
+    if as_json:
+        typer.echo(nodes_json(seen))
+    else:
+        print_nodes(Console(), seen)
+
+
+@app.command()
+def remove_node(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The owner's NAME.")],
+    folder: Folder = Path("federation"),
+) -> None:
+    """Admit a data owner's node no longer, from the next start on. To the other owners this is a departure."""
+    from agfl_server import federation_folder
+
+    federation_folder.remove_node(folder, name)
+    typer.echo(f"removed {name}; nodes of {folder}: {_names(federation_folder.load(folder))}")
+    typer.echo("write the roster anew (agfl-server roster), give it to all owners, who approve the plan again, and")
+    typer.echo("start the server with --resume; the group that it was in takes part in sums over drawn examples alone")
+
+
+@app.command()
+def renew(
+    folder: Folder = Path("federation"),
+    host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Name or address of the server; repeatable. Those of now if omitted."),
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where you keep the authority's folder; FOLDER-ca if omitted.")
+    ] = None,
+) -> None:
+    """Give the server a new certificate by the same authority; owners keep their ca.pem."""
+    from agfl_server import federation_folder
+
+    names = federation_folder.renew(folder, host or [], ca or federation_folder.authority_folder(folder))
+    typer.echo(f"{folder / 'server.pem'} is for {', '.join(names)} now; start the server anew with it")
 
 
 @app.command()
@@ -122,6 +179,7 @@ def start(
     from agfl_protocol.roster_file import roster_of
     from agfl_protocol.run_config import load_with_defaults
     from agfl_server.app import run_federation
+    from agfl_server.attendance import ATTENDANCE_FILE, Attendance
     from agfl_server.defaults_table import print_defaults
     from agfl_server.health import health_service
     from agfl_server.settings import merged, read_settings
@@ -142,8 +200,9 @@ def start(
     superlink = EmbeddedSuperLink(found.nodes, certificate=found.certificate, key=found.key, host=host, port=port)
     listened = 0
     health = nullcontext() if health_port is None else health_service(health_port)
+    attendance = Attendance(found.run_folder / ATTENDANCE_FILE, superlink.online_names)
     try:
-        with superlink, health:
+        with superlink, health, attendance:
             listened = superlink.port
             log.info("listening on %s port %d; admitted: %s", host, superlink.port, _names(found))
             owners = roster_of(found.nodes)
@@ -153,7 +212,7 @@ def start(
                 config,
                 found.run_folder,
                 resume=resume,
-                observer=LogObserver(config.task.main_metric.name),
+                observer=LogObserver(config.task.main_metric.name, attendance),
                 registered_name=superlink.registered_name,
                 roster=owners,
                 settings=settings,
@@ -169,8 +228,8 @@ def start(
 class LogObserver(Observer):
     """Tells the operator what happens, one line each; of an evaluation, the loss and `main_metric`."""
 
-    def __init__(self, main_metric: str) -> None:
-        self._main_metric = main_metric
+    def __init__(self, main_metric: str, attendance: Attendance | None = None) -> None:
+        self._main_metric, self._attendance = main_metric, attendance
         self._tenth = -1  # of the merges of a tokenizer, the last one that was told
 
     def waiting(self, connected: int, needed: int) -> None:
@@ -192,8 +251,15 @@ class LogObserver(Observer):
     def connected(self, name: str) -> None:
         log.info("%s connected", name)
 
+    def identified(self, name: str, software: str) -> None:
+        self._note(name, software=software)
+
+    def replied(self, name: str) -> None:
+        self._note(name, does="takes part")
+
     def pending(self, name: str, run_id: str) -> None:
         log.info("%s waits for its owner: agfl-client approve %s", name, run_id)
+        self._note(name, does="waits for its owner's approval")
 
     def tokenizer_round(self, merges: int, max_merges: int, cohort: int) -> None:
         if (tenth := 10 * merges // max_merges) > self._tenth:
@@ -231,6 +297,7 @@ class LogObserver(Observer):
 
     def refused(self, name: str, reason: str) -> None:
         log.warning("%s refused: %s", name, reason)
+        self._note(name, does=f"refused: {reason}")
 
     def repeated(self, round_number: int, exchange: int, reason: str) -> None:
         log.warning("round %d goes on, exchange %d brought no sum: %s", round_number, exchange, reason)
@@ -268,6 +335,10 @@ class LogObserver(Observer):
 
     def rolled_back(self, round_number: int, to_round: int, loss: float | None) -> None:
         log.warning("the losses refute the model of round %d: back to that of round %d", round_number, to_round)
+
+    def _note(self, name: str, **what: str) -> None:
+        if self._attendance is not None:
+            self._attendance.note(name, **what)
 
     def evaluated(self, row: Row) -> None:
         numbers = _numbers(row, "eval/loss", self._main_metric) or "no owner has anything to evaluate on"

@@ -196,7 +196,8 @@ class ConnectedNodes:
             try:
                 if reply.has_error():
                     raise WireError(error_of(reply)[0])
-                name = wire.IdentifyReply.from_record(reply.content).name
+                said = wire.IdentifyReply.from_record(reply.content)
+                name = said.name
             except WireError as error:  # its owner may start it anew under the same node id
                 self.observer.refused(f"node {node}", str(error))
                 continue
@@ -209,6 +210,7 @@ class ConnectedNodes:
                 self._forget(name)
             self._names[node] = name
             self.observer.connected(name)
+            self.observer.identified(name, said.software)
 
     def _propose(self, plan: Plan, named: Mapping[str, int]) -> None:
         """Ask those who have not approved what their owners say; who has refused is asked once."""

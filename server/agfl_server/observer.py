@@ -26,6 +26,9 @@ class Observer:
     def connected(self, name: str) -> None:
         """A node said who it is, and was believed."""
 
+    def identified(self, name: str, software: str) -> None:
+        """A node said which version of the package it runs."""
+
     def pending(self, name: str, run_id: str) -> None:
         """A node waits for its owner to approve the plan of the run."""
 
