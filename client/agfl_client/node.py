@@ -23,6 +23,7 @@ from agfl_client.client_state import ClientStates, Recollection, StateKey
 from agfl_client.deadline import Deadline
 from agfl_client.device import AUTO, choose_device
 from agfl_client.own_error import measure_sigma
+from agfl_client.own_screen import round_shown
 from agfl_client.part import Part, whole_layout
 from agfl_client.policy import Policy, PolicyViolation
 from agfl_client.saved_model import SavedModel
@@ -77,6 +78,7 @@ class _Workspace:
     rings: Rings | None
     tier: int
     part: Part
+    num_rows: int
 
 
 class Node:
@@ -229,7 +231,7 @@ class Node:
         again = self._answered(request)
         if again is not None:
             return again
-        self._deadline = Deadline.after(self._policy.max_seconds_per_round)
+        self._deadline, started = Deadline.after(self._policy.max_seconds_per_round), time.monotonic()
         space, rules = self._workspace_for(request)
         config, task, layout = space.config, space.task, space.layout
         num_models, rest = divmod(request.model.size, layout.size)
@@ -253,10 +255,18 @@ class Node:
         memory = self._recall(space, request)
         update = self._update(space, request, memory)
         lanes = codec.encode(update, self._draw(request, "rounding"))
+        self._say_round(space, request, update, time.monotonic() - started)
         if memory is not None:
             sent = codec.decode_mean(codec.decode_sum(lanes)).delta
             self.states.keep(_state_key(request), request.exchange, memory, sent)
         return self._answer(request, rules, lanes, space.part.num_rings)
+
+    def _say_round(self, space: _Workspace, request: RoundRequest, update: Update, seconds: float) -> None:
+        """Tell the owner, and nobody else, what its node did."""
+        predictions = update.metrics.get(space.task.train_sums[1], 0.0)
+        loss = update.metrics[space.task.train_sums[0]] / predictions if request.train and predictions else None
+        rounds, rows = space.config.num_rounds, space.num_rows
+        log.info("%s", round_shown(request.round, rounds, rows, seconds, loss=loss, evaluated=request.evaluate))
 
     def handle_count(self, request: CountRequest) -> RecordDict:
         """Count pairs of tokens in the training text, for a tokenizer; reply as to a round.
@@ -457,11 +467,12 @@ class Node:
 
     def _make_workspace(self, config_json: str, config: RunConfig, tier: int) -> _Workspace:
         task = config.build_task()
-        dataset = task.prepare(self._rows(config))
+        rows = self._rows(config)
+        dataset = task.prepare(rows)
         rings = config.build_rings()
         part = Part.of(config, rings, 1, self._device)  # the server's weights replace what is trained
         layout = part.layout if rings is None else whole_layout(config)
-        return _Workspace(config_json, config.hash, config, task, dataset, layout, rings, tier, part)
+        return _Workspace(config_json, config.hash, config, task, dataset, layout, rings, tier, part, len(rows))
 
 
 def _state_key(request: RoundRequest) -> StateKey:

@@ -42,3 +42,22 @@ class OwnScreen:
         """Say that it takes part again where it did not."""
         if self._said.pop(kind, None) is not None:
             log.info("your node takes part in %s again", _WHAT.get(kind, "the rounds"))
+
+
+def size_shown(num_bytes: int) -> str:
+    """Return a size as people read it."""
+    size, unit = float(num_bytes), "bytes"
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+
+
+def round_shown(number: int, num_rounds: int, rows: int, seconds: float, *, loss: float | None, evaluated: bool) -> str:
+    """Return the line of a round. loss: of training, a prediction; None where the round only evaluates."""
+    head = f"round {number} of {num_rounds}" if number <= num_rounds else "last evaluation"
+    if loss is None:
+        return f"{head}: evaluated the model on your validation text, {seconds:.1f} s"
+    also = ", and evaluated the model before" if evaluated else ""
+    return f"{head}: trained on your {rows:,} rows, loss {loss:.4g}{also}, {seconds:.1f} s"

@@ -54,6 +54,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from agfl_client.bounded_http import bounded_client
+from agfl_client.own_screen import size_shown
 from agfl_client.process_marker import ProcessMarker, superseded_problem
 from agfl_client.pulling import MAX_OBJECT_BYTES, Allowance, pull_message, take_little
 from agfl_client.request_signer import RequestSigner, clock_problem
@@ -63,6 +64,7 @@ from agfl_models.errors import AgflError, DataError, IdentityError, PretrainedEr
 from agfl_protocol.identity import MARKER_FAB_ID
 from agfl_protocol.process_mark import SUPERSEDED_STATUS
 from agfl_protocol.request_signature import key_id, short_id
+from agfl_protocol.wire import content_bytes
 
 POLL_MIN_S, POLL_MAX_S = 0.05, 0.5
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 1.0
@@ -72,6 +74,13 @@ LAST_REPLY_S = 5.0
 LEAVE_WITHIN_S, LEAVE_TIMEOUT_S = 2 * HEARTBEAT_S, 3.0
 PUSH_ATTEMPTS = 3
 ANSWERED_TYPES = ("train", "evaluate", "query")
+
+_UPLOADS = {
+    "train": "your part of the sum",
+    "evaluate": "your part of the sum",
+    "query.mask": "your masked part of the sum",
+}
+_LEAST_SHOWN_BYTES = 1024  # less is keys and signatures
 
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
@@ -316,7 +325,10 @@ class _Loop:
                 reply = self._answer(envelope, contents)
         duration_s = time.monotonic() - start
         self._push(reply, duration_s)
-        log.info("answered %s in %.2f s", envelope.metadata.message_type, duration_s)
+        kind, sent = envelope.metadata.message_type, content_bytes(reply)
+        log.debug("answered %s in %.2f s", kind, duration_s)
+        if not reply.has_error() and kind in _UPLOADS and sent >= _LEAST_SHOWN_BYTES:
+            log.info("%s: %s sent", _UPLOADS[kind], size_shown(sent))
 
     def _refusal(self, envelope: Message) -> str | None:
         """Return why this node does not answer a message; nothing of its content is fetched before."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from importlib.resources import files
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agfl_models.console import new_app, run_app
-from agfl_server.observer import IMPLAUSIBLE, Observer, Row
+from agfl_server.observer import DISCONNECTED, IMPLAUSIBLE, Observer, Row
 
 if TYPE_CHECKING:
     from agfl_server.attendance import Attendance
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 app = new_app("Start a federation, admit the nodes of its data owners, and run it.")
 log = logging.getLogger("agfl.server")
+_PROGRESS_S = 5.0  # between two lines of one round
 
 Folder = Annotated[Path, typer.Option("--federation", metavar="FOLDER", help="The federation's folder.")]
 
@@ -230,6 +232,7 @@ class LogObserver(Observer):
 
     def __init__(self, main_metric: str, attendance: Attendance | None = None) -> None:
         self._main_metric, self._attendance = main_metric, attendance
+        self._finished, self._cohort, self._told_at = 0, 0, 0.0
         self._tenth = -1  # of the merges of a tokenizer, the last one that was told
 
     def waiting(self, connected: int, needed: int) -> None:
@@ -253,6 +256,12 @@ class LogObserver(Observer):
 
     def identified(self, name: str, software: str) -> None:
         self._note(name, software=software)
+
+    def client_finished(self, name: str) -> None:
+        self._finished += 1
+        if self._finished < self._cohort and time.monotonic() - self._told_at >= _PROGRESS_S:
+            self._told_at = time.monotonic()
+            log.info("%d of %d nodes have finished", self._finished, self._cohort)
 
     def replied(self, name: str) -> None:
         self._note(name, does="takes part")
@@ -292,11 +301,15 @@ class LogObserver(Observer):
         )
 
     def round_started(self, round_number: int, num_rounds: int, cohort: int) -> None:
+        self._finished, self._cohort, self._told_at = 0, cohort, time.monotonic()
         name = f"round {round_number}/{num_rounds}" if round_number <= num_rounds else "last evaluation"
         log.info("%s: sent to %d nodes", name, cohort)
 
     def refused(self, name: str, reason: str) -> None:
-        log.warning("%s refused: %s", name, reason)
+        if reason == DISCONNECTED:
+            log.warning("%s %s", name, reason)
+        else:
+            log.warning("%s refused: %s", name, reason)
         self._note(name, does=f"refused: {reason}")
 
     def repeated(self, round_number: int, exchange: int, reason: str) -> None:

@@ -32,12 +32,14 @@ _SHOWN = 12  # owners of whom a line says why they take no part
 class ConnectedNodes:
     """Maps NAMES to the node ids of the moment; asks each new node who it is, and then what its owner says to the plan.
 
-    registered_name: the NAME under which a node's key was admitted; None where the transport knows none.
+    registered_name: the NAME under which a node's key was admitted; None where the transport knows none. waited_s: how
+    long it was waited for owners so far, which is no part of a round's seconds.
     """
 
     grid: Grid
     observer: Observer
     registered_name: Callable[[int], str | None] | None = None
+    waited_s: float = 0.0
     _names: dict[int, str | None] = field(default_factory=dict)
     _ask_at: dict[int, float] = field(default_factory=dict)
     _plan: Plan | None = None
@@ -111,14 +113,15 @@ class ConnectedNodes:
 
         among: no others are wanted.
         """
-        shown = -1
+        shown, started = -1, time.monotonic()
         while len(nodes := {k: v for k, v in self.connected().items() if _is_wanted(k, excluded, among)}) < needed:
             if len(nodes) != shown:
                 shown = len(nodes)
                 self.observer.waiting(shown, needed)
             self._tell_absent(among)
-            self.pause()
+            self._pause()
         self._absent = {}
+        self.waited_s += time.monotonic() - started if shown >= 0 else 0.0
         return nodes
 
     def absent(self) -> dict[str, str]:
@@ -167,6 +170,11 @@ class ConnectedNodes:
 
     def pause(self) -> None:
         """Wait a moment for others to come; ask those who were silent whether they are back."""
+        started = time.monotonic()
+        self._pause()
+        self.waited_s += time.monotonic() - started
+
+    def _pause(self) -> None:
         now = time.monotonic()
         for name in self._silent.now & self._refusals.names:
             if self._refusals.is_due(name):

@@ -10,6 +10,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from agfl_server.limits import SMALL_REPLY_BYTES, forget, push
+from agfl_server.observer import DISCONNECTED
 
 _POLL_S = 0.02
 _CLOCK_SKEW_S = 3600.0  # a message expires by the node's clock; its content is freed when it does
@@ -65,7 +66,7 @@ def error_of(reply: Message) -> tuple[str, bool]:
     """Return the reason of an error reply, and whether its owner refused: else the answer was lost on the way."""
     code, reason = reply.error.code, reply.error.reason or "no reason given"
     if code == _GONE:
-        reason = "disconnected"
+        reason = DISCONNECTED
     return reason, code not in _LOST
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 Row = Mapping[str, int | float | None]
+DISCONNECTED = "disconnected"  # a reason that is no refusal
 IMPLAUSIBLE = "one owner or more sent what no honest one sends"
 
 
@@ -40,6 +41,9 @@ class Observer:
 
     def round_started(self, round_number: int, num_rounds: int, cohort: int) -> None:
         """A round was broadcast to `cohort` clients."""
+
+    def client_finished(self, name: str) -> None:
+        """A client has done its work of this exchange; what it found out is in no sum yet."""
 
     def replied(self, name: str) -> None:
         """A client's reply was added to the sum."""

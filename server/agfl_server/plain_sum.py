@@ -67,6 +67,7 @@ class PlainSum:
             try:
                 lanes += _read(reply, request, codec)
                 survivors.append(name)
+                self.observer.client_finished(name)
                 self.observer.replied(name)
             except WireError as error:
                 refused[name] = str(error)

@@ -55,7 +55,8 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
 
     Where `evaluate` is set, the model that is broadcast is evaluated in the same sum, before clients train it.
     """
-    started = time.monotonic()
+    nodes = federation.parties.nodes
+    started, waited_s = time.monotonic(), nodes.waited_s
     task, config = federation.task, federation.parties.config
     sum_up = sum_of_round if config.aggregation.group_rule == "mean" else sum_of_groups
     found = sum_up(federation, state, evaluate)
@@ -71,7 +72,7 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
         **task.train_metrics(mean.metrics),
         **_round_metrics(mean, found.cohort, found.clip_l2),
         **_coverage(federation, mean),
-        "seconds": round(time.monotonic() - started, 4),
+        "seconds": round(time.monotonic() - started - (nodes.waited_s - waited_s), 4),
     }
     complete = _complete(federation, state.row, mean.metrics) if evaluate else state.row
     federation.parties.observer.round_finished(row)

@@ -171,6 +171,7 @@ class SecureSum:
                 record = secure_wire.read_advertise_reply(content, talk.exchange).record
                 check_keys(name, record, ctx0, self.roster, self.parameters)
                 records[name] = record
+                self.observer.client_finished(name)
         for name in find_shared_keys(records):
             talk.refuse(name, "keys: must be this client's alone; another announced one of them")
             del records[name]

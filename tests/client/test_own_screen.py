@@ -14,7 +14,7 @@ from agfl_client import node as node_module
 from agfl_client.app import REFUSED, create_client_app
 from agfl_client.approvals import Approvals
 from agfl_client.node import Node
-from agfl_client.own_screen import OwnScreen
+from agfl_client.own_screen import OwnScreen, round_shown, size_shown
 from agfl_client.policy import Policy
 from agfl_models.errors import ConfigError, DataError
 from agfl_protocol import wire
@@ -104,3 +104,20 @@ def test_a_reason_is_said_once_and_again_when_it_changes_or_ten_minutes_later(ca
     screen.answered("train")
     screen.answered("train")
     assert caplog.messages[3:] == ["your node takes part in the rounds again"]
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "expected"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (53_240, "53.2 kB"), (2.5e6, "2.5 MB"), (3e12, "3000.0 GB")],
+)
+def test_sizes_are_as_people_read_them(num_bytes: int, expected: str) -> None:
+    assert size_shown(num_bytes) == expected
+
+
+def test_a_round_is_told_by_its_number_rows_loss_and_seconds() -> None:
+    trained = round_shown(3, 16, 1234, 4.06, loss=2.31514, evaluated=False)
+    assert trained == "round 3 of 16: trained on your 1,234 rows, loss 2.315, 4.1 s"
+    both = round_shown(3, 16, 1234, 4.06, loss=2.31514, evaluated=True)
+    assert both == "round 3 of 16: trained on your 1,234 rows, loss 2.315, and evaluated the model before, 4.1 s"
+    last = round_shown(17, 16, 1234, 0.5, loss=None, evaluated=True)
+    assert last == "last evaluation: evaluated the model on your validation text, 0.5 s"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
+from tests.secagg_world import World
 
 from agfl_models.errors import RoundError
 from agfl_protocol import wire
@@ -15,9 +18,10 @@ from agfl_protocol.plan import Plan
 from agfl_protocol.run_config import RunConfig
 from agfl_server import refusals
 from agfl_server.app import run_federation
+from agfl_server.cli import LogObserver
 from agfl_server.connected_nodes import ConnectedNodes
 from agfl_server.messaging import error_of
-from agfl_server.observer import Observer
+from agfl_server.observer import DISCONNECTED, Observer, Row
 from agfl_server.refusals import Refusals
 from agfl_sim.grid import InProcessGrid
 
@@ -143,3 +147,58 @@ def test_who_refuses_again_and_again_is_asked_ever_more_seldom() -> None:
     noted.forget_old()
     assert "alice" not in noted
     assert noted.note("alice", REASON) == 30
+
+
+def test_waiting_for_owners_is_no_part_of_a_rounds_seconds(
+    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, tmp_path: Path
+) -> None:
+    owners = make_owners(2)
+    grid = open_grid(owners)
+    online, come_at = list(grid.get_node_ids()), time.monotonic() + 3.0
+
+    def get_node_ids() -> list[int]:
+        return online[: 1 if time.monotonic() < come_at else 2]
+
+    grid.get_node_ids = get_node_ids  # type: ignore[method-assign]
+    rows: list[Row] = []
+    observer = Recorder()
+    observer.round_finished = rows.append  # type: ignore[method-assign, assignment]
+    started = time.monotonic()
+    config = run_config("num_rounds=1", "aggregation.min_cohort=2")
+    run_federation(
+        grid, config, tmp_path / "run", observer=observer, registered_name=names_of(owners), owners=["owner-00", BAD]
+    )
+    whole_s = time.monotonic() - started
+    assert whole_s >= 3
+    assert rows[0]["seconds"] is not None
+    assert rows[0]["seconds"] <= whole_s - 2.5
+    assert observer.lines == [f"{BAD}: not connected"]
+
+
+def test_progress_moves_as_each_client_finishes_not_when_all_have(tmp_path: Path) -> None:
+    """In a secure sum the work is done before the first trip ends; the vectors come all at once, later."""
+    told: list[str] = []
+
+    class Watching(Observer):
+        def client_finished(self, name: str) -> None:
+            told.append(f"finished {name}")
+
+        def replied(self, name: str) -> None:
+            told.append(f"replied {name}")
+
+    World.of(4, tmp_path).secure_sum(observer=Watching())
+    assert sorted(told[:4]) == [f"finished owner-{i:03}" for i in range(4)]
+    assert sorted(told[4:]) == [f"replied owner-{i:03}" for i in range(4)]
+
+
+def test_a_node_that_has_gone_is_said_to_be_disconnected(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "agfl.server")
+    observer = LogObserver("eval/loss")
+    observer.refused("carol", DISCONNECTED)
+    observer.refused("dave", REASON)
+    observer.absent({"alice": REASON, "bob": "not connected", "carol": REASON})
+    assert caplog.messages == [
+        "carol disconnected",
+        f"dave refused: {REASON}",
+        f"not taking part: alice, carol ({REASON}); bob (not connected)",
+    ]
