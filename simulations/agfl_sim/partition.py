@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from agfl_models.corpora import corpus_of
 from agfl_models.durable_files import write_atomically
 from agfl_models.errors import ConfigError, DataError
 from agfl_models.examples import JSONL_SUFFIX, SUFFIXES, Row, format_rows, read_rows
+from agfl_protocol.identity import NAME_RULE, name_hint
 from agfl_protocol.randomness import generator
 from agfl_protocol.run_config import DataConfig, RunConfig
 
@@ -136,6 +138,9 @@ def _own_files(folder: Path) -> dict[str, Path]:
         raise DataError(f"data.path: {folder}: must hold one NAME{JSONL_SUFFIX} file an owner, found none")
     found: dict[str, Path] = {}
     for path in files:
+        if re.fullmatch(NAME_RULE, path.stem) is None:
+            rule = f"must be called after its owner, whose name matches {NAME_RULE}"
+            raise DataError(f"data.path: {path}: {rule}, got {path.stem!r}{name_hint(path.stem)}")
         if path.stem in found:
             raise DataError(f"data.path: {folder}: must hold one file an owner, got {found[path.stem]} and {path}")
         found[path.stem] = path
