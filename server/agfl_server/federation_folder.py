@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from agfl_models.bounded import shown
 from agfl_models.durable_files import write_atomically
 from agfl_models.errors import IdentityError
+from agfl_models.folder_kinds import folder_hint
 from agfl_models.validation import nearest
 from agfl_protocol.identity import PublicIdentity, check_name
 from agfl_protocol.private_files import check_private, new_folder, read_private, write_private
@@ -150,7 +151,9 @@ def load(folder: Path) -> FederationFolder:
         IdentityError: it is incomplete, a private key is open to others, or a public file does not hold.
     """
     if not (folder / "nodes").is_dir():
-        raise IdentityError(f"{folder}: must be a federation folder made by `agfl-server init`, got none")
+        raise IdentityError(
+            f"{folder}: must be a federation folder made by `agfl-server init`, got none{folder_hint(folder)}"
+        )
     check_private(folder / "server.key")
     nodes = []
     for path in sorted((folder / "nodes").glob("[!.]*.pub")):
