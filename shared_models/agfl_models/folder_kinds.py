@@ -1,4 +1,4 @@
-"""What a folder of ours is, for a command that wanted another: one that is not what it should be is named, with a way on.
+"""What a folder of ours is, for a command that wanted another one: it is named, with a way on.
 
 Known by the names in it alone; nothing is read.
 """
