@@ -100,6 +100,20 @@ def test_neither_another_model_nor_one_that_is_not_finite(site: Site, run_config
     assert not site.folder.exists()
 
 
+def test_no_larger_model_than_the_policy_permits_now(
+    site: Site, make_owners: Callable[..., Path], tmp_path: Path
+) -> None:
+    """An owner may have made its policy stricter since it approved the plan."""
+    site.propose()
+    small = POLICY.model_copy(update={"max_parameters": site.layout.size - 1})
+    approvals = Approvals(tmp_path, small, "operator")
+    data, saved = make_owners(1) / "owner-00.jsonl", SavedModel(site.folder)
+    node = Node("owner-00", data, "cpu", policy=small, approvals=approvals, saved=saved)
+    with pytest.raises(PolicyViolation, match="parameters"):
+        node.keep_model(site.request)
+    assert not site.folder.exists()
+
+
 def test_an_owner_that_wants_no_model_takes_none(
     run_config: MakeConfig, make_owners: Callable[..., Path], tmp_path: Path, site: Site
 ) -> None:
