@@ -11,6 +11,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from agfl_client.node import Node
+from agfl_client.own_screen import OwnScreen
 from agfl_client.policy import Policy, load_policy
 from agfl_client.secure_member import SecureMember
 from agfl_models.errors import AgflError, ConfigError, DataError, PretrainedError
@@ -28,24 +29,20 @@ NodeOf = Callable[[Context], Node]
 
 def create_client_app(node_of: Node | NodeOf) -> ClientApp:
     """Return the ClientApp of a node, or of the nodes that `node_of` finds by a message's context."""
-    app = ClientApp()
+    app, screen = ClientApp(), OwnScreen()
     find: NodeOf = (lambda context: node_of) if isinstance(node_of, Node) else node_of
 
     def answer(message: Message, reply: Callable[[], RecordDict]) -> Message:
         """Refusals travel as one line; anything else is a defect and goes up."""
+        kind = message.metadata.message_type
         try:
             wire.check_version(message.content)
-            return Message(reply(), reply_to=message)
-        except DataError as error:
-            # The line may quote the owner's text or paths, so it stays on this machine.
-            log.error("%s", error)
-            return Message(Error(REFUSED, "data: this owner's data cannot be used"), reply_to=message)
-        except PretrainedError as error:
-            log.error("%s", error)  # as above
-            return Message(Error(REFUSED, "pretrained: this owner's pretrained model cannot be used"), reply_to=message)
+            answered = Message(reply(), reply_to=message)
         except AgflError as error:
-            log.error("refused %s: %s", message.metadata.message_type, error)
-            return Message(Error(REFUSED, str(error)), reply_to=message)
+            screen.refused(kind, error)
+            return Message(Error(REFUSED, _for_the_server(error)), reply_to=message)
+        screen.answered(kind)
+        return answered
 
     def handle_round(message: Message, context: Context) -> Message:
         return answer(
@@ -71,6 +68,14 @@ def create_client_app(node_of: Node | NodeOf) -> ClientApp:
 
         return answer(message, reply)
 
+    @app.query("model")
+    def model(message: Message, context: Context) -> Message:
+        def reply() -> RecordDict:
+            find(context).keep_model(wire.ModelRequest.from_record(message.content))
+            return wire.acknowledgment()
+
+        return answer(message, reply)
+
     def trip(take: Callable[[SecureMember, RecordDict], RecordDict]) -> Callable[[Message, Context], Message]:
         return lambda message, context: answer(message, lambda: take(find(context).member, message.content))
 
@@ -88,6 +93,15 @@ def create_client_app(node_of: Node | NodeOf) -> ClientApp:
         return answer(message, reply)
 
     return app
+
+
+def _for_the_server(error: AgflError) -> str:
+    """Return the line of a refusal that may leave: some quote the owner's text or paths, and stay on this machine."""
+    if isinstance(error, DataError):
+        return "data: this owner's data cannot be used"
+    if isinstance(error, PretrainedError):
+        return "pretrained: this owner's pretrained model cannot be used"
+    return str(error)
 
 
 def _node_of_context(context: Context) -> Node:

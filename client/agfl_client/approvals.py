@@ -156,4 +156,10 @@ def _approved_before(known: Approval | None) -> str | None:
 
 def _is_like(earlier: Plan, plan: Plan) -> bool:
     is_same_task = earlier.run_config.task.type == plan.run_config.task.type
-    return is_same_task and (earlier.members, earlier.groups) == (plan.members, plan.groups)
+    # A new roster is a new approval: other keys are other owners.
+    return (
+        is_same_task
+        and earlier.roster == plan.roster
+        and earlier.members == plan.members
+        and earlier.groups == plan.groups
+    )

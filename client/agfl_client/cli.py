@@ -77,6 +77,10 @@ def start(
     policy: Annotated[Path | None, typer.Option(metavar="FILE", help="What you accept, in YAML.")] = None,
     device: Device = "auto",
     threads: Threads = 1,
+    save_model: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep the trained model here, at the end of the run; a new or empty folder."),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Leave after one run.")] = False,
     max_wait: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="How long the server may be away at a time.")
@@ -105,6 +109,7 @@ def start(
             log.info("data: %s", line)
 
         from agfl_client.node import Node
+        from agfl_client.saved_model import SavedModel
 
         node = Node(
             own_keys.name,
@@ -119,6 +124,7 @@ def start(
             randomness=_randomness(own_keys, draws_from),
             approvals=Approvals(folder, rules, hashlib.sha256(ca.read_bytes()).hexdigest()),
             tell=log.info,
+            saved=None if save_model is None else SavedModel(save_model),
         )
         log.info("%s serves %s with %s; stop with Ctrl-C", node.name, server, data)
         try:
@@ -271,6 +277,7 @@ def _serve_run(node: Node, server: str, ca: Path, own_keys: NodeKeys, max_wait_s
         finished=lambda: node.finished,
         max_wait_s=max_wait_s,
         allowance=node.announced.most_bytes,
+        name=node.name,
     )
     log.info("the run is finished")
 

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from agfl_models.durable_files import write_atomically
 from agfl_models.errors import IdentityError
+from agfl_models.folder_kinds import folder_hint
 from agfl_protocol.folder_lock import held
 from agfl_protocol.identity import PublicIdentity, check_name
 from agfl_protocol.private_files import check_private, new_folder, read_private, write_private
@@ -104,6 +105,8 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def _public_file(folder: Path) -> Path:
+    if folder.is_dir() and not (folder / TRANSPORT_FILE).exists() and (hint := folder_hint(folder)):
+        raise IdentityError(f"--keys: {folder}: must be an owner's folder of agfl-client keygen{hint}")
     check_private(folder)
     public_files = sorted(folder.glob("*.pub"))
     if len(public_files) != 1:

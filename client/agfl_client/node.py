@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,23 +17,27 @@ from numpy.typing import NDArray
 
 from agfl_client import pair_counts
 from agfl_client.announced import Announced
+from agfl_client.approval_files import Status
 from agfl_client.approvals import Approvals
 from agfl_client.client_state import ClientStates, Recollection, StateKey
 from agfl_client.deadline import Deadline
 from agfl_client.device import AUTO, choose_device
 from agfl_client.own_error import measure_sigma
+from agfl_client.own_screen import round_shown
 from agfl_client.part import Part, whole_layout
 from agfl_client.policy import Policy, PolicyViolation
+from agfl_client.saved_model import SavedModel
 from agfl_client.secure_member import SecureMember, SumRules
-from agfl_client.sum_rules import sum_rules
+from agfl_client.sum_rules import approved_plan, sum_rules
 from agfl_client.training import LocalTrainer, effective_steps, evaluate, validation_loss
-from agfl_models.errors import WireError
+from agfl_models.errors import DataError, WireError
 from agfl_models.examples import Row, check_readable, read_data
 from agfl_models.families import build_model
 from agfl_models.huggingface.folder import PretrainedFolder
 from agfl_models.rings import Rings
 from agfl_models.tasks.dataset import split_rows
 from agfl_models.tasks.task import AnyTask, Dataset
+from agfl_models.version import VERSION
 from agfl_protocol import candidates, drift, ring_losses
 from agfl_protocol.control import check_control
 from agfl_protocol.counting import CountCodec, CountRequest
@@ -48,12 +54,16 @@ from agfl_protocol.wire import (
     Answer,
     FinishRequest,
     IdentifyReply,
+    ModelRequest,
     ProposeReply,
     ProposeRequest,
     RoundReply,
     RoundRequest,
     SumRequest,
 )
+
+log = logging.getLogger("agfl.client")
+_READ_AGAIN_S = 5.0  # the server asks more often whether a text that was of no use has been mended
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,7 @@ class _Workspace:
     rings: Rings | None
     tier: int
     part: Part
+    num_rows: int
 
 
 class Node:
@@ -80,7 +91,7 @@ class Node:
     accepts; member: the node's part in secure sums, None where it has none; folder: this node's own, where it keeps
     state from round to round for methods that need it; randomness: what it draws with, None for a secret of this
     process; approvals: the plans that the owner approved, None where its policy approves all of them; tell: takes a
-    line for the owner on the data that was read.
+    line for the owner on the data that was read; saved: where the trained model is kept, None for nowhere.
 
     Raises:
         DataError, PretrainedError, ConfigError: the data is not there or cannot be opened, or the pretrained model or
@@ -103,11 +114,13 @@ class Node:
         randomness: OwnerRandomness | None = None,
         approvals: Approvals | None = None,
         tell: Callable[[str], None] | None = None,
+        saved: SavedModel | None = None,
     ) -> None:
         self.name = name
         self.finished = False
         self._policy = policy or Policy()
-        self.announced = Announced(self._policy, pretrained)
+        self.announced = Announced(self._policy, pretrained, keeps_model=saved is not None)
+        self._saved = saved
         self._member = member
         check_readable(data)
         if pretrained is not None:
@@ -124,10 +137,12 @@ class Node:
         self._deadline = Deadline()
         self._workspace: _Workspace | None = None
         self._words: pair_counts.CutWords | None = None
+        self._checked = ""  # the hash of the last plan for which the text was found good
+        self._useless: tuple[float, DataError] | None = None  # when it was read last, and why it is of no use
 
     def identify(self) -> IdentifyReply:
         """Say who this is."""
-        return IdentifyReply(self.name)
+        return IdentifyReply(self.name, VERSION)
 
     def propose(self, request: ProposeRequest) -> ProposeReply:
         """Say whether the owner approves a plan.
@@ -138,15 +153,37 @@ class Node:
         plan = plan_from_json(request.plan_json)
         self._policy.tier(plan.run_config.with_pretrained(self._pretrained, "--pretrained"))
         if plan.groups or self._member is not None:
+            plan.check_roster(self.member.roster_hash, self.member.names)
             plan.check_groups(self.member.names, self.member.min_cohort, self.name)
         if self._approvals is None:
             self._policy.check_unasked()
-            return ProposeReply(Answer.APPROVED)
+            return ProposeReply(Answer.APPROVED, self._saved is not None)
         status = self._approvals.propose(plan)
+        if status is Status.APPROVED:
+            self._check_text(plan)  # now, while nobody waits for this owner in a sum
         if self._policy.runs != "all" and self._approvals.sigma(plan.run_id) is None:
             sigma = self._sigma(plan)
             status = status if sigma is None else self._approvals.note_sigma(plan.run_id, sigma)
-        return ProposeReply(Answer(status.value))
+        return ProposeReply(Answer(status.value), self._saved is not None)
+
+    def _check_text(self, plan: Plan) -> None:
+        """Raise DataError where this owner's text is of no use to the run; what was read stays warm for round 1."""
+        config = plan.run_config
+        config_json = config.to_json()
+        if self._workspace is not None or self._checked == plan.hash:
+            return
+        if self._useless is not None and time.monotonic() - self._useless[0] < _READ_AGAIN_S:
+            raise self._useless[1]
+        try:
+            if config.tokenizer.is_trained and config.search is None:
+                own = config.with_pretrained(self._pretrained, "--pretrained")
+                self._workspace = self._make_workspace(config_json, own, self._policy.tier(own))
+            else:
+                self._rows(config)
+        except DataError as error:
+            self._useless = time.monotonic(), error
+            raise
+        self._checked, self._useless = plan.hash, None
 
     def _sigma(self, plan: Plan) -> float | None:
         """Return how much of an update of the first model is the noise of its batches; None where that is not drawn."""
@@ -197,7 +234,7 @@ class Node:
         again = self._answered(request)
         if again is not None:
             return again
-        self._deadline = Deadline.after(self._policy.max_seconds_per_round)
+        self._deadline, started = Deadline.after(self._policy.max_seconds_per_round), time.monotonic()
         space, rules = self._workspace_for(request)
         config, task, layout = space.config, space.task, space.layout
         num_models, rest = divmod(request.model.size, layout.size)
@@ -221,10 +258,18 @@ class Node:
         memory = self._recall(space, request)
         update = self._update(space, request, memory)
         lanes = codec.encode(update, self._draw(request, "rounding"))
+        self._say_round(space, request, update, time.monotonic() - started)
         if memory is not None:
             sent = codec.decode_mean(codec.decode_sum(lanes)).delta
             self.states.keep(_state_key(request), request.exchange, memory, sent)
         return self._answer(request, rules, lanes, space.part.num_rings)
+
+    def _say_round(self, space: _Workspace, request: RoundRequest, update: Update, seconds: float) -> None:
+        """Tell the owner, and nobody else, what its node did."""
+        predictions = update.metrics.get(space.task.train_sums[1], 0.0)
+        loss = update.metrics[space.task.train_sums[0]] / predictions if request.train and predictions else None
+        rounds, rows = space.config.num_rounds, space.num_rows
+        log.info("%s", round_shown(request.round, rounds, rows, seconds, loss=loss, evaluated=request.evaluate))
 
     def handle_count(self, request: CountRequest) -> RecordDict:
         """Count pairs of tokens in the training text, for a tokenizer; reply as to a round.
@@ -242,6 +287,23 @@ class Node:
         self._words = pair_counts.cut(self._words, request, config, lambda: self._rows(config))
         counts = self._words.words.pairs(request.first_new)
         return self._answer(request, rules, CountCodec.of(request).encode(counts))
+
+    def keep_model(self, request: ModelRequest) -> None:
+        """Save the trained model of a run that the owner approved.
+
+        Raises:
+            PolicyViolation, PlanViolation: the owner keeps none, or did not approve such a run.
+            WireError, CheckpointError: as `SavedModel.write`.
+        """
+        if self._saved is None or self._approvals is None:
+            raise PolicyViolation("model: this owner was not started with --save-model, so it keeps none")
+        plan = approved_plan(self._approvals.approved(request.run_id), request.run_id, request.plan_hash)
+        config = run_config_from_json(request.config_json).with_pretrained(self._pretrained, "--pretrained")
+        self._policy.tier(config)
+        plan.covers(config, None if self._member is None else self._member.ledger.merges(request.run_id))
+        self._workspace = self._words = None  # the memory is needed
+        self._saved.write(request, config)
+        log.info("the model after round %d is in %s: agfl-model describe %s", request.round, *self._saved.shown)
 
     def finish(self, request: FinishRequest) -> None:
         """Note that the run is over and let go of its model."""
@@ -415,11 +477,12 @@ class Node:
 
     def _make_workspace(self, config_json: str, config: RunConfig, tier: int) -> _Workspace:
         task = config.build_task()
-        dataset = task.prepare(self._rows(config))
+        rows = self._rows(config)
+        dataset = task.prepare(rows)
         rings = config.build_rings()
         part = Part.of(config, rings, 1, self._device)  # the server's weights replace what is trained
         layout = part.layout if rings is None else whole_layout(config)
-        return _Workspace(config_json, config.hash, config, task, dataset, layout, rings, tier, part)
+        return _Workspace(config_json, config.hash, config, task, dataset, layout, rings, tier, part, len(rows))
 
 
 def _state_key(request: RoundRequest) -> StateKey:

@@ -8,6 +8,7 @@ from agfl_client.own_error import MIN_SIGMA, own_error
 from agfl_client.policy import Policy
 from agfl_models.tokenizer import BPETokenizerConfig
 from agfl_models.validation import validate
+from agfl_protocol.fingerprint import to_words
 from agfl_protocol.plan import Plan, differences
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.secagg.parameters import MIN_ROSTER, Parameters
@@ -54,6 +55,8 @@ def _lines(plan: Plan, earlier: Plan | None, sigma: float | None, operator: str,
     yield f"rounds: {config.num_rounds}, each asked for at most {config.aggregation.max_attempts} times"
     yield f"model: {' or '.join(f'{size:,}' for size in sizes)} parameters" + _candidates(plan)
     yield f"members: {len(plan.members)}: {', '.join(plan.members)}"
+    if plan.roster:
+        yield f"roster: that of yours, in words: {to_words(bytes.fromhex(plan.roster))}"
     if config.aggregation.type == "plain":
         yield "sums: PLAIN: the server sees your update itself"
     else:

@@ -11,14 +11,20 @@ from typing import Any
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-from agfl_protocol.request_signature import MAX_CLOCK_DIFFERENCE_S, NONCE_BYTES, SIGNATURE_HEADER, sign_request
+from agfl_protocol.request_signature import (
+    MAX_CLOCK_DIFFERENCE_S,
+    NAME_HEADER,
+    NONCE_BYTES,
+    SIGNATURE_HEADER,
+    sign_request,
+)
 
 
 class RequestSigner:
     """What Flower calls an interceptor: it sees a request before it leaves. A repeated call is signed anew."""
 
-    def __init__(self, key: EllipticCurvePrivateKey) -> None:
-        self._key = key
+    def __init__(self, key: EllipticCurvePrivateKey, name: str = "") -> None:
+        self._key, self._name = key, name
 
     def intercept(self, context: Any, call_next: Callable[[Any], httpx.Response]) -> httpx.Response:
         """Sign and send; `context.request` is the httpx request."""
@@ -26,6 +32,8 @@ class RequestSigner:
         nonce = os.urandom(NONCE_BYTES)
         signature = sign_request(self._key, request.method, request.url.path, request.content, time.time_ns(), nonce)
         request.headers[SIGNATURE_HEADER] = signature
+        if self._name and request.url.path.endswith("/activate-node"):
+            request.headers[NAME_HEADER] = self._name
         return call_next(context)
 
 

@@ -82,6 +82,11 @@ class SecureMember:
         return frozenset(self._roster.keys)
 
     @property
+    def roster_hash(self) -> bytes:
+        """SHA-256 of the roster that this owner holds."""
+        return self._roster.hash
+
+    @property
     def min_cohort(self) -> int:
         """This owner's own."""
         return self._parameters.min_cohort

@@ -24,10 +24,7 @@ def sum_rules(
     Raises:
         PlanViolation: the run has no approved plan or another one, or the plan does not have this request.
     """
-    if plan is None:
-        raise PlanViolation(f"plan: this owner must approve run {request.run_id} first; it has not")
-    if request.plan_hash != plan.hash:
-        raise PlanViolation(f"plan: must be {plan.hash[:12]} as this owner approved, got {request.plan_hash[:12]!r}")
+    plan = approved_plan(plan, request.run_id, request.plan_hash)
     plan.covers(config, merges)
     train, evaluate, full = _asked(request)
     _check_schedule(plan, config, request, train=train, evaluate=evaluate)
@@ -62,6 +59,15 @@ def sum_rules(
     )
     max_rings = max(request.rings_by_tier) if isinstance(request, RoundRequest) else 1
     return SumRules(asked, frozenset(drawn), plan.groups if kind is Kind.EXACT else (), max_rings)
+
+
+def approved_plan(plan: Plan | None, run_id: str, plan_hash: str) -> Plan:
+    """Return the plan of a run that its owner approved; raises PlanViolation where it has none, or another one."""
+    if plan is None:
+        raise PlanViolation(f"plan: this owner must approve run {run_id} first; it has not")
+    if plan_hash != plan.hash:
+        raise PlanViolation(f"plan: must be {plan.hash[:12]} as this owner approved, got {plan_hash[:12]!r}")
+    return plan
 
 
 def _asked(request: SumRequest) -> tuple[bool, bool, bool]:

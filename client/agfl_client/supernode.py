@@ -55,6 +55,7 @@ from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from agfl_client.bounded_http import bounded_client
+from agfl_client.own_screen import size_shown
 from agfl_client.process_marker import ProcessMarker, superseded_problem
 from agfl_client.pulling import MAX_OBJECT_BYTES, Allowance, pull_message, take_little
 from agfl_client.request_signer import RequestSigner, clock_problem
@@ -63,6 +64,8 @@ from agfl_models.bounded import shown
 from agfl_models.errors import AgflError, DataError, IdentityError, PretrainedError, TransportError, WireError
 from agfl_protocol.identity import MARKER_FAB_ID
 from agfl_protocol.process_mark import SUPERSEDED_STATUS
+from agfl_protocol.request_signature import key_id, short_id
+from agfl_protocol.wire import content_bytes
 
 POLL_MIN_S, POLL_MAX_S = 0.05, 0.5
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 1.0
@@ -72,6 +75,13 @@ LAST_REPLY_S = 5.0
 LEAVE_WITHIN_S, LEAVE_TIMEOUT_S = 2 * HEARTBEAT_S, 3.0
 PUSH_ATTEMPTS = 3
 ANSWERED_TYPES = ("train", "evaluate", "query")
+
+_UPLOADS = {
+    "train": "your part of the sum",
+    "evaluate": "your part of the sum",
+    "query.mask": "your masked part of the sum",
+}
+_LEAST_SHOWN_BYTES = 1024  # less is keys and signatures
 
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
@@ -89,11 +99,13 @@ def run_node(
     finished: Callable[[], bool],
     max_wait_s: float,
     allowance: Allowance = take_little,
+    name: str = "",
 ) -> None:
     """Serve one server until `finished()` is true after a reply was delivered, or `stop` is set.
 
     server: HOST:PORT. ca: the federation's ca.pem. max_wait_s: how long the server may be away at a time.
     allowance: how many bytes of arrays are fetched for a message, by its kind and its records without arrays.
+    name: the owner's, for the operator's log where the key is not admitted.
     `stop` is looked at between messages and between calls to the server; a KeyboardInterrupt leaves at once.
 
     Raises:
@@ -101,7 +113,7 @@ def run_node(
         TransportError: the server was away for `max_wait_s`, or is no server of ours.
     """
     logging.getLogger("flwr").setLevel(logging.WARNING)
-    with _Connection(TrustedServer(server, ca), transport_key, stop, max_wait_s) as connection:
+    with _Connection(TrustedServer(server, ca), transport_key, stop, max_wait_s, name) as connection:
         loop = _Loop(connection, client_app, stop, finished, allowance)
         with suppress(_Stopped):
             while not stop.is_set() and not finished():
@@ -143,8 +155,9 @@ class _Connection:
         key: EllipticCurvePrivateKey,
         stop: threading.Event,
         max_wait_s: float,
+        name: str,
     ) -> None:
-        self._server, self._stop, self._max_wait_s = server, stop, max_wait_s
+        self._server, self._stop, self._max_wait_s, self._name = server, stop, max_wait_s, name
         self._key, self._tls = key, server.tls()
         self._proxy = server.proxy()
         if self._proxy is not None:
@@ -157,7 +170,9 @@ class _Connection:
     def _new_client(self, timeout_s: float) -> FleetHttpClient:
         proxy = None if self._proxy is None else self._proxy.url
         http = bounded_client(self._tls, timeout_s, MAX_OBJECT_BYTES, proxy)
-        return _FleetClient(f"https://{self._server.address}", [RequestSigner(self._key), ProcessMarker()], http)
+        return _FleetClient(
+            f"https://{self._server.address}", [RequestSigner(self._key, self._name), ProcessMarker()], http
+        )
 
     def __enter__(self) -> _Connection:
         threading.Thread(target=self._heartbeat, name="heartbeat", daemon=True).start()
@@ -232,8 +247,8 @@ class _Connection:
             return IdentityError(superseded)
         if status == 412:
             return IdentityError(
-                f"transport key: {address} does not admit this key; its operator must register the public "
-                f"file with `agfl-server add-node` and start the server anew"
+                f"transport key: {address} does not admit this key ({short_id(key_id(self._key.public_key()))}); its "
+                f"operator must register the public file with `agfl-server add-node` and start the server anew"
             )
         if status == 401:
             return IdentityError(clock_problem(response) or f"transport key: {address} rejects our signature")
@@ -322,7 +337,10 @@ class _Loop:
                 reply = self._answer(envelope, contents)
         duration_s = time.monotonic() - start
         self._push(reply, duration_s)
-        log.info("answered %s in %.2f s", envelope.metadata.message_type, duration_s)
+        kind, sent = envelope.metadata.message_type, content_bytes(reply)
+        log.debug("answered %s in %.2f s", kind, duration_s)
+        if not reply.has_error() and kind in _UPLOADS and sent >= _LEAST_SHOWN_BYTES:
+            log.info("%s: %s sent", _UPLOADS[kind], size_shown(sent))
 
     def _refusal(self, envelope: Message) -> str | None:
         """Return why this node does not answer a message; nothing of its content is fetched before."""

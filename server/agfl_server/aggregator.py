@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from flwr.serverapp import Grid
@@ -27,7 +27,7 @@ class AttemptFailed(RoundError):
     refused: NAME -> reason of whoever was left out; guilty: names proven to have broken the protocol, which the next
     exchange should leave out. is_spent: a vector may have left a client, so the exchange is never asked for again.
     bad: of whom one lied or more, where the sum is none of honest owners; kind: what that ends a round as. silent: who
-    did not answer in time.
+    did not answer in time; refusing: NAME -> reason of who answered that it takes no part.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class AttemptFailed(RoundError):
         self.is_spent = is_spent
         self.bad = tuple(bad)
         self.silent: frozenset[str] = frozenset()
+        self.refusing: Mapping[str, str] = {}
         self.kind: type[RoundError] = ImplausibleSum
 
 
@@ -53,7 +54,7 @@ class CohortSum:
     """What one exchange brought.
 
     exchange: its number. lanes: the sum, uint64 (num_lanes,), over `survivors`; refused: NAME -> reason of replies left
-    out. silent: those of them that did not answer in time.
+    out. silent: those of them that did not answer in time; refusing: those that answered that they take no part.
     """
 
     exchange: int
@@ -63,6 +64,7 @@ class CohortSum:
     bytes_up: int
     bytes_down: int
     silent: frozenset[str] = frozenset()
+    refusing: Mapping[str, str] = field(default_factory=dict)
 
 
 class LaneCodec(Protocol):

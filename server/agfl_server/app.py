@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from agfl_server.attempts import Parties
 from agfl_server.checkpoint import load_checkpoint
 from agfl_server.cohort_sums import Federation
 from agfl_server.connected_nodes import ConnectedNodes
+from agfl_server.delivery import deliver_model
 from agfl_server.group_rule import MIN_GROUPS
 from agfl_server.journal import Journal
 from agfl_server.messaging import ask_nodes
@@ -33,6 +34,7 @@ from agfl_server.rounds import run_rounds
 from agfl_server.run_folder import RunFolder
 from agfl_server.search import open_search, run_search
 from agfl_server.secure_sum import SecureSum
+from agfl_server.settings import write_settings
 from agfl_server.skipping import write_skip_costs
 from agfl_server.slate import make_slate
 from agfl_server.state import ServerState
@@ -52,12 +54,13 @@ def run_federation(
     registered_name: Callable[[int], str | None] | None = None,
     roster: SigningRoster | None = None,
     owners: Collection[str] | None = None,
+    settings: Sequence[str] | None = None,
 ) -> ServerState:
     """Run a federation to its last round over `grid` and leave everything it made in `folder`.
 
     registered_name: the NAME under which the transport admitted a node id, where it knows one.
     roster: the signing keys of all owners, which secure aggregation needs. owners: who can take part, where that is
-    known and there is no roster.
+    known and there is no roster. settings: what `--set` changed, kept for a run that goes on.
 
     Raises:
         AgflError: one line for a person; what was checkpointed stays and can be resumed.
@@ -70,12 +73,14 @@ def run_federation(
     nodes = ConnectedNodes(grid, observer, registered_name)
     with run_folder.hold():
         _refuse_before_writing(config, run_folder, resume)
+        if settings is not None:
+            write_settings(folder, settings)
         journal = Journal(folder)
         if not (resume and journal.is_begun):
             journal.begin()
         if owners is None:
             owners = nodes.wait_for(min_cohort) if roster is None else roster.keys
-        plan = _plan(config, run_folder, journal.run_id, owners, min_cohort)
+        plan = _plan(config, run_folder, journal.run_id, owners, min_cohort, b"" if roster is None else roster.hash)
         nodes.propose(plan)
         parties = Parties(
             config=config,
@@ -89,12 +94,15 @@ def run_federation(
             num_owners=num_owners,
             suspects=Suspects(plan.groups, plan.is_by_group),
         )
-        state = _run(parties, run_folder, resume)
+        federation, state = _run(parties, run_folder, resume)
+    deliver_model(federation, state)
     _finish(grid, state)
     return state
 
 
-def _plan(config: RunConfig, folder: RunFolder, run_id: str, owners: Collection[str], min_cohort: int) -> Plan:
+def _plan(
+    config: RunConfig, folder: RunFolder, run_id: str, owners: Collection[str], min_cohort: int, roster: bytes
+) -> Plan:
     """Return what owners are to approve: what they have approved before, while that covers the run as it is now.
 
     Raises:
@@ -103,7 +111,7 @@ def _plan(config: RunConfig, folder: RunFolder, run_id: str, owners: Collection[
     config = config.with_pretrained(config.pretrained, "model.folder")
     candidates = () if config.search is None else (one.config.model for one in make_slate(config).candidates)
     known = folder.read_plan()
-    plan = Plan.of(config, run_id, owners, min_cohort, candidates, known)
+    plan = Plan.of(config, run_id, owners, min_cohort, candidates, known, roster)
     if plan.is_by_group and len(plan.groups) < MIN_GROUPS:
         rule = f"must be {MIN_GROUPS} groups or more with group_rule {config.aggregation.group_rule}"
         raise ConfigError(f"plan.groups: {rule}, those who joined and left made {len(plan.groups)}")
@@ -115,7 +123,8 @@ def _plan(config: RunConfig, folder: RunFolder, run_id: str, owners: Collection[
 
 def _asks_more(plan: Plan, known: Plan, config: RunConfig) -> bool:
     """Whether a plan asks owners for more than the one before it."""
-    if (plan.members, plan.groups, plan.candidates) != (known.members, known.groups, known.candidates):
+    fields = ("members", "groups", "candidates", "roster")
+    if any(getattr(plan, field) != getattr(known, field) for field in fields):
         return True
     try:
         known.covers(config)
@@ -124,15 +133,14 @@ def _asks_more(plan: Plan, known: Plan, config: RunConfig) -> bool:
     return False
 
 
-def _run(parties: Parties, run_folder: RunFolder, resume: bool) -> ServerState:
+def _run(parties: Parties, run_folder: RunFolder, resume: bool) -> tuple[Federation, ServerState]:
     """Search where the run says so, and train."""
     if parties.config.search is None:
-        _, state = _train(parties, run_folder, resume)
-        return state
+        return _train(parties, run_folder, resume)
     chosen = run_search(parties, run_folder, resume=resume)
     federation, state = _train(replace(parties, config=chosen), run_folder, resume=True)
     write_skip_costs(federation, state, run_folder)
-    return state
+    return federation, state
 
 
 def _train(parties: Parties, run_folder: RunFolder, resume: bool) -> tuple[Federation, ServerState]:

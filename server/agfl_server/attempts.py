@@ -103,7 +103,7 @@ def sum_in_attempts(
     """
     aggregation, journal, suspects = parties.config.aggregation, parties.journal, parties.suspects
     excluded: set[str] = set()
-    tried = lied = 0
+    tried = lied = waited = 0
     while True:
         tried += 1
         entry, cohort = _cohort(parties, wanted, excluded, lied)
@@ -118,15 +118,17 @@ def sum_in_attempts(
         try:
             found = parties.aggregator.sum(parties.grid, cohort, request, codec, timeout_s, groups, records)
             decoded = _decoded(parties, wanted, codec, found, decode)
-            parties.nodes.note_answers(found.silent)
+            parties.nodes.note_answers(found.silent, found.refusing)
             if some := suspects.note_good(found.survivors):
                 parties.observer.suspected(some)
             return codec, decoded, found
         except AttemptFailed as error:
             lied += _noted(parties, wanted, entry, error)
             excluded |= error.guilty
+            # Who refuses is waited for, as one that was killed; but others must not send vector after vector for it.
+            waited += bool(error.refusing) and not error.is_spent and parties.nodes.can_change
             is_over = parties.cannot_do_without(excluded, wanted.kind)
-            if is_over or _is_hopeless(parties, wanted, error, tried - lied, lied):
+            if is_over or _is_hopeless(parties, wanted, error, tried - lied - waited, lied):
                 # What comes next may be another round, or of another kind: clients would refuse it under this number.
                 journal.close(wanted.round, frozenset(entry.refused) | error.refused.keys())
                 attempts = "1 attempt, " if tried == 1 else f"{tried} attempts, the last "
@@ -141,7 +143,7 @@ def _noted(parties: Parties, wanted: Request, entry: Entry, error: AttemptFailed
         parties.journal.close(wanted.round, refused)
     else:
         parties.journal.open(replace(entry, is_open=True, request="", refused=tuple(sorted(refused))))
-    parties.nodes.note_answers(error.silent)
+    parties.nodes.note_answers(error.silent, error.refusing)
     for name in error.guilty:
         parties.suspects.proven.leave_out(name)
     if error.bad and error.kind is ImplausibleSum:

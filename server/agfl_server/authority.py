@@ -103,6 +103,15 @@ class Authority:
         )
 
 
+def names_of(certificate: x509.Certificate) -> list[str]:
+    """Return the names and addresses that a server's certificate has."""
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return [*found.get_values_for_type(x509.DNSName), *map(str, found.get_values_for_type(x509.IPAddress))]
+
+
 def to_pem(key: EllipticCurvePrivateKey) -> bytes:
     """Return a private key in PEM, not encrypted."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

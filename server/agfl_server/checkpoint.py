@@ -16,6 +16,7 @@ from safetensors.numpy import save
 
 from agfl_models.durable_files import write_atomically
 from agfl_models.errors import CheckpointError
+from agfl_models.folder_kinds import folder_hint
 from agfl_models.version import VERSION
 from agfl_server.other_run import refuse_other, written_by
 from agfl_server.ring_plan import RingState
@@ -81,7 +82,7 @@ def newest_checkpoint(folder: Path) -> Path:
     """Return the file of the last round; raises CheckpointError where there is none."""
     checkpoints = _checkpoints(folder)
     if not checkpoints:
-        raise CheckpointError(f"--resume: {folder}: must hold a checkpoint, found none")
+        raise CheckpointError(f"--resume: {folder}: must hold a checkpoint, found none{folder_hint(folder.parent)}")
     return checkpoints[-1]
 
 

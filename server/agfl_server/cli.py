@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shlex
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from importlib.resources import files
@@ -12,13 +14,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agfl_models.console import new_app, run_app
-from agfl_server.observer import IMPLAUSIBLE, Observer, Row
+from agfl_server.observer import DISCONNECTED, IMPLAUSIBLE, Observer, Row
 
 if TYPE_CHECKING:
+    from agfl_server.attendance import Attendance
     from agfl_server.federation_folder import FederationFolder
 
 app = new_app("Start a federation, admit the nodes of its data owners, and run it.")
 log = logging.getLogger("agfl.server")
+_PROGRESS_S = 5.0  # between two lines of one round
 
 Folder = Annotated[Path, typer.Option("--federation", metavar="FOLDER", help="The federation's folder.")]
 
@@ -61,11 +65,67 @@ def add_node(
 ) -> None:
     """Admit a data owner's node, from the next start on."""
     from agfl_protocol.fingerprint import words_of_file
+    from agfl_protocol.identity import PublicIdentity
+    from agfl_protocol.request_signature import key_id, short_id
     from agfl_server import federation_folder
 
     federation_folder.add_node(folder, name, public_file)
     typer.echo(f"admitted {name}; nodes of {folder}: {_names(federation_folder.load(folder))}")
+    transport = PublicIdentity.read(public_file).transport_public_key
+    typer.echo(f"its transport key: {short_id(key_id(transport))}")
     typer.echo(f"its public file in words, as its owner must see them:\n{words_of_file(public_file)}")
+
+
+@app.command()
+def nodes(
+    folder: Folder = Path("federation"),
+    as_json: Annotated[bool, typer.Option("--json", help="For a machine.")] = False,
+) -> None:
+    """Show who is admitted, who is here, when it was last seen and which version it runs."""
+    from rich.console import Console
+
+    from agfl_server import federation_folder
+    from agfl_server.attendance import ATTENDANCE_FILE, read_attendance
+    from agfl_server.nodes_table import nodes_json, print_nodes
+
+    found = federation_folder.load(folder)
+    seen = read_attendance(found.run_folder / ATTENDANCE_FILE, [node.name for node in found.nodes])
+    if as_json:
+        typer.echo(nodes_json(seen))
+    else:
+        print_nodes(Console(), seen)
+
+
+@app.command()
+def remove_node(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The owner's NAME.")],
+    folder: Folder = Path("federation"),
+) -> None:
+    """Admit a data owner's node no longer, from the next start on. To the other owners this is a departure."""
+    from agfl_server import federation_folder
+
+    federation_folder.remove_node(folder, name)
+    typer.echo(f"removed {name}; nodes of {folder}: {_names(federation_folder.load(folder))}")
+    typer.echo("write the roster anew (agfl-server roster), give it to all owners, who approve the plan again, and")
+    typer.echo("start the server with --resume; the group that it was in takes part in sums over drawn examples alone")
+
+
+@app.command()
+def renew(
+    folder: Folder = Path("federation"),
+    host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Name or address of the server; repeatable. Those of now if omitted."),
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where you keep the authority's folder; FOLDER-ca if omitted.")
+    ] = None,
+) -> None:
+    """Give the server a new certificate by the same authority; owners keep their ca.pem."""
+    from agfl_server import federation_folder
+
+    names = federation_folder.renew(folder, host or [], ca or federation_folder.authority_folder(folder))
+    typer.echo(f"{folder / 'server.pem'} is for {', '.join(names)} now; start the server anew with it")
 
 
 @app.command()
@@ -123,11 +183,17 @@ def start(
     from agfl_protocol.roster_file import roster_of
     from agfl_protocol.run_config import load_with_defaults
     from agfl_server.app import run_federation
+    from agfl_server.attendance import ATTENDANCE_FILE, Attendance
     from agfl_server.defaults_table import print_defaults
     from agfl_server.health import health_service
+    from agfl_server.settings import merged, read_settings
     from agfl_server.superlink import EmbeddedSuperLink
 
-    config, taken = load_with_defaults(found.config, overrides or ())
+    kept = read_settings(found.run_folder) if resume else []
+    settings = merged(kept, overrides or ())
+    if kept:
+        log.info("as this run was started: %s", " ".join(f"--set {shlex.quote(one)}" for one in settings))
+    config, taken = load_with_defaults(found.config, settings)
     print_defaults(Console(stderr=True), taken)
     if config.aggregation.type == "plain":
         typer.secho("aggregation is plain: this server sees every owner's update", fg="red", bold=True, err=True)
@@ -136,9 +202,12 @@ def start(
     if config.baselines:
         log.warning("baselines: left out, since nobody here has the text of all owners; agfl-simulate makes them")
     superlink = EmbeddedSuperLink(found.nodes, certificate=found.certificate, key=found.key, host=host, port=port)
+    listened = 0
     health = nullcontext() if health_port is None else health_service(health_port)
+    attendance = Attendance(found.run_folder / ATTENDANCE_FILE, superlink.online_names)
     try:
-        with superlink, health:
+        with superlink, health, attendance:
+            listened = superlink.port
             log.info("listening on %s port %d; admitted: %s", host, superlink.port, _names(found))
             owners = roster_of(found.nodes)
             log.info("roster of %d owners, in words: %s", len(owners), words_of_roster(owners))
@@ -147,12 +216,15 @@ def start(
                 config,
                 found.run_folder,
                 resume=resume,
-                observer=LogObserver(config.task.main_metric.name),
+                observer=LogObserver(config.task.main_metric.name, attendance),
                 registered_name=superlink.registered_name,
                 roster=owners,
+                settings=settings,
             )
     except KeyboardInterrupt:
-        log.info("stopped by a signal; start --resume goes on after the last finished round")
+        again = ["agfl-server", "start", "--federation", str(folder), "--host", host, "--port", str(listened or port)]
+        again += [] if health_port is None else ["--health-port", str(health_port)]
+        log.info("stopped by a signal; go on with: %s", shlex.join([*again, *_goes_on(found, settings)]))
         raise
     log.info("finished; the run is in %s", found.run_folder)
 
@@ -160,12 +232,23 @@ def start(
 class LogObserver(Observer):
     """Tells the operator what happens, one line each; of an evaluation, the loss and `main_metric`."""
 
-    def __init__(self, main_metric: str) -> None:
-        self._main_metric = main_metric
+    def __init__(self, main_metric: str, attendance: Attendance | None = None) -> None:
+        self._main_metric, self._attendance = main_metric, attendance
+        self._finished, self._cohort, self._told_at = 0, 0, 0.0
         self._tenth = -1  # of the merges of a tokenizer, the last one that was told
 
     def waiting(self, connected: int, needed: int) -> None:
         log.info("waiting for nodes: %d of %d connected", connected, needed)
+
+    def absent(self, reasons: Mapping[str, str]) -> None:
+        names_by_reason: dict[str, list[str]] = {}
+        for name, reason in reasons.items():
+            names_by_reason.setdefault(reason, []).append(name)
+        told = (f"{', '.join(names)} ({reason})" for reason, names in names_by_reason.items())
+        log.info("not taking part: %s", "; ".join(told))
+
+    def held_out(self, name: str, seconds: float) -> None:
+        log.info("%s is left out; asked again once it is started anew, or in %.0f s", name, seconds)
 
     def missing(self, names: Sequence[str]) -> None:
         log.info("waiting for %s: a sum of this kind is over whole groups of owners", ", ".join(names))
@@ -173,8 +256,21 @@ class LogObserver(Observer):
     def connected(self, name: str) -> None:
         log.info("%s connected", name)
 
+    def identified(self, name: str, software: str) -> None:
+        self._note(name, software=software)
+
+    def client_finished(self, name: str) -> None:
+        self._finished += 1
+        if self._finished < self._cohort and time.monotonic() - self._told_at >= _PROGRESS_S:
+            self._told_at = time.monotonic()
+            log.info("%d of %d nodes have finished", self._finished, self._cohort)
+
+    def replied(self, name: str) -> None:
+        self._note(name, does="takes part")
+
     def pending(self, name: str, run_id: str) -> None:
         log.info("%s waits for its owner: agfl-client approve %s", name, run_id)
+        self._note(name, does="waits for its owner's approval")
 
     def tokenizer_round(self, merges: int, max_merges: int, cohort: int) -> None:
         if (tenth := 10 * merges // max_merges) > self._tenth:
@@ -207,11 +303,16 @@ class LogObserver(Observer):
         )
 
     def round_started(self, round_number: int, num_rounds: int, cohort: int) -> None:
+        self._finished, self._cohort, self._told_at = 0, cohort, time.monotonic()
         name = f"round {round_number}/{num_rounds}" if round_number <= num_rounds else "last evaluation"
         log.info("%s: sent to %d nodes", name, cohort)
 
     def refused(self, name: str, reason: str) -> None:
-        log.warning("%s refused: %s", name, reason)
+        if reason == DISCONNECTED:
+            log.warning("%s %s", name, reason)
+        else:
+            log.warning("%s refused: %s", name, reason)
+        self._note(name, does=f"refused: {reason}")
 
     def repeated(self, round_number: int, exchange: int, reason: str) -> None:
         log.warning("round %d goes on, exchange %d brought no sum: %s", round_number, exchange, reason)
@@ -243,12 +344,30 @@ class LogObserver(Observer):
     def kept(self, round_number: int, folder: str) -> None:
         log.warning("the run ends early; the last good model, that of round %d, is in %s", round_number, folder)
 
+    def delivered(self, names: Sequence[str]) -> None:
+        if names:
+            log.info("these owners have the model now: %s", ", ".join(names))
+
     def rolled_back(self, round_number: int, to_round: int, loss: float | None) -> None:
         log.warning("the losses refute the model of round %d: back to that of round %d", round_number, to_round)
+
+    def _note(self, name: str, **what: str) -> None:
+        if self._attendance is not None:
+            self._attendance.note(name, **what)
 
     def evaluated(self, row: Row) -> None:
         numbers = _numbers(row, "eval/loss", self._main_metric) or "no owner has anything to evaluate on"
         log.info("model after round %s: %s", row["round"], numbers)
+
+
+def _goes_on(found: FederationFolder, settings: Sequence[str]) -> list[str]:
+    """Return the options with which the run goes on: what was set is kept, once there is something to resume."""
+    from agfl_server.run_folder import RunFolder
+
+    run_folder = RunFolder(found.run_folder)
+    if run_folder.has_checkpoint or run_folder.search.exists():
+        return ["--resume"]
+    return [part for setting in settings for part in ("--set", setting)]
 
 
 def _numbers(row: Row, *keys: str) -> str:

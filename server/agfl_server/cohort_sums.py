@@ -74,7 +74,7 @@ def decoded(
     owners = len(parties.plan.members) if parties.plan.groups else len(parties.nodes.names)
     mean = replace(codec.decode_mean(total), owners=owners)
     trained = task.train_metrics(mean.metrics)["train/loss"] if train else None
-    evaluated = task.eval_metrics(mean.metrics)["eval/loss"] if evaluate else None
+    evaluated = task.eval_metrics(mean.metrics).get("eval/loss") if evaluate else None
     return RoundSum(cohort, total, mean, codec.quantization.clip_l2, trained, evaluated)
 
 

@@ -13,8 +13,9 @@ from agfl_models.errors import WireError
 from agfl_protocol import wire
 from agfl_protocol.plan import Plan
 from agfl_protocol.wire import Answer
-from agfl_server.messaging import ask_nodes
+from agfl_server.messaging import ask_nodes, error_of
 from agfl_server.observer import Observer
+from agfl_server.refusals import Refusals
 from agfl_server.suspects import Absences
 
 _IDENTIFY_TIMEOUT_S = 10.0
@@ -24,30 +25,48 @@ _PROPOSE_AGAIN_S = 2.0
 _POLL_S = 0.1
 _WAKE_TIMEOUT_S = 5.0
 _WAKE_AGAIN_S = 10.0
+_SHOWN = 12  # owners of whom a line says why they take no part
 
 
 @dataclass
 class ConnectedNodes:
     """Maps NAMES to the node ids of the moment; asks each new node who it is, and then what its owner says to the plan.
 
-    registered_name: the NAME under which a node's key was admitted; None where the transport knows none.
+    registered_name: the NAME under which a node's key was admitted; None where the transport knows none. waited_s: how
+    long it was waited for owners so far, which is no part of a round's seconds.
     """
 
     grid: Grid
     observer: Observer
     registered_name: Callable[[int], str | None] | None = None
+    waited_s: float = 0.0
     _names: dict[int, str | None] = field(default_factory=dict)
     _ask_at: dict[int, float] = field(default_factory=dict)
     _plan: Plan | None = None
     _answers: dict[int, Answer] = field(default_factory=dict)
+    _keepers: set[int] = field(default_factory=set)
     _told: dict[int, str] = field(default_factory=dict)
     _silent: Absences[str] = field(default_factory=Absences)
     _wake_at: float = 0.0
+    _refusals: Refusals = field(default_factory=Refusals)
+    _absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> frozenset[str]:
         """The NAMES of all nodes that were ever connected; asks nobody."""
         return frozenset(name for name in self._names.values() if name is not None)
+
+    @property
+    def can_change(self) -> bool:
+        """Whether an owner that refuses may mend what is wrong: not where this process holds all of them."""
+        return self.registered_name is not None
+
+    @property
+    def keepers(self) -> dict[str, int]:
+        """{NAME: node id} of those that approved the plan and want the trained model, whoever the last draws had."""
+        online = [n for n in self.grid.get_node_ids() if n in self._keepers]
+        approved = [n for n in online if self._answers.get(n) is Answer.APPROVED]
+        return {name: node for node in approved if (name := self._names.get(node)) is not None}
 
     def propose(self, plan: Plan) -> None:
         """From now on only nodes whose owners approve `plan` count as connected."""
@@ -55,23 +74,31 @@ class ConnectedNodes:
 
     def connected(self) -> dict[str, int]:
         """Return {NAME: node id} of the nodes that are there now and take part, sorted by name."""
-        online = list(self.grid.get_node_ids())
+        online = set(self.grid.get_node_ids())
         now = time.monotonic()
         self._identify([n for n in online if n not in self._names and now >= self._ask_at.get(n, now)])
         named = {name: node for node in online if (name := self._names.get(node)) is not None}
+        online_names = named.keys()
         if self._plan is not None:
+            # Who returns may have another policy, roster or text.
+            self._answers = {node: answer for node, answer in self._answers.items() if node in online}
             self._propose(self._plan, named)
             named = {name: node for name, node in named.items() if self._answers.get(node) is Answer.APPROVED}
-        for name in self._silent.now - named.keys():
+        for name in self._silent.now - online_names:
             self._silent.take_back(name)  # it has gone; once it is back it may answer
+            self._refusals.forget(name)
         return dict(sorted((name, node) for name, node in named.items() if name not in self._silent.now))
 
-    def note_answers(self, silent: Collection[str]) -> None:
+    def note_answers(self, silent: Collection[str], refusing: Mapping[str, str] | None = None) -> None:
         """Note who did not answer in the last exchange: it is not asked for a while, each time for twice as long.
 
-        It is asked earlier where too few others are there, if it answers a small query.
+        It is asked earlier where too few others are there, if it answers a small query. refusing: NAME -> reason of who
+        answered that it takes no part; it is asked anew whether it does, and where too few others are there, later.
         """
         over = self._silent.pass_one()
+        self._refusals.forget_old()
+        for name, reason in (refusing or {}).items() if self.can_change else ():
+            self._refuse(name, reason)
         for name in silent:
             self._silent.leave_out(name)
         if silent:
@@ -86,13 +113,51 @@ class ConnectedNodes:
 
         among: no others are wanted.
         """
-        shown = -1
+        shown, started = -1, time.monotonic()
         while len(nodes := {k: v for k, v in self.connected().items() if _is_wanted(k, excluded, among)}) < needed:
             if len(nodes) != shown:
                 shown = len(nodes)
                 self.observer.waiting(shown, needed)
-            self.pause()
+            self._tell_absent(among)
+            self._pause()
+        self._absent = {}
+        self.waited_s += time.monotonic() - started if shown >= 0 else 0.0
         return nodes
+
+    def absent(self) -> dict[str, str]:
+        """Return why each owner of the plan takes no part at present, sorted by name; empty without a plan."""
+        if self._plan is None:
+            return {}
+        nodes = {name: node for node in self.grid.get_node_ids() if (name := self._names.get(node)) is not None}
+        return {name: why for name in self._plan.members if (why := self._why_absent(name, nodes.get(name)))}
+
+    def _why_absent(self, name: str, node: int | None) -> str:
+        if node is None:
+            return "not connected"
+        if self._told.get(node):
+            return self._told[node]
+        if name in self._silent.now:
+            return self._refusals.reason(name) or "silent"
+        return "" if self._answers.get(node) is Answer.APPROVED else "waits for its owner's approval"
+
+    def _tell_absent(self, among: Collection[str] | None) -> None:
+        """Say who is not there and why, each time that it changes; nothing while nobody has said anything."""
+        found = {name: why for name, why in self.absent().items() if among is None or name in among}
+        if found != self._absent and self._names:
+            self._absent = found
+            shown = dict(list(found.items())[:_SHOWN])
+            if len(found) > _SHOWN:
+                shown |= {f"{len(found) - _SHOWN} more": "not shown"}
+            if shown:
+                self.observer.absent(shown)
+
+    def _refuse(self, name: str, reason: str) -> None:
+        """Leave an owner out that refused: for some sums, or until it is worth asking again."""
+        wait_s = self._refusals.note(name, reason)
+        self._silent.leave_out(name)
+        for node in [node for node, known in self._names.items() if known == name]:
+            self._answers.pop(node, None)
+        self.observer.held_out(name, wait_s)
 
     def wait_for_return(self, names: Collection[str], patience_s: float) -> dict[str, int]:
         """Return those of `names` that are connected, once all are or `patience_s` has passed."""
@@ -105,8 +170,17 @@ class ConnectedNodes:
 
     def pause(self) -> None:
         """Wait a moment for others to come; ask those who were silent whether they are back."""
-        silent = self._silent.now
-        if silent and time.monotonic() >= self._wake_at:
+        started = time.monotonic()
+        self._pause()
+        self.waited_s += time.monotonic() - started
+
+    def _pause(self) -> None:
+        now = time.monotonic()
+        for name in self._silent.now & self._refusals.names:
+            if self._refusals.is_due(name):
+                self._silent.take_back(name)
+        silent = self._silent.now - self._refusals.names
+        if silent and now >= self._wake_at:
             for name in self._answering(silent):
                 self._silent.take_back(name)
             self._wake_at = time.monotonic() + _WAKE_AGAIN_S
@@ -129,8 +203,9 @@ class ConnectedNodes:
         for node, reply in ask_nodes(self.grid, requests, _IDENTIFY_TIMEOUT_S):
             try:
                 if reply.has_error():
-                    raise WireError(reply.error.reason or "no reason given")
-                name = wire.IdentifyReply.from_record(reply.content).name
+                    raise WireError(error_of(reply)[0])
+                said = wire.IdentifyReply.from_record(reply.content)
+                name = said.name
             except WireError as error:  # its owner may start it anew under the same node id
                 self.observer.refused(f"node {node}", str(error))
                 continue
@@ -143,6 +218,7 @@ class ConnectedNodes:
                 self._forget(name)
             self._names[node] = name
             self.observer.connected(name)
+            self.observer.identified(name, said.software)
 
     def _propose(self, plan: Plan, named: Mapping[str, int]) -> None:
         """Ask those who have not approved what their owners say; who has refused is asked once."""
@@ -153,7 +229,8 @@ class ConnectedNodes:
             return
         requests = [Message(wire.ProposeRequest(plan.to_json()).to_record(), node, wire.PROPOSE) for node in asked]
         for node, reply in ask_nodes(self.grid, requests, _PROPOSE_TIMEOUT_S):
-            answer, reason = _answer(reply)
+            answer, keeps_model, reason = _answer(reply)
+            (self._keepers.add if keeps_model else self._keepers.discard)(node)
             if reason and self._told.get(node) != reason:
                 self.observer.refused(names[node], reason)
             elif answer is Answer.PENDING and node not in self._answers:
@@ -166,18 +243,18 @@ class ConnectedNodes:
         self._names = {node: known for node, known in self._names.items() if known != name}
 
 
-def _answer(reply: Message) -> tuple[Answer, str]:
-    """Return what a node's owner says to a plan, and why it takes no part, empty where there is nothing to say.
+def _answer(reply: Message) -> tuple[Answer, bool, str]:
+    """Return what a node's owner says to a plan, whether it keeps the model, and why it takes no part, if it says so.
 
     Who cannot answer, or must not, is asked again: its owner may start it anew with another policy.
     """
     try:
         if reply.has_error():
-            raise WireError(reply.error.reason or "no reason given")
-        answer = wire.ProposeReply.from_record(reply.content).answer
+            raise WireError(error_of(reply)[0])
+        said = wire.ProposeReply.from_record(reply.content)
     except WireError as error:
-        return Answer.PENDING, str(error)
-    return answer, "its owner has refused the plan" if answer is Answer.REFUSED else ""
+        return Answer.PENDING, False, str(error)
+    return said.answer, said.keeps_model, "its owner has refused the plan" if said.answer is Answer.REFUSED else ""
 
 
 def _is_wanted(name: str, excluded: Collection[str], among: Collection[str] | None) -> bool:

@@ -15,13 +15,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePrivateKey, generate_private_key
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from agfl_models.bounded import shown
 from agfl_models.durable_files import write_atomically
 from agfl_models.errors import IdentityError
+from agfl_models.folder_kinds import folder_hint
+from agfl_models.validation import nearest
 from agfl_protocol.identity import PublicIdentity, check_name
-from agfl_protocol.private_files import check_private, new_folder, write_private
-from agfl_server.authority import CERTIFICATE_FILE, KEY_FILE, Authority, to_pem
+from agfl_protocol.private_files import check_private, new_folder, read_private, write_private
+from agfl_server.authority import CERTIFICATE_FILE, KEY_FILE, Authority, names_of, to_pem
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,42 @@ def add_node(folder: Path, name: str, public_file: Path) -> None:
     write_atomically(folder / "nodes" / f"{name}.pub", identity.format().encode())
 
 
+def remove_node(folder: Path, name: str) -> None:
+    """Admit a node no longer, from the server's next start on.
+
+    Raises:
+        IdentityError: no such node is admitted.
+    """
+    names = [node.name for node in load(folder).nodes]
+    if name not in names:
+        got = f"{shown(name)}{nearest(name, names)}"
+        raise IdentityError(f"name: must be a node of {folder}: {', '.join(names) or 'there is none'}; got {got}")
+    (folder / "nodes" / f"{name}.pub").unlink()
+
+
+def renew(folder: Path, hosts: Sequence[str], authority: Path) -> Sequence[str]:
+    """Give the server another certificate, by the same authority and for the same key; return the names that it has.
+
+    hosts: beside localhost; those of the certificate of now, if there are none. authority: the folder of its key.
+
+    Raises:
+        IdentityError: it is another authority, or a host is neither a name nor an address.
+    """
+    found = load(folder)
+    by = Authority.read(authority)
+    try:
+        is_ours = x509.load_pem_x509_certificate((folder / CERTIFICATE_FILE).read_bytes()) == by.certificate
+        key = load_pem_private_key(read_private(found.key), password=None)
+        names = hosts or names_of(x509.load_pem_x509_certificate(found.certificate.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        raise IdentityError(f"{folder}: must hold ca.pem, server.pem and server.key as init made them") from None
+    if not is_ours or not isinstance(key, EllipticCurvePrivateKey):
+        raise IdentityError(f"--ca: {authority}: must be the authority of {folder}/{CERTIFICATE_FILE}; it is another")
+    pem = by.server_certificate(key.public_key(), names)
+    write_atomically(found.certificate, pem)
+    return names_of(x509.load_pem_x509_certificate(pem))
+
+
 def load(folder: Path) -> FederationFolder:
     """Read a federation folder.
 
@@ -110,7 +151,9 @@ def load(folder: Path) -> FederationFolder:
         IdentityError: it is incomplete, a private key is open to others, or a public file does not hold.
     """
     if not (folder / "nodes").is_dir():
-        raise IdentityError(f"{folder}: must be a federation folder made by `agfl-server init`, got none")
+        raise IdentityError(
+            f"{folder}: must be a federation folder made by `agfl-server init`, got none{folder_hint(folder)}"
+        )
     check_private(folder / "server.key")
     nodes = []
     for path in sorted((folder / "nodes").glob("[!.]*.pub")):

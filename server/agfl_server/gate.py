@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,8 +20,16 @@ from typing import Protocol
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from agfl_protocol.request_signature import MAX_CLOCK_DIFFERENCE_S, SIGNATURE_HEADER, RequestSignature
+from agfl_protocol.identity import NAME_RULE
+from agfl_protocol.request_signature import (
+    MAX_CLOCK_DIFFERENCE_S,
+    NAME_HEADER,
+    SIGNATURE_HEADER,
+    RequestSignature,
+    short_id,
+)
 from agfl_server.limits import Limits
+from agfl_server.log_limits import LineLimit
 from agfl_server.seen_signatures import Pace, SeenSignatures
 
 # A node is registered by the operator, from its public file, and it runs installed code:
@@ -38,9 +48,14 @@ FLEET_CALLS = frozenset(
         "confirm-message-received",
     )
 )
+ACTIVATE = "/v1/fleet/activate-node"
 ANNOUNCE, UPLOAD = "/v1/fleet/push-messages", "/v1/fleet/push-object"
 # In the scope of a request: who signed it (for the app), and the connection that it came on (for the gate).
 KEY_ID, CONNECTION = "agfl.key_id", "agfl.connection"
+
+
+log = logging.getLogger("agfl.server.strangers")
+log.addFilter(LineLimit())
 
 
 class Provable(Protocol):
@@ -154,6 +169,8 @@ class Gate:
             raise Refused(401, "signature: required")
         node = self._nodes.get(signature.key_id)
         if node is None:
+            if scope["path"] == ACTIVATE:
+                _log_stranger(scope, headers, signature.key_id)
             raise Refused(412, "key: must be registered")
         now_ns = self._clock_ns()
         if abs(now_ns - signature.time_ns) > MAX_CLOCK_DIFFERENCE_S * 10**9:
@@ -163,6 +180,14 @@ class Gate:
         if not node.seen.use(signature, now_ns):
             raise Refused(401, "signature: must not be used twice")
         return signature
+
+
+def _log_stranger(scope: Scope, headers: Mapping[bytes, bytes], key_id: str) -> None:
+    """Tell the operator who is not admitted, as it says itself: nobody has checked the name."""
+    name = headers.get(NAME_HEADER.encode(), b"").decode("latin-1")
+    named = f"says that it is {name}" if re.fullmatch(NAME_RULE, name) else "gives no name"
+    address = (scope.get("client") or ("an unknown address",))[0]
+    log.warning("not admitted: a node at %s %s, transport key %s", address, named, short_id(key_id))
 
 
 def _single_headers(scope: Scope, max_bytes: int) -> dict[bytes, bytes]:

@@ -10,10 +10,13 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from agfl_server.limits import SMALL_REPLY_BYTES, forget, push
+from agfl_server.observer import DISCONNECTED
 
 _POLL_S = 0.02
 _CLOCK_SKEW_S = 3600.0  # a message expires by the node's clock; its content is freed when it does
 _STRAGGLER_FACTOR, _STRAGGLER_S = 3.0, 30.0
+_LOST = frozenset({3, 4, 5})  # Flower's codes: a message, a reply or a node is not there
+_GONE = 5
 _PULL_AT_ONCE = 4  # replies held in memory at one time, whatever the cohort's size
 
 
@@ -57,6 +60,14 @@ def ask_nodes(
                 time.sleep(_POLL_S)
     finally:
         forget(grid, list(nodes))
+
+
+def error_of(reply: Message) -> tuple[str, bool]:
+    """Return the reason of an error reply, and whether its owner refused: else the answer was lost on the way."""
+    code, reason = reply.error.code, reply.error.reason or "no reason given"
+    if code == _GONE:
+        reason = DISCONNECTED
+    return reason, code not in _LOST
 
 
 def straggler_wait_s(times: Sequence[float]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 Row = Mapping[str, int | float | None]
+DISCONNECTED = "disconnected"  # a reason that is no refusal
 IMPLAUSIBLE = "one owner or more sent what no honest one sends"
 
 
@@ -14,11 +15,20 @@ class Observer:
     def waiting(self, connected: int, needed: int) -> None:
         """Fewer nodes are there than a round needs."""
 
+    def absent(self, reasons: Mapping[str, str]) -> None:
+        """Why each owner that is not there takes no part, while more are needed."""
+
+    def held_out(self, name: str, seconds: float) -> None:
+        """An owner refused; it is asked again once it is started anew, or after so many seconds."""
+
     def missing(self, names: Sequence[str]) -> None:
         """A sum is over whole groups of owners, and none can be without these."""
 
     def connected(self, name: str) -> None:
         """A node said who it is, and was believed."""
+
+    def identified(self, name: str, software: str) -> None:
+        """A node said which version of the package it runs."""
 
     def pending(self, name: str, run_id: str) -> None:
         """A node waits for its owner to approve the plan of the run."""
@@ -31,6 +41,9 @@ class Observer:
 
     def round_started(self, round_number: int, num_rounds: int, cohort: int) -> None:
         """A round was broadcast to `cohort` clients."""
+
+    def client_finished(self, name: str) -> None:
+        """A client has done its work of this exchange; what it found out is in no sum yet."""
 
     def replied(self, name: str) -> None:
         """A client's reply was added to the sum."""
@@ -67,6 +80,9 @@ class Observer:
 
     def kept(self, round_number: int, folder: str) -> None:
         """The run ends early; the last good model, that of `round_number`, is in `folder`."""
+
+    def delivered(self, names: Sequence[str]) -> None:
+        """These have the trained model now."""
 
     def rolled_back(self, round_number: int, to_round: int, loss: float | None) -> None:
         """Losses refute the model of `round_number`; the run goes on from that of `to_round`, which has `loss`."""

@@ -16,7 +16,7 @@ from agfl_protocol.secagg.lanes import Lanes
 from agfl_server.aggregator import AttemptFailed, CohortSum, Groups, LaneCodec, reasons
 from agfl_server.journal import Records
 from agfl_server.limits import vector_reply_bytes
-from agfl_server.messaging import ask_nodes
+from agfl_server.messaging import ask_nodes, error_of
 from agfl_server.observer import Observer
 
 
@@ -52,14 +52,22 @@ class PlainSum:
         lanes = np.zeros(codec.num_lanes, np.uint64)
         survivors: list[str] = []
         refused: dict[str, str] = {}
+        refusing: dict[str, str] = {}
         bytes_up = 0
         started, size = time.monotonic(), vector_reply_bytes(codec.num_lanes)
         for node, reply in ask_nodes(grid, requests, timeout_s, size, self.min_cohort):
             name = names.pop(node)
             bytes_up += wire.content_bytes(reply)
+            if reply.has_error():
+                refused[name], is_own = error_of(reply)
+                self.observer.refused(name, refused[name])
+                if is_own:
+                    refusing[name] = refused[name]
+                continue
             try:
                 lanes += _read(reply, request, codec)
                 survivors.append(name)
+                self.observer.client_finished(name)
                 self.observer.replied(name)
             except WireError as error:
                 refused[name] = str(error)
@@ -71,15 +79,14 @@ class PlainSum:
         if len(survivors) < self.min_cohort:
             line = f"updates: must be at least min_cohort = {self.min_cohort}, got {len(survivors)}{reasons(refused)}"
             failed = AttemptFailed(line, refused)
-            failed.silent = silent
+            failed.silent, failed.refusing = silent, refusing
             raise failed
         bytes_down = wire.content_bytes(requests[0]) * len(requests)
-        return CohortSum(request.exchange, lanes, tuple(sorted(survivors)), refused, bytes_up, bytes_down, silent)
+        names_in = tuple(sorted(survivors))
+        return CohortSum(request.exchange, lanes, names_in, refused, bytes_up, bytes_down, silent, refusing)
 
 
 def _read(reply: Message, request: wire.SumRequest, codec: LaneCodec) -> Lanes:
-    if reply.has_error():
-        raise WireError(reply.error.reason or "no reason given")
     lanes = wire.RoundReply.from_record(reply.content, request, codec.num_lanes).lanes
     codec.check(lanes)
     return lanes

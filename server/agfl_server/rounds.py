@@ -55,7 +55,8 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
 
     Where `evaluate` is set, the model that is broadcast is evaluated in the same sum, before clients train it.
     """
-    started = time.monotonic()
+    nodes = federation.parties.nodes
+    started, waited_s = time.monotonic(), nodes.waited_s
     task, config = federation.task, federation.parties.config
     sum_up = sum_of_groups if federation.parties.plan.is_by_group else sum_of_round
     found = sum_up(federation, state, train=True, evaluate=evaluate)
@@ -72,7 +73,7 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
         "train/loss": found.trained,
         **_round_metrics(mean, found.cohort, found.clip_l2),
         **_coverage(federation, mean),
-        "seconds": round(time.monotonic() - started, 4),
+        "seconds": round(time.monotonic() - started - (nodes.waited_s - waited_s), 4),
     }
     complete = _complete(federation, state.row, found) if evaluate else state.row
     federation.parties.observer.round_finished(row)

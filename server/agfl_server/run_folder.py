@@ -33,7 +33,7 @@ _PLAN_FILE = "plan.json"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Layout: config.yaml, plan.json, metrics.jsonl, exchange/, checkpoints/, model/, and of a search search/."""
+    """Layout: config.yaml, plan.json, settings.json, metrics.jsonl, exchange/, checkpoints/, model/, and search/."""
 
     path: Path
 

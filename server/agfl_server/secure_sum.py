@@ -35,7 +35,7 @@ from agfl_protocol.secagg.parameters import Parameters
 from agfl_server.aggregator import AttemptFailed, CohortSum, Groups, LaneCodec, reasons
 from agfl_server.journal import NoRecords, Records
 from agfl_server.limits import SMALL_REPLY_BYTES, vector_reply_bytes
-from agfl_server.messaging import ask_nodes
+from agfl_server.messaging import ask_nodes, error_of
 from agfl_server.observer import Observer
 from agfl_server.unmasking import Dealt, Recovery, check_keys, find_shared_keys, find_too_strict
 
@@ -87,7 +87,7 @@ class SecureSum:
             members = self._members(talk, request, ctx0, timeout_s, records)
             dealt = self._dealt(talk, members, groups, records)
         except AttemptFailed as error:
-            error.silent = frozenset(talk.silent)
+            error.silent, error.refusing = frozenset(talk.silent), talk.own_refusals
             raise
         try:
             lanes, survivors = self._vectors(talk, members, dealt, codec.num_lanes, groups, records)
@@ -100,10 +100,11 @@ class SecureSum:
                 raise AttemptFailed(line, talk.refused, bad=survivors)
         except AttemptFailed as error:
             error.is_spent = True
-            error.silent = frozenset(talk.silent)
+            error.silent, error.refusing = frozenset(talk.silent), talk.own_refusals
             raise
-        silent = frozenset(talk.silent)
-        return CohortSum(exchange.exchange, lanes, survivors, talk.refused, talk.bytes_up, talk.bytes_down, silent)
+        silent, refusing = frozenset(talk.silent), talk.own_refusals
+        sent = talk.bytes_up, talk.bytes_down
+        return CohortSum(exchange.exchange, lanes, survivors, talk.refused, *sent, silent, refusing)
 
     def _members(
         self, talk: _Talk, request: wire.SumRequest, ctx0: bytes, timeout_s: float, records: Records
@@ -170,6 +171,7 @@ class SecureSum:
                 record = secure_wire.read_advertise_reply(content, talk.exchange).record
                 check_keys(name, record, ctx0, self.roster, self.parameters)
                 records[name] = record
+                self.observer.client_finished(name)
         for name in find_shared_keys(records):
             talk.refuse(name, "keys: must be this client's alone; another announced one of them")
             del records[name]
@@ -308,7 +310,7 @@ class _Talk:
     """The trips of one exchange: who was refused and why, and how many bytes went each way.
 
     dealers: U2, once it is known; accused: holder -> the dealer whose shares it could not use. silent: who did not
-    answer in time.
+    answer in time; own_refusals: NAME -> reason of who answered that it takes no part.
     """
 
     grid: Grid
@@ -317,6 +319,7 @@ class _Talk:
     exchange: ExchangeId
     refused: dict[str, str] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
+    own_refusals: dict[str, str] = field(default_factory=dict)
     dealers: tuple[str, ...] = ()
     accused: dict[str, str] = field(default_factory=dict)
     bytes_up: int = 0
@@ -349,7 +352,7 @@ class _Talk:
         for node, reply in ask_nodes(self.grid, requests, timeout_s, max_reply_bytes, enough):
             name = names.pop(node)
             if reply.has_error():
-                self._refuse_error(name, reply.error.reason or "no reason given")
+                self._refuse_error(name, *error_of(reply))
             else:
                 self.bytes_up += wire.content_bytes(reply)
                 yield name, reply.content
@@ -357,12 +360,14 @@ class _Talk:
             self.silent.add(name)
             self.refuse(name, f"no reply to {kind} within {min(timeout_s, time.monotonic() - started):.3g} s")
 
-    def _refuse_error(self, name: str, reason: str) -> None:
+    def _refuse_error(self, name: str, reason: str, is_own: bool) -> None:
         """Leave a holder out that refused; what it says of a dealer is its word alone."""
         dealer = accused(reason, self.dealers)
         if dealer is not None and dealer != name:
             self.accused[name] = dealer
             reason = f"says that it cannot use what {dealer!r} sealed for it: one of the two is wrong"
+        elif is_own:
+            self.own_refusals[name] = reason
         self.refuse(name, reason)
 
     @contextmanager

@@ -108,6 +108,11 @@ class EmbeddedSuperLink:
         """The port listened on, also where port 0 asked for any free one; valid inside the block."""
         return self._https.port
 
+    def online_names(self) -> list[str]:
+        """Return the names of the nodes that are connected now; none outside the block."""
+        run_id = getattr(self, "_run_id", None)
+        return [] if run_id is None else [self._names[n] for n in self._state.get_nodes(run_id) if n in self._names]
+
     def registered_name(self, node_id: int) -> str | None:
         """Return the name under which the operator registered the node, or None if it is unknown."""
         return self._names.get(node_id)

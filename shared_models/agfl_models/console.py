@@ -10,20 +10,36 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import typer
 
 from agfl_models.errors import AgflError, ConfigError
+from agfl_models.version import VERSION
 
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 
 def new_app(help_text: str) -> typer.Typer:
     """Return a command-line application with the settings that all four commands share."""
-    return typer.Typer(help=help_text, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+    return _App(
+        help=help_text,
+        epilog="--version prints the version; -h after any command says what it takes.",
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings=_SETTINGS,
+    )
+
+
+class _App(typer.Typer):
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[CommandT], CommandT]:
+        """As Typer's, for an application of one command, too, which looks at the settings of that alone."""
+        return super().command(name, **{"context_settings": _SETTINGS, **settings})
 
 
 def run_app(app: Callable[[], object]) -> None:
@@ -31,6 +47,9 @@ def run_app(app: Callable[[], object]) -> None:
     _open_standard_streams()
     if platform.system() == "Windows":
         fail("Windows is not supported, since it has neither the locks nor the file modes that keys need; use WSL 2")
+    if sys.argv[1:] == ["--version"]:
+        print(f"agfl {VERSION}")
+        return
     signal.signal(signal.SIGTERM, _interrupt)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal cannot show

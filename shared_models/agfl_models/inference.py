@@ -118,8 +118,11 @@ class Continuer:
 User: TypeAlias = Rewriter | Answerer | Continuer
 
 
-def open_model(path: Path) -> tuple[User, TaskConfig]:
+def open_model(path: Path | str) -> tuple[User, TaskConfig]:
     """Return what uses the model, and its task.
+
+        user, task = open_model("runs/german")
+        user.write(["Set target temperature."], user.decoding({"num_beams": 4}))
 
     Args:
         path: a model folder, or a run folder that holds one.
@@ -129,7 +132,7 @@ def open_model(path: Path) -> tuple[User, TaskConfig]:
         ConfigError: the model was trained for no task that we know.
     """
     torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
-    model, saved = load_model(path)
+    model, saved = load_model(Path(path))
     if saved.task is None:
         raise ConfigError(f"{path}: task: required to use the model, got none")
     task = saved.task.build(build_tokenizer(saved.tokenizer, saved.model))

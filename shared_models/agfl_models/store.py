@@ -15,17 +15,25 @@ from torch import Tensor
 from agfl_models.durable_files import write_atomically
 from agfl_models.errors import CheckpointError, ConfigError
 from agfl_models.families import AnyModelConfig, build_model, refuse_misfit
+from agfl_models.folder_kinds import folder_hint
 from agfl_models.huggingface.config import HuggingFaceConfig
 from agfl_models.rings import outline
 from agfl_models.sequence_model import SequenceModel, trained_parameters
+from agfl_models.store_files import CONFIG_FILE, METRICS_FILE, MODEL_FOLDER, WEIGHTS_FILE
 from agfl_models.tasks import TaskConfig
 from agfl_models.tokenizer import BytesTokenizerConfig, TokenizerConfig
 from agfl_models.validation import Config, dump_yaml, read_yaml, validate
 
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.yaml"
-MODEL_FOLDER = "model"
-METRICS_FILE = "metrics.jsonl"  # of a run, beside the model's folder
+__all__ = [
+    "CONFIG_FILE",
+    "METRICS_FILE",
+    "MODEL_FOLDER",
+    "WEIGHTS_FILE",
+    "SavedConfig",
+    "load_model",
+    "refuse_content",
+    "save_model",
+]
 _BYTES = BytesTokenizerConfig()
 
 
@@ -118,7 +126,7 @@ def load_model(path: Path) -> tuple[SequenceModel, SavedConfig]:
     try:
         saved = validate(SavedConfig, read_yaml(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
     except ConfigError as error:
-        raise CheckpointError(str(error)) from None
+        raise CheckpointError(f"{error}{'' if (folder / WEIGHTS_FILE).exists() else folder_hint(path)}") from None
     weights = _read_weights(folder / WEIGHTS_FILE)
     if isinstance(saved.model, HuggingFaceConfig):
         saved.model.pinned(saved.model.folder, f"{folder / CONFIG_FILE}: model.folder")

@@ -1,7 +1,10 @@
-"""Which version of agfl this is."""
+"""Which version of the package this is."""
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
-VERSION = version("agfl")
+try:
+    VERSION = version("agfl")
+except PackageNotFoundError:  # the code is used without an installation
+    VERSION = "unknown"

@@ -31,10 +31,11 @@ def groups_after(
     """Return the groups, and who is retired, once members have left or joined. Nothing is cut anew: two cuts subtract.
 
     A group that lost somebody retires: with what is left of it, sums would differ by the one who left. Who joins waits
-    until `least` have. Where no group is left whole all members are cut anew, which their owners must approve.
+    until `least` have. Where no group is left whole, or all are too small by now, all members are cut anew, which their
+    owners must approve.
     """
     names = set(members)
-    kept = tuple(group for group in groups if names.issuperset(group))
+    kept = tuple(group for group in groups if names.issuperset(group) and len(group) >= least)
     if not kept:
         return groups_of(names, least), ()
     grouped = {name for group in groups for name in group}

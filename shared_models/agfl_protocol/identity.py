@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,14 @@ def check_name(name: str) -> None:
         IdentityError: it breaks NAME_RULE.
     """
     if re.fullmatch(NAME_RULE, name) is None:
-        raise IdentityError(f"name: must match {NAME_RULE}, got {shown(name)}")
+        raise IdentityError(f"name: must match {NAME_RULE}, got {shown(name)}{name_hint(name)}")
+
+
+def name_hint(name: str) -> str:
+    """Return " (NAME would do)": the nearest name that holds, of an owner whose own has accents or spaces."""
+    plain = unicodedata.normalize("NFKD", name[:64]).encode("ascii", "ignore").decode("ascii")
+    nearest = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")
+    return f" ({nearest} would do)" if re.fullmatch(NAME_RULE, nearest) else ""
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import json
 import re
 from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from agfl_models.config import ModelConfig
 from agfl_models.errors import ConfigError
@@ -26,6 +26,7 @@ from agfl_protocol.secagg.parameters import MAX_MEMBERS
 
 MAX_PLAN_CHARACTERS = 2**22
 _SOURCE = "plan"
+_LABEL_WORDS = 4
 
 
 class Plan(Config):
@@ -34,7 +35,7 @@ class Plan(Config):
     run_id: the run's nonce. config: as clients receive it (`RunConfig.to_json`), and `search` where there is one.
     candidates: models that it may train beside the configured one. members: sorted. groups: of members, each sorted;
     none where sums are plain. A member of no group takes part in sampled sums alone. retired: those whose group lost
-    somebody.
+    somebody. roster: SHA-256, in hexadecimal, of the members' signing keys; empty where sums are plain.
     """
 
     run_id: str
@@ -43,6 +44,7 @@ class Plan(Config):
     members: Names
     groups: tuple[Names, ...] = ()
     retired: Names = ()
+    roster: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
 
     @field_validator("run_id")
     @classmethod
@@ -87,9 +89,11 @@ class Plan(Config):
         min_cohort: int,
         candidates: Iterable[AnyModelConfig] = (),
         before: Plan | None = None,
+        roster: bytes = b"",
     ) -> Plan:
         """Return the plan of a run over these members; groups have at least `min_cohort` where there are as many.
 
+        roster: `SigningRoster.hash` of the members.
         before: of a run that goes on, whose groups stay as they are, but for those that lost somebody.
         """
         names = tuple(sorted(set(members)))
@@ -98,7 +102,7 @@ class Plan(Config):
             () if before is None else before.groups, () if before is None else before.retired, names, min_cohort
         )
         if config.aggregation.type == "plain":
-            groups, retired = (), ()
+            groups, retired, roster = (), (), b""
         return Plan(
             run_id=run_id,
             config=_fields(config),
@@ -106,6 +110,7 @@ class Plan(Config):
             members=names,
             groups=groups,
             retired=retired,
+            roster=roster.hex(),
         )
 
     def to_json(self) -> str:
@@ -121,6 +126,21 @@ class Plan(Config):
     def run_config(self) -> RunConfig:
         """The configuration."""
         return validate(RunConfig, self.config, _SOURCE)
+
+    def check_roster(self, own: bytes, own_names: Collection[str]) -> None:
+        """Check that the run's roster is this owner's, of the names `own_names`; its hash is `own`.
+
+        Raises:
+            PlanViolation: it is another, so this owner could be in no sum; says which two there are.
+        """
+        if self.roster == own.hex() or self.run_config.aggregation.type == "plain":
+            return
+        strangers = sorted(set(self.members) - set(own_names))
+        more = f", {', '.join(strangers[:3])} among them" if strangers else ""
+        raise PlanViolation(
+            f"plan.roster: must be this owner's, {roster_shown(len(own_names), own.hex())}; got "
+            f"{roster_shown(len(self.members), self.roster)}{more}"
+        )
 
     def check_groups(self, roster_names: Collection[str], min_cohort: int, own_name: str) -> None:
         """Check what protects one owner in every sum: who is in it, and with whom.
@@ -265,7 +285,20 @@ def differences(old: Plan, new: Plan) -> list[str]:
     lines += members_changed(old.members, new.members)
     if old.groups != new.groups:
         lines.append(f"groups: {_sizes(old.groups)} before, {_sizes(new.groups)} now")
+    if old.roster != new.roster:
+        before, now = (roster_shown(len(plan.members), plan.roster) for plan in (old, new))
+        lines.append(f"roster: {before} before, {now} now")
     return lines
+
+
+def roster_shown(size: int, roster: str) -> str:
+    """Return how a line names a roster: its first words are a label; all 24 must be compared."""
+    if not roster:
+        return "none"
+    from agfl_protocol.fingerprint import to_words
+
+    words = to_words(bytes.fromhex(roster)).split()
+    return f"one of {size} owners ({' '.join(words[:_LABEL_WORDS])} ...)"
 
 
 def _sizes(groups: Sequence[Names]) -> str:

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 SIGNATURE_HEADER = "agfl-signature"
+NAME_HEADER = "agfl-name"  # for a line in the operator's log, of a node that is not admitted; nobody relies on it
 MAX_CLOCK_DIFFERENCE_S = 300
 NONCE_BYTES = 16
 _ALGORITHM = ECDSA(SHA384())
@@ -64,6 +65,11 @@ class RequestSignature:
 def key_id(key: EllipticCurvePublicKey) -> str:
     """Return the name of a transport key in headers: SHA-256, in hexadecimal."""
     return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def short_id(key_id: str) -> str:
+    """Return what people see of a key's name: 64 bits, enough to tell which node a line is about."""
+    return " ".join(key_id[i : i + 4] for i in range(0, 16, 4))
 
 
 def sign_request(key: EllipticCurvePrivateKey, method: str, path: str, body: bytes, time_ns: int, nonce: bytes) -> str:

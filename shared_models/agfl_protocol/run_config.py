@@ -380,8 +380,27 @@ def load_with_defaults(path: Path, overrides: Sequence[str] = ()) -> tuple[RunCo
     content = read_yaml(path)
     for override in overrides:
         _apply(content, override)
+    try:
+        return _filled(content, str(path))
+    except ConfigError as error:
+        if not overrides or not _holds(path):
+            raise
+        # The file is as it should be, so what was set is not.
+        raise ConfigError(f"--set: {str(error).removeprefix(f'{path}: ')}") from None
+
+
+def _filled(content: dict[str, Any], source: str) -> tuple[RunConfig, tuple[TakenDefault, ...]]:
     filled, taken = with_defaults(content)
-    return validate(RunConfig, filled, str(path)), taken
+    return validate(RunConfig, filled, source), taken
+
+
+def _holds(path: Path) -> bool:
+    """Whether a configuration is good as it stands in its file."""
+    try:
+        _filled(read_yaml(path), str(path))
+    except ConfigError:
+        return False
+    return True
 
 
 def run_config_from_json(text: str) -> RunConfig:

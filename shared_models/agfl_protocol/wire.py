@@ -1,8 +1,9 @@
 """The wire: every message that server and client exchange, with its fields, and nothing else.
 
-What a client sends on its own is a privacy decision, and these are all of them: its NAME (`IdentifyReply`) and one
-vector of integers a round (`RoundReply`), of training and evaluating as of counting for a tokenizer (`counting.py`);
-where sums are secure, that vector is masked, and the messages around it are those of `secure_wire.py`.
+What a client sends on its own is a privacy decision, and these are all of them: its NAME and version
+(`IdentifyReply`), what its owner says to a plan and whether it wants the trained model (`ProposeReply`), and one vector
+of integers a round (`RoundReply`), of training and evaluating as of counting for a tokenizer (`counting.py`); where
+sums are secure, that vector is masked, and the messages around it are those of `secure_wire.py`.
 Legend: d parameters.
 """
 
@@ -28,9 +29,10 @@ from agfl_protocol.transforms.clipping import MAX_STEP
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.update import Vector
 
-IDENTIFY, PROPOSE, FINISH = "query.identify", "query.propose", "query.finish"
+IDENTIFY, PROPOSE, MODEL, FINISH = "query.identify", "query.propose", "query.model", "query.finish"
 TRAIN, EVALUATE = "train", "evaluate"
 _CONFIG, _ARRAYS = "config", "arrays"
+_MAX_SOFTWARE = 64
 
 Used: TypeAlias = tuple[int, tuple[str, ...]]  # an exchange, and who was in its sum
 Scalar: TypeAlias = bool | int | str | bytes
@@ -48,18 +50,25 @@ class IdentifyRequest:
 
 @dataclass(frozen=True)
 class IdentifyReply:
-    """The node's NAME; the server checks it against the name under which the node's key is registered."""
+    """The node's NAME; the server checks it against the name under which the node's key is registered.
+
+    software: the version of the package that it runs.
+    """
 
     name: str
+    software: str = ""
 
     def to_record(self) -> RecordDict:
         """Return the message content."""
-        return new_record({"name": self.name})
+        return new_record({"name": self.name, "software": self.software})
 
     @staticmethod
     def from_record(record: RecordDict) -> IdentifyReply:
         """Read a reply; raises WireError."""
-        return IdentifyReply(read_scalar(record, "name", str))
+        software = read_scalar(record, "software", str)
+        if len(software) > _MAX_SOFTWARE or not software.isprintable():
+            raise WireError(f"software: must be at most {_MAX_SOFTWARE} printable characters")
+        return IdentifyReply(read_scalar(record, "name", str), software)
 
 
 class Answer(StrEnum):
@@ -88,13 +97,14 @@ class ProposeRequest:
 
 @dataclass(frozen=True)
 class ProposeReply:
-    """The owner's answer to a plan."""
+    """The owner's answer to a plan, and whether it wants the trained model in the end."""
 
     answer: Answer
+    keeps_model: bool = False
 
     def to_record(self) -> RecordDict:
         """Return the message content."""
-        return new_record({"answer": self.answer.value})
+        return new_record({"answer": self.answer.value, "keeps_model": self.keeps_model})
 
     @staticmethod
     def from_record(record: RecordDict) -> ProposeReply:
@@ -102,7 +112,7 @@ class ProposeReply:
         text = read_scalar(record, "answer", str)
         if text not in set(Answer):
             raise WireError(f"answer: must be one of {', '.join(Answer)}, got {text[:80]!r}")
-        return ProposeReply(Answer(text))
+        return ProposeReply(Answer(text), read_scalar(record, "keeps_model", bool))
 
 
 class SumRequest(Protocol):
@@ -279,6 +289,38 @@ class RoundReply:
         _expect(record, "exchange", request.exchange)
         lanes = read_vector(record, "lanes", np.uint64, num_lanes)
         return RoundReply(request.config_hash, request.round, request.exchange, lanes)
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """Server to a node whose owner keeps the model: that of the last round, float32 (d,), and what it is."""
+
+    run_id: str
+    plan_hash: str
+    round: int
+    config_json: str
+    model: Vector
+
+    def to_record(self) -> RecordDict:
+        """Return the message content."""
+        scalars: dict[str, Scalar] = {
+            "run_id": self.run_id,
+            "plan_hash": self.plan_hash,
+            "round": self.round,
+            "config_json": self.config_json,
+        }
+        return new_record(scalars, {"model": self.model})
+
+    @staticmethod
+    def from_record(record: RecordDict) -> ModelRequest:
+        """Read a request; raises WireError."""
+        return ModelRequest(
+            run_id=read_scalar(record, "run_id", str),
+            plan_hash=read_scalar(record, "plan_hash", str),
+            round=read_bounded(record, "round", 0, 2**31),
+            config_json=read_scalar(record, "config_json", str),
+            model=read_vector(record, "model", np.float32),
+        )
 
 
 @dataclass(frozen=True)

@@ -45,10 +45,12 @@ def simulate(
     from agfl_models.errors import AgflError, ConfigError
     from agfl_models.validation import nearest
     from agfl_protocol.run_config import load_with_defaults
+    from agfl_server.settings import merged, read_settings
     from agfl_sim.partition import owner_files
 
     path = _find(config)
-    run_config, taken = load_with_defaults(path, overrides or [])
+    settings = merged(read_settings(output) if resume and output is not None else (), overrides or ())
+    run_config, taken = load_with_defaults(path, settings)
     if export_owners is not None:
         if output is not None or resume or engine != "inline":
             raise ConfigError("--export-owners: runs nothing, so --output, --resume and --engine must be left out")
@@ -67,11 +69,11 @@ def simulate(
         config,
         "--output",
         str(folder),
-        *(part for one in overrides or () for part in ("--set", one)),
+        *(part for one in settings for part in ("--set", one)),
     ]
     again += [] if engine == "inline" else ["--engine", engine]
     try:
-        _run(run_config, taken, folder, engine, resume, again)
+        _run(run_config, taken, folder, engine, resume, again, settings)
     except AgflError:
         if output is None:
             with suppress(OSError):  # the run left something in it
@@ -91,9 +93,15 @@ def _new_folder(name: str) -> Path:
 
 
 def _run(
-    run_config: RunConfig, taken: Sequence[TakenDefault], folder: Path, engine: str, resume: bool, again: Sequence[str]
+    run_config: RunConfig,
+    taken: Sequence[TakenDefault],
+    folder: Path,
+    engine: str,
+    resume: bool,
+    again: Sequence[str],
+    settings: Sequence[str],
 ) -> None:
-    """Run it; `again` is the command that does so once more."""
+    """Run it; `again` is the command that does so once more, `settings` what --set changed."""
     from rich.console import Console
 
     from agfl_server.defaults_table import print_defaults
@@ -115,7 +123,7 @@ def _run(
 
     try:
         with ProgressObserver(console, run_config.task.main_metric) as observer:
-            owners = run_simulation(run_config, folder, engine, resume, observer, tell)
+            owners = run_simulation(run_config, folder, engine, resume, observer, tell, settings)
         comparison = None
         if run_config.baselines:
             with BaselineBar(console) as bar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from agfl_models.examples import JSONL_SUFFIX, Row, format_rows, read_data
 from agfl_models.reading.files import list_owners
 from agfl_models.reading.survey import FEW_ROWS, TOO_FEW, Survey, counted, shorten
 from agfl_models.tasks.dataset import split_rows
+from agfl_protocol.identity import NAME_RULE, name_hint
 from agfl_protocol.randomness import generator
 from agfl_protocol.run_config import DataConfig, RunConfig
 
@@ -144,6 +146,10 @@ def _own_files(folder: Path) -> tuple[dict[str, Path], tuple[Path, ...]]:
     found, left_out = list_owners(folder)
     if not found:
         raise DataError(f"data.path: {folder}: must hold one NAME{JSONL_SUFFIX} file an owner, found none")
+    for name, path in found.items():
+        if re.fullmatch(NAME_RULE, name) is None:
+            rule = f"must be called after its owner, whose name matches {NAME_RULE}"
+            raise DataError(f"data.path: {path}: {rule}, got {name!r}{name_hint(name)}")
     return found, left_out
 
 

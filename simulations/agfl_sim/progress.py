@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from agfl_models.tasks.task import MainMetric
-from agfl_server.observer import IMPLAUSIBLE, Observer, Row
+from agfl_server.observer import DISCONNECTED, IMPLAUSIBLE, Observer, Row
 
 
 class ProgressObserver(Observer):
@@ -103,13 +103,14 @@ class ProgressObserver(Observer):
         label = f"round {round_number}/{num_rounds}" if round_number <= num_rounds else "last evaluation"
         self._progress.reset(self._task, total=cohort, description=label)
 
-    def replied(self, name: str) -> None:
-        """One client more."""
+    def client_finished(self, name: str) -> None:
+        """One client more: the rest of an exchange takes little time."""
         self._progress.advance(self._task)
 
     def refused(self, name: str, reason: str) -> None:
         """Name who was refused, and why."""
-        self._say(f"[yellow]refused {escape(name)}: {escape(reason)}[/]")
+        said = f"{escape(name)} {reason}" if reason == DISCONNECTED else f"refused {escape(name)}: {escape(reason)}"
+        self._say(f"[yellow]{said}[/]")
 
     def implausible(self, round_number: int, reason: str) -> None:
         """Say why the round is lost."""

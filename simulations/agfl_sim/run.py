@@ -27,6 +27,7 @@ from agfl_server.checkpoint import last_exchange
 from agfl_server.journal import Journal
 from agfl_server.observer import Observer
 from agfl_server.run_folder import RunFolder
+from agfl_server.settings import write_settings
 from agfl_sim.grid import InProcessGrid
 from agfl_sim.partition import device_widths, owners_of
 from agfl_sim.ray_engine import RayEngine
@@ -143,10 +144,12 @@ def simulate(
     resume: bool,
     observer: Observer,
     tell: Callable[[str], None] = lambda line: None,
+    settings: Sequence[str] = (),
 ) -> list[Path]:
     """Divide the data into owners and run the federation to its last round, leaving everything in `folder`.
 
-    Return the owners' files. `tell` takes lines on what was read of a person's own.
+    Return the owners' files. `tell` takes lines on what was read of a person's own; settings: what `--set` changed,
+    for a run that goes on.
 
     Raises:
         AgflError: one line for a person.
@@ -159,5 +162,6 @@ def simulate(
     for line in owners.notes:
         tell(line)
     write_atomically(folder / MACHINE_FILE, (json.dumps(kind(), indent=1) + "\n").encode())
+    write_settings(folder, settings)
     chosen.run(folder, resume=resume, observer=observer)
     return owners.files

@@ -84,13 +84,16 @@ class HostileServer:
             (home / "shadow").mkdir(exist_ok=True)
             self.shadows[name] = Node(name, path, "cpu", policy=in_the_open, folder=home / "shadow", randomness=drawn)
         self.layout = Layout.of(build_model(config.model, config.seed))
-        self.plan = Plan.of(config, "run", self.names, self.parameters.min_cohort)
+        self.plan = self._plan("run")
         self.exchange = self.round = self.sums = 0
 
     def begin(self, run_id: str) -> None:
         """Begin another run, which every owner approves."""
         self.exchange = self.round = 0
-        self.propose(Plan.of(self.config, run_id, self.names, self.parameters.min_cohort))
+        self.propose(self._plan(run_id))
+
+    def _plan(self, run_id: str) -> Plan:
+        return Plan.of(self.config, run_id, self.names, self.parameters.min_cohort, roster=self.roster.hash)
 
     def propose(self, plan: Plan | None = None) -> None:
         """Have every owner asked for its approval of a plan, that of this server by default."""

@@ -63,12 +63,14 @@ CONFIG = """
 class Side:
     """One way to sum, its own nodes, and a round that can be repeated."""
 
-    def __init__(self, config: RunConfig, aggregator: Aggregator, cohort: Mapping[str, int], min_cohort: int) -> None:
+    def __init__(
+        self, config: RunConfig, aggregator: Aggregator, cohort: Mapping[str, int], min_cohort: int, roster: bytes
+    ) -> None:
         self._config, self._aggregator, self._cohort = config, aggregator, cohort
         self._task = config.build_task()
         self._layout, state = initial_state(config, build_optimizer(config.aggregation.server_optimizer), "benchmark")
         self._model, self._bounds, self._round = state.model, state.bounds, 0
-        self.plan = Plan.of(config, state.run_id, cohort, min_cohort)
+        self.plan = Plan.of(config, state.run_id, cohort, min_cohort, roster=roster)
         self.fields_per_lane = 0
 
     @property
@@ -146,8 +148,8 @@ def federation(folder: Path) -> Iterator[tuple[InProcessGrid, Side, Side, dict[s
     configs = [run_config_from_json(CONFIG.replace("TYPE", name)) for name in ("secure", "plain")]
     with InProcessGrid(apps, num_workers=os.cpu_count() or 1) as grid:
         sides = (
-            Side(configs[0], SecureSum(observer, roster, parameters), secure, parameters.min_cohort),
-            Side(configs[1], PlainSum(observer, parameters.min_cohort), plain, parameters.min_cohort),
+            Side(configs[0], SecureSum(observer, roster, parameters), secure, parameters.min_cohort, roster.hash),
+            Side(configs[1], PlainSum(observer, parameters.min_cohort), plain, parameters.min_cohort, b""),
         )
         propose(grid, secure, sides[0].plan)
         yield grid, *sides, secure

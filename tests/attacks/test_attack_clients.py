@@ -309,7 +309,7 @@ def test_attack_wrong_shares_are_given(world: World, share: bytes) -> None:
 
     result = world.secure_sum(on_reply=evil)
     assert result.refused == {
-        "owner-000": "Node Unavailable",
+        "owner-000": "disconnected",
         EVIL: "shares: must be what 'owner-000' dealt; one is not",
     }
     np.testing.assert_array_equal(result.lanes, world.plain_sum(world.names))

@@ -53,7 +53,7 @@ def test_no_later_plan_holds_out_another_share(serve: Serve) -> None:
     task = server.config.task.model_copy(update={"validation_fraction": 0.11})
     other = server.config.model_copy(update={"task": task})
     with pytest.raises(Refused, match="validation_fraction: must be that of this owner's earlier runs"):
-        server.propose(Plan.of(other, "second", server.names, server.parameters.min_cohort))
+        server.propose(Plan.of(other, "second", server.names, server.parameters.min_cohort, roster=server.roster.hash))
 
 
 # Sampled sums.

@@ -135,6 +135,20 @@ def test_the_policy_approves_what_is_like_an_approved_run(
     assert (approvals.approved("next") is not None) is (status is Status.APPROVED)
 
 
+@pytest.mark.parametrize("runs", ["ask", "same_operator_and_task"])
+def test_a_new_roster_is_a_new_approval(runs: str, tmp_path: Path, run_config: MakeConfig) -> None:
+    config = run_config("aggregation.type=secure")
+    first, second = (Plan.of(config, "run", NAMES, 3, roster=bytes([key]) * 32) for key in (1, 2))
+    approvals = open_as(tmp_path, runs)
+    approvals.propose(first)
+    answer(tmp_path, first, Status.APPROVED)
+    assert approvals.propose(first) is Status.APPROVED
+    assert approvals.propose(second) is Status.PENDING
+    assert approvals.approved("run") is None
+    other = Plan.of(config, "next", NAMES, 3, roster=bytes([2]) * 32)
+    assert approvals.propose(other) is Status.PENDING
+
+
 def test_another_task_is_not_like_it(tmp_path: Path, make_plan: MakePlan) -> None:
     layers = "encoder: {layers: [{type: rnn}]}, layers: [{type: attention, cross: true}]"
     model = f"{{family: encoder_decoder, vocab_size: 259, dim: 16, {layers}}}"

@@ -37,6 +37,7 @@ CHECKED = (
     "client/agfl_client/ledger_file.py",
     "client/agfl_client/secure_member.py",
     "client/agfl_client/sum_rules.py",
+    "client/agfl_client/saved_model.py",
     "server/agfl_server/gate.py",
     "server/agfl_server/secure_sum.py",
     "server/agfl_server/superlink.py",

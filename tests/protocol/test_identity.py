@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from agfl_models.errors import IdentityError
-from agfl_protocol.identity import PublicIdentity, check_name
+from agfl_protocol.identity import PublicIdentity, check_name, name_hint
 
 TRANSPORT, SIGNING = generate_private_key(SECP384R1()).public_key(), Ed25519PrivateKey.generate().public_key()
 ALICE = PublicIdentity.of("alice", TRANSPORT, SIGNING)
@@ -87,3 +87,11 @@ def test_a_long_public_file_is_refused_before_it_is_parsed(tmp_path: Path) -> No
 def test_a_missing_public_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(IdentityError, match=r"nobody\.pub: no such file"):
         PublicIdentity.read(tmp_path / "nobody.pub")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("Zoë Müller", " (Zoe-Muller would do)"), ("a b", " (a-b would do)"), ("  x_1.", " (x_1 would do)"), ("Зоя", "")],
+)
+def test_a_name_that_does_not_hold_is_answered_with_the_nearest(name: str, hint: str) -> None:
+    assert name_hint(name) == hint

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from agfl_models.errors import ConfigError
 from agfl_protocol import plan as plans
+from agfl_protocol.fingerprint import to_words
 from agfl_protocol.groups import draw_groups, draw_members, groups_after, groups_of, is_union
 from agfl_protocol.plan import Plan, differences, merges_of, model_of, plan_from_json
 from agfl_protocol.plan_fields import PlanViolation, canonical, changes
@@ -477,3 +478,41 @@ def test_a_plan_that_goes_on_keeps_its_groups(run_config: MakeConfig) -> None:
     after.check_groups(NAMES, 4, rest)
     assert rest in after.draw(1)
     assert rest not in after.draw_groups(1)
+
+
+def test_a_group_that_is_too_small_by_now_is_cut_anew(run_config: MakeConfig) -> None:
+    """A fourth owner joins three: four are the fewest that each of four owners wants in a sum."""
+    first = Plan.of(run_config(SECURE), "run", NAMES[:3], 3)
+    after = Plan.of(run_config(SECURE), "run", NAMES[:4], 4, before=first)
+    assert (after.groups, after.retired) == ((tuple(NAMES[:4]),), ())
+    after.check_groups(NAMES[:4], 4, NAMES[3])
+
+
+ROSTER, OLDER = b"\x01" * 32, b"\x02" * 32
+
+
+def test_an_owner_that_holds_another_roster_says_which_and_who_is_in_the_other(run_config: MakeConfig) -> None:
+    plan = plan_of(run_config(SECURE), roster=ROSTER)
+    plan.check_roster(ROSTER, NAMES)
+    held, asked = to_words(OLDER).split()[:4], to_words(ROSTER).split()[:4]
+    expected = (
+        f"plan.roster: must be this owner's, one of 11 owners ({' '.join(held)} ...); got one of 12 owners "
+        f"({' '.join(asked)} ...), owner-11 among them"
+    )
+    with pytest.raises(PlanViolation) as caught:
+        plan.check_roster(OLDER, NAMES[:11])
+    assert str(caught.value) == expected
+    with pytest.raises(PlanViolation, match=r"got one of 12 owners \([^)]*\)$"):
+        plan.check_roster(OLDER, NAMES)  # the same names with other keys
+    with pytest.raises(PlanViolation, match=r"got none$"):
+        plan_of(run_config(SECURE)).check_roster(ROSTER, NAMES)
+    plan_of(run_config(), roster=ROSTER).check_roster(OLDER, NAMES)  # plain sums have no roster
+
+
+def test_a_plan_with_another_roster_is_another_plan(run_config: MakeConfig) -> None:
+    one, other = (plan_of(run_config(SECURE), roster=roster) for roster in (ROSTER, OLDER))
+    assert one.hash != other.hash
+    (line,) = differences(one, other)
+    assert line.startswith("roster: one of 12 owners (")
+    with pytest.raises(ConfigError, match="roster"):
+        plan_from_json(one.to_json().replace(ROSTER.hex(), "x" * 64))

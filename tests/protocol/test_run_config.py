@@ -176,7 +176,7 @@ def test_max_weight_is_one_round_of_steps_unless_given(run_config: MakeConfig) -
 def test_error_is_one_line_that_names_field_rule_and_value(
     run_config: MakeConfig, config_file: Path, override: str, message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=message.replace("{file}", str(config_file))) as error:
+    with pytest.raises(ConfigError, match=message.replace("{file}", "--set")) as error:
         run_config(override)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < len(str(config_file)) + 300
@@ -199,7 +199,7 @@ def test_error_of_scaffold_with_epochs_shows_that_value_and_not_the_file(run_con
 
 @pytest.mark.parametrize("override", ["model.layers.0.num_heads=3", "model.layers.0.causal=false", "model.dim=15"])
 def test_error_of_a_layer_names_file_and_whole_path(run_config: MakeConfig, config_file: Path, override: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^{config_file}: model: layers\.0"):
+    with pytest.raises(ConfigError, match=r"^--set: model: layers\.0"):
         run_config(override)
 
 
@@ -295,7 +295,7 @@ def test_a_tokenizer_that_does_not_fit_is_one_line(
 ) -> None:
     with pytest.raises(ConfigError) as error:
         run_config(*overrides)
-    assert str(error.value) == f"{config_file}: {line}"
+    assert str(error.value) == f"--set: {line}"
 
 
 def test_merges_define_the_run_and_travel_with_it(run_config: MakeConfig, tmp_path: Path) -> None:
@@ -309,3 +309,25 @@ def test_merges_define_the_run_and_travel_with_it(run_config: MakeConfig, tmp_pa
         assert read.hash == trained.hash
         assert isinstance(read.tokenizer, BPETokenizerConfig)
         assert read.tokenizer.build().merges == MERGES
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["num_rounds=0"], "--set: num_rounds: Input should be greater than 0, got 0"),
+        (["num_round=3"], "--set: unknown key 'num_round' (did you mean 'num_rounds'?)"),
+        (["seed=1", "training.batch_size=-1", "num_rounds=2"], "--set: training.batch_size: Input should be greater"),
+        (["model={vocab_size: 259}"], "--set: model"),
+    ],
+)
+def test_what_was_set_wrong_is_named_and_not_the_file(config_file: Path, settings: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(config_file, settings)
+    assert str(caught.value).startswith(expected)
+    assert str(config_file) not in str(caught.value)
+
+
+def test_a_file_that_is_wrong_is_named_whatever_is_set(config_file: Path) -> None:
+    config_file.write_text(config_file.read_text().replace("num_rounds: 3", "num_rounds: many"))
+    with pytest.raises(ConfigError, match=rf"^{config_file}: num_rounds"):
+        load_run_config(config_file, ["seed=5"])

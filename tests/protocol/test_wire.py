@@ -120,13 +120,19 @@ def test_messages_without_content_survive_their_bytes(through_bytes: Callable[[R
 
 def test_a_client_sends_nothing_but_its_name_its_owners_answer_and_its_vector() -> None:
     """The schema, pinned: a new field that a client sends is a privacy decision."""
-    assert set(IDENTITY.to_record().config_records["config"]) == {"version", "name"}
+    assert set(IDENTITY.to_record().config_records["config"]) == {"version", "name", "software"}
     assert set(REPLY.to_record().config_records["config"]) == {"version", "config_hash", "round", "exchange"}
     assert set(REPLY.to_record().array_records["arrays"]) == {"lanes"}
-    assert set(ANSWER.to_record().config_records["config"]) == {"version", "answer"}
+    assert set(ANSWER.to_record().config_records["config"]) == {"version", "answer", "keeps_model"}
     assert set(wire.Answer) == {"approved", "pending", "refused"}
     assert not IDENTITY.to_record().array_records
     assert not ANSWER.to_record().array_records
+
+
+@pytest.mark.parametrize("text", ["x" * 65, "0.1\n", "0.1\x1b[2J"])
+def test_a_version_that_could_fill_or_steer_a_screen_is_refused(text: str) -> None:
+    with pytest.raises(WireError, match=r"^software: must be at most 64 printable characters$"):
+        wire.IdentifyReply.from_record(with_scalar(IDENTITY.to_record(), "software", text))
 
 
 @pytest.mark.parametrize("text", ["", "Approved", "yes", "approved ", "pending\n"])

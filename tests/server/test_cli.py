@@ -14,6 +14,7 @@ import pytest
 from agfl_client import keys
 from agfl_protocol.fingerprint import words_of_file
 from agfl_protocol.roster_file import read_roster
+from agfl_server.settings import read_settings
 
 HEAVY = ("flwr", "torch", "pydantic", "cryptography", "yaml", "numpy", "httpx", "uvicorn", "grpc")
 
@@ -69,7 +70,9 @@ def test_a_federation_is_made_filled_and_started(tmp_path: Path, free_port: int)
             process.send_signal(signal.SIGTERM)
             assert process.wait(10) == 130
             rest = process.stderr.read()
-            assert "stopped by a signal; start --resume goes on" in rest
+            again = f"agfl-server start --federation {folder} --host 127.0.0.1 --port {free_port} --resume"
+            assert f"stopped by a signal; go on with: {again}\n" in rest
+            assert read_settings(folder / "run") == ["baselines=true"]
             assert "Traceback" not in rest
         finally:
             process.kill()

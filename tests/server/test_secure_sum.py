@@ -85,7 +85,7 @@ def test_a_sum_that_requires_everybody_is_not_opened_without_one(world: World, t
 
     grid = MemoryGrid(world.owners, lose, None)
     aggregator = SecureSum(Observer(), world.roster, world.parameters).requiring(5)
-    with pytest.raises(AttemptFailed, match=r"must be at least 5, got 4; owner-003: Node Unavailable$"):
+    with pytest.raises(AttemptFailed, match=r"must be at least 5, got 4; owner-003: disconnected$"):
         aggregator.sum(grid, grid.ids, round_request(), LanesOnly(7), 1.0)
     assert asked[-1] == trip
     grid = MemoryGrid(world.owners, None, None)
@@ -99,8 +99,8 @@ def test_whoever_is_lost_is_named_once_with_the_reason(world: World) -> None:
         on_reply=lambda kind, name, content: None if (kind, name) == (sw.AGREE, "owner-003") else content,
         observer=diary,
     )
-    assert diary.lines == [*(f"replied {n}" for n in world.names), "refused owner-003: Node Unavailable"]
-    assert result.refused == {"owner-003": "Node Unavailable"}
+    assert diary.lines == [*(f"replied {n}" for n in world.names), "refused owner-003: disconnected"]
+    assert result.refused == {"owner-003": "disconnected"}
     assert result.survivors == tuple(world.names)
 
 
@@ -108,14 +108,11 @@ def test_a_failed_attempt_says_how_many_were_needed_and_who_was_lost_why(world: 
     def lost(kind: str, name: str, content: RecordDict) -> RecordDict | None:
         return None if kind == sw.SHARE and name < "owner-002" else content
 
-    line = (
-        "U2, clients that dealt shares: must be at least 4, got 3; owner-000: Node Unavailable; "
-        "owner-001: Node Unavailable"
-    )
+    line = "U2, clients that dealt shares: must be at least 4, got 3; owner-000: disconnected; owner-001: disconnected"
     with pytest.raises(AttemptFailed) as failed:
         world.secure_sum(on_reply=lost)
     assert str(failed.value) == line
-    assert failed.value.refused == dict.fromkeys(["owner-000", "owner-001"], "Node Unavailable")
+    assert failed.value.refused == dict.fromkeys(["owner-000", "owner-001"], "disconnected")
     assert failed.value.guilty == frozenset()
     result = world.secure_sum(round_request(exchange=1))  # and the next exchange, with fresh keys, succeeds
     np.testing.assert_array_equal(result.lanes, world.plain_sum(world.names))

@@ -109,8 +109,8 @@ TO_NEW = ["small.yaml", "--output", "new"]
 REFUSALS: list[tuple[list[str], str]] = [
     (["langauge_modeling"], "CONFIG: no shipped configuration 'langauge_modeling' (did you mean 'language_modeling'?)"),
     (["none.yaml"], "none.yaml: no such file"),
-    ([*TO_NEW, "--set", "modell.dim=3"], "small.yaml: unknown key 'modell' (did you mean 'model'?)"),
-    ([*TO_NEW, "--set", "num_rounds=0"], "small.yaml: num_rounds: Input should be greater than 0, got 0"),
+    ([*TO_NEW, "--set", "modell.dim=3"], "--set: unknown key 'modell' (did you mean 'model'?)"),
+    ([*TO_NEW, "--set", "num_rounds=0"], "--set: num_rounds: Input should be greater than 0, got 0"),
     ([*TO_NEW, "--set", "seed"], "--set: must be KEY=VALUE (as in training.local_steps=5), got 'seed'"),
     ([*TO_NEW, "--engine", "inlin"], "--engine: unknown engine 'inlin' (did you mean 'inline'?)"),
     (["small.yaml", "--output", "[/x]", "--resume"], "--resume: [/x]/checkpoints: must hold a checkpoint, found none"),

@@ -243,6 +243,14 @@ def content_of(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.iterdir()}
 
 
+def test_a_file_whose_name_is_no_owners_is_named(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    folder = tmp_path / "my owners"
+    folder.mkdir()
+    (folder / "Zo\u00eb M\u00fcller.jsonl").write_text('{"text": "To be"}\n')
+    with pytest.raises(DataError, match=r"my owners/Zo\u00eb M\u00fcller\.jsonl: must be .*\(Zoe-Muller would do\)$"):
+        owner_files(run_config(f"data.path={folder}"), tmp_path / "exported")
+
+
 def test_files_that_are_there_are_kept_and_others_never_replaced(
     tmp_path: Path, run_config: Callable[..., RunConfig]
 ) -> None:
