@@ -96,7 +96,7 @@ def replaced(codec: UpdateCodec, update: Update, rng: np.random.Generator, facto
     if not codec.transforms:
         return _encode(codec, update, rng)
     honest = codec.quantization
-    plan, n = replace(honest.plan, max_cohort=1), _told.in_sum
+    plan, n = replace(honest.plan, max_cohort=1), getattr(_told, "in_sum", honest.plan.max_cohort)
     wide = replace(honest, plan=plan, clip_l2=honest.clip_l2 * plan.levels / honest.plan.levels)  # steps as long
     lanes = scaled(replace(codec, quantization=wide), update, rng, factor * n * honest.clip_l2 / update.norm)
     bits = 64 // plan.fields_per_lane
