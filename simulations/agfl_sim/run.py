@@ -161,7 +161,7 @@ def simulate(
     owners.write(is_new=not resume)
     for line in owners.notes:
         tell(line)
-    write_atomically(folder / MACHINE_FILE, (json.dumps(kind(), indent=1) + "\n").encode())
     write_settings(folder, settings)
     chosen.run(folder, resume=resume, observer=observer)
+    write_atomically(folder / MACHINE_FILE, (json.dumps(kind(), indent=1) + "\n").encode())
     return owners.files

@@ -314,5 +314,10 @@ def test_refused_run_leaves_no_folder_of_its_own(home: Path, tmp_path: Path) -> 
     assert [path.name for path in (tmp_path / "runs").iterdir()] == []
 
 
-def test_the_kind_of_machine_stands_beside_the_result(home: Path) -> None:
+def test_the_kind_of_machine_stands_beside_the_result(home: Path, tmp_path: Path) -> None:
+    """Also of owners whose files lie elsewhere, so that nothing else makes the folder."""
     assert json.loads((home / "whole" / "machine.json").read_text()) == machine.kind()
+    arguments = ("small.yaml", "--set", f"data.path={home / 'whole' / 'owners'}", "--set", "num_rounds=1")
+    done = finish(start(home, *arguments, "--output", tmp_path / "new"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "new" / "machine.json").read_text()) == machine.kind()
