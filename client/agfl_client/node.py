@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -62,7 +61,6 @@ from agfl_protocol.wire import (
     SumRequest,
 )
 
-log = logging.getLogger("agfl.client")
 _READ_AGAIN_S = 5.0  # the server asks more often whether a text that was of no use has been mended
 
 
@@ -91,7 +89,7 @@ class Node:
     accepts; member: the node's part in secure sums, None where it has none; folder: this node's own, where it keeps
     state from round to round for methods that need it; randomness: what it draws with, None for a secret of this
     process; approvals: the plans that the owner approved, None where its policy approves all of them; tell: takes a
-    line for the owner on the data that was read; saved: where the trained model is kept, None for nowhere.
+    line for the owner's own screen; saved: where the trained model is kept, None for nowhere.
 
     Raises:
         DataError, PretrainedError, ConfigError: the data is not there or cannot be opened, or the pretrained model or
@@ -113,7 +111,7 @@ class Node:
         folder: Path | None = None,
         randomness: OwnerRandomness | None = None,
         approvals: Approvals | None = None,
-        tell: Callable[[str], None] | None = None,
+        tell: Callable[[str], None] = lambda line: None,
         saved: SavedModel | None = None,
     ) -> None:
         self.name = name
@@ -269,7 +267,7 @@ class Node:
         predictions = update.metrics.get(space.task.train_sums[1], 0.0)
         loss = update.metrics[space.task.train_sums[0]] / predictions if request.train and predictions else None
         rounds, rows = space.config.num_rounds, space.num_rows
-        log.info("%s", round_shown(request.round, rounds, rows, seconds, loss=loss, evaluated=request.evaluate))
+        self._tell(round_shown(request.round, rounds, rows, seconds, loss=loss, evaluated=request.evaluate))
 
     def handle_count(self, request: CountRequest) -> RecordDict:
         """Count pairs of tokens in the training text, for a tokenizer; reply as to a round.
@@ -303,7 +301,8 @@ class Node:
         plan.covers(config, None if self._member is None else self._member.ledger.merges(request.run_id))
         self._workspace = self._words = None  # the memory is needed
         self._saved.write(request, config)
-        log.info("the model after round %d is in %s: agfl-model describe %s", request.round, *self._saved.shown)
+        folder, quoted = self._saved.shown
+        self._tell(f"the model after round {request.round} is in {folder}: agfl-model describe {quoted}")
 
     def finish(self, request: FinishRequest) -> None:
         """Note that the run is over and let go of its model."""
@@ -316,11 +315,10 @@ class Node:
 
     def _rows(self, config: RunConfig) -> list[Row]:
         rows, survey = read_data(self._data, config.task.row, self._columns)
-        if self._tell is not None:
-            train, held_out = split_rows(rows, config.task.validation_fraction)
-            self._tell(f"data for {config.task.type}: {survey.line}; {len(train):,} train, {len(held_out):,} held out")
-            for line in survey.doubts:
-                self._tell(line)
+        train, held_out = split_rows(rows, config.task.validation_fraction)
+        self._tell(f"data for {config.task.type}: {survey.line}; {len(train):,} train, {len(held_out):,} held out")
+        for line in survey.doubts:
+            self._tell(line)
         return rows
 
     def _answered(self, request: SumRequest) -> RecordDict | None:
