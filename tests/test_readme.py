@@ -92,7 +92,7 @@ def test_the_yaml_model_builds() -> None:
 
 
 def test_ci_calls_the_test_command_of_the_readme() -> None:
-    test_command = "python -m pytest -n auto --dist loadfile"
+    test_command = "python -m pytest -n 3 --dist loadfile"
     assert any(line.endswith(test_command) for block in blocks("sh") for line in block.splitlines())
     assert test_command in (ROOT / ".ci" / "run").read_text().splitlines()
 

@@ -38,6 +38,12 @@ from agfl_sim.partition import device_widths, owner_files
 from agfl_sim.run import InlineEngine
 
 WIDTHS = (0.25, 0.5, 1.0)
+KINDS = (
+    ("plain, whole model", 1.0, False),
+    ("elastic, width 1", 1.0, True),
+    ("elastic, width 0.5", 0.5, True),
+    ("elastic, width 0.25", 0.25, True),
+)
 DEVICES = {0.25: 10, 0.5: 9, 1.0: 5}
 Found = dict[str, tuple[float, float]]  # (bits per byte of all text, of the worst tenth of owners)
 
@@ -63,7 +69,7 @@ def main() -> None:
     for name in found[0]:
         columns = [list(column) for column in zip(*(seed[name] for seed in found), strict=True)]
         print(f"{name:<42} {_spread(columns[0]):>14} {_spread(columns[1]):>12}")
-    _print_costs(_config(options, 0))
+    _print_costs(_config(options, 0), KINDS[-1:] if options.smoke else KINDS)
 
 
 def _config(options: argparse.Namespace, seed: int) -> RunConfig:
@@ -140,14 +146,9 @@ def _judge(part: Part, config: RunConfig, owners: Sequence[Path]) -> tuple[float
     return task.eval_metrics(total)[metric], mean(worst)
 
 
-def _print_costs(config: RunConfig) -> None:
+def _print_costs(config: RunConfig, kinds: Sequence[tuple[str, float, bool]]) -> None:
     print(f"{'a round of one node':<42} {'parameters':>11} {'seconds':>8} {'MB':>7}")
-    for name, width, is_elastic in (
-        ("plain, whole model", 1.0, False),
-        ("elastic, width 1", 1.0, True),
-        ("elastic, width 0.5", 0.5, True),
-        ("elastic, width 0.25", 0.25, True),
-    ):
+    for name, width, is_elastic in kinds:
         argument = json.dumps([config.model_dump_json(), width, is_elastic])
         output = subprocess.run([sys.executable, __file__, "--node", argument], check=True, capture_output=True)
         size, seconds, megabytes = json.loads(output.stdout)

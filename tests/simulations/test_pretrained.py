@@ -324,11 +324,11 @@ def test_a_server_can_name_no_folder_of_an_owner(config: Callable[..., RunConfig
     ],
 )
 def test_a_run_that_cannot_be_is_one_line(
-    overrides: tuple[str, ...], line: str, config: Callable[..., RunConfig], tmp_path: Path
+    overrides: tuple[str, ...], line: str, config: Callable[..., RunConfig]
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         config(*overrides)
-    assert str(caught.value) == f"{tmp_path / 'run.yaml'}: {line}"
+    assert str(caught.value) == f"--set: {line}"
 
 
 def test_sequences_past_the_models_last_position_are_refused_at_the_start(
