@@ -30,7 +30,7 @@ from agfl_sim.grid import StoppableGrid, Stopped
 
 _STOP_S = 10.0  # for the server's thread to reach its next call to a node
 _CLOSE_S = 3.0  # for Flower's threads, once Ray is gone
-_START_S = 30.0  # for the first of Ray's processes to answer
+_START_S = 120.0  # for the first of Ray's processes to answer: on a busy machine it took more than 30
 _WAKE_S = 300.0  # for all of them to have PyTorch loaded
 _POLL_S = 0.1
 log = logging.getLogger("agfl.simulate")
