@@ -66,7 +66,7 @@ def test_every_dropout_pattern_of_five_clients(first: int, memory_folder: Path) 
     assert 0 < opened < len(results)
 
 
-@pytest.mark.parametrize(("size", "samples"), [(10, 60), (50, 4), (100, 2)])
+@pytest.mark.parametrize(("size", "samples"), [(10, 60), (50, 2), (100, 1)])
 def test_sampled_dropout_patterns(size: int, samples: int, memory_folder: Path) -> None:
     (folder := memory_folder / f"sampled-{size}").mkdir()
     world = World.of(size, folder)

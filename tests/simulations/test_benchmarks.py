@@ -15,7 +15,6 @@ PRINTED = {
     "round_overhead.py": "agfl, a whole round",
     "repeats.py": "another run id, not approved: 64 of 64 refused",
     "availability.py": "refusals 0",
-    "poisoning.py": "sign flipped",
     "decoding_speed.py": "ratio of the medians",
     "digits_steps.py": "than fedavg lr 1",
     "elastic_devices.py": "elastic, width 0.25",
