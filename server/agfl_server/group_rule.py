@@ -81,8 +81,9 @@ def sum_of_groups(
             except RoundError as error:
                 last = error
             else:
-                groups.sums[group] = decoded(federation, codec, total, cohort, train=train, evaluate=evaluate)
                 _keep(parties, state, group, cohort, asked)
+                cohort = replace(cohort, lanes=cohort.lanes[:0].copy())  # decoded: not held for each group
+                groups.sums[group] = decoded(federation, codec, total, cohort, train=train, evaluate=evaluate)
                 state = replace(state, exchange=cohort.exchange)
         if len(groups.sums) + len(groups.lied) == len(groups.all):
             break
@@ -191,7 +192,7 @@ def _added(one: Total, other: Total) -> Total:
 
 
 def _together(sums: Sequence[CohortSum]) -> CohortSum:
-    """Return what several exchanges brought; lanes are those of the last."""
+    """Return what several exchanges brought, without their lanes."""
     return replace(
         max(sums, key=lambda one: one.exchange),
         survivors=tuple(sorted(name for one in sums for name in one.survivors)),
@@ -230,7 +231,7 @@ def _take_kept(federation: Federation, state: ServerState, groups: _Groups, aske
         lanes: Lanes = np.frombuffer(content["lanes"], np.uint64)
         codec = codec_of(federation, state, parties.plan.room, train=asked["train"], evaluate=asked["evaluate"])
         total = checked(federation, codec, lanes)
-        cohort = CohortSum(facts["exchange"], lanes, tuple(facts["survivors"]), {}, *facts["bytes"])
+        cohort = CohortSum(facts["exchange"], lanes[:0].copy(), tuple(facts["survivors"]), {}, *facts["bytes"])
         groups.sums[group] = decoded(federation, codec, total, cohort, train=asked["train"], evaluate=asked["evaluate"])
     return replace(state, exchange=max([state.exchange, *(one.cohort.exchange for one in groups.sums.values())]))
 

@@ -113,6 +113,11 @@ class Journal:
         """Return sums that a round goes on with after a crash, by name; exchanges that follow leave them."""
         return _Files(self._folder / _KEPT)
 
+    def drop_kept(self) -> None:
+        """Delete the kept sums, of a round that a checkpoint has behind it."""
+        for path in (self._folder / _KEPT).glob("*.safetensors"):
+            path.unlink(missing_ok=True)
+
     def close(self, round_number: int, refused: Collection[str] = ()) -> None:
         """Note that the last exchange is never asked for again; refused: who failed in this round, if it goes on."""
         last = self._read()

@@ -42,10 +42,12 @@ def run_rounds(
         evaluate = state.round % config.evaluation.every == 0 and state.row["eval/loss"] is None
         state, complete = train_round(federation, state, evaluate)
         save(state, [complete])
+        federation.parties.journal.drop_kept()
     if state.row["eval/loss"] is None:
         state = evaluate_round(federation, state)
         state = _noted(federation, state.round, *rollback.at_end(federation.optimizer, state))
     save(state, [state.row])
+    federation.parties.journal.drop_kept()
     federation.parties.journal.close(state.round)  # nothing is left of it to go on with
     return state
 

@@ -170,6 +170,7 @@ def test_a_round_that_was_cut_short_goes_on_with_the_sums_that_it_had(
     state = load_checkpoint(tmp_path / "run" / "checkpoints", config.hash)
     assert state.model.tobytes() == whole.model.tobytes()
     assert [exchange for exchange, _ in sums.cohorts] == [*range(1, ends_at + 1), *range(ends_at, 10)]
+    assert not list((tmp_path / "run" / "exchange").rglob("*.safetensors")), "a sum is held until its round is saved"
 
 
 def test_an_owner_is_in_sums_of_its_group_alone_and_counts_no_others(run_config: Make) -> None:
