@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import warnings
@@ -10,6 +11,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
+# Several tests run at a time on few cores, where threads that wait for each other cost more than they bring.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
 
 with warnings.catch_warnings():

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tests.commands import run
 
 from agfl_protocol.run_config import load_run_config
 from agfl_server import cli as server_cli
@@ -28,14 +27,7 @@ def test_shipped_configuration_runs(path: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     short = (*SHORT, *FEW_MERGES) if load_run_config(path).tokenizer.type == "bpe" else SHORT
     overrides = [part for value in short for part in ("--set", value)]
-    command: list[str | Path] = [
-        Path(sys.executable).parent / "agfl-simulate",
-        path.stem,
-        "--output",
-        output,
-        *overrides,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = run("agfl-simulate", path.stem, "--output", output, *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [row["round"] for row in rows] == [0, 1]

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.commands import Started, run
 
 _CA = """-----BEGIN CERTIFICATE-----
 MIIBvzCCAUSgAwIBAgIUbHchMxxRveRIEVw4GWFxoW2E8QMwCgYIKoZIzj0EAwMw
@@ -28,8 +29,7 @@ HEAVY = ("flwr", "torch", "pydantic", "cryptography", "yaml", "numpy", "httpx")
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from agfl_client.cli import main; main()", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return run("agfl-client", *arguments)
 
 
 @pytest.mark.parametrize("command", [[], ["keygen"], ["start"], ["approve"], ["runs"], ["ledger"]])
@@ -72,9 +72,7 @@ def test_sigterm_ends_a_node_that_waits_for_an_absent_server(tmp_path: Path) -> 
     start = ["start", "--server", f"127.0.0.1:{port}", "--ca", str(tmp_path / "ca.pem")]
     start += ["--keys", str(tmp_path / "keys"), "--data", str(tmp_path / "text.txt"), "--once"]
     start += ["--policy", str(tmp_path / "policy.yaml")]
-    command = [sys.executable, "-c", "from agfl_client.cli import main; main()", *start]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
+    with Started("agfl-client", *start) as process:
         try:
             assert any("waiting up to 600 s for 127.0.0.1" in line for line in process.stderr)
             process.send_signal(signal.SIGTERM)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.commands import run
 
 from agfl_client.probe import Measured, measure, proposed
 from agfl_protocol.run_config import RunConfig
@@ -17,8 +17,7 @@ WIDTHS = "elastic={widths: [0.25, 0.5, 1.0]}"
 
 
 def probe(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from agfl_client.cli import main; main()", "probe", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return run("agfl-client", "probe", *arguments)
 
 
 def test_each_width_is_measured(run_config: Callable[..., RunConfig], make_owners: Callable[..., Path]) -> None:

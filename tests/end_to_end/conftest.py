@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.commands import Started, run
 
-BIN = Path(sys.executable).parent
 CONFIG = """
 seed: 3
 num_rounds: 5
@@ -36,12 +32,6 @@ data: {partition: grouped, num_owners: 3}
 WITH_STATES = CONFIG.replace("{type: auto, every: 2}", "{type: scaffold}, weighting: uniform")  # nodes carry some, too
 
 
-def run(*arguments: str | Path, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run one of our commands to its end."""
-    command = [str(BIN / str(arguments[0])), *map(str, arguments[1:])]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
-
-
 def run_ok(*arguments: str | Path) -> str:
     """Run one of our commands, which must succeed; return its output."""
     done = run(*arguments)
@@ -53,7 +43,7 @@ def run_ok(*arguments: str | Path) -> str:
 class Command:
     """A command running in the background, its output in a file."""
 
-    process: subprocess.Popen[bytes]
+    process: Started
     log: Path
 
     def wait(self, timeout_s: float = 240) -> int:
@@ -62,7 +52,7 @@ class Command:
 
     def kill(self) -> None:
         """kill -9."""
-        self.process.send_signal(signal.SIGKILL)
+        self.process.kill()
         self.process.wait()
 
     def output(self) -> str:
@@ -107,14 +97,8 @@ class Site:
     def start(self, label: str, *arguments: str | Path) -> Command:
         """Start one of our commands in the background."""
         log = self.folder / f"{label}-{len(self.commands)}.log"
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                [str(BIN / str(arguments[0])), *map(str, arguments[1:])],
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            )
-        self.commands.append(Command(process, log))
+        log.touch()
+        self.commands.append(Command(Started(*arguments, log=log), log))
         return self.commands[-1]
 
     def start_server(self, *options: str, port: int = 0) -> tuple[Command, int]:

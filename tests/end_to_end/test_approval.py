@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Site
 
-from tests.end_to_end.conftest import run, run_ok
+from tests.commands import run
+from tests.end_to_end.conftest import run_ok
 
 
 def test_a_run_waits_for_each_owner_and_the_ledger_tells_what_left(site: Site) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.commands import run
 
 BIN = Path(sys.executable).parent
 GOOD = """
@@ -22,23 +22,13 @@ data: {num_owners: 2}
 ATTENTION = "{type: attention, num_heads: 2}"
 
 
-def refused(folder: Path, *arguments: str | Path, file_size_limit: int | None = None) -> str:
+def refused(folder: Path, *arguments: str | Path) -> str:
     """Run a command that must fail; return its one line."""
+    return refusal(run(*arguments, cwd=folder))
 
-    def limit() -> None:
-        if file_size_limit is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
 
-    done = subprocess.run(
-        [str(BIN / str(arguments[0])), *map(str, arguments[1:])],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        cwd=folder,
-        env={**os.environ, "COLUMNS": "200"},
-        preexec_fn=limit,
-    )
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the one line of a command that failed as it must."""
     assert done.returncode == 2, done.stdout + done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
@@ -115,26 +105,30 @@ def test_bad_data(config: Path, content: bytes, words: list[str]) -> None:
 
 def test_full_disk_while_checkpointing_loses_nothing(config: Path) -> None:
     """A real write error: the process may write files of 20 kB at most, the second checkpoint needs more."""
-    run: list[str | Path] = ["agfl-simulate", "run.yaml", "--output", "out", "--set", "data.path=owners"]
+    command = ["agfl-simulate", "run.yaml", "--output", "out", "--set", "data.path=owners"]
     owners = config.parent / "owners"
     owners.mkdir()
     for name in "ab":
         (owners / f"{name}.jsonl").write_text('{"text": "To be, or not to be"}\n{"text": "that is the question"}\n')
-    done = subprocess.run(
-        [str(BIN / str(run[0])), *map(str, run[1:])], cwd=config.parent, capture_output=True, timeout=120, check=False
-    )
+    done = run(*command, cwd=config.parent)
     assert done.returncode == 0, done.stderr
     before = {path.name: path.read_bytes() for path in (config.parent / "out" / "checkpoints").iterdir()}
-    more: list[str | Path] = [*run, "--resume", "--set", "num_rounds=2"]
-    line = refused(config.parent, *more, file_size_limit=20_000)
-    assert "checkpoint" in line
+    limited = subprocess.run(
+        [str(BIN / command[0]), *command[1:], "--resume", "--set", "num_rounds=2"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=config.parent,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
+    assert "checkpoint" in refusal(limited)
     after = {path.name: path.read_bytes() for path in (config.parent / "out" / "checkpoints").iterdir()}
     assert after == before
 
 
 def test_checkpoint_of_another_configuration(config: Path) -> None:
-    run = [str(BIN / "agfl-simulate"), "run.yaml", "--output", "out"]
-    done = subprocess.run(run, cwd=config.parent, capture_output=True, timeout=120, check=False)
+    done = run("agfl-simulate", "run.yaml", "--output", "out", cwd=config.parent)
     assert done.returncode == 0, done.stderr
     line = refused(config.parent, "agfl-simulate", "run.yaml", "--output", "out", "--resume", "--set", "seed=1")
     assert "belongs to a run with another configuration: seed was " in line

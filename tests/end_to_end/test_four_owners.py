@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.end_to_end.conftest import Command, Site, run, run_ok
+from tests.commands import run
+from tests.end_to_end.conftest import Command, Site, run_ok
 
 from agfl_models.store import load_model
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -42,8 +41,9 @@ def test_kill_in_each_trip(site: Site, trip: str) -> None:
     for owner in site.owners:
         if owner != victim:
             site.start_client(owner, port)
-    arguments = site.client_arguments(victim, port)
-    dying = site.start("dying", sys.executable, "-c", DIES_IN_TRIP, trip, *arguments)
+    script = site.folder / "dying.py"
+    script.write_text(DIES_IN_TRIP)
+    dying = site.start("dying", script, trip, *site.client_arguments(victim, port))
     assert dying.wait() == -9, dying.output()
     site.start_client(victim, port)
     assert server.wait() == 0, server.output()

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.end_to_end.conftest import Site, run
+from tests.commands import run
+from tests.end_to_end.conftest import Site
 from tests.tiny_pretrained import write_pretrained
 
 CONFIG = """

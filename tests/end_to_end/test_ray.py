@@ -7,17 +7,25 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from tests.end_to_end.conftest import BIN, CONFIG, Command, run, run_ok
+from tests.end_to_end.conftest import CONFIG, run_ok
 
 from agfl_models.errors import ConfigError
 from agfl_protocol.folder_lock import held
 
+BIN = Path(sys.executable).parent
 PLAIN = ("--engine", "ray", "--set", "aggregation.type=plain")
 SLOW_S = 500  # each of Ray's processes loads PyTorch, on a machine that may be busy
 pytestmark = pytest.mark.timeout(2 * SLOW_S)
+
+
+def simulate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run it as an interpreter of its own, as Ray starts more of."""
+    command = [str(BIN / "agfl-simulate"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=SLOW_S, check=False)
 
 
 def test_ray_ends_with_the_bits_of_the_inline_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +35,7 @@ def test_ray_ends_with_the_bits_of_the_inline_engine(tmp_path: Path, monkeypatch
     config = tmp_path / "run.yaml"
     config.write_text(CONFIG.replace("num_rounds: 5", "num_rounds: 2").replace("259", "275") + tokenizer)
     run_ok("agfl-simulate", config, "--output", tmp_path / "inline")
-    done = run("agfl-simulate", config, "--output", tmp_path / "ray", *PLAIN, timeout_s=SLOW_S)
+    done = simulate(config, "--output", tmp_path / "ray", *PLAIN)
     assert done.returncode == 0, done.stdout + done.stderr
     models = [(tmp_path / engine / "model" / "model.safetensors").read_bytes() for engine in ("inline", "ray")]
     assert models[0] == models[1]
@@ -36,7 +44,7 @@ def test_ray_ends_with_the_bits_of_the_inline_engine(tmp_path: Path, monkeypatch
 def test_ray_refuses_secure_sums_by_name(tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(CONFIG)
-    refused = run("agfl-simulate", config, "--output", tmp_path / "ray", "--engine", "ray")
+    refused = simulate(config, "--output", tmp_path / "ray", "--engine", "ray")
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: --engine ray: runs aggregation.type plain only")
 
@@ -47,7 +55,7 @@ def test_ray_that_cannot_start_is_one_line_in_seconds(tmp_path: Path, monkeypatc
     deep = tmp_path / ("x" * 100)  # too long for a socket below it
     deep.mkdir()
     monkeypatch.setenv("TMPDIR", str(deep))
-    refused = run("agfl-simulate", config, "--output", tmp_path / "ray", *PLAIN, timeout_s=SLOW_S)
+    refused = simulate(config, "--output", tmp_path / "ray", *PLAIN)
     assert refused.returncode == 2
     assert re.fullmatch(r"error: --engine ray: Ray cannot start here: .*", refused.stderr.splitlines()[-1])
     assert "Traceback" not in refused.stdout + refused.stderr
@@ -63,16 +71,19 @@ def test_signal_ends_a_run_on_ray_in_seconds_and_frees_its_folder(tmp_path: Path
     unbuffered = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=unbuffered)
-    started = Command(process, log)
     try:
-        started.wait_for(at, SLOW_S)
+        deadline = time.monotonic() + SLOW_S
+        while at not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.02)
         process.send_signal(sent)
-        assert started.wait(60) == 130
+        assert process.wait(60) == 130
     finally:
         process.kill()
         process.wait()
-    assert re.search("stopped; go on with: .*|interrupted", started.output())
-    assert "Traceback" not in started.output()
+    assert re.search("stopped; go on with: .*|interrupted", log.read_text())
+    assert "Traceback" not in log.read_text()
     assert_free(tmp_path / "ray")
 
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from tests.commands import run
 from typer.testing import CliRunner
 
 from agfl_models import AutoGenModel
@@ -54,9 +55,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def agfl_model(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False, env=ENVIRONMENT
-    )
+    return run("agfl-model", *arguments, env=ENVIRONMENT)
 
 
 def written(*arguments: str | Path, given: str = "", said: str = "") -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from tests.commands import Started
 
 from agfl_models import AutoGenModel
 from agfl_models.asgi_server import AsgiServer
@@ -184,13 +183,10 @@ def test_a_port_in_use_is_named(model_folders: dict[str, Path]) -> None:
 
 
 @contextmanager
-def served(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], list[str], int]]:
+def served(*arguments: str | Path) -> Iterator[tuple[Started, list[str], int]]:
     """Start the command; give the process, the lines that it says first and the port."""
-    process = subprocess.Popen(
-        [COMMAND, "serve", *arguments, "--port", "0"], stderr=subprocess.PIPE, text=True, env=dict(os.environ)
-    )
+    process = Started("agfl-model", "serve", *arguments, "--port", "0")
     try:
-        assert process.stderr is not None
         lines = [process.stderr.readline()]
         while lines[-1] and not lines[-1].startswith("the model answers at http://"):
             lines.append(process.stderr.readline())
@@ -227,7 +223,7 @@ def test_it_warns_where_others_reach_it(model_folders: dict[str, Path]) -> None:
         assert lines[0] == warning
         assert listens_on(port) == {"00000000"}
         assert httpx.get(f"http://127.0.0.1:{port}/v1/model", headers={"host": "anything"}).status_code == 200
-        process.terminate()
+        process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 130
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supernode.fleet_http_client import FleetHttpClient
+from tests.commands import Started
 
 from agfl_client import keys
 from agfl_client.request_signer import RequestSigner
@@ -76,10 +75,9 @@ class Site:
         )
 
     @contextmanager
-    def node_process(self, name: str, port: int) -> Iterator[subprocess.Popen[str]]:
+    def node_process(self, name: str, port: int) -> Iterator[Started]:
         """Run a node as a process; kill it when the block ends."""
-        command = [sys.executable, str(ECHO_NODE), f"127.0.0.1:{port}", str(self.ca), str(self.keys(name))]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        with Started(ECHO_NODE, f"127.0.0.1:{port}", self.ca, self.keys(name)) as process:
             try:
                 yield process
             finally:
@@ -111,7 +109,7 @@ class Cluster:
 
     site: Site
     superlink: EmbeddedSuperLink
-    processes: dict[str, subprocess.Popen[str]]
+    processes: dict[str, Started]
 
     def ask(self, message_type: str, content: RecordDict, timeout_s: float = 60) -> dict[str, Message]:
         """Send `content` to all nodes; return {NAME: reply}."""

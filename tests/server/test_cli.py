@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.commands import Started, run
 
 from agfl_client import keys
 from agfl_protocol.fingerprint import words_of_file
@@ -19,12 +20,8 @@ from agfl_server.settings import read_settings
 HEAVY = ("flwr", "torch", "pydantic", "cryptography", "yaml", "numpy", "httpx", "uvicorn", "grpc")
 
 
-def _command(*arguments: str) -> list[str]:
-    return [sys.executable, "-c", "from agfl_server.cli import main; main()", *arguments]
-
-
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(_command(*arguments), capture_output=True, text=True, timeout=60, check=False)
+    return run("agfl-server", *arguments)
 
 
 @pytest.mark.parametrize("command", [[], ["init"], ["add-node"], ["start"]])
@@ -57,9 +54,8 @@ def test_a_federation_is_made_filled_and_started(tmp_path: Path, free_port: int)
     words = words_of_file(tmp_path / "roster.yaml")
     assert roster.stdout.startswith(f"3 owners in {tmp_path / 'roster.yaml'}, in words:\n{words}\n")
 
-    command = _command("start", "--federation", str(folder), "--port", str(free_port), "--set", "baselines=true")
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
+    options = ("--federation", folder, "--port", str(free_port), "--set", "baselines=true")
+    with Started("agfl-server", "start", *options) as process:
         try:
             lines = iter(process.stderr)
             assert next(lines).endswith(f" {folder / 'ca.key'}: move it off this machine; the server runs without it\n")
@@ -84,9 +80,7 @@ def test_the_start_says_what_the_configuration_left_open(tmp_path: Path, free_po
     model = "{vocab_size: 259, dim: 8, layers: [{type: ff}]}"
     config.write_text(f"num_rounds: 1\ntask: {{type: language_modeling}}\nmodel: {model}\n")
     assert _run("init", str(folder), "--config", str(config)).returncode == 0
-    command = _command("start", "--federation", str(folder), "--port", str(free_port))
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
+    with Started("agfl-server", "start", "--federation", folder, "--port", str(free_port)) as process:
         before = list(itertools.takewhile(lambda line: " listening on " not in line, process.stderr))
         process.kill()
     said = "".join(before)

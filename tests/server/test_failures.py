@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from tests.commands import Started
 
 from agfl_client import keys, supernode
 from agfl_client.supernode import run_node
@@ -202,7 +202,6 @@ def test_stop_ends_a_node_promptly_idle_or_without_server(site: Site, free_port:
 def test_a_signal_ends_an_idle_node_promptly(number: signal.Signals, site: Site) -> None:
     with site.superlink() as server, site.node_process("alice", server.port) as process:
         # That the server knows the node is not enough: to take its leave the node must know its own id, too.
-        assert process.stderr is not None
         assert any("connected to" in line for line in process.stderr)
         process.send_signal(number)
         _assert_interrupted(process)
@@ -212,7 +211,6 @@ def test_a_signal_ends_an_idle_node_promptly(number: signal.Signals, site: Site)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_node_without_server_promptly(number: signal.Signals, site: Site, free_port: int) -> None:
     with site.node_process("alice", free_port) as process:
-        assert process.stderr is not None
         assert any("waiting up to 30 s" in line for line in process.stderr)
         process.send_signal(number)
         _assert_interrupted(process)
@@ -227,11 +225,10 @@ def test_a_signal_ends_a_node_whose_server_is_silent_promptly(site: Site) -> Non
             _assert_interrupted(process)
 
 
-def _assert_interrupted(process: subprocess.Popen[str]) -> None:
+def _assert_interrupted(process: Started) -> None:
     start = time.monotonic()
     assert process.wait(PROMPT_S) == 130
     assert time.monotonic() - start < PROMPT_S
-    assert process.stderr is not None
     assert process.stderr.read().endswith("interrupted\n")
 
 

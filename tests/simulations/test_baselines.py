@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.commands import Started
 
 from agfl_client.training import LocalTrainer, evaluate
 from agfl_models.examples import read_rows
@@ -326,9 +325,8 @@ baselines: true
 """
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [str(Path(sys.executable).parent / "agfl-simulate"), "small.yaml", *arguments]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(folder: Path, *arguments: str) -> Started:
+    return Started("agfl-simulate", "small.yaml", *arguments, cwd=folder)
 
 
 def test_command_makes_them_and_goes_on_after_ctrl_c(tmp_path: Path) -> None:

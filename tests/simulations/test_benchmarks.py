@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tests.commands import run
 
 FOLDER = Path(__file__).parents[2] / "simulations" / "benchmarks"
 PRINTED = {
@@ -25,7 +24,6 @@ PRINTED = {
 
 @pytest.mark.parametrize("name", PRINTED)
 def test_a_benchmark_runs_and_prints_what_it_measured(name: str, tmp_path: Path) -> None:
-    command = [sys.executable, str(FOLDER / name), "--smoke"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+    done = run(FOLDER / name, "--smoke", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert PRINTED[name] in done.stdout, done.stdout + done.stderr

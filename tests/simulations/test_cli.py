@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.commands import Started, run
 
 from agfl_models import machine
 from agfl_server.run_folder import RunFolder
@@ -34,15 +35,14 @@ data: {num_owners: 4}
 Simulate = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def start(folder: Path, *arguments: str | Path) -> subprocess.Popen[str]:
-    command = [str(COMMAND), *map(str, arguments)]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(folder: Path, *arguments: str | Path) -> Started:
+    return Started("agfl-simulate", *arguments, cwd=folder)
 
 
-def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+def finish(process: Started) -> subprocess.CompletedProcess[str]:
     output, errors = process.communicate(timeout=120)
     assert "Traceback" not in output + errors, errors
-    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+    return subprocess.CompletedProcess(process.args, process.wait(), output, errors)
 
 
 @pytest.fixture(scope="module")
@@ -281,13 +281,7 @@ def test_a_run_that_learns_its_tokenizer_says_so_and_its_model_writes(home: Path
     (line,) = [line for line in done.stdout.splitlines() if "training.optimizer" in line]
     assert "{type: sgd, lr: 0.5}" in line, "what the file leaves open is said"
     assert "AdamW's" in line
-    written = subprocess.run(
-        [COMMAND.with_name("agfl-model"), "generate", home / "bpe", "To be", "--max-tokens", "20"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    written = run("agfl-model", "generate", home / "bpe", "To be", "--max-tokens", "20")
     assert written.returncode == 0, written.stderr
     assert written.stdout.startswith("To be")
 

@@ -1,0 +1,135 @@
+"""Our commands as processes of their own, forked from one that has loaded PyTorch and Flower already.
+
+A new interpreter needs three seconds of a core before it does anything, and the tests start hundreds. What must not
+hold through what was loaded before (`--help`, an exit by a limit of the system, Ray) starts a new one instead.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+PACKAGES = {
+    "agfl-client": "agfl_client",
+    "agfl-model": "agfl_models",
+    "agfl-server": "agfl_server",
+    "agfl-simulate": "agfl_sim",
+}
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["agfl_client.app", "agfl_server.app", "agfl_sim.run"])
+
+
+class Started:
+    """A command under way, with what `subprocess.Popen` says of one."""
+
+    def __init__(
+        self,
+        *command: str | Path,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        log: Path | None = None,
+    ) -> None:
+        """Start one of our commands or a script; what it prints goes to `log`, or to `stdout` and `stderr`."""
+        self.args = [str(part) for part in command]
+        (out, its_out), (err, its_err) = _context.Pipe(duplex=False), _context.Pipe(duplex=False)
+        self.stdout, self.stderr = (os.fdopen(os.dup(end.fileno()), encoding="utf-8") for end in (out, err))
+        if log is not None:
+            self._close()
+        arguments = (self.args, cwd or Path.cwd(), dict(os.environ if env is None else env), its_out, its_err, log)
+        self._process = _context.Process(target=_main, args=arguments)
+        self._process.start()
+        for end in (out, err, its_out, its_err):
+            end.close()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """Return the exit code, None as long as it runs; minus the signal that ended it."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit code; raises `TimeoutExpired`."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait for the end; return what is left of stdout and stderr."""
+        read: list[str] = []
+        thread = threading.Thread(target=lambda: read.append(self.stdout.read()))
+        thread.start()
+        timer = threading.Timer(timeout or 600, self.kill)
+        timer.start()
+        errors = self.stderr.read()
+        thread.join()
+        timer.cancel()
+        self.wait(10)
+        self._close()
+        return read[0], errors
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.wait(60)
+        self._close()
+
+    def _close(self) -> None:
+        self.stdout.close()
+        self.stderr.close()
+
+
+def run(
+    *command: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout_s: float = 240
+) -> subprocess.CompletedProcess[str]:
+    """Run one of our commands, or a script, to its end."""
+    with Started(*command, cwd=cwd, env=env) as process:
+        output, errors = process.communicate(timeout_s)
+    return subprocess.CompletedProcess(process.args, process.wait(), output, errors)
+
+
+def _main(
+    command: list[str], cwd: Path, environment: dict[str, str], out: Connection, err: Connection, log: Path | None
+) -> None:
+    ends = (out.fileno(), err.fileno()) if log is None else (os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND),) * 2
+    for end, number in zip(ends, (1, 2), strict=True):
+        os.dup2(end, number)
+    out.close()
+    err.close()
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    # Those that were inherited belong to what the test's own process writes to.
+    sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    sys.argv = command
+    if command[0] in PACKAGES:
+        importlib.import_module(f"{PACKAGES[command[0]]}.cli").main()
+    else:
+        sys.path.insert(0, str(Path(command[0]).parent))
+        runpy.run_path(command[0], run_name="__main__")
