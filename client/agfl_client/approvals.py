@@ -28,9 +28,10 @@ class Approvals:
         self._files = ApprovalFiles(folder)
         self._policy = policy
         self._operator = operator
+        self._unsaid: list[str] = []
 
     def propose(self, plan: Plan) -> Status:
-        """Put a plan to the owner: its policy answers, or the plan waits for a person, and the log says so.
+        """Put a plan to the owner: its policy answers, or the plan waits for a person; `announce` says so.
 
         Raises:
             PolicyViolation: the plan holds out another share of this owner's text than earlier ones did.
@@ -56,11 +57,17 @@ class Approvals:
             )
             self._store(plan, approval)
         if status is Status.PENDING:
-            log.warning("run %s waits for your approval: agfl-client approve %s", plan.run_id, plan.run_id)
+            self._unsaid = [f"run {plan.run_id} waits for your approval: agfl-client approve {plan.run_id}"]
             if known is not None and not is_same:
-                for line in differences(known.read_plan(), plan):
-                    log.warning("run %s has changed: %s", plan.run_id, line)
+                changes = differences(known.read_plan(), plan)
+                self._unsaid += [f"run {plan.run_id} has changed: {line}" for line in changes]
         return status
+
+    def announce(self) -> None:
+        """Log once what waits for a person, who may answer from then on."""
+        for line in self._unsaid:
+            log.warning("%s", line)
+        self._unsaid = []
 
     def approved(self, run_id: str) -> Plan | None:
         """Return the plan of a run that the owner has approved under this operator, as it stands now."""

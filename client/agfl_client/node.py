@@ -159,9 +159,12 @@ class Node:
         status = self._approvals.propose(plan)
         if status is Status.APPROVED:
             self._check_text(plan)  # now, while nobody waits for this owner in a sum
-        if self._policy.runs != "all" and self._approvals.sigma(plan.run_id) is None:
-            sigma = self._sigma(plan)
-            status = status if sigma is None else self._approvals.note_sigma(plan.run_id, sigma)
+        try:
+            if self._policy.runs != "all" and self._approvals.sigma(plan.run_id) is None:
+                sigma = self._sigma(plan)
+                status = status if sigma is None else self._approvals.note_sigma(plan.run_id, sigma)
+        finally:
+            self._approvals.announce()  # not before: whoever answers at once is to see what was measured
         return ProposeReply(Answer(status.value), self._saved is not None)
 
     def _check_text(self, plan: Plan) -> None:

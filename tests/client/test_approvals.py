@@ -87,6 +87,7 @@ def test_a_changed_plan_of_a_run_waits_again_and_says_what_has_changed(
     answer(tmp_path, plan, Status.APPROVED)
     with caplog.at_level(logging.WARNING, "agfl.client"):
         assert approvals.propose(changed) is Status.PENDING
+        approvals.announce()
     assert approvals.approved("run") is None
     assert [record.message for record in caplog.records if "has changed" in record.message] == [
         f"run run has changed: {change[0].split('=')[0]}: {caplog.records[-1].message.split(': ', 2)[2]}"
