@@ -19,11 +19,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-PACKAGES = {
-    "agfl-client": "agfl_client",
-    "agfl-model": "agfl_models",
-    "agfl-server": "agfl_server",
-    "agfl-simulate": "agfl_sim",
+MODULES = {
+    "agfl": "agfl_sim.agfl",
+    "agfl-client": "agfl_client.cli",
+    "agfl-model": "agfl_models.cli",
+    "agfl-server": "agfl_server.cli",
+    "agfl-simulate": "agfl_sim.cli",
 }
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["agfl_client.app", "agfl_server.app", "agfl_sim.run"])
@@ -128,8 +129,8 @@ def _main(
     sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
     sys.argv = command
-    if command[0] in PACKAGES:
-        importlib.import_module(f"{PACKAGES[command[0]]}.cli").main()
+    if command[0] in MODULES:
+        importlib.import_module(MODULES[command[0]]).main()
     else:
         sys.path.insert(0, str(Path(command[0]).parent))
         runpy.run_path(command[0], run_name="__main__")

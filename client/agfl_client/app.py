@@ -10,6 +10,7 @@ from pathlib import Path
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from agfl_client.device import AUTO
 from agfl_client.node import Node
 from agfl_client.own_screen import OwnScreen
 from agfl_client.policy import Policy, load_policy
@@ -23,6 +24,7 @@ from agfl_protocol.randomness import OwnerRandomness
 
 log = logging.getLogger("agfl.client")
 OWNERS_VARIABLE, PRETRAINED_VARIABLE, SEED_VARIABLE = "AGFL_OWNERS", "AGFL_PRETRAINED", "AGFL_SEED"
+DEVICE_VARIABLE = "AGFL_DEVICE"
 REFUSED = 100  # Flower reserves the codes below
 NodeOf = Callable[[Context], Node]
 
@@ -110,7 +112,8 @@ def _node_of_context(context: Context) -> Node:
     A stock SuperNode names its owner in its node config (`name`, `data`, `columns`, `pretrained`, `policy`).
     Flower's simulation only numbers its nodes: partition i is the i-th file of the folder that the environment
     variable AGFL_OWNERS names, AGFL_PRETRAINED names the pretrained model if the run starts from one, AGFL_SEED is the
-    run's seed if it is to repeat, and all of them belong to the one person who runs it.
+    run's seed if it is to repeat, AGFL_DEVICE the device that trains; all of them belong to the one person who
+    runs it.
     """
     config = context.node_config
     if "name" in config and "data" in config:
@@ -133,7 +136,8 @@ def _node_of_context(context: Context) -> Node:
     pretrained = Path(os.environ[PRETRAINED_VARIABLE]) if PRETRAINED_VARIABLE in os.environ else None
     name, policy = owners[index].stem, Policy(allow_plain=True, runs="all")
     drawn = OwnerRandomness.of_seed(int(os.environ[SEED_VARIABLE]), name) if SEED_VARIABLE in os.environ else None
-    return Node(name, owners[index], pretrained=pretrained, policy=policy, randomness=drawn)
+    device = os.environ.get(DEVICE_VARIABLE, AUTO)
+    return Node(name, owners[index], device, pretrained=pretrained, policy=policy, randomness=drawn)
 
 
 app = create_client_app(_node_of_context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -40,17 +41,24 @@ def decide_on(folder: Path, run_id: str, policy: Policy, *, refuse: bool, yes: b
     print(f"run {run_id} is {answer.value}")
 
 
-def print_runs(folder: Path) -> None:
+def print_runs(folder: Path, *, as_json: bool) -> None:
     """Print one line a run, the one that changed last at the end."""
+    rows = []
+    for run_id, one in _files(folder).read_all().items():
+        plan = one.read_plan()
+        task, members = plan.run_config.task.type, len(plan.members)
+        rows.append({"run": run_id, "status": one.status.value, "by": one.by, "task": task, "members": members})
+        rows[-1]["since"] = one.time
+    if as_json:
+        print(json.dumps(rows))
+        return
     table = Table()
     for column in ("run", "status", "by", "task", "members", "since (UTC)"):
         table.add_column(column, overflow="fold")
-    found = _files(folder).read_all()
-    for run_id, one in found.items():
-        plan = one.read_plan()
-        since = one.time[:16].replace("T", " ")
-        table.add_row(run_id, one.status.value, one.by or "", plan.run_config.task.type, str(len(plan.members)), since)
-    if found:
+    for row in rows:
+        *cells, since = (str(value or "") for value in row.values())
+        table.add_row(*cells, since[:16].replace("T", " "))
+    if rows:
         Console().print(table)
     else:
         print("no run was put to you yet")

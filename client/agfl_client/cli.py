@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agfl_models.console import new_app, run_app
+from agfl_models.console import AsJson, LogFile, log_to, new_app, run_app
 
 if TYPE_CHECKING:
     from agfl_client.keys import NodeKeys
@@ -85,6 +85,7 @@ def start(
     max_wait: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="How long the server may be away at a time.")
     ] = 600.0,
+    log_file: LogFile = None,
     draws_from: Annotated[int | None, typer.Option("--test-draws-from", metavar="SEED", hidden=True)] = None,
 ) -> None:
     """Run your node: it calls the server, listens on no port, and runs only the code that you installed."""
@@ -96,6 +97,7 @@ def start(
 
     _refuse_nan("--max-wait", max_wait)
     prepare_flower()
+    log_to(log_file)
     named = parse_columns(columns)
     with keys.hold(folder):
         own_keys = keys.load(folder)
@@ -148,24 +150,29 @@ def probe(
     max_seconds: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="How long training may take here in a round.")
     ] = 60.0,
+    as_json: AsJson = False,
 ) -> None:
     """Measure which width of a run's model this machine can train, and propose one; you decide."""
     from agfl_client.device import choose_device
     from agfl_client.probe import free_memory, measure, proposed
-    from agfl_client.probe_table import print_proposal, print_table
+    from agfl_client.probe_table import print_proposal, print_table, probe_json
     from agfl_models.examples import parse_columns
     from agfl_protocol.run_config import load_run_config
 
     _refuse_nan("--max-seconds", max_seconds)
     for line in _data_lines(data):
-        typer.echo(line)
+        typer.echo(line, err=as_json)
     run = load_run_config(config).with_pretrained(pretrained, "--pretrained")
     where = choose_device(device)
     found = measure(run, data, parse_columns(columns), where, threads)
     steps, free = run.training.local_steps, free_memory(where)
+    proposal = None if run.elastic is None or steps is None else proposed(found, steps, max_seconds, free)
+    if as_json:
+        print(probe_json(found, steps, where, free, proposal))
+        return
     print_table(found, steps, where, free)
     if run.elastic is not None and steps is not None:
-        print_proposal(proposed(found, steps, max_seconds, free), found, max_seconds)
+        print_proposal(proposal, found, max_seconds)
 
 
 @app.command()
@@ -184,11 +191,11 @@ def approve(
 
 
 @app.command()
-def runs(folder: Keys) -> None:
+def runs(folder: Keys, as_json: AsJson = False) -> None:
     """List the runs that were put to you, and what you answered."""
     from agfl_client.approval_commands import print_runs
 
-    print_runs(folder)
+    print_runs(folder, as_json=as_json)
 
 
 @app.command()
@@ -196,6 +203,7 @@ def ledger(
     folder: Keys,
     run_id: Annotated[str | None, typer.Option("--run", metavar="RUN", help="One run; all if omitted.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Only check that no line was changed or left out.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what your node was asked for and what left, and what that can give away of your updates."""
     from agfl_client.ledger_table import print_ledger, print_verified
@@ -203,7 +211,7 @@ def ledger(
     if verify:
         print_verified(folder)
     else:
-        print_ledger(folder, run_id)
+        print_ledger(folder, run_id, as_json=as_json)
 
 
 def _refuse_nan(option: str, seconds: float) -> None:

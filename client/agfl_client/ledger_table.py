@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from agfl_client.policy import Policy
 from agfl_models.errors import ConfigError
 
 _COLUMNS = ("round", "exchange", "asked", "kind", "examples", "owners", "left", "signed", "opened")
+_PAIR_COLUMNS = ("owner", "with", "without", "pairs", "own error")
 
 
 def print_verified(folder: Path) -> None:
@@ -28,7 +30,7 @@ def print_verified(folder: Path) -> None:
     print(f"{LEDGER_FILE}: {len(entries)} lines, each follows from the one before; the last hash is {last}")
 
 
-def print_ledger(folder: Path, run_id: str | None) -> None:
+def print_ledger(folder: Path, run_id: str | None, *, as_json: bool) -> None:
     """Print a line for each exchange of one run or of all, and what their sums can give away.
 
     Raises:
@@ -39,10 +41,23 @@ def print_ledger(folder: Path, run_id: str | None) -> None:
     if run_id is not None and run_id not in history.runs():
         known = ", ".join(history.runs()) or "none"
         raise ConfigError(f"--run: must be a run in this ledger, got {run_id!r} (known: {known})")
+    runs = history.runs() if run_id is None else (run_id,)
+    if as_json:
+        print(json.dumps([_run(run, entries, history, folder) for run in runs]))
+        return
     if not entries:
         print("nothing was asked of this node yet")
-    for run in history.runs() if run_id is None else (run_id,):
+    for run in runs:
         _print_run(run, [entry for entry in entries if entry["run"] == run], history, folder)
+
+
+def _run(run_id: str, entries: Sequence[Mapping[str, Any]], history: History, folder: Path) -> dict[str, Any]:
+    """Return the same for a machine, in words where the table has words."""
+    own = [entry for entry in entries if entry["run"] == run_id]
+    plans = [{"plan": entry["plan"], "time": entry["time"]} for entry in own if entry["event"] == APPROVED]
+    exchanges = [dict(zip(_COLUMNS, row, strict=True)) for row in _rows(own)]
+    pairs = [dict(zip(_PAIR_COLUMNS, row, strict=True)) for row in _pairs(run_id, history, folder)]
+    return {"run": run_id, "approved": plans, "exchanges": exchanges, "pairs": pairs}
 
 
 def _print_run(run_id: str, entries: Sequence[Mapping[str, Any]], history: History, folder: Path) -> None:
@@ -82,19 +97,27 @@ def _rows(entries: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _print_pairs(run_id: str, history: History, folder: Path) -> None:
+    table = Table(title="sampled sums with and without each owner, as far as this node can know")
+    for column in _PAIR_COLUMNS:
+        table.add_column(column, justify="right", overflow="fold")
+    for row in _pairs(run_id, history, folder):
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _pairs(run_id: str, history: History, folder: Path) -> list[tuple[str, ...]]:
+    """Return a line for each owner; the own error is known for this node alone."""
     found = ApprovalFiles(folder).read(run_id)
     names = sorted({history.own_name, *(name for names in history.signed(run_id).values() for name in names)})
-    table = Table(title="sampled sums with and without each owner, as far as this node can know")
-    for column in ("owner", "with", "without", "pairs", "own error"):
-        table.add_column(column, justify="right", overflow="fold")
+    rows: list[tuple[str, ...]] = []
     plan = None if found is None else found.read_plan()
     for name in names:
         pairs = history.pairs(run_id, name, 1 if plan is None else plan.turns)
         error = ""
         if plan is not None and found is not None and found.sigma is not None and name == history.own_name:
             error = f"{own_error(pairs.k, found.sigma, honest_others(plan, Policy())):.2f}"
-        table.add_row(name, str(pairs.with_it), str(pairs.without), f"{pairs.k:.0f}", error)
-    Console().print(table)
+        rows.append((name, str(pairs.with_it), str(pairs.without), f"{pairs.k:.0f}", error))
+    return rows
 
 
 def _entries(folder: Path) -> list[dict[str, Any]]:

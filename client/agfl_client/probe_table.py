@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
@@ -37,3 +39,12 @@ def print_proposal(proposal: Measured | None, found: Sequence[Measured], max_sec
         return
     print(f"proposed for your policy file, since training then takes at most {max_seconds:g} s a round:")
     print(f"max_width: {proposal.width:g}")
+
+
+def probe_json(
+    found: Sequence[Measured], steps: int | None, device: str, free_bytes: int, proposal: Measured | None
+) -> str:
+    """Return the same for a machine; the width that is proposed is null where none is."""
+    width = None if proposal is None else proposal.width
+    shown = {"device": device, "free_bytes": free_bytes, "steps": steps, "max_width": width}
+    return json.dumps({**shown, "widths": [asdict(one) for one in found]})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agfl_models.console import new_app, run_app
+from agfl_models.console import AsJson, LogFile, log_to, new_app, run_app
 from agfl_server.observer import DISCONNECTED, IMPLAUSIBLE, Observer, Row
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def add_node(
 @app.command()
 def nodes(
     folder: Folder = Path("federation"),
-    as_json: Annotated[bool, typer.Option("--json", help="For a machine.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show who is admitted, who is here, when it was last seen and which version it runs."""
     from rich.console import Console
@@ -169,6 +169,7 @@ def start(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value; repeatable.")
     ] = None,
+    log_file: LogFile = None,
 ) -> None:
     """Run the federation: wait for nodes, run all rounds, leave everything in FOLDER/run."""
     from rich.console import Console
@@ -177,6 +178,7 @@ def start(
     from agfl_server import federation_folder
 
     prepare_flower()
+    log_to(log_file)
     found = federation_folder.load(folder)
 
     from agfl_protocol.fingerprint import words_of_roster
@@ -224,6 +226,7 @@ def start(
     except KeyboardInterrupt:
         again = ["agfl-server", "start", "--federation", str(folder), "--host", host, "--port", str(listened or port)]
         again += [] if health_port is None else ["--health-port", str(health_port)]
+        again += [] if log_file is None else ["--log-file", str(log_file)]
         log.info("stopped by a signal; go on with: %s", shlex.join([*again, *_goes_on(found, settings)]))
         raise
     log.info("finished; the run is in %s", found.run_folder)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from agfl_models import text_commands
-from agfl_models.console import new_app, run_app
+from agfl_models.console import AsJson, new_app, run_app
 from agfl_models.errors import ConfigError
 from agfl_models.text_commands import ModelPath
 
@@ -20,6 +21,7 @@ app = new_app("Look at a trained model, use it, evaluate it, serve it.")
 def describe(
     path: ModelPath,
     context_length: Annotated[int, typer.Option(min=1, help="Tokens that attention looks at, for FLOPs.")] = 128,
+    as_json: AsJson = False,
 ) -> None:
     """Show the parts of a model with their widths, parameters and cost."""
     from rich.console import Console
@@ -29,13 +31,18 @@ def describe(
 
     _, saved = load_model(path)
     model = saved.model.resolve()
+    parameters, flops = model.num_parameters(), model.flops_per_token(context_length)
+    if as_json:
+        parts = [asdict(part) for part in model.parts(context_length)]
+        task = saved.task.type if saved.task else None
+        print(json.dumps({"task": task, "parts": parts, "parameters": parameters, "flops_per_token": flops}))
+        return
     table = Table("part", "settings", title=f"{saved.task.type} model" if saved.task else "model")
     table.add_column("parameters", justify="right")
     table.add_column("FLOPs/token", justify="right")
     for part in model.parts(context_length):
         table.add_row(part.name, part.settings, f"{part.parameters:,}", f"{part.flops_per_token:,}")
     table.add_section()
-    parameters, flops = model.num_parameters(), model.flops_per_token(context_length)
     table.add_row("total", f"context_length={context_length}", f"{parameters:,}", f"{flops:,}")
     Console().print(table)
 
@@ -58,7 +65,7 @@ def evaluate(
     columns: Annotated[
         str, typer.Option(metavar="NAME=COLUMN,...", help="What the file calls the task's columns.")
     ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print the task's metrics over all rows of a file: none of them is left out."""
     from agfl_models.examples import parse_columns

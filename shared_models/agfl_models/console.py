@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import platform
 import signal
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import click
 import typer
@@ -20,16 +22,19 @@ from agfl_models.version import VERSION
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value, for a machine.")]
+LogFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Keep what is said here in a file, too.")]
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+_LOG_BYTES, _OLDER_LOGS = 10_000_000, 3  # whoever fills a server's log does not fill its disk
+_log = logging.getLogger("agfl")  # has handlers for files only; the terminal's is the root's
 
 
 def new_app(help_text: str) -> typer.Typer:
-    """Return a command-line application with the settings that all four commands share."""
+    """Return a command-line application with the settings that all commands share."""
     return _App(
         help=help_text,
         epilog="--version prints the version; -h after any command says what it takes.",
-        add_completion=False,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings=_SETTINGS,
@@ -47,7 +52,7 @@ def run_app(app: Callable[[], object]) -> None:
     _open_standard_streams()
     if platform.system() == "Windows":
         fail("Windows is not supported, since it has neither the locks nor the file modes that keys need; use WSL 2")
-    if sys.argv[1:] == ["--version"]:
+    if sys.argv[1:] == ["--version"] or (len(sys.argv) == 3 and sys.argv[2] == "--version"):
         print(f"agfl {VERSION}")
         return
     signal.signal(signal.SIGTERM, _interrupt)
@@ -78,9 +83,27 @@ def _open_standard_streams() -> None:
 
 
 def fail(message: str) -> None:
-    """Print one line on stderr and exit with code 2."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    """Print one line on stderr, note it in the log file if there is one, and exit with code 2."""
+    line = f"error: {' '.join(message.split())}"
+    for handler in _log.handlers:
+        handler.handle(_log.makeRecord(_log.name, logging.ERROR, "", 0, line, (), None))
+    print(line, file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)
+
+
+def log_to(path: Path | None) -> None:
+    """Write what is logged to a file, too, with date and time zone; it and three older ones take 10 MB each at most.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    if path is None:
+        return
+    from logging.handlers import RotatingFileHandler
+
+    handler = RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=_OLDER_LOGS, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S%z"))
+    _log.addHandler(handler)
 
 
 def _refuse_empty_paths(command: click.Command) -> None:

@@ -35,16 +35,19 @@ Place = tuple[int, str]  # of a score in the file
 Progress = Callable[[int, int], None]  # (rounds of learners that are done, rounds in all)
 
 
-def run_baselines(folder: Path, owners: Sequence[Path], resume: bool, progress: Progress) -> Comparison:
+def run_baselines(
+    folder: Path, owners: Sequence[Path], resume: bool, progress: Progress, device: str = AUTO
+) -> Comparison:
     """Train and judge all baselines of the finished run in `folder`; what `resume` finds done there is kept.
 
-    owners: their files. progress: called from several threads, one at a time.
+    owners: their files. device: where they train, "auto" or a PyTorch device. progress: called from several threads,
+    one at a time.
 
     Raises:
         AgflError: one line for a person.
     """
     config = load_run_config(folder / CONFIG_FILE)  # the merges that the run has learned are in this one
-    bench = _bench(config, folder, owners)
+    bench = _bench(config, folder, owners, choose_device(device))
     store = ScoreFile(folder / FILE, _key(config, owners))
     found = {_place(score): score for score in store.begin(resume)}
     found |= {_place(score): score for score in _train(bench, found.keys(), store, progress)}
@@ -54,7 +57,7 @@ def run_baselines(folder: Path, owners: Sequence[Path], resume: bool, progress: 
     return Comparison.of(config.task.main_metric, scores, bench.budget)
 
 
-def _bench(config: RunConfig, folder: Path, owners: Sequence[Path]) -> Bench:
+def _bench(config: RunConfig, folder: Path, owners: Sequence[Path], device: str) -> Bench:
     layout, initial = initial_state(config, build_optimizer(config.aggregation.server_optimizer), "")
     final = load_checkpoint(RunFolder(folder).checkpoints, config.hash)
     task: AnyTask = config.build_task()
@@ -66,7 +69,7 @@ def _bench(config: RunConfig, folder: Path, owners: Sequence[Path]) -> Bench:
             datasets[path.stem], rows[path.stem] = task.prepare(own), own
         except DataError as error:
             log.warning("%s is left out of the baselines, as its node refused each round: %s", path.stem, error)
-    return Bench(config, task, rows, datasets, layout, initial.model, final.model, choose_device(AUTO))
+    return Bench(config, task, rows, datasets, layout, initial.model, final.model, device)
 
 
 def _train(bench: Bench, done: Collection[Place], store: ScoreFile, progress: Progress) -> list[Score]:

@@ -37,6 +37,7 @@ def simulate(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")] = False,
     engine: Annotated[str, typer.Option(metavar="inline|ray", help="Where the clients run.")] = "inline",
+    device: Annotated[str, typer.Option(help="Where owners train: auto, cpu, cuda, mps or cuda:N.")] = "auto",
     export_owners: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Only write the owners' data as DIR/NAME.jsonl.")
     ] = None,
@@ -52,8 +53,8 @@ def simulate(
     settings = merged(read_settings(output) if resume and output is not None else (), overrides or ())
     run_config, taken = load_with_defaults(path, settings)
     if export_owners is not None:
-        if output is not None or resume or engine != "inline":
-            raise ConfigError("--export-owners: runs nothing, so --output, --resume and --engine must be left out")
+        if output is not None or resume or (engine, device) != ("inline", "auto"):
+            raise ConfigError("--export-owners: runs nothing: --output, --resume, --engine and --device go without it")
         written = owner_files(run_config, export_owners)
         print(f"{len(written)} owners in {written[0].parent}")  # files that `data.path` holds already stay there
         return
@@ -72,8 +73,9 @@ def simulate(
         *(part for one in settings for part in ("--set", one)),
     ]
     again += [] if engine == "inline" else ["--engine", engine]
+    again += [] if device == "auto" else ["--device", device]
     try:
-        _run(run_config, taken, folder, engine, resume, again, settings)
+        _run(run_config, taken, folder, engine, device, resume, again, settings)
     except AgflError:
         if output is None:
             with suppress(OSError):  # the run left something in it
@@ -97,6 +99,7 @@ def _run(
     taken: Sequence[TakenDefault],
     folder: Path,
     engine: str,
+    device: str,
     resume: bool,
     again: Sequence[str],
     settings: Sequence[str],
@@ -123,11 +126,11 @@ def _run(
 
     try:
         with ProgressObserver(console, run_config.task.main_metric) as observer:
-            owners = run_simulation(run_config, folder, engine, resume, observer, tell, settings)
+            owners = run_simulation(run_config, folder, engine, resume, observer, device, tell, settings)
         comparison = None
         if run_config.baselines:
             with BaselineBar(console) as bar:
-                comparison = run_baselines(folder, owners, resume, bar.update)
+                comparison = run_baselines(folder, owners, resume, bar.update, device)
             console.print(f"{comparison.side_by_side}\n{comparison.answer}", highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
         run_folder = RunFolder(folder)

@@ -16,8 +16,9 @@ from pathlib import Path
 from flwr.app import ConfigRecordValues, Context, Message
 from flwr.serverapp import Grid, ServerApp
 
-from agfl_client.app import OWNERS_VARIABLE, PRETRAINED_VARIABLE, SEED_VARIABLE
+from agfl_client.app import DEVICE_VARIABLE, OWNERS_VARIABLE, PRETRAINED_VARIABLE, SEED_VARIABLE
 from agfl_client.app import app as client_app
+from agfl_client.device import AUTO, choose_device
 from agfl_models.errors import AgflError, ConfigError
 from agfl_models.machine import usable_cpus
 from agfl_protocol import wire
@@ -41,14 +42,14 @@ class RayEngine:
 
     roster = None
 
-    def __init__(self, config: RunConfig, owners: Sequence[Path]) -> None:
+    def __init__(self, config: RunConfig, owners: Sequence[Path], device: str = AUTO) -> None:
         """Say early what the engine cannot run.
 
         Raises:
-            ConfigError: the run is secure, or has owners keep state or hold parts of the model; or the extra `ray` is
-                not installed.
+            ConfigError: the device is not there; the run is secure, or has owners keep state or hold parts of the
+                model; or the extra `ray` is not installed.
         """
-        self._config, self._owners = config, owners
+        self._config, self._owners, self._device = config, owners, choose_device(device)
         if config.aggregation.type == "secure":
             raise ConfigError(
                 "--engine ray: runs aggregation.type plain only, since Ray keeps no node's keys between messages, "
@@ -78,6 +79,7 @@ class RayEngine:
         """
         os.environ[OWNERS_VARIABLE] = str(self._owners[0].parent.resolve())
         os.environ[SEED_VARIABLE] = str(self._config.seed)
+        os.environ[DEVICE_VARIABLE] = self._device
         if self._config.pretrained is not None:
             os.environ[PRETRAINED_VARIABLE] = str(self._config.pretrained.resolve())
         server = _Server(self._config, len(self._owners), folder, resume, observer)

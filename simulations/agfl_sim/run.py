@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from agfl_client.app import create_client_app
 from agfl_client.approvals import Approvals
+from agfl_client.device import AUTO, choose_device
 from agfl_client.ledger_file import LEDGER_FILE
 from agfl_client.node import Node
 from agfl_client.policy import Policy
@@ -54,14 +55,14 @@ class Engine(Protocol):
 class InlineEngine:
     """This process: one node an owner, as many at a time as there are processors."""
 
-    def __init__(self, config: RunConfig, owners: Sequence[Path]) -> None:
+    def __init__(self, config: RunConfig, owners: Sequence[Path], device: str = AUTO) -> None:
         """Say early what no node would take part in, since the run would wait for it.
 
         Raises:
-            ConfigError: `data.max_widths` does not name one device an owner.
+            ConfigError: the device is not there, or `data.max_widths` does not name one an owner.
             AgflError: the model is more than a node holds, or the pretrained one is not there.
         """
-        self._config, self._owners = config, owners
+        self._config, self._owners, self._device = config, owners, choose_device(device)
         self._widths = device_widths(config, len(owners))
         known = config.with_pretrained(config.pretrained, "model.folder")
         for width in set(self._widths):
@@ -119,6 +120,7 @@ class InlineEngine:
         return Node(
             name,
             path,
+            self._device,
             pretrained=self._config.pretrained,
             policy=policy,
             member=member,
@@ -134,7 +136,7 @@ def _lines_up_to(ledger: bytes, last: int) -> bytes:
     return b"".join(kept)
 
 
-ENGINES: dict[str, Callable[[RunConfig, Sequence[Path]], Engine]] = {"inline": InlineEngine, "ray": RayEngine}
+ENGINES: dict[str, Callable[[RunConfig, Sequence[Path], str], Engine]] = {"inline": InlineEngine, "ray": RayEngine}
 
 
 def simulate(
@@ -143,20 +145,21 @@ def simulate(
     engine: str,
     resume: bool,
     observer: Observer,
+    device: str = AUTO,
     tell: Callable[[str], None] = lambda line: None,
     settings: Sequence[str] = (),
 ) -> list[Path]:
     """Divide the data into owners and run the federation to its last round, leaving everything in `folder`.
 
-    Return the owners' files. `tell` takes lines on what was read of a person's own; settings: what `--set` changed,
-    for a run that goes on.
+    Return the owners' files. device: where they train, "auto" or a PyTorch device. `tell` takes lines on what was read
+    of a person's own; settings: what `--set` changed, for a run that goes on.
 
     Raises:
         AgflError: one line for a person.
     """
     prepare_flower()
     owners = owners_of(config, folder / OWNERS_FOLDER)
-    chosen = ENGINES[engine](config, owners.files)
+    chosen = ENGINES[engine](config, owners.files, device)
     refuse_run(config, folder, resume=resume, roster=chosen.roster, num_owners=len(owners.files))
     owners.write(is_new=not resume)
     for line in owners.notes:

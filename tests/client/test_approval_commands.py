@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -111,6 +112,8 @@ def test_runs_are_listed(folder: Path, plan: Plan, run: Run) -> None:
     Approvals(folder, Policy(), "9f" * 32).propose(plan)
     listed = run("runs", "--keys", str(folder))
     assert all(word in listed for word in ("run-1", "pending", "language_modeling"))
+    (row,) = json.loads(run("runs", "--keys", str(folder), "--json"))
+    assert (row["run"], row["status"], row["by"], row["members"]) == ("run-1", "pending", None, len(plan.members))
 
 
 def test_the_ledger_shows_what_left_and_what_that_gives_away(folder: Path, plan: Plan, run: Run) -> None:
@@ -134,6 +137,11 @@ def test_the_ledger_shows_what_left_and_what_that_gives_away(folder: Path, plan:
     assert ["2", "2", "train", "sampled", "96", "5", "for 5", "without erin", "yes"] in cells
     assert ["alice", "3", "1", "2", "0.76"] in cells
     assert ["erin", "2", "1", "1", ""] in cells
+    (found,) = json.loads(run("ledger", "--keys", str(folder), "--json"))
+    assert (found["run"], found["approved"][0]["plan"]) == ("run-1", plan.hash)
+    assert [list(row.values()) for row in found["exchanges"] + found["pairs"]] == [
+        row for row in cells if row[0] not in ("round", "owner") and len(row) > 1
+    ]
     with pytest.raises(AgflError, match=r"^--run: must be a run in this ledger, got 'x' \(known: run-1\)$"):
         run("ledger", "--keys", str(folder), "--run", "x")
     verified = run("ledger", "--keys", str(folder), "--verify")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections.abc import Callable
@@ -83,6 +84,9 @@ def test_a_person_reads_a_table_and_the_line_for_the_policy(
     assert (refused.returncode, refused.stderr) == (2, "error: --max-seconds: must be a number, got nan\n")
     alone = probe("--config", str(config_file), "--data", str(one))
     assert (alone.returncode, "none of this data is held out to evaluate on: " in alone.stdout) == (0, True)
+    for_a_machine = json.loads(probe("--config", str(config_file), "--data", str(data), "--json").stdout)
+    assert [one["width"] for one in for_a_machine["widths"]] == [0.25, 0.5, 1.0]
+    assert for_a_machine["max_width"] == 1.0
     missing = probe("--config", str(config_file), "--data", str(data.with_suffix(".txt")))
     assert missing.returncode == 2
     assert missing.stderr.startswith("error: data: ")

@@ -82,6 +82,9 @@ def test_describe_shows_parts_and_totals(run_folder: Path) -> None:
     assert [cell.strip() for cell in rows["layers.0"][3:5]] == ["1,024", "2,688"]
     assert [cell.strip() for cell in rows["layers.1"][3:5]] == ["2,304", "4,608"]
     assert [cell.strip() for cell in rows["total"][3:5]] == ["7,520", "15,584"]
+    found = json.loads(written("describe", run_folder, "--context-length", "10", "--json"))
+    assert (found["parameters"], found["flops_per_token"], found["task"]) == (7520, 15584, "language_modeling")
+    assert {part["name"]: part["parameters"] for part in found["parts"]}["layers.1"] == 2304
 
 
 def test_describe_shows_the_encoder(tmp_path: Path) -> None:
