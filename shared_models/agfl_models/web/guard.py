@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_REQUEST_BYTES = 2**20
+_DISCARD_S = 1.0
 
 
 class Guard:
@@ -37,6 +40,8 @@ class Guard:
         if refusal is None:
             await self._app(scope, receive, send_guarded)
             return
+        if "expect" not in Headers(scope=scope):  # who expects an answer first has sent nothing yet
+            await _discard(receive)
         status, line = refusal
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
         await send_guarded({"type": "http.response.start", "status": status, "headers": headers})
@@ -55,6 +60,17 @@ class Guard:
         if len(length) > len(str(MAX_REQUEST_BYTES)) or int(length) > MAX_REQUEST_BYTES:
             return 413, f"body: must have at most {MAX_REQUEST_BYTES} bytes, got {length}"
         return None
+
+
+async def _discard(receive: Receive) -> None:
+    """Read what is on its way, up to a bound: a connection that is closed on unread bytes loses the answer, too."""
+    size, is_more = 0, True
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_S):
+            while is_more and size <= MAX_REQUEST_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                is_more = message.get("more_body", False)
 
 
 def _without_port(host: str) -> str:
