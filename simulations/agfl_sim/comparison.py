@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from agfl_models.tasks.task import MainMetric
-from agfl_sim.charts import number_text
+from agfl_server.report.charts import number_text
 
 GLOBAL, TUNED, LOCAL, CENTRALIZED = "global", "tuned", "local", "centralized"
 MODELS = (GLOBAL, TUNED, LOCAL, CENTRALIZED)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agfl_models.tasks.task import MainMetric
-from agfl_sim.charts import number_text
+from agfl_server.report.charts import number_text
 from agfl_sim.comparison import CENTRALIZED, GLOBAL, LOCAL, MODELS, TUNED, Budget, Comparison, Score
 from agfl_sim.join_section import join_section
 
