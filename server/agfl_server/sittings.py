@@ -19,7 +19,7 @@ from pydantic import AwareDatetime, Field
 from agfl_models.bounded import load_json
 from agfl_models.durable_files import write_atomically
 from agfl_models.errors import CheckpointError, ConfigError
-from agfl_models.machine import kind
+from agfl_models.machine import kind, process_age
 from agfl_models.validation import Config, validate
 from agfl_models.version import VERSION
 
@@ -61,7 +61,9 @@ class SittingLog:
     def __init__(self, command: Sequence[str] | None = None) -> None:
         """command: as a person types it; that of this process if omitted."""
         self._command = tuple(command or (Path(sys.argv[0]).name, *sys.argv[1:]))
-        self._started, self._clock = datetime.now().astimezone().replace(microsecond=0), time.monotonic()
+        age = process_age() if command is None else 0.0  # what it took until here is part of the command
+        self._clock = time.monotonic() - age
+        self._started = (datetime.now().astimezone() - timedelta(seconds=age)).replace(microsecond=0)
         self._folder: Path | None = None  # once it has begun
         self._earlier: tuple[Sitting, ...] = ()
 

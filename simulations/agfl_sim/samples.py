@@ -18,7 +18,8 @@ _NUM_OWNERS = 3
 _PROMPT = 120  # characters
 _CONTEXT = 8000  # characters: what is read whole, for an answer in it, shall not take long
 _AROUND = 120  # characters of a context on both sides of the answer
-_NOTE = "The first held-out row of {owners}: nobody trained on them. What is drawn, is drawn by a fixed seed."
+_NOTE = "The first held-out row of {owners}: nobody trained on them."
+_DRAWN = " How a text goes on is drawn by a fixed seed."
 
 
 def write_samples(folder: Path, owners: Sequence[Path]) -> str:
@@ -35,7 +36,8 @@ def write_samples(folder: Path, owners: Sequence[Path]) -> str:
         row = _held_out(path, config)
         if row is not None:
             samples.append({"Owner": path.stem, **_sample(user, row)})
-    return samples_section(samples, _NOTE.format(owners=", ".join(one["Owner"] for one in samples)))
+    note = _NOTE.format(owners=", ".join(one["Owner"] for one in samples))
+    return samples_section(samples, note + (_DRAWN if isinstance(user, Continuer) else ""))
 
 
 def _some(owners: Sequence[Path]) -> list[Path]:
@@ -79,8 +81,8 @@ def _answered(user: Answerer, row: QuestionRow) -> Sample:
     return {
         "Context": f"{before}{row.context[first:last]}{after}",
         "Question": row.question,
-        "Answers": " | ".join(dict.fromkeys(row.answers.text)) or "(none)",
-        "The model": found.text or "(none)",
+        "Answers": " | ".join(dict.fromkeys(row.answers.text)),
+        "The model": found.text,
     }
 
 

@@ -96,13 +96,17 @@ def test_no_federation_is_one_line(tmp_path: Path) -> None:
     assert "must be a federation folder" in done.stderr
 
 
-@given(st.text(st.characters(), max_size=60) | st.just(HOSTILE))
+@given(st.text(st.characters(), max_size=60).map("x{}".format) | st.just(HOSTILE))
 def test_what_a_model_writes_stays_text(text: str) -> None:
     section = samples_section([{"The model": text}], "note")
     assert Tags(section).tags == {"h2", "div", "table", "thead", "tbody", "tr", "th", "td", "bdi", "p"}
     section.encode()  # without half a surrogate pair
     shown = unescape(section.split('<bdi dir="auto">')[1].split("</bdi>")[0])
     assert not set(shown) & set("\x00\x1b\x7f\x85\r\u202e\u2066\u200f\u2028")
+
+
+def test_an_empty_output_is_told() -> None:
+    assert "<small>(nothing)</small>" in samples_section([{"The model": "\n "}], "note")
 
 
 def test_text_is_cut_and_heaps_of_accents_are_thinned() -> None:

@@ -63,4 +63,6 @@ def max_tokens(user: User) -> int:
 
 
 def _cell(text: str) -> str:
+    if not text.strip():
+        return "<td><small>(nothing)</small></td>"
     return f'<td><bdi dir="auto">{escape(plain(text, MAX_SHOWN))}</bdi></td>'
