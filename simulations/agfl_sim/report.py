@@ -28,7 +28,7 @@ def write_report(
     join = "" if comparison is None else join_section(comparison)
     sections = [
         Section(join, DOT_PLOT_CSS),
-        Section(write_samples(folder, owners)),
+        Section(write_samples(folder, owners), quotes_owners=True),
         Section(width_section(folder)),
     ]
     return page.write_report(folder, main_metric, sections)

@@ -18,7 +18,7 @@ _NUM_OWNERS = 3
 _PROMPT = 120  # characters
 _CONTEXT = 8000  # characters: what is read whole, for an answer in it, shall not take long
 _AROUND = 120  # characters of a context on both sides of the answer
-_NOTE = "The first held-out row of {owners}: nobody trained on them."
+_NOTE = "The first held-out row of {owners}: nobody trained on them. So this page quotes owners' text."
 _DRAWN = " How a text goes on is drawn by a fixed seed."
 
 

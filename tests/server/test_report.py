@@ -149,6 +149,13 @@ def test_sections_stand_between_numbers_and_curves_with_their_style(tmp_path: Pa
     assert places == sorted(places)
 
 
+def test_a_page_that_quotes_owners_is_for_its_owner_only(tmp_path: Path) -> None:
+    report_of(tmp_path, [round_row(0)])
+    for section, mode in [(Section("x", quotes_owners=True), 0o600), (Section("", quotes_owners=True), 0o644)]:
+        report = write_report(tmp_path, MAIN_METRIC, [section])
+        assert report.stat().st_mode & 0o777 == mode
+
+
 def test_a_page_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     report_of(tmp_path, [round_row(0)])
     with pytest.raises(DataError, match=r"no/report\.html: cannot be written: No such file or directory$"):

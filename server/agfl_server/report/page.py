@@ -34,10 +34,14 @@ NOT_RECORDED = "&ndash;"
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page that only some runs have, between the first numbers and the curves; it is HTML already."""
+    """A part of the page that only some runs have, between the first numbers and the curves; it is HTML already.
+
+    quotes_owners: it holds text of theirs, so that only its owner may read the file.
+    """
 
     html: str
     css: str = ""
+    quotes_owners: bool = False
 
 
 def write_report(
@@ -57,9 +61,10 @@ def write_report(
     sittings = read_sittings(run_folder)
     sections = [*sections, Section(search_section(RunFolder(run_folder).search))]
     report = output or run_folder / REPORT_FILE
-    name = run_folder.resolve().name
+    page = _page(run_folder.resolve().name, rows, configuration, main_metric, sections, sittings)
+    is_private = any(section.quotes_owners and section.html for section in sections)
     try:
-        write_atomically(report, _page(name, rows, configuration, main_metric, sections, sittings).encode())
+        write_atomically(report, page.encode(), mode=0o600 if is_private else 0o644)
     except OSError as error:
         raise DataError(f"{report}: cannot be written: {error.strerror}") from None
     return report
