@@ -35,6 +35,7 @@ from agfl_server.run_folder import RunFolder
 from agfl_server.search import open_search, run_search
 from agfl_server.secure_sum import SecureSum
 from agfl_server.settings import write_settings
+from agfl_server.sittings import SittingLog
 from agfl_server.skipping import write_skip_costs
 from agfl_server.slate import make_slate
 from agfl_server.state import ServerState
@@ -55,12 +56,14 @@ def run_federation(
     roster: SigningRoster | None = None,
     owners: Collection[str] | None = None,
     settings: Sequence[str] | None = None,
+    sitting: SittingLog | None = None,
 ) -> ServerState:
     """Run a federation to its last round over `grid` and leave everything it made in `folder`.
 
     registered_name: the NAME under which the transport admitted a node id, where it knows one.
     roster: the signing keys of all owners, which secure aggregation needs. owners: who can take part, where that is
-    known and there is no roster. settings: what `--set` changed, kept for a run that goes on.
+    known and there is no roster. settings: what `--set` changed, kept for a run that goes on. sitting: of the command,
+    which begins here.
 
     Raises:
         AgflError: one line for a person; what was checkpointed stays and can be resumed.
@@ -75,6 +78,8 @@ def run_federation(
         _refuse_before_writing(config, run_folder, resume)
         if settings is not None:
             write_settings(folder, settings)
+        if sitting is not None:
+            sitting.begin(folder, resume=resume)
         journal = Journal(folder)
         if not (resume and journal.is_begun):
             journal.begin()

@@ -181,6 +181,7 @@ def start(
     log_to(log_file)
     found = federation_folder.load(folder)
 
+    from agfl_models.errors import AgflError
     from agfl_protocol.fingerprint import words_of_roster
     from agfl_protocol.roster_file import roster_of
     from agfl_protocol.run_config import load_with_defaults
@@ -188,7 +189,9 @@ def start(
     from agfl_server.attendance import ATTENDANCE_FILE, Attendance
     from agfl_server.defaults_table import print_defaults
     from agfl_server.health import health_service
+    from agfl_server.report.run_report import write_report_of
     from agfl_server.settings import merged, read_settings
+    from agfl_server.sittings import SittingLog
     from agfl_server.superlink import EmbeddedSuperLink
 
     kept = read_settings(found.run_folder) if resume else []
@@ -208,7 +211,7 @@ def start(
     health = nullcontext() if health_port is None else health_service(health_port)
     attendance = Attendance(found.run_folder / ATTENDANCE_FILE, superlink.online_names)
     try:
-        with superlink, health, attendance:
+        with SittingLog() as sitting, superlink, health, attendance:
             listened = superlink.port
             log.info("listening on %s port %d; admitted: %s", host, superlink.port, _names(found))
             owners = roster_of(found.nodes)
@@ -222,6 +225,7 @@ def start(
                 registered_name=superlink.registered_name,
                 roster=owners,
                 settings=settings,
+                sitting=sitting,
             )
     except KeyboardInterrupt:
         again = ["agfl-server", "start", "--federation", str(folder), "--host", host, "--port", str(listened or port)]
@@ -230,6 +234,24 @@ def start(
         log.info("stopped by a signal; go on with: %s", shlex.join([*again, *_goes_on(found, settings)]))
         raise
     log.info("finished; the run is in %s", found.run_folder)
+    try:
+        log.info("report: %s", write_report_of(found.run_folder))
+    except AgflError as error:
+        log.warning("no report: %s", error)  # the run is done all the same
+
+
+@app.command()
+def report(
+    folder: Folder = Path("federation"),
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write it; FOLDER/run/report.html if omitted.")
+    ] = None,
+) -> None:
+    """Write the run's report, one HTML page that needs no network: after the run, or while it goes on."""
+    from agfl_server import federation_folder
+    from agfl_server.report.run_report import write_report_of
+
+    typer.echo(f"report: {write_report_of(federation_folder.load(folder).run_folder, output)}")
 
 
 class LogObserver(Observer):

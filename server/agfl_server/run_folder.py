@@ -33,7 +33,10 @@ _PLAN_FILE = "plan.json"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Layout: config.yaml, plan.json, settings.json, metrics.jsonl, exchange/, checkpoints/, model/, and search/."""
+    """Layout: config.yaml, plan.json, metrics.jsonl, exchange/, checkpoints/, model/ and search/.
+
+    And settings.json and sittings.json: what `--set` changed, and which commands worked on the run.
+    """
 
     path: Path
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 import platform
+import time
 from pathlib import Path
 
 _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+_OWN_STATUS = Path("/proc/self/stat")
 _CPU_INFO, _MEMORY_INFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 _NO_LIMIT = 2**60  # what version 1 of control groups says for none is near 2**63
 
@@ -35,6 +37,15 @@ def free_memory() -> int:
         if limit and used is not None:
             free.append(max(0, limit - used + _reclaimable(folder)))
     return min(free)
+
+
+def process_age() -> float:
+    """Return for how many seconds this process has run; 0 where the system does not say."""
+    fields = _text(_OWN_STATUS).rpartition(")")[2].split()  # after the name, which may hold anything
+    started = _whole(fields[19]) if len(fields) > 19 else None
+    if started is None:
+        return 0.0
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK"))
 
 
 def kind() -> dict[str, str]:

@@ -109,6 +109,7 @@ def _run(
 
     from agfl_server.defaults_table import print_defaults
     from agfl_server.run_folder import RunFolder
+    from agfl_server.sittings import SittingLog
     from agfl_sim.baselines import run_baselines
     from agfl_sim.progress import BaselineBar, ProgressObserver
     from agfl_sim.report import write_report
@@ -125,20 +126,21 @@ def _run(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     try:
-        with ProgressObserver(console, run_config.task.main_metric) as observer:
-            owners = run_simulation(run_config, folder, engine, resume, observer, device, tell, settings)
-        comparison = None
-        if run_config.baselines:
-            with BaselineBar(console) as bar:
-                comparison = run_baselines(folder, owners, resume, bar.update, device)
-            console.print(f"{comparison.side_by_side}\n{comparison.answer}", highlight=False, soft_wrap=True)
+        with SittingLog() as sitting:
+            with ProgressObserver(console, run_config.task.main_metric) as observer:
+                owners = run_simulation(run_config, folder, engine, resume, observer, device, tell, settings, sitting)
+            comparison = None
+            if run_config.baselines:
+                with BaselineBar(console) as bar:
+                    comparison = run_baselines(folder, owners, resume, bar.update, device)
+                console.print(f"{comparison.side_by_side}\n{comparison.answer}", highlight=False, soft_wrap=True)
+            write_widths(folder, owners)
     except KeyboardInterrupt:
         run_folder = RunFolder(folder)
         has_run = run_folder.has_checkpoint or run_folder.search.exists()  # else there is nothing yet to resume
         print(f"stopped; go on with: {shlex.join([*again, *(['--resume'] if has_run else [])])}")
         raise
-    write_widths(folder, owners)
-    report = write_report(folder, run_config.task.main_metric, comparison)
+    report = write_report(folder, run_config.task.main_metric, owners, comparison)
     use = f"agfl-model {run_config.task.command} {folder}"
     print(f"model    {folder / 'model'}   ({use}, or agfl-model serve {folder})")
     print(f"report   {report}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from agfl_models.tasks.task import MainMetric
-from agfl_sim.charts import number_text
+from agfl_server.report.charts import number_text
 
 GLOBAL, TUNED, LOCAL, CENTRALIZED = "global", "tuned", "local", "centralized"
 MODELS = (GLOBAL, TUNED, LOCAL, CENTRALIZED)
@@ -119,6 +119,8 @@ class Comparison:
         total, typical = len(self.owners), self.median
         more, better = 2 * self.num_gaining > total, self.gain(typical) > 0
         verdict = {(True, True): "Yes", (False, False): "No, not as trained here"}.get((more, better), "Not clearly")
+        if verdict != "Yes" and 2 * self.num_gaining_tuned > total:
+            verdict = "Yes, if you train it further at home"
         if len({value for values in self.owners.values() for value in values.values()}) == 1:
             verdict = f"Nothing can be said, since every model has the same {self.metric.title} for everybody"
         even = f", for {self.num_even} it is as good" if self.num_even else ""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from agfl_sim.charts import WIDTH, Axis, number_text, tick_text, ticks
+from agfl_server.report.charts import WIDTH, Axis, number_text, tick_text, ticks
 
 ROW_HEIGHT = 18
 LEFT, RIGHT, TOP = 170, 500, 84  # the plot area; its height follows from the rows
@@ -39,7 +39,7 @@ def dot_plot(plot: DotPlot) -> str:
     """Return the plot as one `<svg>` element whose title and description say in words what it shows."""
     height = TOP + ROW_HEIGHT * len(plot.rows) + 8
     values = [value for row in plot.rows.values() for value in row]
-    axis = Axis(ticks(min(values), max(values)), LEFT, RIGHT)
+    axis = Axis.over(ticks(min(values), max(values)), LEFT, RIGHT)
     first, second, third = plot.names
     words = f"{len(plot.rows)} rows, one below the other; each shows {first}, {second} and {third}, in {plot.unit}."
     parts = [

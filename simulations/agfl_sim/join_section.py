@@ -5,19 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
-from agfl_sim.charts import number_text
+from agfl_server.report.charts import number_text
 from agfl_sim.comparison import CENTRALIZED, GLOBAL, LOCAL, MODELS, NAMES, Comparison
-from agfl_sim.dot_plot import DOT_PLOT_CSS, DotPlot, dot_plot
-
-JOIN_CSS = f"""{DOT_PLOT_CSS}
-.answer {{ margin: 0 0 .75rem; font-size: 1.1rem; }}
-.note {{ margin: .75rem 0; color: var(--muted); font-size: .9rem; }}
-.beside {{ display: grid; gap: .75rem; align-items: start;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }}
-.beside th[scope=row], .beside thead th:first-child {{ text-align: left; }}
-.beside th[scope=row] {{ min-width: 8rem; white-space: normal; overflow-wrap: anywhere; }}
-.worse {{ color: var(--limit); font-weight: 600; }}
-"""
+from agfl_sim.dot_plot import DotPlot, dot_plot
 
 
 def join_section(comparison: Comparison) -> str:

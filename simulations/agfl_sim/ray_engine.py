@@ -27,6 +27,7 @@ from agfl_protocol.run_config import RunConfig
 from agfl_server.app import run_federation
 from agfl_server.messaging import ask_nodes
 from agfl_server.observer import Observer
+from agfl_server.sittings import SittingLog
 from agfl_sim.grid import StoppableGrid, Stopped
 
 _STOP_S = 10.0  # for the server's thread to reach its next call to a node
@@ -71,7 +72,7 @@ class RayEngine:
                 "--engine ray: needs the extra `ray` (pip install 'agfl[ray]'), which is missing"
             ) from None
 
-    def run(self, folder: Path, *, resume: bool, observer: Observer) -> None:
+    def run(self, folder: Path, *, resume: bool, observer: Observer, sitting: SittingLog | None = None) -> None:
         """Run the federation to its last round; raises as `run_federation`.
 
         Flower waits for its threads without end, whatever became of Ray or of us. So they are daemons here, which they
@@ -82,7 +83,7 @@ class RayEngine:
         os.environ[DEVICE_VARIABLE] = self._device
         if self._config.pretrained is not None:
             os.environ[PRETRAINED_VARIABLE] = str(self._config.pretrained.resolve())
-        server = _Server(self._config, len(self._owners), folder, resume, observer)
+        server = _Server(self._config, len(self._owners), folder, resume, observer, sitting)
         runtime = threading.Thread(target=server.run, name="flower", daemon=True)
         try:
             with _own_ray(usable_cpus()):
@@ -102,9 +103,17 @@ class RayEngine:
 class _Server:
     """The server's side of a run under Flower's runtime."""
 
-    def __init__(self, config: RunConfig, num_owners: int, folder: Path, resume: bool, observer: Observer) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        num_owners: int,
+        folder: Path,
+        resume: bool,
+        observer: Observer,
+        sitting: SittingLog | None,
+    ) -> None:
         self._config, self._num_owners, self._folder = config, num_owners, folder
-        self._resume, self._observer = resume, observer
+        self._resume, self._observer, self._sitting = resume, observer, sitting
         self._stopped, self._ended = threading.Event(), threading.Event()
         self._failure: BaseException | None = None
         self._ended.set()
@@ -129,7 +138,14 @@ class _Server:
         stoppable = StoppableGrid(grid, self._stopped)
         try:
             self._wake(stoppable)
-            run_federation(stoppable, self._config, self._folder, resume=self._resume, observer=self._observer)
+            run_federation(
+                stoppable,
+                self._config,
+                self._folder,
+                resume=self._resume,
+                observer=self._observer,
+                sitting=self._sitting,
+            )
         except Stopped:
             pass
         except (AgflError, OSError) as error:

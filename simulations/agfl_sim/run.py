@@ -18,7 +18,7 @@ from agfl_client.node import Node
 from agfl_client.policy import Policy
 from agfl_client.secure_member import SecureMember
 from agfl_models.durable_files import write_atomically
-from agfl_models.machine import kind, usable_cpus
+from agfl_models.machine import usable_cpus
 from agfl_protocol.flower_settings import prepare_flower
 from agfl_protocol.randomness import OwnerRandomness
 from agfl_protocol.run_config import RunConfig
@@ -29,12 +29,12 @@ from agfl_server.journal import Journal
 from agfl_server.observer import Observer
 from agfl_server.run_folder import RunFolder
 from agfl_server.settings import write_settings
+from agfl_server.sittings import SittingLog
 from agfl_sim.grid import InProcessGrid
 from agfl_sim.partition import device_widths, owners_of
 from agfl_sim.ray_engine import RayEngine
 
 OWNERS_FOLDER, NODES_FOLDER = "owners", "nodes"
-MACHINE_FILE = "machine.json"  # the kind on which the run last went on: another one may compute other bits
 _NO_LIMIT_S = 1e9  # of a round: the researcher has asked for it
 _NO_LIMIT = 10**15
 
@@ -47,7 +47,7 @@ class Engine(Protocol):
         """The owners' signing keys, where nodes keep any."""
         ...
 
-    def run(self, folder: Path, *, resume: bool, observer: Observer) -> None:
+    def run(self, folder: Path, *, resume: bool, observer: Observer, sitting: SittingLog | None = None) -> None:
         """Run the federation to its last round."""
         ...
 
@@ -70,7 +70,7 @@ class InlineEngine:
         self._keys = {path.stem: Ed25519PrivateKey.generate() for path in owners}
         self.roster = SigningRoster({name: key.public_key() for name, key in self._keys.items()})
 
-    def run(self, folder: Path, *, resume: bool, observer: Observer) -> None:
+    def run(self, folder: Path, *, resume: bool, observer: Observer, sitting: SittingLog | None = None) -> None:
         """Run the federation to its last round; raises as `run_federation`."""
         if resume:
             self._forget_exchange(folder)  # before the nodes read their ledgers
@@ -79,7 +79,15 @@ class InlineEngine:
             for i, (path, width) in enumerate(zip(self._owners, self._widths, strict=True), start=1000)
         }
         with InProcessGrid(nodes, num_workers=usable_cpus()) as grid:
-            run_federation(grid, self._config, folder, resume=resume, observer=observer, roster=self.roster)
+            run_federation(
+                grid,
+                self._config,
+                folder,
+                resume=resume,
+                observer=observer,
+                roster=self.roster,
+                sitting=sitting,
+            )
 
     def _forget_exchange(self, folder: Path) -> None:
         """Take back the exchange that ended with the process: its clients did too, and nothing left either."""
@@ -148,11 +156,13 @@ def simulate(
     device: str = AUTO,
     tell: Callable[[str], None] = lambda line: None,
     settings: Sequence[str] = (),
+    sitting: SittingLog | None = None,
 ) -> list[Path]:
     """Divide the data into owners and run the federation to its last round, leaving everything in `folder`.
 
     Return the owners' files. device: where they train, "auto" or a PyTorch device. `tell` takes lines on what was read
-    of a person's own; settings: what `--set` changed, for a run that goes on.
+    of a person's own; settings: what `--set` changed, for a run that goes on; sitting: of the command, begun once
+    nothing refuses the run.
 
     Raises:
         AgflError: one line for a person.
@@ -165,6 +175,5 @@ def simulate(
     for line in owners.notes:
         tell(line)
     write_settings(folder, settings)
-    chosen.run(folder, resume=resume, observer=observer)
-    write_atomically(folder / MACHINE_FILE, (json.dumps(kind(), indent=1) + "\n").encode())
+    chosen.run(folder, resume=resume, observer=observer, sitting=sitting)
     return owners.files

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from agfl_sim.charts import number_text
+from agfl_server.report.charts import number_text
 from agfl_sim.widths import FILE, Width, read_widths
 
 NONE = "&ndash;"

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agfl_server.sittings import read_sittings
+
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Site
 
@@ -31,6 +33,10 @@ def test_killed_server_resumes_to_the_same_bits(site: Site) -> None:
     assert server.wait() == 0, server.output()
     assert [client.wait(30) for client in clients] == [0, 0, 0]
     assert site.model == site.simulated_model
+    assert [one.outcome for one in read_sittings(site.federation / "run")] == [None, "finished"]
+    page = (site.federation / "run" / "report.html").read_text()
+    assert "<dt>Total time</dt><dd>at least " in page
+    assert "The server holds no text of its owners" in page
 
 
 def test_killed_client_comes_back_and_takes_part_again(site: Site) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,3 +83,12 @@ def test_the_kind_of_machine_is_said_in_full() -> None:
     found = machine.kind()
     assert found.keys() == {"processor", "machine", "system", "torch", "instructions"}
     assert all(found.values())
+
+
+def test_a_process_knows_its_age(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = "import time; from agfl_models.machine import process_age; time.sleep(0.5); print(process_age())"
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert 0.5 <= float(done.stdout) <= time.monotonic() - started + 0.02  # the system counts hundredths
+    monkeypatch.setattr(machine, "_OWN_STATUS", tmp_path / "none")
+    assert machine.process_age() == 0.0

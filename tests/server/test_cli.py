@@ -16,6 +16,7 @@ from agfl_client import keys
 from agfl_protocol.fingerprint import words_of_file
 from agfl_protocol.roster_file import read_roster
 from agfl_server.settings import read_settings
+from agfl_server.sittings import read_sittings
 
 HEAVY = ("flwr", "torch", "pydantic", "cryptography", "yaml", "numpy", "httpx", "uvicorn", "grpc")
 
@@ -69,6 +70,7 @@ def test_a_federation_is_made_filled_and_started(tmp_path: Path, free_port: int)
             again = f"agfl-server start --federation {folder} --host 127.0.0.1 --port {free_port} --resume"
             assert f"stopped by a signal; go on with: {again}\n" in rest
             assert read_settings(folder / "run") == ["baselines=true"]
+            assert [one.outcome for one in read_sittings(folder / "run")] == ["interrupted"]
             assert "Traceback" not in rest
         finally:
             process.kill()

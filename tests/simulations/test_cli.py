@@ -19,6 +19,7 @@ from tests.commands import Started, run
 
 from agfl_models import machine
 from agfl_server.run_folder import RunFolder
+from agfl_server.sittings import read_sittings
 from agfl_sim.cli import _new_folder, main
 
 COMMAND = Path(sys.executable).parent / "agfl-simulate"
@@ -219,6 +220,8 @@ def test_run_that_was_terminated_and_then_killed_goes_on_to_the_same_end(simulat
     done = simulate("small.yaml", "--output", "killed", "--resume")
     assert done.returncode == 0, done.stderr
     assert_same_run(home / "killed", home / "whole")
+    assert [one.outcome for one in read_sittings(home / "killed")] == ["interrupted", None, "finished"]
+    assert "<dt>Total time</dt><dd>at least " in (home / "killed" / "report.html").read_text()
 
 
 def test_interrupted_run_says_how_to_go_on_and_does(simulate: Simulate, home: Path) -> None:
@@ -310,8 +313,10 @@ def test_refused_run_leaves_no_folder_of_its_own(home: Path, tmp_path: Path) -> 
 
 def test_the_kind_of_machine_stands_beside_the_result(home: Path, tmp_path: Path) -> None:
     """Also of owners whose files lie elsewhere, so that nothing else makes the folder."""
-    assert json.loads((home / "whole" / "machine.json").read_text()) == machine.kind()
+    (sitting,) = read_sittings(home / "whole")
+    assert (sitting.machine, sitting.outcome) == (machine.kind(), "finished")
+    assert sitting.command == ("agfl-simulate", "small.yaml", "--output", "whole")
     arguments = ("small.yaml", "--set", f"data.path={home / 'whole' / 'owners'}", "--set", "num_rounds=1")
     done = finish(start(home, *arguments, "--output", tmp_path / "new"))
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "new" / "machine.json").read_text()) == machine.kind()
+    assert [one.machine for one in read_sittings(tmp_path / "new")] == [machine.kind()]

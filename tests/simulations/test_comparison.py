@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agfl_models.tasks.task import MainMetric
-from agfl_sim.charts import number_text
+from agfl_server.report.charts import number_text
 from agfl_sim.comparison import CENTRALIZED, GLOBAL, LOCAL, MODELS, TUNED, Budget, Comparison, Score
 from agfl_sim.join_section import join_section
 
@@ -70,8 +70,31 @@ def test_answer_is_yes_only_where_most_owners_and_the_median_one_gain(
     if len({value for values in owners.values() for value in values.values()}) == 1:
         assert verdict.startswith("Nothing can be said")
         return
-    assert verdict == ("Yes" if most and typical else "Not clearly" if most or typical else "No, not as trained here")
+    if most and typical:
+        assert verdict == "Yes"
+    elif found.num_gaining_tuned > len(owners) / 2:
+        assert verdict == "Yes, if you train it further at home"
+    else:
+        assert verdict == ("Not clearly" if most or typical else "No, not as trained here")
     assert f"for {found.num_gaining} of {len(owners)} owners" in found.answer
+
+
+@pytest.mark.parametrize(
+    ("scores", "verdict"),
+    [
+        ([(3, 0, 2)] * 2 + [(1, 0, 2)], "Yes"),
+        ([(1, 3, 2)] * 2 + [(1, 0, 2)], "Yes, if you train it further at home"),
+        ([(3, 3, 2), (1, 3, 2)], "Yes, if you train it further at home"),
+        ([(9, 0, 2), (1, 0, 2)], "Not clearly"),  # half of the owners, and the median one
+        ([(1, 3, 2)] + [(1, 0, 2)] * 2, "No, not as trained here"),
+        ([(2, 2, 2)] * 3, "Nothing can be said, since every model has the same F1 for everybody"),
+    ],
+)
+def test_each_verdict(scores: list[tuple[int, int, int]], verdict: str) -> None:
+    """Scores: of the global, the further trained and the own model."""
+    rows = [dict(zip((GLOBAL, TUNED, LOCAL), map(float, one), strict=True)) for one in scores]
+    found = comparison(HIGHER, {str(i): {**row, CENTRALIZED: row[LOCAL]} for i, row in enumerate(rows)})
+    assert found.answer.startswith(f"{verdict}: for {found.num_gaining} of {len(scores)} owners (")
 
 
 @pytest.mark.parametrize(("count", "worst"), [(1, 1), (10, 1), (11, 2), (20, 2), (21, 3)])

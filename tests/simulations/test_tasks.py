@@ -17,6 +17,7 @@ from agfl_models.tasks.translation import TranslationRow
 from agfl_protocol.run_config import RunConfig
 from agfl_server.observer import Observer
 from agfl_sim.run import InlineEngine
+from agfl_sim.samples import write_samples
 
 ROUNDS, NUM_OWNERS = 3, 10
 WORDS = {"sea": "Meer", "ship": "Schiff", "shore": "Ufer", "saw": "sah", "old": "alt", "man": "Mann"}
@@ -38,6 +39,14 @@ QUALITY = {
     "translation": {"eval/bleu", "eval/chrf", "eval/bleu_long"},
     "summarization": {"eval/rouge1", "eval/rouge2", "eval/rougeL"},
     "question_answering": {"eval/exact_match", "eval/f1"},
+}
+
+
+SAMPLES = {
+    "language_modeling": ("Owner", "Beginning of a text", "The model goes on"),
+    "translation": ("Owner", "Source", "Reference", "The model"),
+    "summarization": ("Owner", "Source", "Reference", "The model"),
+    "question_answering": ("Owner", "Context", "Question", "Answers", "The model"),
 }
 
 
@@ -87,6 +96,10 @@ def test_federation_learns_the_task_and_secure_sums_change_no_bit(
         lines = (tmp_path / aggregation / "metrics.jsonl").read_text().splitlines()
         keys_of_work = ("seconds", "bytes_up", "bytes_down")
         rows[aggregation] = [{k: v for k, v in json.loads(line).items() if k not in keys_of_work} for line in lines]
+    samples = write_samples(tmp_path / "secure", owners)
+    assert all(f'<bdi dir="auto">owner-{i}</bdi>' in samples for i in (0, 4, 9))
+    assert all(f'<th scope="col">{name}</th>' in samples for name in SAMPLES[task])
+    assert write_samples(tmp_path / "plain", owners) == samples, "the same model writes the same"
     weights = [(tmp_path / a / "model" / "model.safetensors").read_bytes() for a in ("plain", "secure")]
     assert weights[0] == weights[1]
     assert rows["plain"] == rows["secure"]

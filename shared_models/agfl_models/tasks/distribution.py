@@ -28,15 +28,18 @@ def one_hot(metric: MainMetric, metrics: Mapping[str, float]) -> dict[str, float
 
 
 def worst_decile(metric: MainMetric, sums: Mapping[str, float]) -> dict[str, float]:
-    """Return the mean of `metric` over the worst tenth of owners, rounded up, each taken as the center of its bin.
+    """Return about the mean of `metric` over the worst tenth of owners, rounded up; nothing of fewer than `MIN_OWNERS`.
 
-    Nothing is said of fewer than `MIN_OWNERS` owners.
+    Owners of one bin are taken as spread evenly over it, each at the center of its part. So the result is never better
+    than the exact mean by more than half a bin, nor worse by a whole one, and who gets worse never makes it better.
     """
     counts = [round(sums[name]) for name in BINS]
     if sum(counts) < MIN_OWNERS:
         return {}
     width = (metric.high - metric.low) / NUM_BINS
-    owners = [metric.low + (i + 0.5) * width for i, count in enumerate(counts) for _ in range(count)]
+    owners = [
+        metric.low + (i + (place + 0.5) / count) * width for i, count in enumerate(counts) for place in range(count)
+    ]
     owners.sort(reverse=not metric.higher_is_better)
     worst = owners[: math.ceil(len(owners) / 10)]
     return {WORST_DECILE: sum(worst) / len(worst)}

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from agfl_models.errors import DataError
-from agfl_sim.search_section import search_section
+from agfl_server.report.search_section import search_section
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -63,9 +63,12 @@ def test_section_tells_the_whole_race(tmp_path: Path) -> None:
 def test_front_holds_who_is_not_beaten_in_both_loss_and_cost(tmp_path: Path) -> None:
     (picture,) = re.findall(r"<svg.*?</svg>", search_section(write(tmp_path)), re.DOTALL)
     groups = {group.get("data-curve"): group for group in ElementTree.fromstring(picture).iter(f"{SVG}g")}
-    titles = {name: [title.text for title in group.iter(f"{SVG}title")] for name, group in groups.items()}
-    assert titles["on the front"] == ["on the front, kFLOPs a token 2: 3.500", "on the front, kFLOPs a token 3: 2.500"]
-    assert titles["others"] == ["others, kFLOPs a token 4: 3"]
+    (bands,) = (group for group in ElementTree.fromstring(picture).iter(f"{SVG}g") if group.get("class") == "bands")
+    assert [text.text for text in bands.iter(f"{SVG}text")] == [
+        "kFLOPs a token 2: on the front 3.500 nats",
+        "kFLOPs a token 3: on the front 2.500 nats",
+        "kFLOPs a token 4: others 3 nats",
+    ]
     assert groups["others"].find(f"{SVG}polyline") is None
 
 

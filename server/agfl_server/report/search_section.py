@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from agfl_models.errors import DataError
+from agfl_server.report.charts import Chart, Curve, Point, line_chart, number_text
 from agfl_server.search import RACE_FILE
 from agfl_server.skipping import BLOCKS_FILE
-from agfl_sim.charts import Chart, Curve, Point, line_chart, number_text
 
 _KILO = 1000
 Told = dict[str, Any]  # the content of a file of the search

@@ -9,13 +9,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from agfl_models.errors import AgflError, DataError
 from agfl_models.tasks.language_modeling import MAIN_METRIC
-from agfl_sim.charts import Chart, Curve, Point, line_chart, number_text, ticks
-from agfl_sim.report import write_report
+from agfl_server.report.page import Section, write_report
 
 SVG = "{http://www.w3.org/2000/svg}"
 VOID_TAGS = {"meta", "line", "circle", "polyline"}
@@ -28,7 +25,6 @@ CURVE_KEYS = {
     "took part": "clients",
     "refused": "refused",
 }
-FINITE = st.floats(min_value=-1e9, max_value=1e9)
 
 
 def round_row(number: int) -> dict[str, float | None]:
@@ -43,7 +39,7 @@ def round_row(number: int) -> dict[str, float | None]:
         "refused": number % 2,
         "bytes_up": 4_000_000 * trained,
         "bytes_down": 3_000_000 * trained,
-        "seconds": 1.25,
+        "seconds": 1.25 * trained,
         "update/l2": 0.5 if trained else None,
         "quantization/relative_error": 0.0007 if trained else None,
     }
@@ -91,7 +87,8 @@ class Page(HTMLParser):
 
 def test_page_is_well_formed_and_says_the_totals(tmp_path: Path) -> None:
     page = Page(report_of(tmp_path, [round_row(i) for i in range(5)], "seed: 42\n"))
-    assert page.texts["dd"] == ["8", "1.600", "4", "10", "16 MB", "12 MB", "6.250 s"]
+    assert page.texts["dd"] == ["8", "1.600", "4", "10", "16 MB", "12 MB", "5.0 s"]
+    assert page.texts["dt"][-1] == "Time in rounds"
     assert "seed: 42" in page.text
     assert tmp_path.name in page.text
 
@@ -112,11 +109,57 @@ def test_every_curve_has_a_point_for_each_value(tmp_path: Path) -> None:
     assert len(svgs) == 6
     groups = {group.get("data-curve"): group for svg in svgs for group in svg.iter(f"{SVG}g")}
     for name, key in CURVE_KEYS.items():
-        expected = sum(row.get(key) is not None for row in rows)
+        expected = sum(row.get(key) is not None for row in rows[1:])  # before round 1 nothing took place
         line = groups[name].find(f"{SVG}polyline")
         assert line is not None
         assert len(line.attrib["points"].split()) == expected, name
         assert len(groups[name].findall(f"{SVG}circle")) == expected, name
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_round_0_shows_what_took_place_in_it_and_nothing_else(tmp_path: Path, trained: bool) -> None:
+    """Before round 1 a tokenizer may be learned; else nothing was sent, which is no zero."""
+    row = {**round_row(0), "quantization/relative_error": 0.0}
+    row |= {"clients": 4, "bytes_up": 1000, "bytes_down": 0, "seconds": 2.5} if trained else {}
+    page = report_of(tmp_path, [row, round_row(1)])
+    cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", page[page.index("<tbody>") :])[len(row) :][: len(row)]
+    shown = dict(zip(row, cells, strict=True))
+    traffic = [shown[key] for key in ("clients", "refused", "bytes_up", "bytes_down", "seconds")]
+    assert traffic == (["4", "0", "1,000", "0", "2.500"] if trained else ["&ndash;"] * 5)
+    assert shown["eval/loss"] == "5.600"
+    groups = {group.get("data-curve"): group for svg in svgs_of(page) for group in svg.iter(f"{SVG}g")}
+    for name in ("from clients", "to clients", "whole round", "took part", "refused"):
+        assert len(groups[name].findall(f"{SVG}circle")) == 1 + trained, name
+
+
+def test_the_newest_round_comes_first(tmp_path: Path) -> None:
+    page = report_of(tmp_path, [round_row(i) for i in range(12)])
+    assert re.findall(r'<th scope="row">(.*?)</th>', page) == [str(i) for i in reversed(range(12))]
+
+
+def test_a_report_of_a_thousand_rounds_stays_light(tmp_path: Path) -> None:
+    assert len(report_of(tmp_path, [round_row(i) for i in range(1001)])) < 1_000_000
+
+
+def test_sections_stand_between_numbers_and_curves_with_their_style(tmp_path: Path) -> None:
+    report_of(tmp_path, [round_row(0)])
+    sections = [Section("<p>one</p>", ".one { color: red }"), Section(""), Section("<p>two</p>")]
+    page = write_report(tmp_path, MAIN_METRIC, sections, tmp_path / "other.html").read_text()
+    places = [page.index(text) for text in (".one {", "</dl>", "<p>one</p>\n<p>two</p>", 'id="curves"')]
+    assert places == sorted(places)
+
+
+def test_a_page_that_quotes_owners_is_for_its_owner_only(tmp_path: Path) -> None:
+    report_of(tmp_path, [round_row(0)])
+    for section, mode in [(Section("x", quotes_owners=True), 0o600), (Section("", quotes_owners=True), 0o644)]:
+        report = write_report(tmp_path, MAIN_METRIC, [section])
+        assert report.stat().st_mode & 0o777 == mode
+
+
+def test_a_page_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    report_of(tmp_path, [round_row(0)])
+    with pytest.raises(DataError, match=r"no/report\.html: cannot be written: No such file or directory$"):
+        write_report(tmp_path, MAIN_METRIC, output=tmp_path / "no" / "report.html")
 
 
 def test_every_picture_has_a_title_and_description(tmp_path: Path) -> None:
@@ -128,28 +171,6 @@ def test_every_picture_has_a_title_and_description(tmp_path: Path) -> None:
         assert svg.attrib["aria-labelledby"].split() == ids
     all_ids = [element.attrib["id"] for svg in svgs for element in svg.iter() if "id" in element.attrib]
     assert len(set(all_ids)) == len(all_ids)
-
-
-@settings(deadline=None)
-@given(low=FINITE, size=st.floats(min_value=0.0, max_value=1e9), smallest_step=st.sampled_from([0.0, 1.0]))
-def test_ticks_cover_the_range(low: float, size: float, smallest_step: float) -> None:
-    marks = ticks(low, low + size, smallest_step)
-    slack = 1e-9 * (abs(low) + size + 1)
-    assert 2 <= len(marks) <= 8
-    assert marks == sorted(set(marks))
-    assert marks[0] <= low + slack
-    assert marks[-1] >= low + size - slack
-    assert marks[1] - marks[0] >= smallest_step
-
-
-@settings(deadline=None)
-@given(values=st.lists(FINITE, min_size=1, max_size=20), limit=st.none() | FINITE)
-def test_points_lie_inside_the_plot(values: list[float], limit: float | None) -> None:
-    points = [Point(i, value) for i, value in enumerate(values)]
-    svg = ElementTree.fromstring(line_chart(Chart("Loss", "nats", [Curve("x", points)], limit=limit)))
-    for circle in svg.iter(f"{SVG}circle"):
-        assert 58 <= float(circle.attrib["cx"]) <= 506
-        assert 58 <= float(circle.attrib["cy"]) <= 238
 
 
 def test_text_from_files_stays_text(tmp_path: Path) -> None:
@@ -221,11 +242,3 @@ def test_line_that_a_crash_has_cut_short_is_left_out(tmp_path: Path) -> None:
 def test_empty_metrics_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="must hold at least one round"):
         report_of(tmp_path, [])
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.0, "0"), (40.0, "40"), (1204000.0, "1,204,000"), (2.41, "2.410"), (3.1e-5, "3.100e-05")],
-)
-def test_numbers_read_well(value: float, text: str) -> None:
-    assert number_text(value) == text

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from typing import NamedTuple
 
-WIDTH, HEIGHT, EMPTY_HEIGHT = 520, 280, 64
-LEFT, RIGHT, TOP, BOTTOM = 58, 506, 58, 238  # the plot area inside the picture
+WIDTH, HEIGHT, EMPTY_HEIGHT = 520, 298, 64
+LEFT, RIGHT, TOP, BOTTOM = 58, 500, 78, 256  # the plot area inside the picture
+_TO = "\N{EN DASH}"
+MAX_DOTS, MAX_BANDS = 60, 150  # of long runs a line without dots, and several rounds a band, for a small file
 
 CHART_CSS = """
 svg { display: block; width: 100%; height: auto; }
@@ -21,6 +24,11 @@ svg .curve1 { stroke: var(--curve1); fill: var(--curve1); }
 svg line.curve0, svg line.curve1, svg polyline { stroke-width: 2; }
 svg line.curve1, svg polyline.curve1 { stroke-dasharray: 6 4; }
 svg polyline.curve0, svg polyline.curve1 { fill: none; }
+.bands path { fill: transparent; }
+.bands line, .bands text { visibility: hidden; pointer-events: none; }
+.bands line { stroke: var(--muted); stroke-width: 1; }
+.bands text { fill: var(--ink); }
+.bands g:hover > * { visibility: visible; }
 """
 
 
@@ -55,15 +63,22 @@ class Chart:
 
 @dataclass(frozen=True)
 class Axis:
-    """Ticks and the pixels that the first and last of them stand at."""
+    """Ticks, and a range with the pixels that its ends stand at; of one number the middle between them."""
 
     ticks: list[float]
+    low: float
+    high: float
     start: float
     end: float
 
+    @staticmethod
+    def over(marks: list[float], start: float, end: float) -> Axis:
+        """Return the axis from the first tick to the last."""
+        return Axis(marks, marks[0], marks[-1], start, end)
+
     def place(self, value: float) -> float:
-        low, high = self.ticks[0], self.ticks[-1]
-        return self.start + (value - low) / (high - low) * (self.end - self.start)
+        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
+        return self.start + share * (self.end - self.start)
 
 
 def ticks(low: float, high: float, smallest_step: float = 0.0) -> list[float]:
@@ -75,6 +90,12 @@ def ticks(low: float, high: float, smallest_step: float = 0.0) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough_step))
     step = max(smallest_step, next(m * power for m in (1, 2, 5, 10, 20) if m * power >= rough_step))
     return [i * step for i in range(math.floor(low / step), math.ceil(high / step) + 1)]
+
+
+def inner_ticks(low: int, high: int) -> list[float]:
+    """Return 1 to 8 whole numbers from `low` to `high`, evenly spaced as `ticks`."""
+    found = ticks(low, high, smallest_step=1.0) if low < high else [float(low)]
+    return [tick for tick in found if low <= tick <= high]
 
 
 def number_text(value: float) -> str:
@@ -99,9 +120,8 @@ def line_chart(chart: Chart) -> str:
         x, y = _axes(chart, curves)
         parts += [*_grid(x, y, chart.x_label), *_legend(chart)]
         parts += _limit(chart.limit, chart.unit, y) if chart.limit is not None else []
-        parts += [
-            _curve(curve, f"curve{i}", x, y, chart.x_label) for i, curve in enumerate(chart.curves) if curve.points
-        ]
+        parts += [_curve(curve, f"curve{i}", x, y) for i, curve in enumerate(chart.curves) if curve.points]
+        parts += bands(chart, x)
     else:
         parts.append('<text x="8" y="46">not recorded</text>')
     return "\n".join([*parts, "</svg>"])
@@ -126,9 +146,9 @@ def _axes(chart: Chart, curves: list[Curve]) -> tuple[Axis, Axis]:
     values = [point.value for curve in curves for point in curve.points]
     values += [0.0] if chart.from_zero else []
     values += [chart.limit] if chart.limit is not None else []
-    x = Axis(ticks(min(rounds), max(*rounds, min(rounds) + 1), smallest_step=1.0), LEFT, RIGHT)
-    y = Axis(ticks(min(values), max(values), chart.smallest_step), BOTTOM, TOP)
-    return x, y
+    first, last = min(rounds), max(rounds)
+    x = Axis(inner_ticks(first, last), first, last, LEFT, RIGHT)
+    return x, Axis.over(ticks(min(values), max(values), chart.smallest_step), BOTTOM, TOP)
 
 
 def _grid(x: Axis, y: Axis, x_label: str) -> list[str]:
@@ -145,7 +165,8 @@ def _grid(x: Axis, y: Axis, x_label: str) -> list[str]:
 
 
 def tick_text(tick: float, axis: Axis) -> str:
-    decimals = max(0, 1 - math.floor(math.log10(axis.ticks[1] - axis.ticks[0])))
+    step = axis.ticks[1] - axis.ticks[0] if len(axis.ticks) > 1 else 1.0
+    decimals = max(0, 1 - math.floor(math.log10(step)))
     return f"{round(tick, decimals):,g}"
 
 
@@ -169,14 +190,49 @@ def _limit(limit: float, unit: str, y: Axis) -> list[str]:
     ]
 
 
-def _curve(curve: Curve, css_class: str, x: Axis, y: Axis, x_label: str) -> str:
-    radius = 3 if len(curve.points) <= 60 else 1.5
+def _curve(curve: Curve, css_class: str, x: Axis, y: Axis) -> str:
     places = [(f"{x.place(point.round):.1f}", f"{y.place(point.value):.1f}") for point in curve.points]
-    dots = [
-        f'<circle class="{css_class}" cx="{left}" cy="{top}" r="{radius}"><title>'
-        f"{escape(curve.name)}, {escape(x_label)} {point.round}: {number_text(point.value)}</title></circle>"
-        for point, (left, top) in zip(curve.points, places, strict=True)
-    ]
+    has_dots = not curve.is_joined or len(places) <= MAX_DOTS
+    dots = [f'<circle class="{css_class}" cx="{left}" cy="{top}" r="3"/>' for left, top in places if has_dots]
     line = f'<polyline class="{css_class}" points="{" ".join(",".join(place) for place in places)}"/>'
     line = line if curve.is_joined else ""
     return "\n".join([f'<g data-curve="{escape(curve.name)}">', line, *dots, "</g>"])
+
+
+def bands(chart: Chart, x: Axis) -> list[str]:
+    """Return one band a round, from edge to edge of the picture: over it one reads what every curve has there.
+
+    Of long runs a band stands for several rounds, and says from where to where their values go.
+    """
+    rounds = sorted({point.round for curve in chart.curves for point in curve.points})
+    size = math.ceil(len(rounds) / MAX_BANDS)
+    parts = [rounds[i : i + size] for i in range(0, len(rounds), size)]
+    edges = [x.place((before[-1] + after[0]) / 2) for before, after in pairwise(parts)]
+    values = [_by_round(curve) for curve in chart.curves]
+    found = ['<g class="bands">']
+    for part, left, right in zip(parts, [0.0, *edges], [*edges, float(WIDTH)], strict=True):
+        middle = x.place((part[0] + part[-1]) / 2)
+        found.append(
+            f'<g><path d="M{left:.1f} 0H{right:.1f}V{HEIGHT}H{left:.1f}Z"/>'
+            f'<line x1="{middle:.1f}" x2="{middle:.1f}" y1="{TOP}" y2="{BOTTOM}"/>'
+            f'<text x="8" y="64">{escape(_readout(chart, part, values))}</text></g>'
+        )
+    return [*found, "</g>"]
+
+
+def _by_round(curve: Curve) -> dict[int, list[float]]:
+    found: dict[int, list[float]] = {}
+    for point in curve.points:
+        found.setdefault(point.round, []).append(point.value)
+    return found
+
+
+def _readout(chart: Chart, rounds: list[int], values: list[dict[int, list[float]]]) -> str:
+    where = f"{rounds[0]:,}" if len(rounds) == 1 else f"{rounds[0]:,}{_TO}{rounds[-1]:,}"
+    told = []
+    for curve, by_round in zip(chart.curves, values, strict=True):
+        here = [value for number in rounds for value in by_round.get(number, [])]
+        if here:
+            low, high = number_text(min(here)), number_text(max(here))
+            told.append(f"{curve.name} {low}" if low == high else f"{curve.name} {low}{_TO}{high}")
+    return f"{chart.x_label} {where}: {', '.join(told)} {chart.unit}".strip()
