@@ -9,6 +9,7 @@ from statistics import median
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from agfl_models import stop_signal
 from agfl_server.limits import SMALL_REPLY_BYTES, forget, push
 from agfl_server.observer import DISCONNECTED
 
@@ -29,7 +30,8 @@ def ask_nodes(
 ) -> Iterator[tuple[int, Message]]:
     """Push `requests` and yield (node id, reply) as replies arrive, until all came or `timeout_s` passed.
 
-    A node that does not answer in time yields nothing, and what came of its reply is dropped. Replies are pulled a few
+    A node that does not answer in time yields nothing, and what came of its reply is dropped. Every wait of a run for
+    its nodes is here, so this is where a signal that was lost elsewhere ends the run. Replies are pulled a few
     at a time and not kept, so memory does not grow with the cohort.
     max_reply_bytes: what the longest honest reply has; no more is taken. enough: once there are so many answers, and
     half of all, the others have `straggler_wait_s` of the times that these took, instead of `timeout_s`.
@@ -44,6 +46,7 @@ def ask_nodes(
     times: list[float] = []
     try:
         while nodes and time.monotonic() < deadline:
+            stop_signal.check()
             arrived = False
             waiting = list(nodes)
             for i in range(0, len(waiting), _PULL_AT_ONCE):

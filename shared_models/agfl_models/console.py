@@ -6,17 +6,16 @@ import io
 import logging
 import os
 import platform
-import signal
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, TypeVar
 
 import click
 import typer
 
+from agfl_models import stop_signal
 from agfl_models.errors import AgflError, ConfigError
 from agfl_models.version import VERSION
 
@@ -55,7 +54,7 @@ def run_app(app: Callable[[], object]) -> None:
     if sys.argv[1:] == ["--version"] or (len(sys.argv) == 3 and sys.argv[2] == "--version"):
         print(f"agfl {VERSION}")
         return
-    signal.signal(signal.SIGTERM, _interrupt)
+    stop_signal.listen()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal cannot show
     try:
@@ -125,7 +124,3 @@ def _convert(
         name = "" if parameter is None else f"{parameter.opts[0]}: "
         raise ConfigError(f"{name}must name a file or folder, got {value!r}; is a shell variable not set?")
     return convert(value, parameter, context)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -1,0 +1,48 @@
+"""A signal whose exception somebody else's code took for its own ends the run all the same, at the next exchange."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from tests.commands import run
+
+# The real command, but for a call during the first exchange in which the signal comes and its exception is lost.
+LOSES = """
+import os, signal, sys, time
+from agfl_sim.progress import ProgressObserver
+
+number, sent = int(sys.argv.pop(1)), []
+
+def client_finished(self, name):
+    if not sent:
+        sent.append(name)
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(1)
+        except BaseException:
+            pass
+
+ProgressObserver.client_finished = client_finished
+from agfl_sim.cli import main
+main()
+"""
+CONFIG = """
+num_rounds: 3
+task: {type: language_modeling, sequence_length: 16}
+model: {vocab_size: 259, dim: 8, layers: [{type: ff}]}
+training: {batch_size: 2, local_steps: 1}
+aggregation: {type: plain, min_cohort: 2}
+data: {num_owners: 3}
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_was_lost_ends_the_run(number: int, tmp_path: Path) -> None:
+    (tmp_path / "loses.py").write_text(LOSES)
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    done = run(tmp_path / "loses.py", str(number), "run.yaml", "--output", "out", cwd=tmp_path)
+    assert done.returncode == 130, done.stdout + done.stderr
+    assert "stopped; go on with: " in done.stdout
+    assert "Traceback" not in done.stderr
