@@ -13,6 +13,7 @@ import argparse
 import ast
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,7 @@ LEFT_OUT = (
     "tests/attacks/test_attack_poisoning.py::test_the_benchmark_prints_its_table",
 )
 _SETTLED_S = 60
+_MEMORY_BYTES = 9 << 30  # of addresses, in each process: PyTorch alone takes three
 CHECK_NAME = re.compile(r"_?require|verify|announce|leave|sign|open|_?check(_\w+)?")
 
 
@@ -148,7 +150,15 @@ def passes(copy: Path, tests: Sequence[str]) -> bool:
 def _pytest(copy: Path, arguments: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
     path = os.pathsep.join(str(copy / component) for component in COMPONENTS)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    return subprocess.run(command, cwd=copy, env={**os.environ, "PYTHONPATH": path}, capture_output=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(
+        command, cwd=copy, env=environment, capture_output=True, check=False, preexec_fn=_limit_memory
+    )
+
+
+def _limit_memory() -> None:
+    """Let a mutant without its bound of memory take its own share, and not the machine's."""
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
 
 
 def make_copy(folder: Path) -> Path:

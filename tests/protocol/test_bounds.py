@@ -16,7 +16,7 @@ from agfl_protocol import candidates
 from agfl_protocol.counting import CountCodec
 from agfl_protocol.run_config import RunConfig
 from agfl_protocol.secagg.lanes import Lanes
-from agfl_protocol.transforms import bounds, clipping
+from agfl_protocol.transforms import bounds, clipping, coverage
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.wire import read_vector
 from agfl_server.optimizers import build_optimizer
@@ -72,6 +72,18 @@ def test_each_owner_is_of_one_tier() -> None:
     bounds.check_sums({"rings/tier_1": 1.0, "rings/tier_2": 2.0}, 3)
     with pytest.raises(ImplausibleSum, match=r"^rings: tiers must add up to 3 clients, got 4$"):
         bounds.check_sums({"rings/tier_1": 2.0, "rings/tier_2": 2.0}, 3)
+
+
+def test_a_sum_with_an_owner_in_two_tiers_is_not_used(
+    run_config: Callable[..., RunConfig], make_owners: Callable[..., Path]
+) -> None:
+    node = Node("alice", make_owners(1) / "owner-00.jsonl", device="cpu", policy=UNASKED)
+    codec, lanes = answered(node, run_config(*METHODS["elastic"]))
+    header, lanes = codec.quantization.header, lanes.copy()
+    for tier in filter(coverage.is_tier, header.metrics):
+        lanes[2 + header.metrics.index(tier)] = 2**20
+    with pytest.raises(ImplausibleSum, match=r"^rings: tiers must add up to 1 clients, got 2$"):
+        codec.decode_checked(lanes)
 
 
 def test_losses_of_candidates_have_a_bound_by_prediction() -> None:
