@@ -107,6 +107,7 @@ def _run(
     """Run it; `again` is the command that does so once more, `settings` what --set changed."""
     from rich.console import Console
 
+    from agfl_models.errors import AgflError
     from agfl_server.defaults_table import print_defaults
     from agfl_server.run_folder import RunFolder
     from agfl_server.sittings import SittingLog
@@ -140,10 +141,12 @@ def _run(
         has_run = run_folder.has_checkpoint or run_folder.search.exists()  # else there is nothing yet to resume
         print(f"stopped; go on with: {shlex.join([*again, *(['--resume'] if has_run else [])])}")
         raise
-    report = write_report(folder, run_config.task.main_metric, owners, comparison)
     use = f"agfl-model {run_config.task.command} {folder}"
     print(f"model    {folder / 'model'}   ({use}, or agfl-model serve {folder})")
-    print(f"report   {report}")
+    try:
+        print(f"report   {write_report(folder, run_config.task.main_metric, owners, comparison)}")
+    except AgflError as error:
+        console.print(f"no report: {error}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def _find(config: str) -> Path:

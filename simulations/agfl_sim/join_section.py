@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from html import escape
 
 from agfl_server.report.charts import number_text
+from agfl_server.report.table import table
 from agfl_sim.comparison import CENTRALIZED, GLOBAL, LOCAL, MODELS, NAMES, Comparison
 from agfl_sim.dot_plot import DotPlot, dot_plot
 
@@ -42,12 +43,12 @@ def _summary(comparison: Comparison) -> str:
         f"<td>{_share(gaining, total)}</td><td>{_share(comparison.num_gaining_tuned, total)}</td>"
         f"<td>{_share(losing, total)}</td><td></td><td></td></tr>",
     ]
-    return _table(_caption(comparison), "Validation text of", "\n".join(rows))
+    return table(_columns("Validation text of"), rows, _caption(comparison))
 
 
 def _owners(comparison: Comparison) -> str:
     rows = (_row(name, comparison.owners[name], comparison) for name in comparison.gains)
-    return _table(_caption(comparison), "Owner", "\n".join(rows))
+    return table(_columns("Owner"), rows, _caption(comparison))
 
 
 def _caption(comparison: Comparison) -> str:
@@ -55,10 +56,8 @@ def _caption(comparison: Comparison) -> str:
     return f"{comparison.metric.title}, {direction} is better"
 
 
-def _table(caption: str, first: str, rows: str) -> str:
-    heads = "".join(f'<th scope="col">{name}</th>' for name in (first, *NAMES.values(), "joining brings"))
-    head = f"<caption>{escape(caption)}</caption>\n<thead><tr>{heads}</tr></thead>"
-    return f"<table>{head}\n<tbody>\n{rows}\n</tbody></table>"
+def _columns(first: str) -> tuple[str, ...]:
+    return (first, *NAMES.values(), "joining brings")
 
 
 def _row(name: str, values: Mapping[str, float], comparison: Comparison) -> str:

@@ -19,6 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 from agfl_client.app import DEVICE_VARIABLE, OWNERS_VARIABLE, PRETRAINED_VARIABLE, SEED_VARIABLE
 from agfl_client.app import app as client_app
 from agfl_client.device import AUTO, choose_device
+from agfl_models import stop_signal
 from agfl_models.errors import AgflError, ConfigError
 from agfl_models.machine import usable_cpus
 from agfl_protocol import wire
@@ -50,7 +51,8 @@ class RayEngine:
             ConfigError: the device is not there; the run is secure, or has owners keep state or hold parts of the
                 model; or the extra `ray` is not installed.
         """
-        self._config, self._owners, self._device = config, owners, choose_device(device)
+        self._config, self._owners, self._device = config, owners, device
+        choose_device(device)  # of "auto" each of Ray's processes makes what it is given
         if config.aggregation.type == "secure":
             raise ConfigError(
                 "--engine ray: runs aggregation.type plain only, since Ray keeps no node's keys between messages, "
@@ -90,6 +92,7 @@ class RayEngine:
                 runtime.start()
                 try:
                     while runtime.is_alive():
+                        stop_signal.check()
                         runtime.join(0.2)
                 finally:
                     server.stop()

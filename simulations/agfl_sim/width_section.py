@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agfl_server.report.charts import number_text
+from agfl_server.report.table import table
 from agfl_sim.widths import FILE, Width, read_widths
 
 NONE = "&ndash;"
@@ -21,15 +22,10 @@ def width_section(folder: Path) -> str:
     if not widths:
         return ""
     heads = ("Width", "parameters", "FLOPs a token", "ms a batch", "owners", "gain of its ring", "a device uses")
-    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    body = "\n".join(map(_row, widths))
     return f"""<h2 id="widths">Widths</h2>
 <p class="answer">{_answer(widths)}</p>
 <div class="scroll" role="region" aria-labelledby="widths" tabindex="0">
-<table><thead><tr>{head}</tr></thead>
-<tbody>
-{body}
-</tbody></table>
+{table(heads, map(_row, widths))}
 </div>
 <p class="note">Owners: that trained the ring in the last round. Gain: the share of the validation loss that the ring
 takes away, at those who hold it. A device uses, of the widths that it holds, the fastest of those with the least loss,

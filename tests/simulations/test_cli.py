@@ -133,12 +133,13 @@ def test_refusal_is_one_line_and_exit_code_2(
     """In this process, since it only takes long to start."""
     monkeypatch.chdir(home)
     monkeypatch.setattr(sys, "argv", ["agfl-simulate", *arguments])
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with pytest.raises(SystemExit) as ended:
             main()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert ended.value.code == 2
     assert capsys.readouterr().err == f"error: {line}\n"
     assert not (home / "new" / "metrics.jsonl").exists()
@@ -261,6 +262,14 @@ def test_run_without_anything_to_evaluate_on_says_so(simulate: Simulate, home: P
     done = simulate("small.yaml", "--output", "unmeasured", "--set", "data.path=single", "--set", "num_rounds=1")
     assert done.returncode == 0, done.stderr
     assert "model of round 1: no owner has anything to evaluate on\n" in done.stdout
+
+
+def test_a_run_whose_report_cannot_be_written_is_done_all_the_same(simulate: Simulate, home: Path) -> None:
+    (home / "unreported" / "report.html").mkdir(parents=True)
+    done = simulate("small.yaml", "--output", "unreported", "--set", "num_rounds=1")
+    assert done.returncode == 0, done.stderr
+    assert "no report: unreported/report.html: cannot be written: " in done.stdout
+    assert (home / "unreported" / "model" / "model.safetensors").exists()
 
 
 def test_help_waits_for_neither_torch_nor_flower() -> None:

@@ -18,6 +18,7 @@ from agfl_server.report.charts import CHART_CSS, Chart, Curve, Point, line_chart
 from agfl_server.report.search_section import search_section
 from agfl_server.report.sittings_section import duration_text, sittings_section, total_time, when
 from agfl_server.report.style import PAGE_CSS
+from agfl_server.report.table import table
 from agfl_server.run_folder import RunFolder
 from agfl_server.sittings import Sitting, read_sittings
 
@@ -168,9 +169,8 @@ def _bytes_text(counts: list[float]) -> str:
 def _table(rows: list[Row]) -> str:
     """Return all rounds, the newest first."""
     keys = ["round", *(key for key in dict.fromkeys(key for row in rows for key in row) if key != "round")]
-    heads = "".join(f'<th scope="col">{escape(key.replace("/", " ").replace("_", " "))}</th>' for key in keys)
-    body = "\n".join(f"<tr>{''.join(_cell(key, row.get(key)) for key in keys)}</tr>" for row in reversed(rows))
-    return f"<table><thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
+    body = (f"<tr>{''.join(_cell(key, row.get(key)) for key in keys)}</tr>" for row in reversed(rows))
+    return table((key.replace("/", " ").replace("_", " ") for key in keys), body)
 
 
 def _cell(key: str, value: float | None) -> str:

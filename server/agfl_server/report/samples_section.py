@@ -9,6 +9,7 @@ from pathlib import Path
 from agfl_models.inference import Continuer, User, open_model
 from agfl_models.store import CONFIG_FILE, MODEL_FOLDER
 from agfl_server.report.plain_text import plain
+from agfl_server.report.table import table
 
 Sample = Mapping[str, str]  # what each text is -> the text; the model's own is the last one
 MAX_SHOWN = 400  # characters of a text
@@ -24,14 +25,10 @@ def samples_section(samples: Sequence[Sample], note: str) -> str:
     """Return the section as HTML; nothing without samples, which all have the same parts."""
     if not samples:
         return ""
-    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in samples[0])
-    body = "\n".join(f"<tr>{''.join(map(_cell, sample.values()))}</tr>" for sample in samples)
+    rows = (f"<tr>{''.join(map(_cell, sample.values()))}</tr>" for sample in samples)
     return f"""<h2 id="samples">What the model writes</h2>
 <div class="scroll texts" role="region" aria-labelledby="samples" tabindex="0">
-<table><thead><tr>{heads}</tr></thead>
-<tbody>
-{body}
-</tbody></table>
+{table(samples[0], rows)}
 </div>
 <p class="note">{escape(note)}</p>"""
 

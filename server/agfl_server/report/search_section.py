@@ -9,6 +9,7 @@ from typing import Any
 
 from agfl_models.errors import DataError
 from agfl_server.report.charts import Chart, Curve, Point, line_chart, number_text
+from agfl_server.report.table import table
 from agfl_server.search import RACE_FILE
 from agfl_server.skipping import BLOCKS_FILE
 
@@ -79,7 +80,7 @@ def _candidates(race: Told) -> str:
         losses = [*one["losses"], *[None] * (len(rungs) - len(one["losses"]))]
         numbers = [f"{one['num_parameters']:,}", f"{one['flops_per_token']:,}", *map(_loss, losses)]
         rows.append(_row(one["name"], [*numbers, escape(one["fate"] or "chosen")]))
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def _blocks(told: Told) -> str:
@@ -89,8 +90,8 @@ def _blocks(told: Told) -> str:
     for block in told["blocks"]:
         cost = None if whole is None or block["loss"] is None else block["loss"] - whole
         rows.append(_row(block["name"], [escape(block["layer"].split()[0]), _loss(block["loss"]), _loss(cost)]))
-    table = _table(("Block that is skipped", "layer", "loss without it", "costs"), rows)
-    return f'<div class="scroll" role="region" aria-label="blocks" tabindex="0">\n{table}\n</div>'
+    blocks = table(("Block that is skipped", "layer", "loss without it", "costs"), rows)
+    return f'<div class="scroll" role="region" aria-label="blocks" tabindex="0">\n{blocks}\n</div>'
 
 
 def _front(candidates: list[Told]) -> Chart:
@@ -112,12 +113,6 @@ def _points(pairs: list[tuple[int, float]]) -> list[Point]:
 
 def _loss(value: float | None) -> str:
     return "&ndash;" if value is None else number_text(value)
-
-
-def _table(heads: tuple[str, ...], rows: list[str]) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
-    body = "\n".join(rows)
-    return f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
 
 
 def _row(name: str, cells: list[str]) -> str:

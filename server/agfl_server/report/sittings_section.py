@@ -8,6 +8,7 @@ from datetime import datetime
 from html import escape
 
 from agfl_server.report.plain_text import plain
+from agfl_server.report.table import table
 from agfl_server.sittings import Sitting
 
 _UNKNOWN = "unknown: it goes on, or was killed"
@@ -45,14 +46,9 @@ def sittings_section(sittings: Sequence[Sitting]) -> str:
     if not sittings:
         return ""
     heads = ("Started", "Ended", "Time", "Outcome", "agfl", "Machine")
-    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    body = "\n".join(map(_row, reversed(sittings)))
     return f"""<h2 id="sittings">How it was computed</h2>
 <div class="scroll texts" role="region" aria-labelledby="sittings" tabindex="0">
-<table><thead><tr>{head}</tr></thead>
-<tbody>
-{body}
-</tbody></table>
+{table(heads, map(_row, reversed(sittings)))}
 </div>"""
 
 
