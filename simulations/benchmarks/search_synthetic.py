@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=range(5))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--exhaustive", action="store_true", help="train every candidate to the end")
-    parser.add_argument("--smoke", action="store_true", help="one task, one seed, and a round a rung")
+    parser.add_argument("--smoke", action="store_true", help="one task, one seed, five owners, one step a rung")
     options = parser.parse_args()
     if options.smoke:
         options.seeds, options.tasks = [0], ["local"]
@@ -109,7 +109,7 @@ def _search(name: str, seed: int, exhaustive: bool, smoke: bool) -> bool:
     started, task = time.process_time(), TASKS[name]
     rungs = (sum(task.rungs),) if exhaustive else tuple(1 for _ in task.rungs) if smoke else task.rungs
     with tempfile.TemporaryDirectory() as folder:
-        config = _config(Path(folder), task, seed, rungs)
+        config = _config(Path(folder), task, seed, rungs, smoke=smoke)
         owners = owner_files(config, Path(folder) / "owners")
         InlineEngine(config, owners).run(Path(folder) / "run", resume=False, observer=Observer())
         told = json.loads((Path(folder) / "run" / "search" / RACE_FILE).read_text())
@@ -126,12 +126,12 @@ def _search(name: str, seed: int, exhaustive: bool, smoke: bool) -> bool:
     return is_right
 
 
-def _config(folder: Path, task: Synthetic, seed: int, rungs: tuple[int, ...]) -> RunConfig:
+def _config(folder: Path, task: Synthetic, seed: int, rungs: tuple[int, ...], *, smoke: bool) -> RunConfig:
     data = folder / "data"
     data.mkdir()
-    for owner in range(NUM_OWNERS):
+    for owner in range(5 if smoke else NUM_OWNERS):
         rng = random.Random(f"{seed} {owner}")
-        rows = [TextRow(text=task.document(rng)) for _ in range(DOCUMENTS)]
+        rows = [TextRow(text=task.document(rng)) for _ in range(5 if smoke else DOCUMENTS)]
         write_rows(data / f"owner-{owner:02}.jsonl", rows)
     mixers = [{"type": "attention", "num_heads": 2}, {"type": "rnn", "cell": "mingru"}]
     layers = [layer for mixer in mixers for layer in (mixer, {"type": "ff", "hidden_dim": 96})]
@@ -143,7 +143,7 @@ def _config(folder: Path, task: Synthetic, seed: int, rungs: tuple[int, ...]) ->
         "training": {
             "optimizer": {"type": "adamw", "lr": 0.005, "weight_decay": 0.0},
             "batch_size": 32,
-            "local_steps": 10,
+            "local_steps": 1 if smoke else 10,
         },
         "aggregation": {"type": "plain", "cohort_size": 5, "server_optimizer": {"type": "fedavg"}},
         "evaluation": {"every": 100, "max_examples": 64},

@@ -112,3 +112,10 @@ def test_bands_of_a_long_run_stand_for_several_rounds_and_say_the_range() -> Non
 )
 def test_numbers_read_well(value: float, text: str) -> None:
     assert number_text(value) == text
+
+
+def test_the_legend_names_only_what_is_drawn() -> None:
+    curves = [Curve("all owners", [Point(1, 2.0), Point(2, 1.0)]), Curve("worst tenth", [])]
+    named = [text.text for text in drawn(Chart("Evaluation", "nats", curves)).iter(f"{SVG}text")]
+    assert "all owners" in named
+    assert "worst tenth" not in named

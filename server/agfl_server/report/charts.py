@@ -175,6 +175,8 @@ def _legend(chart: Chart) -> list[str]:
     parts = [f'<text x="{LEFT - 8}" y="44" text-anchor="end">{escape(chart.unit)}</text>']
     left = LEFT + 4
     for i, curve in enumerate(chart.curves):
+        if not curve.points:
+            continue
         parts.append(f'<line class="curve{i}" x1="{left}" x2="{left + 24}" y1="40" y2="40"/>')
         parts.append(f'<text x="{left + 30}" y="44">{escape(curve.name)}</text>')
         left += 54 + 7 * len(curve.name)
