@@ -1,9 +1,10 @@
-"""Runs a benchmark in full and keeps what it printed; makes RESULTS.md of all that is kept.
+"""Runs a benchmark or a shipped run in full and keeps what it printed; makes RESULTS.md of all that is kept.
 
     python simulations/benchmarks/keep.py secure_sum.py --quick   # results/secure_sum-quick.txt, then RESULTS.md
+    python simulations/benchmarks/keep.py agfl-simulate translation-full
     python simulations/benchmarks/keep.py                         # RESULTS.md alone
 
-A result replaces the one of the same command before it. A benchmark that failed changes nothing.
+A result replaces the one of the same command before it. What failed changes nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,37 +24,44 @@ from agfl_models.version import VERSION
 
 FOLDER = Path(__file__).parent
 RESULTS, PAGE = FOLDER / "results", FOLDER / "RESULTS.md"
-HEAD = """# What the benchmarks printed
+HEAD = """# What benchmarks and shipped runs printed
 
 Each ran in full, as its command says, on the machine and at the commit beside it. `keep.py` wrote this page; change
 nothing here by hand.
 """
 
 
-def keep(script: str, arguments: list[str]) -> Path:
-    """Run a benchmark, show what it prints, and keep that with what it was run on; return the file.
+def keep(name: str, arguments: list[str]) -> Path:
+    """Run a benchmark of this folder or a command of ours, show what it prints, and keep that; return the file.
+
+    A command runs in a folder of its own, which goes with what it left there.
 
     Raises:
         CalledProcessError: it failed; nothing is kept.
     """
     started, clock = datetime.now(UTC), time.monotonic()
     lines = []
-    command = [sys.executable, str(FOLDER / script), *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    is_script = name.endswith(".py")
+    words = [sys.executable, FOLDER / name] if is_script else [Path(sys.executable).parent / name]
+    command = [*map(str, words), *arguments]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=None if is_script else folder) as process,
+    ):
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
             lines.append(line)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    shown = shlex.join(["python", f"simulations/benchmarks/{script}", *arguments])
+    shown = shlex.join(["python", f"simulations/benchmarks/{name}", *arguments] if is_script else [name, *arguments])
     head = [
         f"$ {shown}",
         f"{started:%Y-%m-%d %H:%M} UTC, {time.monotonic() - clock:.0f} s, agfl {VERSION}, commit {_commit()}",
         f"{machine.usable_cpus()} processors, {', '.join(machine.kind().values())}",
     ]
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{re.sub('[^A-Za-z0-9_]+', '-', ' '.join([Path(script).stem, *arguments]))}.txt"
+    path = RESULTS / f"{re.sub('[^A-Za-z0-9_]+', '-', ' '.join([Path(name).stem, *arguments]))}.txt"
     path.write_text("\n".join(head) + "\n\n" + "".join(lines), encoding="utf-8")
     return path
 
@@ -77,11 +86,11 @@ def _commit() -> str:
 def main() -> None:
     """Keep one, or make the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("script", nargs="?", help="name of a file beside this one")
+    parser.add_argument("name", nargs="?", help="of a file beside this one, or of a command of ours")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its own")
     options = parser.parse_args()
-    if options.script:
-        keep(options.script, options.arguments)
+    if options.name:
+        keep(options.name, options.arguments)
     PAGE.write_text(page(RESULTS), encoding="utf-8")
 
 

@@ -28,6 +28,14 @@ def test_what_was_printed_is_kept_below_the_command_and_the_machine(folder: Path
     assert (empty, printed) == ("", ["counted a b"])
 
 
+def test_a_command_of_ours_is_kept_as_one_types_it(folder: Path) -> None:
+    path = keep.keep("agfl-simulate", ["--version"])
+    assert path == folder / "results" / "agfl-simulate-version.txt"
+    command, _, _, _, printed = path.read_text().splitlines()
+    assert command == "$ agfl-simulate --version"
+    assert re.fullmatch(r"\S+ \d+\.\d+\.\d+.*", printed)
+
+
 def test_a_benchmark_that_fails_leaves_the_result_before_it(folder: Path) -> None:
     (folder / "fails.py").write_text("print('half of it')\nraise SystemExit(1)\n")
     (folder / "results").mkdir()
