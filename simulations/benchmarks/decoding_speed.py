@@ -21,6 +21,7 @@ from torch import Tensor
 from agfl_models import AutoGenModel
 from agfl_models.generation import GenerationConfig, generate
 from agfl_models.layers.layer import Memory, State
+from agfl_models.machine import usable_cpus
 
 SENTENCES, BEAMS, SOURCE_LENGTH, VOCAB_SIZE = 64, 4, 32, 2000
 BOS, NO_EOS = 1, -1
@@ -90,7 +91,7 @@ def main() -> None:
     parameters = models["without it"].config.num_parameters()
     load = " ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"{SENTENCES} sentences of {arguments.tokens} tokens, {BEAMS} beams, {parameters:,} parameters")
-    print(f"{os.cpu_count()} processors, {torch.get_num_threads()} threads, load average {load}")
+    print(f"{usable_cpus()} processors, {torch.get_num_threads()} threads, load average {load}")
     medians = {label: statistics.median(values) for label, values in seconds.items()}
     for label, median in medians.items():
         speed = SENTENCES * arguments.tokens / median

@@ -150,7 +150,7 @@ def _print_costs(config: RunConfig, kinds: Sequence[tuple[str, float, bool]]) ->
     print(f"{'a round of one node':<42} {'parameters':>11} {'seconds':>8} {'MB':>7}")
     for name, width, is_elastic in kinds:
         argument = json.dumps([config.model_dump_json(), width, is_elastic])
-        output = subprocess.run([sys.executable, __file__, "--node", argument], check=True, capture_output=True)
+        output = subprocess.run([sys.executable, __file__, "--node", argument], check=True, stdout=subprocess.PIPE)
         size, seconds, megabytes = json.loads(output.stdout)
         print(f"{name:<42} {size:>11,} {seconds:>8.3f} {megabytes:>7.1f}", flush=True)
 

@@ -53,6 +53,7 @@ class Federation:
     folder: Path
     port: int
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    logs: list[Path] = field(default_factory=list)
 
     def run(self, *arguments: str) -> None:
         """Run one of our commands to its end."""
@@ -66,6 +67,7 @@ class Federation:
             command = [str(BIN / arguments[0]), *arguments[1:]]
             process = subprocess.Popen(command, cwd=self.folder, stdout=file, stderr=file)
         self.processes.append(process)
+        self.logs.append(self.folder / log)
         return process
 
     def prepare(self) -> None:
@@ -95,6 +97,8 @@ class Federation:
         """Return once so many rounds are done."""
         deadline = time.monotonic() + timeout_s
         while self.rounds < rounds:
+            for process, log in zip(self.processes, self.logs, strict=True):
+                assert process.poll() is None, f"{log.stem} ended:\n{log.read_text()}"
             assert time.monotonic() < deadline, (self.folder / "server.log").read_text()
             time.sleep(0.2)
 

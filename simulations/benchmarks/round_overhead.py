@@ -19,7 +19,10 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+
+from agfl_models.machine import usable_cpus
 
 BIN = Path(sys.executable).parent
 NUM_NODES = 3
@@ -83,7 +86,7 @@ def main() -> None:
         ours = measure_ours(folder, 2 if arguments.smoke else arguments.rounds)
         stock = [] if arguments.smoke else measure_stock(folder, arguments.stock_phases)
     load = os.getloadavg()[0]
-    print(f"{NUM_NODES} nodes, TLS on loopback, {os.cpu_count()} processors, load average {load:.1f}")
+    print(f"{NUM_NODES} nodes, TLS on loopback, {usable_cpus()} processors, load average {load:.1f}")
     for label, values in (("agfl, a whole round", ours), ("stock Flower, one phase (of two a round)", stock)):
         if values:
             print(f"{label:<42} p50 {statistics.median(values):7.3f} s   max {max(values):7.3f} s   n = {len(values)}")
@@ -104,13 +107,14 @@ def measure_ours(folder: Path, rounds: int) -> list[float]:
     (folder / "policy.yaml").write_text("allow_plain: true\nruns: all\n")
     with ExitStack() as processes:
         port = free_port()
-        server = background(processes, "agfl-server", "start", "--federation", federation, "--port", port)
+        start = ("agfl-server", "start", "--federation", federation, "--port", port)
+        running = [background(processes, folder / "server.log", *start)]
         for i in range(NUM_NODES):
             address = ("--server", f"127.0.0.1:{port}", "--ca", federation / "ca.pem")
             own = ("--keys", folder / f"keys{i}", "--data", folder / "text.txt", "--policy", folder / "policy.yaml")
-            background(processes, "agfl-client", "start", *address, *own, "--once")
-        if server.wait(300) != 0:
-            raise SystemExit("agfl-server failed")
+            log = folder / f"node{i}.log"
+            running.append(background(processes, log, "agfl-client", "start", *address, *own, "--once"))
+        wait_for_all(running, 300)
     rows = [json.loads(line) for line in (federation / "run" / "metrics.jsonl").read_text().splitlines()]
     return [row["seconds"] for row in rows if row["round"] > 1]
 
@@ -131,11 +135,12 @@ def measure_stock(folder: Path, phases: int) -> list[float]:
     with ExitStack() as processes:
         tls = ("--ssl-certfile", federation / "server.pem", "--ssl-keyfile", federation / "server.key")
         address = ("--host", "127.0.0.1", "--port", port, "--ssl-ca-certfile", ca)
-        background(processes, "flower-superlink", *address, *tls, "--disable-runtime-dependency-installation")
+        link = ("flower-superlink", *address, *tls, "--disable-runtime-dependency-installation")
+        background(processes, folder / "superlink.log", *link)
         wait_for_port(port)
-        for _ in range(NUM_NODES):
+        for i in range(NUM_NODES):
             place = ("--root-certificates", ca, "--superlink", f"127.0.0.1:{port}", "--port", free_port())
-            background(processes, "flower-supernode", *place)
+            background(processes, folder / f"supernode{i}.log", "flower-supernode", *place)
         run = ("flwr", "run", app, "tls", "--stream", "--run-config", f"phases={phases}")
         output = command(*run, timeout_s=400)
     seconds = [float(text) for text in re.findall(r"PHASE ([\d.]+)", output)]
@@ -153,13 +158,40 @@ def command(*arguments: object, timeout_s: float = 60) -> str:
     return done.stdout + done.stderr
 
 
-def background(processes: ExitStack, *arguments: object) -> subprocess.Popen[bytes]:
+@dataclass
+class Started:
+    """A command that runs, and where it writes what it says."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has ended, and not well."""
+        return self.process.poll() not in (None, 0)
+
+
+def background(processes: ExitStack, log: Path, *arguments: object) -> Started:
     """Start a command that ends with `processes` at the latest."""
     words = [str(BIN / str(arguments[0])), *map(str, arguments[1:])]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with log.open("wb") as file:
+        process = subprocess.Popen(words, stdout=file, stderr=file)
     processes.callback(process.wait)
     processes.callback(process.terminate)
-    return process
+    return Started(process, log)
+
+
+def wait_for_all(running: list[Started], timeout_s: float) -> None:
+    """Return once all have ended well; raises SystemExit as soon as one has not, with what it said."""
+    deadline = time.monotonic() + timeout_s
+    while any(one.process.poll() is None for one in running):
+        if any(one.has_failed for one in running) or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    bad = [one for one in running if one.has_failed] or [one for one in running if one.process.poll() is None]
+    if bad:
+        how = f"exit status {bad[0].process.returncode}" if bad[0].has_failed else f"still runs after {timeout_s:.0f} s"
+        raise SystemExit(f"{bad[0].log.stem}: {how}:\n{bad[0].log.read_text()}")
 
 
 def free_port() -> int:

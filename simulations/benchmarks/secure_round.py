@@ -30,6 +30,7 @@ from agfl_client.approvals import Approvals
 from agfl_client.node import Node
 from agfl_client.policy import Policy
 from agfl_client.secure_member import SecureMember
+from agfl_models.machine import usable_cpus
 from agfl_protocol import wire
 from agfl_protocol.flower_settings import prepare_flower
 from agfl_protocol.plan import Plan
@@ -146,7 +147,7 @@ def federation(folder: Path) -> Iterator[tuple[InProcessGrid, Side, Side, dict[s
     observer, parameters = Observer(), Parameters.of(NUM_CLIENTS)
     apps = {node_id: create_client_app(node) for node_id, node in nodes.items()}
     configs = [run_config_from_json(CONFIG.replace("TYPE", name)) for name in ("secure", "plain")]
-    with InProcessGrid(apps, num_workers=os.cpu_count() or 1) as grid:
+    with InProcessGrid(apps, num_workers=usable_cpus()) as grid:
         sides = (
             Side(configs[0], SecureSum(observer, roster, parameters), secure, parameters.min_cohort, roster.hash),
             Side(configs[1], PlainSum(observer, parameters.min_cohort), plain, parameters.min_cohort, b""),
@@ -194,7 +195,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         results, what = measure(Path(name), repetitions)
     load = " ".join(f"{value:.1f}" for value in os.getloadavg())
-    print(f"{NUM_CLIENTS} clients, {what}, {os.cpu_count()} processors, load average {load}, n = {len(results)}")
+    print(f"{NUM_CLIENTS} clients, {what}, {usable_cpus()} processors, load average {load}, n = {len(results)}")
     columns = {
         "secure round": [r.secure for r in results],
         "plain round": [r.plain for r in results],

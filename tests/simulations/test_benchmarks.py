@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import round_overhead
 from tests.commands import run
 
 FOLDER = Path(__file__).parents[2] / "simulations" / "benchmarks"
@@ -27,3 +30,16 @@ def test_a_benchmark_runs_and_prints_what_it_measured(name: str, tmp_path: Path)
     done = run(FOLDER / name, "--smoke", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert PRINTED[name] in done.stdout, done.stdout + done.stderr
+
+
+def test_a_benchmark_whose_child_fails_ends_at_once_with_what_it_said(tmp_path: Path) -> None:
+    """As round_overhead.py waits for a server and its nodes."""
+    with ExitStack() as processes:
+        waits = round_overhead.Started(subprocess.Popen(["sleep", "60"]), tmp_path / "server.log")
+        processes.callback(waits.process.wait)
+        processes.callback(waits.process.kill)
+        (tmp_path / "node0.log").write_text("error: no such policy")
+        fails = round_overhead.Started(subprocess.Popen(["false"]), tmp_path / "node0.log")
+        with pytest.raises(SystemExit, match=r"^node0: exit status 1:\nerror: no such policy$"):
+            round_overhead.wait_for_all([waits, fails], 60)
+        assert waits.process.poll() is None
