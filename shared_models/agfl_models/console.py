@@ -59,14 +59,14 @@ def run_app(app: Callable[[], object]) -> None:
         sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal cannot show
     try:
         if isinstance(app, typer.Typer):
-            app = typer.main.get_command(app)
-            _refuse_empty_paths(app)
+            app = _in_one_line(typer.main.get_command(app))
         app()
     except AgflError as error:
         fail(str(error))
     except OSError as error:  # no permission, a full disk, a file where a folder must be
         fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
+        stop_signal.close()
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
 
@@ -103,6 +103,26 @@ def log_to(path: Path | None) -> None:
     handler = RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=_OLDER_LOGS, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S%z"))
     _log.addHandler(handler)
+
+
+def _in_one_line(command: click.Command) -> Callable[[], None]:
+    """Return what runs a command and says in one line, not in a box of five, what is wrong with its arguments."""
+    _refuse_empty_paths(command)
+
+    def run() -> None:
+        try:
+            status = command.main(standalone_mode=False)
+        except click.exceptions.NoArgsIsHelpError as error:
+            sys.exit(error.exit_code)  # the help is printed
+        except click.Abort:
+            raise KeyboardInterrupt from None
+        except click.ClickException as error:
+            of = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
+            fail(f"{error.format_message().rstrip('.')}{f'; {of} -h says what it takes' if of else ''}")
+        if isinstance(status, int):
+            sys.exit(status)
+
+    return run
 
 
 def _refuse_empty_paths(command: click.Command) -> None:

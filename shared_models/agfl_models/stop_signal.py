@@ -2,20 +2,26 @@
 
 A signal raises KeyboardInterrupt wherever the main thread is, also in a call of somebody else's that takes every
 exception for its own: one SIGTERM in fifty was lost that way. So it is noted, too, and long work asks now and then.
+Who presses Ctrl-C again and again stops nothing twice: what follows within seconds would break off the cleaning up.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 
+_AGAIN_S = 3.0  # a second signal after that is meant: what the first one began takes too long
 _noted = threading.Event()
+_last: float | None = None
 
 
 def listen() -> None:
     """Let both signals raise KeyboardInterrupt in the main thread; one that is ignored stays so."""
+    global _last
     _noted.clear()
+    _last = None
     for number in (signal.SIGTERM, signal.SIGINT):
         if number == signal.SIGTERM or signal.getsignal(number) is signal.default_int_handler:
             signal.signal(number, _raise)
@@ -27,6 +33,16 @@ def check() -> None:
         raise KeyboardInterrupt
 
 
+def close() -> None:
+    """Ignore both signals from now on: the process ends by itself."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _raise(signum: int, frame: FrameType | None) -> None:
+    global _last
     _noted.set()
-    raise KeyboardInterrupt
+    now = time.monotonic()
+    if _last is None or now - _last > _AGAIN_S:
+        _last = now
+        raise KeyboardInterrupt

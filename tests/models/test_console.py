@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.commands import run
 
 from agfl_models import console
 
@@ -49,3 +50,20 @@ def test_closed_standard_streams_are_empty_ones(tmp_path: Path, closed: str) -> 
     assert (done.returncode, (tmp_path / "file").read_text()) == (0, "whole"), done.stderr
     assert done.stdout == ("" if ">&-" in closed.replace("2>&-", "") else "read '', a terminal: False\n")
     assert done.stderr == ("" if "2>&-" in closed else "a warning\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["generate", "out", "hi", "--max-tokens", "0"],
+            "Invalid value for '--max-tokens': 0 is not in the range x>=1",
+        ),
+        (["generate"], "Missing argument 'MODEL'"),
+        (["describe", "out", "--nope"], "No such option '--nope'"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments: list[str], line: str) -> None:
+    done = run("agfl-model", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {line}; agfl-model {arguments[0]} -h says what it takes\n"

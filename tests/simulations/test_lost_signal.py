@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
-from tests.commands import run
+from tests.commands import Started, run
 
 # The real command, but for a call during the first exchange in which the signal comes and its exception is lost.
 LOSES = """
@@ -46,3 +47,20 @@ def test_a_signal_that_was_lost_ends_the_run(number: int, tmp_path: Path) -> Non
     assert done.returncode == 130, done.stdout + done.stderr
     assert "stopped; go on with: " in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_a_key_that_is_held_down_stops_a_run_once_and_cleanly(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(CONFIG.replace("num_rounds: 3", "num_rounds: 300"))
+    log = tmp_path / "log"
+    process = Started("agfl-simulate", "run.yaml", "--output", "out", cwd=tmp_path, log=log)
+    deadline = time.monotonic() + 120
+    while not log.exists() or "round   2/" not in log.read_text():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    for _ in range(9):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.03)
+    assert process.wait(60) == 130
+    assert "stopped; go on with: " in log.read_text()
+    assert "Traceback" not in log.read_text()
