@@ -11,7 +11,9 @@ from pathlib import Path
 from agfl_models.durable_files import read_json_lines, write_atomically
 from agfl_models.errors import CheckpointError, ConfigError
 from agfl_models.file_systems import sync
+from agfl_models.folder_kinds import folder_hint
 from agfl_models.store import CONFIG_FILE, METRICS_FILE, save_model
+from agfl_models.store_files import MODEL_FOLDER, REPORT_FILE
 from agfl_models.tokenizer import BPETokenizerConfig
 from agfl_protocol.folder_lock import held
 from agfl_protocol.plan import Plan, plan_from_json
@@ -29,6 +31,7 @@ from agfl_server.other_run import refuse_other
 from agfl_server.state import ServerState
 
 _PLAN_FILE = "plan.json"
+_NOT_OVERWRITTEN = (CONFIG_FILE, MODEL_FOLDER, "checkpoints", REPORT_FILE)
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,23 @@ class RunFolder:
             raise
 
     def refuse_existing_run(self) -> None:
-        """Raise ConfigError if the folder holds a run already, or its search: nothing is overwritten."""
+        """Raise ConfigError if the folder holds a run already, or what a run would overwrite or be mistaken for.
+
+        What a run leaves that ended before its first round is its own: it has an empty metrics.jsonl.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path}: must be a folder, is a file")
         has_rows = self.metrics.exists() and self.metrics.stat().st_size > 0
         if has_rows or self.has_checkpoint or self.search.exists():
             raise ConfigError(
                 f"{self.path}: must be a folder without a run; continue the run in it with --resume, or move it away"
             )
+        if not self.metrics.exists():
+            found = next((name for name in _NOT_OVERWRITTEN if (self.path / name).exists()), None)
+            hint = folder_hint(self.path)
+            if found or hint:
+                held_there = f"holds a {found} that no run of ours wrote" if found else "is taken"
+                raise ConfigError(f"{self.path}: must be a folder for this run alone, {held_there}{hint}")
 
     def refuse_other_run(self, config: RunConfig) -> None:
         """Check that the folder holds a run that can go on as `config` says.
@@ -104,8 +118,12 @@ class RunFolder:
     def begin(self, config: RunConfig) -> None:
         """Start a new run; raises ConfigError if there is one or it cannot be written."""
         self.refuse_existing_run()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.metrics.touch()  # first: it says that what follows is a run's
+        except OSError as error:
+            raise ConfigError(f"{self.path}: cannot be written: {error.strerror}") from None
         self.write_config(config)
-        self.metrics.touch()
 
     def take_over(self, other: RunFolder) -> None:
         """Copy another run's state, for it to go on here; its checkpoint comes last, since with it there is a run.

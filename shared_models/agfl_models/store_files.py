@@ -4,3 +4,4 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
 MODEL_FOLDER = "model"
 METRICS_FILE = "metrics.jsonl"  # of a run, beside the model's folder
+REPORT_FILE = "report.html"  # of a run

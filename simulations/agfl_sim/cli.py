@@ -47,7 +47,7 @@ def simulate(
     from agfl_models.validation import nearest
     from agfl_protocol.run_config import load_with_defaults
     from agfl_server.settings import merged, read_settings
-    from agfl_sim.partition import owner_files
+    from agfl_sim.partition import owners_of
 
     path = _find(config)
     settings = merged(read_settings(output) if resume and output is not None else (), overrides or ())
@@ -55,7 +55,10 @@ def simulate(
     if export_owners is not None:
         if output is not None or resume or (engine, device) != ("inline", "auto"):
             raise ConfigError("--export-owners: runs nothing: --output, --resume, --engine and --device go without it")
-        written = owner_files(run_config, export_owners)
+        found = owners_of(run_config, export_owners)
+        written = found.write()
+        for line in found.notes:
+            print(line)
         print(f"{len(written)} owners in {written[0].parent}")  # files that `data.path` holds already stay there
         return
     from agfl_sim.run import ENGINES
@@ -108,6 +111,7 @@ def _run(
     from rich.console import Console
 
     from agfl_models.errors import AgflError
+    from agfl_models.metrics.signatures import signatures
     from agfl_server.defaults_table import print_defaults
     from agfl_server.run_folder import RunFolder
     from agfl_server.sittings import SittingLog
@@ -141,8 +145,10 @@ def _run(
         has_run = run_folder.has_checkpoint or run_folder.search.exists()  # else there is nothing yet to resume
         print(f"stopped; go on with: {shlex.join([*again, *(['--resume'] if has_run else [])])}")
         raise
-    use = f"agfl-model {run_config.task.command} {folder}"
-    print(f"model    {folder / 'model'}   ({use}, or agfl-model serve {folder})")
+    for signature in signatures([run_config.task.main_metric.name]).values():
+        print(f"metric   {run_config.task.main_metric.title}: {signature}")
+    shown = shlex.quote(str(folder))
+    print(f"model    {folder / 'model'}   (agfl-model {run_config.task.command} {shown}, or agfl-model serve {shown})")
     try:
         print(f"report   {write_report(folder, run_config.task.main_metric, owners, comparison)}")
     except AgflError as error:

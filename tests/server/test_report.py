@@ -53,6 +53,12 @@ def report_of(folder: Path, rows: list[dict[str, float | None]], configuration: 
     return report.read_text(encoding="utf-8")
 
 
+def test_a_score_that_others_count_otherwise_says_how_it_was_counted(tmp_path: Path) -> None:
+    rows = [{**round_row(1), "eval/rougeL": 12.5}]
+    assert "rougeL: as rouge-score 0.1.2|stem:no|" in report_of(tmp_path, rows)
+    assert "rouge" not in report_of(tmp_path, [round_row(1)])
+
+
 def svgs_of(page: str) -> list[ElementTree.Element]:
     return [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
 

@@ -171,3 +171,35 @@ def test_saved_model_says_in_which_widths_it_was_trained(tmp_path: Path, run_con
     folder, layout, states = written(tmp_path / "run", config, 1)
     folder.save_model(config, layout, states[1])
     assert load_model(folder.path)[1].widths == (0.5, 1.0)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "report.html", "model/config.yaml", "checkpoints/mine"])
+def test_a_folder_of_something_else_is_refused_and_untouched(tmp_path: Path, run_config: MakeConfig, name: str) -> None:
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    taken = name.partition("/")[0]
+    line = rf"^{tmp_path}/out: must be a folder for this run alone, holds a {taken} that no run of ours wrote$"
+    with pytest.raises(ConfigError, match=line):
+        RunFolder(tmp_path / "out").begin(run_config())
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [mine]
+    assert mine.read_text() == "mine"
+
+
+def test_other_files_beside_a_run_stay(tmp_path: Path, run_config: MakeConfig) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "log.txt").write_text("mine")
+    RunFolder(tmp_path / "out").begin(run_config())
+    assert (tmp_path / "out" / "log.txt").read_text() == "mine"
+
+
+def test_a_file_is_no_folder(tmp_path: Path, run_config: MakeConfig) -> None:
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(ConfigError, match=rf"^{tmp_path / 'run'}: must be a folder, is a file$"):
+        RunFolder(tmp_path / "run").begin(run_config())
+
+
+def test_a_run_that_ended_before_its_first_round_may_begin_again(tmp_path: Path, run_config: MakeConfig) -> None:
+    RunFolder(tmp_path / "run").begin(run_config())
+    RunFolder(tmp_path / "run").begin(run_config("seed=9"))
+    assert load_run_config(tmp_path / "run" / "config.yaml").seed == 9

@@ -153,6 +153,8 @@ def test_refusal_of_the_command_itself(simulate: Simulate) -> None:
 def test_output_that_cannot_be_written_is_one_line(simulate: Simulate) -> None:
     done = simulate("small.yaml", "--output", "small.yaml/x")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    done = simulate("small.yaml", "--output", "small.yaml")
+    assert (done.returncode, done.stderr) == (2, "error: small.yaml: must be a folder, is a file\n")
 
 
 def test_existing_run_is_refused_and_untouched(simulate: Simulate, home: Path) -> None:
@@ -209,10 +211,33 @@ def test_exported_owners_give_the_same_model(simulate: Simulate, home: Path) -> 
     assert (done.returncode, done.stdout) == (0, "4 owners in exported\n")
     assert [path.name for path in sorted((home / "exported").iterdir())] == [f"owner-{i}.jsonl" for i in range(4)]
     again = simulate("small.yaml", "--set", "data.path=exported", "--export-owners", "again")
-    assert (again.stdout, (home / "again").exists()) == ("4 owners in exported\n", False)
+    found, written = again.stdout.splitlines()
+    assert "4 owners in exported: 4 files, " in found
+    assert (written, (home / "again").exists()) == ("4 owners in exported", False)
     done = simulate("small.yaml", "--set", "data.path=exported", "--output", "from-exported")
     assert done.returncode == 0, done.stderr
     assert_same_run(home / "from-exported", home / "whole")
+
+
+def test_what_an_export_leaves_out_is_said(simulate: Simulate, home: Path) -> None:
+    (home / "texts").mkdir()
+    for name in ("alice", "bob", "carol"):
+        (home / "texts" / f"{name}.txt").write_text("a line\n\n" * 20)
+    (home / "texts" / "dave.txt").touch()
+    (home / "texts" / "README").write_text("about them")
+    done = simulate("small.yaml", "--set", "data.path=texts", "--export-owners", "written")
+    assert done.stdout.splitlines()[-1] == "3 owners in written"
+    assert "dave" in done.stdout
+    assert "not read: texts/README" in done.stdout
+
+
+def test_a_folder_with_another_configuration_is_refused_and_untouched(simulate: Simulate, home: Path) -> None:
+    (home / "project").mkdir()
+    (home / "project" / "config.yaml").write_bytes(before := (home / "small.yaml").read_bytes())
+    done = simulate("project/config.yaml", "--output", "project")
+    line = "project: must be a folder for this run alone, holds a config.yaml that no run of ours wrote"
+    assert (done.returncode, done.stderr) == (2, f"error: {line}\n")
+    assert [(path.name, path.read_bytes()) for path in (home / "project").iterdir()] == [("config.yaml", before)]
 
 
 def test_run_that_was_terminated_and_then_killed_goes_on_to_the_same_end(simulate: Simulate, home: Path) -> None:
@@ -265,7 +290,7 @@ def test_run_without_anything_to_evaluate_on_says_so(simulate: Simulate, home: P
 
 
 def test_a_run_whose_report_cannot_be_written_is_done_all_the_same(simulate: Simulate, home: Path) -> None:
-    (home / "unreported" / "report.html").mkdir(parents=True)
+    (home / "unreported" / ".writing-report.html").mkdir(parents=True)
     done = simulate("small.yaml", "--output", "unreported", "--set", "num_rounds=1")
     assert done.returncode == 0, done.stderr
     assert "no report: unreported/report.html: cannot be written: " in done.stdout

@@ -37,8 +37,8 @@ TASKS = {
 QUALITY = {
     "language_modeling": {"eval/bits_per_byte", "eval/perplexity"},
     "translation": {"eval/bleu", "eval/chrf", "eval/bleu_long"},
-    "summarization": {"eval/rouge1", "eval/rouge2", "eval/rougeL"},
-    "question_answering": {"eval/exact_match", "eval/f1"},
+    "summarization": {"eval/rouge1", "eval/rouge2", "eval/rougeL", "eval/beyond_ascii"},
+    "question_answering": {"eval/exact_match", "eval/f1", "eval/unspaced"},
 }
 
 

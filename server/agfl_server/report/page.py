@@ -11,7 +11,9 @@ from typing import Any
 
 from agfl_models.durable_files import read_json_lines, write_atomically
 from agfl_models.errors import DataError
+from agfl_models.metrics.signatures import signatures
 from agfl_models.store import CONFIG_FILE, METRICS_FILE
+from agfl_models.store_files import REPORT_FILE
 from agfl_models.tasks import distribution
 from agfl_models.tasks.task import MainMetric
 from agfl_server.report.charts import CHART_CSS, Chart, Curve, Point, line_chart, number_text
@@ -29,7 +31,6 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 BYTE_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 QUANTIZATION_LIMIT_PERCENT = 1.0
 TRAFFIC = ("clients", "refused", "bytes_up", "bytes_down", "seconds", "quantization/relative_error")
-REPORT_FILE = "report.html"
 NOT_RECORDED = "&ndash;"
 
 
@@ -173,6 +174,13 @@ def _table(rows: list[Row]) -> str:
     return table((key.replace("/", " ").replace("_", " ") for key in keys), body)
 
 
+def _signatures(rows: list[Row]) -> str:
+    """Return how each score was counted that others may count otherwise."""
+    named = signatures(dict.fromkeys(key for row in rows for key in row))
+    lines = (f"{escape(key.removeprefix('eval/'))}: {escape(signature)}" for key, signature in named.items())
+    return f'<p class="note">{"<br>".join(lines)}</p>' if named else ""
+
+
 def _cell(key: str, value: float | None) -> str:
     text = NOT_RECORDED if value is None else number_text(value)
     return f'<th scope="row">{text}</th>' if key == "round" else f"<td>{text}</td>"
@@ -217,6 +225,7 @@ def _page(
 <div class="scroll" role="region" aria-labelledby="rounds" tabindex="0">
 {_table(rows)}
 </div>
+{_signatures(rows)}
 {sittings_section(sittings)}
 <h2 id="configuration">Configuration</h2>
 <div class="scroll" role="region" aria-labelledby="configuration" tabindex="0">

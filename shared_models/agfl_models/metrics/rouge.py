@@ -2,7 +2,8 @@
 
 Lin 2004, aclanthology.org/W04-1013. Each is the mean of the examples' F1; ROUGE-L takes a text as one sentence. Tokens
 are runs of a-z and 0-9 in lower case, and rouge-score knows no others: to it a perfect summary in Cyrillic is worth 0.
-Where a reference is mostly of other letters they are Unicode's words, and characters where a script has no spaces.
+Where a reference is mostly of other letters they are Unicode's words, and characters where a script has no spaces; a
+sum says how many references that were.
 """
 
 from __future__ import annotations
@@ -14,30 +15,34 @@ from collections.abc import Mapping, Sequence
 from agfl_models.metrics.scripts import is_beyond_ascii, unicode_words
 
 _TYPES = ("rouge1", "rouge2", "rougeL")
-_COUNT = "eval/rouge/count"  # examples
-NAMES = (*(f"eval/rouge/{kind}" for kind in _TYPES), _COUNT)
+_COUNT, _BEYOND_ASCII = "eval/rouge/count", "eval/rouge/beyond_ascii"  # examples; those of other letters
+NAMES = (*(f"eval/rouge/{kind}" for kind in _TYPES), _COUNT, _BEYOND_ASCII)
 SCORES = tuple(f"eval/{kind}" for kind in _TYPES)
+SHARE = "eval/beyond_ascii"  # of references that rouge-score knows no words of, in percent
 
 
 def rouge_sums(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Return the summed F1 of each type, 0 to 1 an example, and the number of examples."""
+    """Return the summed F1 of each type, 0 to 1 an example, the number of examples, and of those beyond ASCII."""
     sums = dict.fromkeys(NAMES, 0.0)
     for hypothesis, reference in zip(hypotheses, references, strict=True):
-        tokens = unicode_words if is_beyond_ascii(reference) else _tokens
+        is_beyond = is_beyond_ascii(reference)
+        tokens = unicode_words if is_beyond else _tokens
         left, right = tokens(hypothesis), tokens(reference)
         for n in (1, 2):
             sums[f"eval/rouge/rouge{n}"] += _ngram_f1(left, right, n)
         sums["eval/rouge/rougeL"] += _f1(lcs_length(left, right), len(left), len(right))
         sums[_COUNT] += 1
+        sums[_BEYOND_ASCII] += is_beyond
     return sums
 
 
 def rouge_scores(sums: Mapping[str, float]) -> dict[str, float]:
-    """Return the mean F1 of each type, 0 to 100; nothing where there was no example."""
+    """Return the mean F1 of each type and the share beyond ASCII, 0 to 100; nothing where there was no example."""
     count = sums[_COUNT]
     if count == 0:
         return {}
-    return {f"eval/{kind}": 100 * sums[f"eval/rouge/{kind}"] / count for kind in _TYPES}
+    scores = {f"eval/{kind}": 100 * sums[f"eval/rouge/{kind}"] / count for kind in _TYPES}
+    return {**scores, SHARE: 100 * sums[_BEYOND_ASCII] / count}
 
 
 def rouge_signature() -> str:

@@ -2,7 +2,8 @@
 
 Rajpurkar et al. 2016, arXiv:1606.05250, and 2018, arXiv:1806.03822: the best over an example's reference answers, on
 text without case, punctuation and articles. F1 counts words between spaces, and characters where an answer is of a
-script without spaces, in which SQuAD's script would take a whole answer for one word.
+script without spaces, in which SQuAD's script would take a whole answer for one word; a sum says how many examples had
+such an answer.
 """
 
 from __future__ import annotations
@@ -14,13 +15,19 @@ from collections.abc import Mapping, Sequence
 
 from agfl_models.metrics.scripts import is_unspaced, unicode_words
 
-_EXACT, _F1, _COUNT = NAMES = ("eval/span/exact_match", "eval/span/f1", "eval/span/count")
+_EXACT, _F1, _COUNT, _UNSPACED = NAMES = (
+    "eval/span/exact_match",
+    "eval/span/f1",
+    "eval/span/count",
+    "eval/span/unspaced",
+)
 SCORES = ("eval/exact_match", "eval/f1")
+SHARE = "eval/unspaced"  # of examples with an answer that is counted by characters, in percent
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def span_overlap_sums(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return summed exact match and F1, 0 to 1 an example, and the number of examples.
+    """Return summed exact match and F1, 0 to 1 an example, the number of examples, and of those without spaces.
 
     An example without references has no answer; the empty hypothesis says the same. A reference of which normalizing
     leaves nothing is none, as in the official script for SQuAD 2.0.
@@ -32,15 +39,17 @@ def span_overlap_sums(hypotheses: Sequence[str], references: Sequence[Sequence[s
         sums[_EXACT] += float(found in expected)
         sums[_F1] += max(_f1(found, text) for text in expected)
         sums[_COUNT] += 1
+        sums[_UNSPACED] += any(map(is_unspaced, expected))
     return sums
 
 
 def span_overlap_scores(sums: Mapping[str, float]) -> dict[str, float]:
-    """Return exact match and F1 in percent of the examples; nothing where there was none."""
+    """Return exact match, F1 and the share without spaces, in percent; nothing where there was no example."""
     count = sums[_COUNT]
     if count == 0:
         return {}
-    return {"eval/exact_match": 100 * sums[_EXACT] / count, "eval/f1": 100 * sums[_F1] / count}
+    names = {"eval/exact_match": _EXACT, "eval/f1": _F1, SHARE: _UNSPACED}
+    return {name: 100 * sums[key] / count for name, key in names.items()}
 
 
 def normalize(answer: str) -> str:

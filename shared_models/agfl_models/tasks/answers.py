@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import accumulate
@@ -49,6 +50,31 @@ def as_columns(answers: Any) -> Any:
     if all(isinstance(text, str) and not text.strip() for text in texts):
         return {}  # SQuAD's readers write "no answer" as "" at -1, too
     return columns
+
+
+def as_starts(starts: Any) -> Any:
+    """Return what a column `answer_start` holds as a list: of one whole number, of several, of their text.
+
+    Raises:
+        ValueError: it is written otherwise.
+    """
+    found = starts
+    if isinstance(starts, str):
+        if not starts.strip():
+            return None
+        try:
+            found = json.loads(starts)
+        except (ValueError, RecursionError):
+            found = None
+    found = [found] if isinstance(found, int | float) else found
+    if starts is None or (isinstance(found, list | tuple) and all(_is_whole(start) for start in found)):
+        return None if starts is None else [int(start) for start in found]
+    raise ValueError(f"must be a whole number or a list of them, got {str(starts)[:40]!r}")
+
+
+def _is_whole(start: Any) -> bool:
+    """Whether it is one, if a table may have made it 4.0."""
+    return not isinstance(start, bool) and isinstance(start, int | float) and start == start // 1
 
 
 def locate(context: str, answer: str, start: int | None) -> int:

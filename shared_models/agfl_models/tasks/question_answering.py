@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, StrictInt, field_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,7 +23,7 @@ from agfl_models.families import AnyModelConfig
 from agfl_models.metrics import span_overlap
 from agfl_models.sequence_model import SequenceModel
 from agfl_models.tasks import distribution
-from agfl_models.tasks.answers import Answers, as_columns, locate
+from agfl_models.tasks.answers import Answers, as_columns, as_starts, locate
 from agfl_models.tasks.dataset import ExampleDataset, SplitConfig, pad, real_positions, split_rows
 from agfl_models.tasks.spans import NO_ANSWER, QUESTION, Span, Window, room_for_question, windows_on
 from agfl_models.tasks.task import IGNORED, MainMetric, check_kind
@@ -35,10 +35,11 @@ MAIN_METRIC = MainMetric("eval/f1", "F1", 0.0, 100.0, higher_is_better=True)
 
 
 class QuestionRow(Row):
-    """A question about a context, and its answers in SQuAD's form."""
+    """A question about a context, and its answers in SQuAD's form; in a table they may start at a column of its own."""
 
     context: Text
     question: Text
+    answer_start: Annotated[tuple[StrictInt, ...] | None, BeforeValidator(as_starts), Field(exclude=True)] = None
     answers: Annotated[Answers, BeforeValidator(as_columns)]
 
     @field_validator("answers")
@@ -47,7 +48,11 @@ class QuestionRow(Row):
         context = info.data.get("context")
         if context is None:  # which is an error of its own
             return answers
-        stated = answers.answer_start or [None] * len(answers.text)
+        if "answer_start" not in info.data:  # which is an error of its own, too
+            return answers
+        stated = answers.answer_start or info.data["answer_start"] or [None] * len(answers.text)
+        if not answers.text:
+            stated = ()  # a table has a number, often -1, where there is no answer
         if len(stated) != len(answers.text):
             raise ValueError(f"must have as many answer_start as text ({len(answers.text)}), got {len(stated)}")
         starts = tuple(locate(context, text, start) for text, start in zip(answers.text, stated, strict=True))
@@ -60,7 +65,7 @@ class QuestionRow(Row):
 
     def changed(self, content: Mapping[str, Any]) -> str | None:
         """Say whether an answer stands elsewhere than its `answer_start` says in characters."""
-        stated = as_columns(content["answers"]).get("answer_start") or ()
+        stated = as_columns(content["answers"]).get("answer_start") or self.answer_start or ()
         moved = any(
             start not in (None, place) for start, place in zip(stated, self.answers.answer_start or (), strict=False)
         )
@@ -136,7 +141,13 @@ class QuestionAnswering:
     main_metric: MainMetric = MAIN_METRIC
     train_sums: tuple[str, ...] = ("train/nll", "train/examples")
     eval_sums: tuple[str, ...] = ("eval/nll", "eval/examples", *span_overlap.NAMES, *distribution.BINS)
-    metrics: tuple[str, ...] = ("train/loss", "eval/loss", *span_overlap.SCORES, distribution.WORST_DECILE)
+    metrics: tuple[str, ...] = (
+        "train/loss",
+        "eval/loss",
+        *span_overlap.SCORES,
+        span_overlap.SHARE,
+        distribution.WORST_DECILE,
+    )
 
     def prepare(self, rows: Sequence[QuestionRow]) -> ExampleDataset[Example, SpanBatch]:
         """Split by context and encode; training takes from each example the one window with the answer in it.

@@ -43,7 +43,7 @@ class SummarizationConfig(SequenceToSequenceConfig):
 
 SCORE = TextScore(
     sum_names=rouge.NAMES,
-    score_names=rouge.SCORES,
+    score_names=(*rouge.SCORES, rouge.SHARE),
     sums=lambda hypotheses, references, sources: rouge.rouge_sums(hypotheses, references),
     scores=rouge.rouge_scores,
 )

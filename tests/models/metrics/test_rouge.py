@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from tests.models.metrics.pairs import CORPORA, CORPUS_FILES, Pair, added, columns, real_pairs
 
-from agfl_models.metrics.rouge import NAMES, SCORES, lcs_length, rouge_scores, rouge_sums
+from agfl_models.metrics.rouge import NAMES, SCORES, SHARE, lcs_length, rouge_scores, rouge_sums
 from agfl_models.metrics.scripts import is_beyond_ascii
 
 SCORER = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=False)
@@ -18,7 +18,8 @@ def check_against_rouge_score(pairs: list[Pair]) -> None:
     pairs = [pair for pair in pairs if not is_beyond_ascii(pair[1])] or [("a", "b")]
     expected = [SCORER.score(target=reference, prediction=hypothesis) for hypothesis, reference in pairs]
     found = rouge_scores(rouge_sums(*columns(pairs)))
-    assert tuple(found) == SCORES
+    assert tuple(found) == (*SCORES, SHARE)
+    assert found[SHARE] == 0, "rouge-score knows all of these words"
     for kind in ("rouge1", "rouge2", "rougeL"):
         mean = 100 * sum(scores[kind].fmeasure for scores in expected) / len(pairs)
         assert found[f"eval/{kind}"] == pytest.approx(mean, rel=1e-9, abs=1e-9)
@@ -63,4 +64,4 @@ def test_sums_of_owners_are_the_sums_of_their_text(left: list[Pair], right: list
 
 def test_no_text_means_no_score() -> None:
     assert rouge_scores(rouge_sums([], [])) == {}
-    assert rouge_scores(rouge_sums([""], [""])) == dict.fromkeys(SCORES, 0.0)
+    assert rouge_scores(rouge_sums([""], [""])) == dict.fromkeys((*SCORES, SHARE), 0.0)

@@ -84,6 +84,13 @@ def test_words_keep_their_marks_and_are_the_same_however_they_are_composed() -> 
     assert rouge_l("🙂🙂", "🙂🙂") == 100
 
 
+def test_a_sum_says_how_many_were_counted_by_another_rule() -> None:
+    references = ["the sun rises", "солнце встаёт", "太阳升起", "the sun sets"]
+    assert rouge_scores(rouge_sums(references, references))["eval/beyond_ascii"] == 50
+    overlap = span_overlap_sums(references, [[text] for text in references])
+    assert span_overlap_scores(overlap)["eval/unspaced"] == 25
+
+
 def test_signatures_name_the_rule() -> None:
     found = signatures(["eval/rougeL", "eval/f1", "eval/bleu", "eval/loss"])
     assert found.keys() == {"eval/rougeL", "eval/f1", "eval/bleu"}

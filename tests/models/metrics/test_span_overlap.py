@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.models.metrics.pairs import CORPUS_FILES, PAIRS, TEXTS, added, columns, real_pairs
 
 from agfl_models.metrics.scripts import is_unspaced
-from agfl_models.metrics.span_overlap import NAMES, span_overlap_scores, span_overlap_sums
+from agfl_models.metrics.span_overlap import NAMES, SHARE, span_overlap_scores, span_overlap_sums
 
 Example = tuple[str, list[str]]  # hypothesis, references
 
@@ -57,7 +57,7 @@ def check_against_the_script(examples: list[Example]) -> None:
         exact += max(int(normalize_answer(a) == normalize_answer(hypothesis)) for a in gold_answers)
         f1 += max(compute_f1(a, hypothesis) for a in gold_answers)
     found = span_overlap_scores(span_overlap_sums([h for h, _ in examples], [r for _, r in examples]))
-    expected = {"eval/exact_match": 100.0 * exact / len(examples), "eval/f1": 100.0 * f1 / len(examples)}
+    expected = {"eval/exact_match": 100.0 * exact / len(examples), "eval/f1": 100.0 * f1 / len(examples), SHARE: 0.0}
     assert found == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
@@ -100,7 +100,7 @@ def test_sums_of_owners_are_the_sums_of_their_text(left: list[Example], right: l
 )
 def test_scores_by_hand(hypothesis: str, references: list[str], exact: float, f1: float) -> None:
     scores = span_overlap_scores(span_overlap_sums([hypothesis], [references]))
-    assert scores == pytest.approx({"eval/exact_match": exact, "eval/f1": f1})
+    assert scores == pytest.approx({"eval/exact_match": exact, "eval/f1": f1, SHARE: 0.0})
 
 
 def test_no_example_means_no_score() -> None:
