@@ -121,7 +121,7 @@ def read_data(path: Path, schema: type[RowT], columns: Mapping[str, str] | None 
     for file in listing.files:
         rows += _rows_of(file, schema, columns, survey, is_document=file.path != path)
     if not rows:
-        raise NoRows(f"data: {path}: must hold at least one row with {' and '.join(schema.model_fields)}, got none")
+        raise NoRows(f"data: {path}: must hold at least one row with {' and '.join(_required(schema))}, got none")
     return rows, survey
 
 
@@ -135,13 +135,17 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
     path.write_text(format_rows(rows), encoding="utf-8")
 
 
+def _required(schema: type[Row]) -> list[str]:
+    return [name for name, field in schema.model_fields.items() if field.is_required()]
+
+
 def _rows_of(
     file: DataFile, schema: type[RowT], columns: Mapping[str, str], survey: Survey, *, is_document: bool
 ) -> list[RowT]:
     if file.format is Format.TEXT and schema is not TextRow:
         raise DataError(
             f"data: {file.path}: must be a .jsonl, .csv, .tsv or .json file with "
-            f"{' and '.join(schema.model_fields)}, got {file.format.value!r}"
+            f"{' and '.join(_required(schema))}, got {file.format.value!r}"
         )
     contents = read_file(file, is_document=is_document)
     if columns and not contents.has_columns:

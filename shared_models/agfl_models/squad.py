@@ -17,7 +17,7 @@ from agfl_models.validation import first_problem
 
 class _Question(BaseModel):
     question: Any
-    answers: Any = ()
+    answers: Any = None
     is_impossible: bool = False
 
 
@@ -51,6 +51,8 @@ def squad_records(path: Path, content: object) -> Iterator[tuple[str, dict[str, 
         for j, paragraph in enumerate(article.paragraphs):
             for k, item in enumerate(paragraph.qas):
                 place = f"data.{i}.paragraphs.{j}.qas.{k}"
+                if item.answers is None and not item.is_impossible:
+                    raise DataError(f"data: {path}: {place}: answers: required unless is_impossible is true, got none")
                 if item.is_impossible and item.answers:
                     raise DataError(f"data: {path}: {place}: answers: must be none where is_impossible, got some")
-                yield place, {"context": paragraph.context, "question": item.question, "answers": item.answers}
+                yield place, {"context": paragraph.context, "question": item.question, "answers": item.answers or ()}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agfl_models.errors import DataError
-from agfl_models.examples import read_data
+from agfl_models.examples import read_data, write_rows
 from agfl_models.tasks.answers import FAR, locate
 from agfl_models.tasks.question_answering import QuestionRow
 
@@ -96,3 +96,21 @@ def test_other_forms_are_refused_in_words_of_a_data_owner(tmp_path: Path, answer
     with pytest.raises(DataError) as error:
         read_data(write(tmp_path / "a.jsonl", answers), QuestionRow)
     assert "line 1: answers: must be a text, a list of texts, or text and answer_start as in SQuAD" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", 'context,question,answers,answer_start\n"Rain. Rain.",?,Rain,6\n"Rain.",?,,-1\n"Rain.",?,Rain,\n'),
+        ("a.csv", 'context,question,answers,answer_start\n"Rain. Rain.",?,Rain,[6]\n"Rain.",?,,\n"Rain.",?,Rain,0.0\n'),
+        ("a.jsonl", '{"context": "Rain. Rain.", "question": "?", "answers": ["Rain"], "answer_start": [6]}\n'),
+        ("a.jsonl", '{"context": "Rain. Rain.", "question": "?", "answers": {"text": ["Rain"]}, "answer_start": 6}\n'),
+    ],
+)
+def test_where_an_answer_starts_may_be_a_column_of_its_own(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    rows, found = read_data(tmp_path / name, QuestionRow)
+    assert [row.answers.answer_start for row in rows] == [(6,), (), (0,)][: len(rows)]
+    assert "moved" not in " ".join(found.doubts)
+    write_rows(tmp_path / "again.jsonl", rows)
+    assert [row.answers for row in read_data(tmp_path / "again.jsonl", QuestionRow)[0]] == [row.answers for row in rows]

@@ -194,10 +194,10 @@ REFUSALS: list[tuple[str, str, type[Row], str]] = [
         "data.0.paragraphs.0.context: required but miss",
     ),
     ("x.json", squad('{"answers": []}'), QuestionRow, f"{PLACE}.question: required but missing"),
-    ("x.json", squad('{"question": " "}'), QuestionRow, f"{PLACE}: question: must hold text, got ' '"),
+    ("x.json", squad('{"question": " ", "answers": []}'), QuestionRow, f"{PLACE}: question: must hold text, got ' '"),
     (
         "x.json",
-        squad('{"question": "q"}', "3"),
+        squad('{"question": "q", "answers": []}', "3"),
         QuestionRow,
         f"{PLACE}: context: Input should be a valid string, got 3",
     ),
@@ -207,6 +207,19 @@ REFUSALS: list[tuple[str, str, type[Row], str]] = [
         QuestionRow,
         f"{PLACE}: answers: must be none where is_impossible, got some",
     ),
+    (
+        "x.json",
+        squad('{"question": "q", "answer": [{"text": "a", "answer_start": 0}]}'),
+        QuestionRow,
+        f"{PLACE}: answers: required unless is_impossible is true, got none",
+    ),
+    (
+        "x.csv",
+        "context,question,answers,answer_start\na b,q,a,x\n",
+        QuestionRow,
+        "line 2: answer_start: must be a whole",
+    ),
+    ("x.csv", "context,question,answers,answer_start\na b,q,a,90\n", QuestionRow, "line 2: answers: answer_start must"),
     (
         "x.json",
         squad('{"question": "q", "answers": [{"text": "d", "answer_start": 0}]}'),

@@ -23,6 +23,11 @@ GERMAN = "Die Straße führt über den Fluss nach Köln, wo schöne Häuser steh
 FRENCH = "L'été dernier, nous avons mangé des pâtes à la crème près de la forêt. Ça va, garçon."
 SPANISH = "El niño comió piñas en la montaña. ¿Qué pasó después? Mañana será otro día."
 SWEDISH = "Ålar äter ål på ön i Malmö."
+PORTUGUESE = "Não, os limões e as maçãs são da irmã; a 1ª opção põe-se à mesa."
+ICELANDIC = "Það er góð þörf á því að ræða ný mál."
+ITALIAN = "La città è più bella, perché così si può; fuori ci sono 20 ºC."
+DANISH = "Blåbær og rødgrød på ø."
+WESTERN = (GERMAN, FRENCH, SPANISH, SWEDISH, PORTUGUESE, ICELANDIC, ITALIAN, DANISH)
 RUSSIAN = "Сегодня хорошая погода, и мы идём гулять в лес."
 CZECH = "Příliš žluťoučký kůň úpěl ďábelské ódy. Dnes je hezký den."
 POLISH = "Zażółć gęślą jaźń. W Szczebrzeszynie chrząszcz brzmi w trzcinie."
@@ -150,11 +155,11 @@ def test_folder_holds_several_formats(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", JSONL)
     write(tmp_path / "b.csv", "text;n\nrain;1\n")
     write(tmp_path / "c.txt.gz", gzip.compress(b"first\n\nstill first"))
-    write(tmp_path / "README.md", "about")
+    write(tmp_path / "README.txt", "about")
     rows, found = read_data(tmp_path, TextRow)
     assert [row.text for row in rows] == ["sun", "moon", "rain", "first\n\nstill first"]
     assert found.line == "3 files, 4 rows, columns text, n, 65 characters, utf-8"
-    assert found.warnings == [f"not read: {tmp_path / 'README.md'}"]
+    assert found.warnings == [f"not read: {tmp_path / 'README.txt'}"]
 
 
 def test_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +216,7 @@ def test_utf16_without_a_mark_is_known_by_its_zeros(encoding: str, text: str) ->
     assert decode(text.encode(encoding), "x") == (text, encoding)
 
 
-@pytest.mark.parametrize("text", [GERMAN, FRENCH, SPANISH, SWEDISH, "Größe", "caf\xe9", f"{GERMAN} {FRENCH}"])
+@pytest.mark.parametrize("text", [*WESTERN, "Größe", "caf\xe9", f"{GERMAN} {FRENCH}"])
 def test_western_text_is_read_as_such_and_said(tmp_path: Path, text: str) -> None:
     path = write(tmp_path / "a.txt", text.encode("latin-1"))
     assert texts(path) == [text]
@@ -245,8 +250,30 @@ def test_other_encodings_are_refused_by_name(tmp_path: Path, text: str, encoding
 
 
 @pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("Az erdőben sok őz él, és a nő énekel", "cp1250"),
+        ("Šodien mēs ejam uz mežu. Rīgā ir skaisti", "cp1257"),
+        ("Keli žmonės gyvena čia", "cp1257"),
+        ("Copiii merg la şcoală", "iso8859_2"),
+        ("Güneş doğdu, bahçe yeşil, çünkü yağmur geçti", "cp1254"),
+        ("Kuća je čista i nova", "cp1250"),
+        ("Dzień jest jasny, kość", "cp1250"),
+        ("Mae'r dŵr yn oer, a'r tŷ yn fawr", "iso8859_14"),
+        ("Une œuvre, des œufs", "iso8859_15"),
+        ("La città è più bella", "cp850"),
+        ("Eesti keel, õhtu ja öö", "cp1257"),
+    ],
+)
+def test_what_windows_1252_would_spoil_is_not_read_as_that(tmp_path: Path, text: str, encoding: str) -> None:
+    assert "must be UTF-8 text" in refusal(write(tmp_path / "a.txt", text.encode(encoding)))
+
+
+@pytest.mark.parametrize(
     "content",
     [
+        bytes(range(1, 127)),
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n",
         GERMAN.encode() + b" \xe4",
         "日本".encode()[:-1],
         b"ok \xff",
@@ -285,6 +312,9 @@ def pairs(path: Path) -> list[tuple[str, ...]]:
         ("a.csv", " source , target \na, b\n", [("a", " b")]),
         ("a.csv", 'source, target, "id"\n"a, b", "c", 1\n', [("a, b", "c")]),
         ("a.tsv", 'source\ttarget\n"a\tb"\t"say ""x"""\n', [("a\tb", 'say "x"')]),
+        ("a.tsv", 'source\ttarget\na\t"b\nc\td"\ne\tf\n', [("a", '"b'), ("c", 'd"'), ("e", "f")]),
+        ("a.csv", "\n\nsource,target\na,b\n", [("a", "b")]),
+        ("a.json", '{"source": "a", "target": "b", "data": "2020"}', [("a", "b")]),
         ("a.tsv", 'source\ttarget\n"Hi," he said\tb\n"c\td\n', [('"Hi," he said', "b"), ('"c', "d")]),
     ],
 )

@@ -40,33 +40,40 @@ _KINDS = (  # what files of other programs begin with
     (b"GIF8", "a picture"),
     (b"\x93NUMPY", "a NumPy array"),
     (b"\x7fELF", "a program"),
+    (b"version https://git-lfs", "a pointer of Git LFS to the file; fetch that with git lfs pull"),
 )
-_ALWAYS = (b"%PDF-", b"{\\rtf")  # of ASCII throughout, and yet no text
-# Letters beyond ASCII of the languages that Windows-1252 was made for. Text in another 8-bit encoding is full of
-# combinations that none of them has: Czech reads "pøíliš žluouèký", Russian "äîì".
-_LANGUAGES = tuple(
-    map(
-        frozenset,
-        (
-            "àâæçéèêëîïôœùûü",
-            "äöüß",
-            "áéíóúüñºª",
-            "áâãàçéêíóôõúºª",
-            "àèéìíîòóùú",
-            "åäöé",
-            "æøåé",
-            "áéëïíóöüúè",
-            "áðéíóúýþæö",
-            "àçèéíïòóúü·",
-        ),
-    )
+_ALWAYS = (b"%PDF-", b"{\\rtf", b"version https://git-lfs")  # of ASCII throughout, and yet no text
+# Letters beyond ASCII of the languages that Windows-1252 was made for: those of one, or of two of the first ones. Text
+# in another 8-bit encoding is full of combinations that none of them has: Czech reads "pøíliš žluouèký", Russian
+# "äîì", Turkish "güneþ doðdu", Latvian "meþu Rîgâ", Croatian "Kuæa je èista".
+_TOGETHER = (
+    "àâçéèêëîïôœùûü",
+    "äöüß",
+    "áéíóúüñºª",
+    "áâãàçéêíóôõúºª",
+    "àèéìíîòóùú",
+    "åäöé",
+    "áéëïíóöüúè",
+    "àçèéíïòóúü·",
+)
+_ALONE = ("æøåéäö", "áðéíóúýþæö")
+_LETTERS = (
+    *(frozenset(one + other) for one, other in combinations_with_replacement(_TOGETHER, 2)),
+    *map(frozenset, _ALONE),
+)
+# Where those letters never stand in those languages, and other ones do that have their place in other encodings.
+_NEVER = re.compile(
+    r"õ(?!e)|ñ(?![aeiouáéíóúü])|ã(?![oesi]|\b)|þ\b|\bð"  # õ ñ ã þ ð are ő ń ă ş Š there
+    r"|(?<![\dn.])(?<!\d )[ºª¹²³¼½¾](?=[^\W\d_])"  # ½uvre, ºcoală
+    r"|[^\W\d_][\u2022\u2030\u2020\u2021](?!\w)",  # And•
+    re.IGNORECASE,
 )
 _PUNCTUATION = frozenset(
     "\u20ac\u201a\u201e\u2026\u2018\u2019\u201c\u201d\u2022\u2013\u2014\u2122\u2039\u203a\xa0¡¿«»§©®°±²³µ·\xb4¼½¾\xd7÷£¥¢"
 )
 _SAMPLE, _FEW = 1 << 16, 3  # bytes
 _GUESSED = (
-    *("cp1252", "latin_1", "cp1250", "iso8859_2", "cp1251", "koi8_r", "iso8859_5", "cp866", "cp1253", "iso8859_7"),
+    *("cp1250", "iso8859_2", "cp1251", "koi8_r", "iso8859_5", "cp866", "cp1253", "iso8859_7"),
     *("cp1254", "cp1255", "cp1256", "cp1257", "shift_jis", "euc_jp", "gb18030", "big5", "euc_kr", "mac_roman", "cp850"),
 )
 
@@ -101,6 +108,8 @@ def decode(content: bytes, where: str) -> Decoded:
         return Decoded(_plain(_strict(content, unmarked, where)), unmarked)
     if b"\x1b$" in content:
         raise DataError(f"{where}: must be UTF-8 text, seems to be iso2022_jp; save it as UTF-8")
+    if len(re.findall(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]", content[:_SAMPLE])) * 20 > len(content[:_SAMPLE]):
+        raise DataError(f"{where}: must be text, got control characters; it seems to be binary")
     try:
         return Decoded(_plain(content.decode("utf-8")), "utf-8")
     except UnicodeDecodeError as error:
@@ -160,14 +169,17 @@ def _is_broken_utf8(content: bytes) -> bool:
 
 
 def _western(content: bytes) -> str | None:
-    """Return the text in Windows-1252 if it is plausible there: one or two languages' letters, in words of others."""
+    """Return the text in Windows-1252 if it is plausible there: letters of one or two languages, in their places."""
     try:
         text = content.decode("cp1252")
     except UnicodeDecodeError:
         return None
     letters = {c.lower() for c in set(text) if c > "\x7f"} - _PUNCTUATION
-    known = any(letters <= one | other for one, other in combinations_with_replacement(_LANGUAGES, 2))
-    if not known or re.search(r"[\x00-\x08\x0e-\x1f\x7f]", text):
+    if (
+        not any(letters <= known for known in _LETTERS)
+        or _NEVER.search(text)
+        or re.search(r"[\x00-\x08\x0e-\x1f\x7f]", text)
+    ):
         return None
     # A word of such letters alone, or punctuation inside one, is what other encodings look like.
     inside = re.search(r"[^\W\d_][\u201a\u201e\u2026\u2030\u2020-\u2022\u2039\u203a¢£¥§©±²³µ¼½¾¿\xd7÷][^\W\d_]", text)

@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 
 from agfl_models.errors import DataError
+from agfl_models.folder_kinds import folder_hint
 
 
 class Format(Enum):
@@ -93,6 +94,7 @@ def list_files(path: Path) -> Listing:
     """
     if not _is_folder(path):
         return Listing((data_file(path),))
+    _refuse_other_folder(path)
     found: list[Path] = []
     _walk(path, found, set())
     left_out = [file for file in found if _is_about(file)]
@@ -108,6 +110,7 @@ def list_owners(folder: Path) -> tuple[dict[str, Path], tuple[Path, ...]]:
     Raises:
         DataError: as `list_files`, and two owners have one NAME.
     """
+    _refuse_other_folder(folder)
     owners: dict[str, Path] = {}
     left_out = []
     for path in sorted(_entries(folder)):
@@ -123,6 +126,16 @@ def list_owners(folder: Path) -> tuple[dict[str, Path], tuple[Path, ...]]:
             raise DataError(f"data.path: {folder}: must hold one file an owner, got {owners[name]} and {path}")
         owners[name] = path
     return dict(sorted(owners.items())), tuple(left_out)
+
+
+def _refuse_other_folder(folder: Path) -> None:
+    """Raise DataError of a folder of ours whose files are no texts; it may lack what says so if it cannot be read."""
+    try:
+        hint = folder_hint(folder)
+    except OSError as error:
+        raise DataError(f"data: {folder}: cannot be read: {error.strerror}") from None
+    if hint:
+        raise DataError(f"data: {folder}: must be a folder of texts{hint}")
 
 
 def _walk(folder: Path, found: list[Path], above: set[str]) -> None:
@@ -173,7 +186,8 @@ def _split(name: str) -> tuple[str, str]:
 
 def _is_about(path: Path) -> bool:
     stem, suffix = _split(path.name)
-    return stem.lower() in _ABOUT and suffix not in _FORMATS and suffix != _GZIP and not _is_folder(path)
+    is_text = _FORMATS.get(suffix) is Format.TEXT or suffix not in _FORMATS
+    return stem.lower() in _ABOUT and is_text and suffix != _GZIP and not _is_folder(path)
 
 
 def _rule(suffix: str, is_gzip: bool) -> str:

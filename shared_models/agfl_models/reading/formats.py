@@ -88,7 +88,7 @@ def _is_json_lines(text: str) -> bool:
         record = json.loads(first)
     except (ValueError, RecursionError):
         return False
-    return not (isinstance(record, dict) and "data" in record)
+    return not (isinstance(record, dict) and isinstance(record.get("data"), list))
 
 
 def _json_lines(path: Path, text: str) -> Iterator[Record]:
@@ -108,9 +108,19 @@ def _tabs(path: Path, text: str) -> list[Record]:
     """Return the rows of a .tsv file, which some programs write with quotes and others without."""
     if re.search(r'(^|\t)"', text, re.MULTILINE):
         try:
-            return list(_rows(path, text, "\t", is_quoted=True))
+            rows = list(_rows(path, text, "\t", is_quoted=True))
         except DataError:
-            pass  # the quotes are the text's own
+            if re.search(r'(^|\t)"[^\t\n]*""', text, re.MULTILINE):  # as only programs write it
+                raise
+            rows = []  # the quotes are the text's own
+        if rows and not any("\t" in str(cell) for _, row in rows for cell in row.values()):
+            return rows
+        try:
+            return list(_rows(path, text, "\t", is_quoted=False))
+        except DataError:
+            if rows:
+                return rows
+            raise
     return list(_rows(path, text, "\t", is_quoted=False))
 
 
@@ -122,7 +132,7 @@ def _commas(path: Path, text: str) -> Iterator[Record]:
 
     def columns(delimiter: str) -> int:
         try:
-            return len(next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), []))
+            return len(next(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)), []))
         except csv.Error:
             return 0
 
@@ -130,7 +140,7 @@ def _commas(path: Path, text: str) -> Iterator[Record]:
 
 
 def _rows(path: Path, text: str, delimiter: str, *, is_quoted: bool, first_line: int = 1) -> Iterator[Record]:
-    header = text.partition("\n")[0]
+    header = next((line for line in text.split("\n") if line.strip()), "")
     reader = csv.reader(
         io.StringIO(text, newline=""),
         delimiter=delimiter,
@@ -139,11 +149,14 @@ def _rows(path: Path, text: str, delimiter: str, *, is_quoted: bool, first_line:
         strict=True,
     )
     names: list[str] | None = None
-    number = first_line
+    number, above = first_line, first_line
     try:
         for cells in reader:
-            place, number = number, reader.line_num + first_line
+            place, number = number, reader.line_num + above
+            if names is None and not any(cell.strip() for cell in cells):
+                continue  # a blank line above the header
             if names is None:
+                first_line = place
                 names = [cell.strip() for cell in cells]
                 named = [name for name in names if name]
                 if len(set(named)) < len(named):
