@@ -163,6 +163,8 @@ def _train(parties: Parties, run_folder: RunFolder, resume: bool) -> tuple[Feder
     try:
         state = run_rounds(federation, state, partial(run_folder.save, config))
     except RoundError:
+        if not run_folder.has_checkpoint:
+            raise
         kept = load_checkpoint(run_folder.checkpoints, config.hash)
         number = kept.round
         if kept.confirmed.model.size:

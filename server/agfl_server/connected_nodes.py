@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from agfl_models.errors import WireError
+from agfl_models.errors import RoundError, WireError
 from agfl_protocol import wire
 from agfl_protocol.plan import Plan
 from agfl_protocol.wire import Answer
@@ -25,6 +25,7 @@ _PROPOSE_AGAIN_S = 2.0
 _POLL_S = 0.1
 _WAKE_TIMEOUT_S = 5.0
 _WAKE_AGAIN_S = 10.0
+_PATIENCE_S = 20.0  # where nobody can mend what is wrong, a node may yet answer otherwise that was only overloaded
 _SHOWN = 12  # owners of whom a line says why they take no part
 
 
@@ -112,6 +113,9 @@ class ConnectedNodes:
         """Return the connected nodes but those `excluded` by NAME, once there are at least `needed`.
 
         among: no others are wanted.
+
+        Raises:
+            RoundError: too many say that they take no part, and nobody can mend that while the run waits.
         """
         shown, started = -1, time.monotonic()
         while len(nodes := {k: v for k, v in self.connected().items() if _is_wanted(k, excluded, among)}) < needed:
@@ -119,6 +123,8 @@ class ConnectedNodes:
                 shown = len(nodes)
                 self.observer.waiting(shown, needed)
             self._tell_absent(among)
+            if not self.can_change and time.monotonic() - started > _PATIENCE_S:
+                self._refuse_hopeless(needed, excluded, among)
             self._pause()
         self._absent = {}
         self.waited_s += time.monotonic() - started if shown >= 0 else 0.0
@@ -150,6 +156,18 @@ class ConnectedNodes:
                 shown |= {f"{len(found) - _SHOWN} more": "not shown"}
             if shown:
                 self.observer.absent(shown)
+
+    def _refuse_hopeless(self, needed: int, excluded: Collection[str], among: Collection[str] | None) -> None:
+        """Raise RoundError where so many have said that they take no part that too few are left."""
+        if self._plan is None:
+            return
+        wanted = {name for name in self._plan.members if _is_wanted(name, excluded, among)}
+        told = {
+            name: why for name, why in self.absent().items() if name in wanted and why in self._told.values() and why
+        }
+        if len(wanted) - len(told) < needed:
+            reasons = "; ".join(f"{name}: {why}" for name, why in list(told.items())[:_SHOWN])
+            raise RoundError(f"a sum needs {needed} owners, and of {len(wanted)} these take no part: {reasons}")
 
     def _refuse(self, name: str, reason: str) -> None:
         """Leave an owner out that refused: for some sums, or until it is worth asking again."""

@@ -16,7 +16,7 @@ from agfl_models.errors import RoundError
 from agfl_protocol import wire
 from agfl_protocol.plan import Plan
 from agfl_protocol.run_config import RunConfig
-from agfl_server import refusals
+from agfl_server import connected_nodes, refusals
 from agfl_server.app import run_federation
 from agfl_server.cli import LogObserver
 from agfl_server.connected_nodes import ConnectedNodes
@@ -35,12 +35,12 @@ OpenGrid = Callable[..., InProcessGrid]
 class Refusing(ClientApp):
     """A node that answers rounds with an error for a while."""
 
-    def __init__(self, app: ClientApp, times: int, code: int = REFUSED) -> None:
+    def __init__(self, app: ClientApp, times: int, code: int = REFUSED, message_type: str = wire.TRAIN) -> None:
         super().__init__()
-        self.app, self.left, self.code = app, times, code
+        self.app, self.left, self.code, self.message_type = app, times, code, message_type
 
     def __call__(self, message: Message, context: Context) -> Message:
-        if message.metadata.message_type == wire.TRAIN and self.left:
+        if message.metadata.message_type == self.message_type and self.left:
             self.left -= 1
             return Message(Error(self.code, REASON), reply_to=message)
         return self.app(message, context)
@@ -86,6 +86,20 @@ def test_where_one_process_holds_all_owners_a_refusal_ends_the_round(
     config = run_config("aggregation.max_attempts=3", "aggregation.min_cohort=2")
     with pytest.raises(RoundError, match=f"failed in 3 attempts.*{BAD}: {REASON}"):
         run_federation(grid, config, tmp_path / "run")
+
+
+def test_where_one_process_holds_all_owners_who_refuses_the_plan_is_not_waited_for_without_end(
+    run_config: MakeConfig,
+    make_owners: MakeOwners,
+    open_grid: OpenGrid,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a full disk, where no node can note what it approved."""
+    monkeypatch.setattr(connected_nodes, "_PATIENCE_S", 0.3)
+    grid = open_grid(make_owners(2), {BAD: lambda app: Refusing(app, 999, message_type=wire.PROPOSE)})
+    with pytest.raises(RoundError, match=f"a sum needs 2 owners, and of 2 these take no part: {BAD}: {REASON}$"):
+        run_federation(grid, run_config("aggregation.min_cohort=2"), tmp_path / "run")
 
 
 def test_the_others_go_on_without_an_owner_that_refuses(
