@@ -129,15 +129,15 @@ def _node_of_context(context: Context) -> Node:
     folder = os.environ.get(OWNERS_VARIABLE)
     if folder is None or "partition-id" not in config:
         raise ConfigError(f"node config: must give name and data, or {OWNERS_VARIABLE} a folder of owners' files")
-    owners = list(list_owners(Path(folder))[0].values())
+    owners = list(list_owners(Path(folder))[0].items())
     index = int(config["partition-id"])
     if index >= len(owners):
         raise ConfigError(f"{OWNERS_VARIABLE}: {folder}: must hold a file for node {index}, holds {len(owners)}")
     pretrained = Path(os.environ[PRETRAINED_VARIABLE]) if PRETRAINED_VARIABLE in os.environ else None
-    name, policy = owners[index].stem, Policy(allow_plain=True, runs="all")
+    (name, data), policy = owners[index], Policy(allow_plain=True, runs="all")
     drawn = OwnerRandomness.of_seed(int(os.environ[SEED_VARIABLE]), name) if SEED_VARIABLE in os.environ else None
     device = os.environ.get(DEVICE_VARIABLE, AUTO)
-    return Node(name, owners[index], device, pretrained=pretrained, policy=policy, randomness=drawn)
+    return Node(name, data, device, pretrained=pretrained, policy=policy, randomness=drawn)
 
 
 app = create_client_app(_node_of_context)

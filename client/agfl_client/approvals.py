@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,7 +26,7 @@ class Approvals:
     """
 
     def __init__(self, folder: Path, policy: Policy, operator: str) -> None:
-        self._files = ApprovalFiles(folder)
+        self._files, self._folder = ApprovalFiles(folder), folder
         self._policy = policy
         self._operator = operator
         self._unsaid: list[str] = []
@@ -57,7 +58,8 @@ class Approvals:
             )
             self._store(plan, approval)
         if status is Status.PENDING:
-            self._unsaid = [f"run {plan.run_id} waits for your approval: agfl-client approve {plan.run_id}"]
+            command = shlex.join(["agfl-client", "approve", plan.run_id, "--keys", str(self._folder)])
+            self._unsaid = [f"run {plan.run_id} waits for your approval: {command}"]
             if known is not None and not is_same:
                 changes = differences(known.read_plan(), plan)
                 self._unsaid += [f"run {plan.run_id} has changed: {line}" for line in changes]

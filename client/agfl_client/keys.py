@@ -97,6 +97,7 @@ def hold(folder: Path) -> Iterator[None]:
     Raises:
         IdentityError: another process holds the keys, or the folder is missing or open to others.
     """
+    _refuse_other_folder(folder)
     check_private(folder)
     refusal = IdentityError(f"{folder}: keys: must serve one node at a time, and one is running already")
     needed = IdentityError(f"{folder}: keys: must lie on a file system with locks, or two nodes may answer at once")
@@ -104,9 +105,13 @@ def hold(folder: Path) -> Iterator[None]:
         yield
 
 
-def _public_file(folder: Path) -> Path:
-    if folder.is_dir() and not (folder / TRANSPORT_FILE).exists() and (hint := folder_hint(folder)):
+def _refuse_other_folder(folder: Path) -> None:
+    if not (folder / TRANSPORT_FILE).exists() and (hint := folder_hint(folder)):
         raise IdentityError(f"--keys: {folder}: must be an owner's folder of agfl-client keygen{hint}")
+
+
+def _public_file(folder: Path) -> Path:
+    _refuse_other_folder(folder)
     check_private(folder)
     public_files = sorted(folder.glob("*.pub"))
     if len(public_files) != 1:

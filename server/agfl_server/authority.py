@@ -31,6 +31,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from agfl_models.asgi_server import without_brackets
 from agfl_models.errors import IdentityError
+from agfl_models.folder_kinds import folder_hint
 from agfl_protocol.private_files import read_private, write_private
 
 CERTIFICATE_FILE, KEY_FILE = "ca.pem", "ca.key"
@@ -60,6 +61,8 @@ class Authority:
         Raises:
             IdentityError: a file is missing, malformed or open to others, or the two do not fit.
         """
+        if not (folder / KEY_FILE).exists() and (hint := folder_hint(folder)):
+            raise IdentityError(f"--ca: {folder}: must be the folder of the federation's authority{hint}")
         pem = read_private(folder / KEY_FILE)
         try:
             key = load_pem_private_key(pem, password=None)

@@ -17,8 +17,8 @@ from safetensors.numpy import save
 from agfl_models.durable_files import write_atomically
 from agfl_models.errors import CheckpointError
 from agfl_models.folder_kinds import folder_hint
-from agfl_models.version import VERSION
-from agfl_server.other_run import refuse_other, written_by
+from agfl_models.version import VERSION, written_by
+from agfl_server.other_run import refuse_other
 from agfl_server.ring_plan import RingState
 from agfl_server.rollback import Confirmed
 from agfl_server.state import Bounds, ServerState

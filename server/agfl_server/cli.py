@@ -294,8 +294,11 @@ class LogObserver(Observer):
         self._note(name, does="takes part")
 
     def pending(self, name: str, run_id: str) -> None:
-        log.info("%s waits for its owner: agfl-client approve %s", name, run_id)
+        log.info("%s waits for its owner: agfl-client approve %s --keys DIR", name, run_id)
         self._note(name, does="waits for its owner's approval")
+
+    def read(self, line: str) -> None:
+        log.info("%s", line)
 
     def tokenizer_round(self, merges: int, max_merges: int, cohort: int) -> None:
         if (tenth := 10 * merges // max_merges) > self._tenth:

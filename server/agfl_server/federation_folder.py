@@ -150,10 +150,9 @@ def load(folder: Path) -> FederationFolder:
     Raises:
         IdentityError: it is incomplete, a private key is open to others, or a public file does not hold.
     """
-    if not (folder / "nodes").is_dir():
-        raise IdentityError(
-            f"{folder}: must be a federation folder made by `agfl-server init`, got none{folder_hint(folder)}"
-        )
+    hint = folder_hint(folder)
+    if not (folder / "nodes").is_dir() or (hint and not (folder / "server.key").exists()):
+        raise IdentityError(f"{folder}: must be a federation folder made by `agfl-server init`, got none{hint}")
     check_private(folder / "server.key")
     nodes = []
     for path in sorted((folder / "nodes").glob("[!.]*.pub")):

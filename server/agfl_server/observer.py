@@ -33,6 +33,9 @@ class Observer:
     def pending(self, name: str, run_id: str) -> None:
         """A node waits for its owner to approve the plan of the run."""
 
+    def read(self, line: str) -> None:
+        """A file of the operator's own was read: a line on what was found in it."""
+
     def tokenizer_round(self, merges: int, max_merges: int, cohort: int) -> None:
         """With `merges` of at most `max_merges` learned, a request to count was broadcast to `cohort` clients."""
 

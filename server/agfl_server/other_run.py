@@ -7,7 +7,7 @@ from typing import Any
 
 from agfl_models.bounded import shown
 from agfl_models.errors import CheckpointError
-from agfl_models.version import VERSION
+from agfl_models.version import VERSION, written_by
 
 _NAMED = 6  # keys in one line
 _MAY_CHANGE = "what may change is num_rounds, evaluation, data, baselines and search"
@@ -39,12 +39,6 @@ def refuse_other(
     more = f", and {len(changes) - _NAMED} more" if len(changes) > _NAMED else ""
     named = ", ".join(changes[:_NAMED]) + more
     raise CheckpointError(f"{where}: belongs to a run with another configuration: {named} ({_MAY_CHANGE}){by}")
-
-
-def written_by(version: str | None) -> str:
-    """Return who wrote it, beside who reads it."""
-    writer = f"agfl {version}" if version is not None else "a version of agfl that did not yet say which it was"
-    return f"was written by {writer}, and this is version {VERSION}"
 
 
 def _changes(key: str, found: Any, here: Any) -> Iterator[str]:

@@ -16,7 +16,8 @@ import numpy as np
 
 from agfl_models.bpe import PairTable, train_bpe
 from agfl_models.errors import ConfigError, DataError, RoundError
-from agfl_models.examples import TextRow, read_rows
+from agfl_models.examples import TextRow, read_data
+from agfl_models.reading.survey import Survey
 from agfl_models.tokenizer import BPETokenizerConfig, Pair
 from agfl_protocol.counting import CountCodec, CountRequest
 from agfl_protocol.run_config import RunConfig
@@ -33,17 +34,20 @@ def with_public_tokenizer(config: RunConfig, observer: Observer) -> RunConfig:
     Raises:
         ConfigError: the text cannot be read.
     """
-    tokenizer, rows = config.tokenizer, public_rows(config)
-    if rows is None:
+    tokenizer, found = config.tokenizer, public_rows(config)
+    if found is None:
         return config
+    rows, survey = found
+    for line in (f"tokenizer.text: {survey.line}", *survey.doubts):
+        observer.read(line)
     assert isinstance(tokenizer, BPETokenizerConfig), tokenizer.type
     merges = train_bpe((row.text for row in rows), tokenizer.vocab_size, tokenizer.merges_per_round)
     observer.tokenizer_trained(len(merges), tokenizer.max_merges)
     return config.with_merges(merges)
 
 
-def public_rows(config: RunConfig) -> Sequence[TextRow] | None:
-    """Return the operator's own text, if the run's tokenizer is still to be learned from one.
+def public_rows(config: RunConfig) -> tuple[Sequence[TextRow], Survey] | None:
+    """Return the operator's own text and what it was found in, if the run's tokenizer is still to be learned from it.
 
     Raises:
         ConfigError: the text cannot be read.
@@ -52,7 +56,7 @@ def public_rows(config: RunConfig) -> Sequence[TextRow] | None:
     if not isinstance(tokenizer, BPETokenizerConfig) or tokenizer.text is None or tokenizer.is_trained:
         return None
     try:
-        return read_rows(tokenizer.text, TextRow)
+        return read_data(tokenizer.text, TextRow)
     except DataError as error:
         raise ConfigError(f"tokenizer.text: {str(error).removeprefix('data: ')}") from None
 

@@ -31,7 +31,7 @@ def _kind(folder: Path) -> str:
         return "the authority of a federation, which only agfl-server renew needs (--ca)"
     if "transport.key" in names:
         return "an owner's keys of agfl-client keygen (--keys)"
-    if METRICS_FILE in names:
+    if {METRICS_FILE, CONFIG_FILE} <= names:
         return _run(folder, shown)
     if {WEIGHTS_FILE, CONFIG_FILE} <= names:
         return f"a trained model: agfl-model describe {shown}"

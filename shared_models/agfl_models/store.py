@@ -23,6 +23,7 @@ from agfl_models.store_files import CONFIG_FILE, METRICS_FILE, MODEL_FOLDER, WEI
 from agfl_models.tasks import TaskConfig
 from agfl_models.tokenizer import BytesTokenizerConfig, TokenizerConfig
 from agfl_models.validation import Config, dump_yaml, read_yaml, validate
+from agfl_models.version import VERSION, written_by
 
 __all__ = [
     "CONFIG_FILE",
@@ -45,9 +46,11 @@ def _named(task: Any) -> Any:
 class SavedConfig(Config):
     """Content of `config.yaml`: what is needed to use the weights. Without a task they only compute.
 
+    version: of the agfl that wrote it, where that is known.
     widths: in which the model was trained, ascending to 1; None of one that was trained whole only.
     """
 
+    version: Annotated[str, Field(max_length=64)] | None = None
     model: AnyModelConfig
     task: Annotated[TaskConfig | None, BeforeValidator(_named)] = None
     tokenizer: TokenizerConfig = _BYTES
@@ -94,7 +97,13 @@ def save_model(
         ConfigError: task or tokenizer do not fit the model.
         CheckpointError: the folder cannot be written.
     """
-    content = {"model": model_config.resolve(), "task": task, "tokenizer": tokenizer, "widths": widths}
+    content = {
+        "version": VERSION,
+        "model": model_config.resolve(),
+        "task": task,
+        "tokenizer": tokenizer,
+        "widths": widths,
+    }
     saved = validate(SavedConfig, content, str(folder))
     description = dump_yaml(saved.model_dump(mode="json", exclude_none=True))
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
@@ -123,10 +132,13 @@ def load_model(path: Path) -> tuple[SequenceModel, SavedConfig]:
         ConfigError, PretrainedError: the pretrained model that they adapt is missing, or has changed.
     """
     folder = path / MODEL_FOLDER if (path / MODEL_FOLDER / CONFIG_FILE).exists() else path
+    found: Any = None
     try:
-        saved = validate(SavedConfig, read_yaml(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
+        found = read_yaml(folder / CONFIG_FILE)
+        saved = validate(SavedConfig, found, str(folder / CONFIG_FILE))
     except ConfigError as error:
-        raise CheckpointError(f"{error}{'' if (folder / WEIGHTS_FILE).exists() else folder_hint(path)}") from None
+        hint = _other_version(found) if (folder / WEIGHTS_FILE).exists() else folder_hint(path)
+        raise CheckpointError(f"{error}{hint}") from None
     weights = _read_weights(folder / WEIGHTS_FILE)
     if isinstance(saved.model, HuggingFaceConfig):
         saved.model.pinned(saved.model.folder, f"{folder / CONFIG_FILE}: model.folder")
@@ -140,6 +152,14 @@ def load_model(path: Path) -> tuple[SequenceModel, SavedConfig]:
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
     return model, saved
+
+
+def _other_version(found: Any) -> str:
+    """Return who wrote a description that cannot be read, if another version did."""
+    version = found.get("version") if isinstance(found, Mapping) else None
+    if not isinstance(version, str) or version == VERSION or not version.isprintable():
+        return ""
+    return f"; it {written_by(version[:64])}"
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

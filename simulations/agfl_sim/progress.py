@@ -53,6 +53,10 @@ class ProgressObserver(Observer):
         """Start the bar over the cohort anew; the label counts the merges."""
         self._progress.reset(self._task, total=cohort, description=f"tokenizer: {merges} of {max_merges} merges")
 
+    def read(self, line: str) -> None:
+        """Say what was found in the file."""
+        self._say(escape(line))
+
     def tokenizer_trained(self, merges: int, max_merges: int) -> None:
         """One line for the whole tokenizer."""
         self._say(f"tokenizer: {merges} of {max_merges} merges")

@@ -1,4 +1,4 @@
-"""An operator and four owners, as on a bad day, with what stands on everybody's screen.
+"""An operator and four owners, as on a bad day, with what stands on everybody's screen; one of them comes by IPv6.
 
 The fourth owner comes late, and its colleagues hold the older roster; two owners have bad text; the server was started
 with --set and is killed; in the end the model is at the owners that wanted it.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,18 @@ training: {batch_size: 4, local_steps: 2}
 evaluation: {every: 2, max_examples: 4}
 """
 NAMES = ("alice", "bob", "carol", "dave")
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+HOST, CAROLS_ADDRESS = ("::", "[::1]") if has_ipv6() else ("127.0.0.1", "localhost")  # of the server, to each
 
 
 class Federation(Site):
@@ -57,6 +70,8 @@ class Federation(Site):
     def owner(self, name: str, port: int, roster: str, *options: str | Path) -> Command:
         arguments = self.client_arguments(self.text(name), port, *options)
         with_roster = [self.folder / roster if part == self.folder / "roster.yaml" else part for part in arguments]
+        if name == "carol":
+            with_roster[with_roster.index("--server") + 1] = f"{CAROLS_ADDRESS}:{port}"
         return self.start(name, "agfl-client", *with_roster[: with_roster.index("--test-draws-from")])
 
     def last_rows(self) -> list[dict[str, float]]:
@@ -84,7 +99,7 @@ def test_a_day_with_four_owners(federation: Federation) -> None:
         federation.text(name).write_bytes(good.replace(b'"text"', b'"body"'))  # which the run's task does not have
 
     # Whose roster is older, or whose text is of no use, is left out by name on both sides, and ends nobody's run.
-    server, port = federation.start_server("--set", "num_rounds=3")
+    server, port = federation.start_server("--host", HOST, "--set", "num_rounds=3")
     wants = ("--save-model", federation.folder / "models")
     old = federation.owner("carol", port, "older.yaml")
     owners = {name: federation.owner(name, port, "roster.yaml") for name in ("alice", "bob")}
@@ -119,7 +134,7 @@ def test_a_day_with_four_owners(federation: Federation) -> None:
 
     # What was set outlives a killed server.
     server.kill()
-    again, _ = federation.start_server("--resume", port=port)
+    again, _ = federation.start_server("--host", HOST, "--resume", port=port)
     again.wait_for(r"as this run was started: --set num_rounds=3")
     assert again.wait() == 0, again.output()
     assert "round 3/3" in again.output()

@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 
 from agfl_client import keys
-from agfl_models.errors import AgflError, CheckpointError, IdentityError
+from agfl_models.errors import AgflError, CheckpointError, ConfigError, DataError, IdentityError, PretrainedError
 from agfl_models.folder_kinds import folder_hint
+from agfl_models.huggingface.folder import PretrainedFolder
+from agfl_models.reading.files import list_files, list_owners
 from agfl_models.store import load_model
 from agfl_protocol.run_config import RunConfig
 from agfl_server import federation_folder
 from agfl_server.app import run_federation
+from agfl_server.authority import Authority
 from agfl_server.checkpoint import newest_checkpoint
+from agfl_server.run_folder import RunFolder
 from agfl_sim.grid import InProcessGrid
 
 
@@ -73,4 +77,15 @@ def test_what_wanted_another_folder_says_which_it_got(place: Path) -> None:
     assert "a run, and its model is in it" in line_of(federation_folder.load, place / "run", IdentityError)
     assert "a federation's folder" in line_of(keys.load, place / "fed", IdentityError)
     assert "a federation's folder" in line_of(newest_checkpoint, place / "fed" / "checkpoints", CheckpointError)
+    (place / "run" / "nodes").mkdir(exist_ok=True)  # as in a simulation
+    assert "a run, and its model is in it" in line_of(federation_folder.load, place / "run", IdentityError)
+    assert "a trained model" in line_of(lambda path: keys.hold(path).__enter__(), place / "run/model", IdentityError)
+    assert "an owner's keys" in line_of(Authority.read, place / "alice", IdentityError)
+    assert "a trained model" in line_of(list_files, place / "run" / "model", DataError)
+    assert "a run, and its model is in it" in line_of(list_owners, place / "run", DataError)
+    pretrained = line_of(PretrainedFolder, place / "run", PretrainedError)
+    assert "a run, and its model is in it" in pretrained
+    assert "an owner's keys" in line_of(
+        lambda path: RunFolder(path).refuse_existing_run(), place / "alice", ConfigError
+    )
     assert load_model(place / "run")[1] == load_model(place / "run" / "model")[1]

@@ -47,7 +47,7 @@ rewriting = pytest.mark.parametrize("command", ["translate", "summarize"])
 
 @pytest.fixture(scope="module")
 def users(model_folders: dict[str, Path]) -> dict[str, User]:
-    return {command: open_model(folder)[0] for command, folder in model_folders.items()}
+    return {command: open_model(str(folder))[0] for command, folder in model_folders.items()}
 
 
 def rewriter_of(users: dict[str, User], command: str) -> Rewriter:

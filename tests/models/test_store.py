@@ -18,6 +18,7 @@ from agfl_models.store import load_model, save_model
 from agfl_models.tasks.language_modeling import LanguageModelingConfig
 from agfl_models.tasks.translation import TranslationConfig
 from agfl_models.tokenizer import BPETokenizerConfig, BytesTokenizerConfig
+from agfl_models.version import VERSION
 
 CONFIG: dict[str, Any] = {
     "vocab_size": 259,
@@ -167,3 +168,13 @@ def refuses(path: Path, message: str) -> None:
     with pytest.raises(CheckpointError, match=re.escape(message)) as caught:
         load_model(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_another_version_wrote_is_named_as_such(saved: Path) -> None:
+    content = yaml.safe_load((saved / "config.yaml").read_text())
+    assert content["version"] == VERSION
+    (saved / "config.yaml").write_text(yaml.safe_dump({**content, "version": "9.8", "shiny": 1}))
+    with pytest.raises(CheckpointError, match=rf"shiny.*; it was written by agfl 9\.8, and this is version {VERSION}$"):
+        load_model(saved)
+    (saved / "config.yaml").write_text(yaml.safe_dump({**content, "version": "9.8"}))
+    load_model(saved)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -74,8 +75,12 @@ class Diary(Observer):
 
     rounds: list[tuple[int, int, int]] = field(default_factory=list)
     trained: list[tuple[int, int]] = field(default_factory=list)
+    found: list[str] = field(default_factory=list)
     refusals: list[tuple[str, str]] = field(default_factory=list)
     repetitions: list[tuple[int, int]] = field(default_factory=list)
+
+    def read(self, line: str) -> None:
+        self.found.append(line)
 
     def tokenizer_round(self, merges: int, max_merges: int, cohort: int) -> None:
         self.rounds.append((merges, max_merges, cohort))
@@ -512,6 +517,8 @@ def test_the_operators_own_text_teaches_the_tokenizer_without_the_owners(
     assert learned(tmp_path / "run") == train_bpe([text.strip()], 270, merges_per_round)
     assert bpe_of(load_run_config(tmp_path / "run" / "config.yaml")).text is None, "nobody else has the file"
     assert (diary.rounds, diary.trained) == ([], [(11, 11)])
+    (found,) = diary.found
+    assert re.fullmatch(r"tokenizer\.text: 1 file, \d rows?, columns text, 16\d characters, utf-8", found)
     again = run_config("model.vocab_size=270", tokenizer, "num_rounds=2")
     InlineEngine(again, owners).run(tmp_path / "run", resume=True, observer=diary)
     assert len(diary.trained) == 1, "a run that goes on has its merges"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agfl_models.errors import DataError
+from agfl_models.folder_kinds import folder_hint
 from agfl_models.store import CONFIG_FILE
 from agfl_protocol.run_config import load_run_config
 from agfl_server.report.page import Section, write_report
@@ -20,6 +21,6 @@ def write_report_of(run_folder: Path, output: Path | None = None) -> Path:
         AgflError: there is nothing to report yet, a file of the run is malformed, or the page cannot be written.
     """
     if not (run_folder / CONFIG_FILE).exists():
-        raise DataError(f"{run_folder}: must hold a run that has begun, holds none; agfl-server start begins it")
+        raise DataError(f"{run_folder}: must hold a run that has begun, holds none{folder_hint(run_folder.parent)}")
     main_metric = load_run_config(run_folder / CONFIG_FILE).task.main_metric
     return write_report(run_folder, main_metric, [Section(own_samples_section(run_folder))], output)

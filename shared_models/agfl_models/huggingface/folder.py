@@ -15,6 +15,7 @@ from typing import Any
 
 from agfl_models.bounded import load_json
 from agfl_models.errors import ConfigError, PretrainedError
+from agfl_models.folder_kinds import folder_hint
 
 CONFIG_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE = "config.json", "tokenizer.json", "tokenizer_config.json"
 COMPANIONS = (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "chat_template.jinja")
@@ -41,7 +42,8 @@ class PretrainedFolder:
             (TOKENIZER_FILE, "its tokenizer's, as AutoTokenizer saves it"),
         ):
             if not (self.path / name).is_file():
-                raise PretrainedError(f"pretrained: {self.path}: must hold {name}, {what}, found none")
+                hint = folder_hint(self.path) if name == CONFIG_FILE else ""
+                raise PretrainedError(f"pretrained: {self.path}: must hold {name}, {what}, found none{hint}")
         if not self._weights:
             pickled = sorted(file.name for file in self.path.glob(PICKLED_WEIGHTS))
             found = f"{pickled[0]}, whose pickle could run code" if pickled else "none"
