@@ -132,13 +132,18 @@ def load_model(path: Path) -> tuple[SequenceModel, SavedConfig]:
         ConfigError, PretrainedError: the pretrained model that they adapt is missing, or has changed.
     """
     folder = path / MODEL_FOLDER if (path / MODEL_FOLDER / CONFIG_FILE).exists() else path
+    if path.is_file():
+        raise CheckpointError(f"{path}: must be a folder with a model, is a file")
     found: Any = None
     try:
         found = read_yaml(folder / CONFIG_FILE)
         saved = validate(SavedConfig, found, str(folder / CONFIG_FILE))
     except ConfigError as error:
-        hint = _other_version(found) if (folder / WEIGHTS_FILE).exists() else folder_hint(path)
-        raise CheckpointError(f"{error}{hint}") from None
+        if (folder / WEIGHTS_FILE).exists():
+            raise CheckpointError(f"{error}{_other_version(found)}") from None
+        if hint := folder_hint(path):
+            raise CheckpointError(f"{path}: must be a folder with a model{hint}") from None
+        raise CheckpointError(str(error)) from None
     weights = _read_weights(folder / WEIGHTS_FILE)
     if isinstance(saved.model, HuggingFaceConfig):
         saved.model.pinned(saved.model.folder, f"{folder / CONFIG_FILE}: model.folder")

@@ -101,9 +101,10 @@ def test_a_day_with_four_owners(federation: Federation) -> None:
     # Whose roster is older, or whose text is of no use, is left out by name on both sides, and ends nobody's run.
     server, port = federation.start_server("--host", HOST, "--set", "num_rounds=3")
     wants = ("--save-model", federation.folder / "models")
+    kept_log = ("--log-file", federation.folder / "dave.log")
     old = federation.owner("carol", port, "older.yaml")
     owners = {name: federation.owner(name, port, "roster.yaml") for name in ("alice", "bob")}
-    owners["dave"] = federation.owner("dave", port, "roster.yaml", "--save-model", wants[1] / "dave")
+    owners["dave"] = federation.owner("dave", port, "roster.yaml", "--save-model", wants[1] / "dave", *kept_log)
     held, asked = (rf"one of {number} owners \([a-z ]+ \.\.\.\)" for number in (3, 4))
     reason = rf"plan\.roster: must be this owner's, {held}; got {asked}, dave among them"
     old.wait_for(rf"your node takes no part in the run: {reason}; compare its 24 words with the other owners")
@@ -148,6 +149,7 @@ def test_a_day_with_four_owners(federation: Federation) -> None:
         assert (kept / "model.safetensors").read_bytes() == federation.model
         load_model(kept)
         owners[name].wait_for(r"the model after round 3 is in .*: agfl-model describe '")
+    assert re.search(r"(?m)^20\d\d-\d\d-\d\d .* the model after round 3 is in ", kept_log[1].read_text())
     assert {path.name for path in wants[1].iterdir()} == {"carol", "dave"}
     wrong = run("agfl-model", "describe", federation.federation)
     assert f"its model is in '{federation.federation}/run'" in wrong.stderr

@@ -77,6 +77,7 @@ def test_what_wanted_another_folder_says_which_it_got(place: Path) -> None:
     assert "a run, and its model is in it" in line_of(federation_folder.load, place / "run", IdentityError)
     assert "a federation's folder" in line_of(keys.load, place / "fed", IdentityError)
     assert "a federation's folder" in line_of(newest_checkpoint, place / "fed" / "checkpoints", CheckpointError)
+    assert line_of(load_model, place / "notes" / "todo.txt", CheckpointError).endswith("with a model, is a file")
     (place / "run" / "nodes").mkdir(exist_ok=True)  # as in a simulation
     assert "a run, and its model is in it" in line_of(federation_folder.load, place / "run", IdentityError)
     assert "a trained model" in line_of(lambda path: keys.hold(path).__enter__(), place / "run/model", IdentityError)
