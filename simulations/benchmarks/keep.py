@@ -77,10 +77,12 @@ def _files(results: Path) -> list[Path]:
 
 
 def _commit() -> str:
-    found = subprocess.run(
-        ["git", "-C", str(FOLDER), "describe", "--always", "--dirty"], capture_output=True, text=True
-    )
-    return found.stdout.strip() or "unknown"
+    """Return the commit of the code; "-dirty" if it is changed, whatever results were kept since."""
+    git = ["git", "-C", str(FOLDER.resolve())]
+    found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    kept = [f":(exclude,top)simulations/benchmarks/{path.name}" for path in (RESULTS, PAGE)]
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":(top)", *kept]).returncode
+    return f"{found}{'-dirty' if changed else ''}" if found else "unknown"
 
 
 def main() -> None:
