@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import click
@@ -101,3 +102,19 @@ def test_the_yaml_tokenizer_is_one() -> None:
     text = blocks("yaml")[3]
     tokenizer = TypeAdapter(TokenizerConfig).validate_python(yaml.safe_load(text)["tokenizer"])
     assert not tokenizer.is_trained
+
+
+def test_ci_runs_what_is_numeric_once_more_without_wide_instructions() -> None:
+    """All files of its list are there: bash leaves a name that it cannot expand as it is."""
+    script = (ROOT / ".ci" / "run").read_text()
+    assert (
+        'ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE python -m pytest -n 3 --dist loadfile "${numeric[@]}"'
+        in script
+    )
+    named = re.search(r"^numeric=\(.*?^\)", script, re.MULTILINE | re.DOTALL)
+    assert named is not None
+    listed = subprocess.run(
+        ["bash", "-c", f'{named[0]}\nls "${{numeric[@]}}"'], cwd=ROOT, capture_output=True, text=True
+    )
+    assert listed.returncode == 0, listed.stderr
+    assert len(listed.stdout.split()) > 25
