@@ -248,7 +248,8 @@ class _Connection:
         if status == 412:
             return IdentityError(
                 f"transport key: {address} does not admit this key ({short_id(key_id(self._key.public_key()))}); its "
-                f"operator must register the public file with `agfl-server add-node` and start the server anew"
+                "operator has removed this node, or must register its public file with `agfl-server add-node` and "
+                "start the server anew"
             )
         if status == 401:
             return IdentityError(clock_problem(response) or f"transport key: {address} rejects our signature")
@@ -443,7 +444,7 @@ class _Loop:
             return self._connection.call(method, request, max_wait_s)
         except httpx.HTTPStatusError as error:
             status = error.response.status_code
-            if status in (401, SUPERSEDED_STATUS):  # activating anew says why
+            if status in (401, 412, SUPERSEDED_STATUS):  # activating anew says why
                 raise _SessionLost from None
             if status == 403:
                 raise _RunOver from None

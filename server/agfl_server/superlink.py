@@ -129,6 +129,7 @@ class EmbeddedSuperLink:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the run and free the port."""
+        logging.getLogger("flwr").setLevel(logging.CRITICAL)  # each call that still comes is an error to it
         status, details = (SubStatus.COMPLETED, "") if kind is None else (SubStatus.FAILED, kind.__name__)
         self._state.finish_task(self._task_id, status, details)
         self._https.__exit__(kind, error, trace)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import ssl
 import urllib.error
 import urllib.request
@@ -101,6 +103,24 @@ def test_node_with_unregistered_key_is_refused_in_one_line(site: Site) -> None:
     assert client.wait(30) == 2
     assert "Traceback" not in client.output()
     assert "add-node" in client.output().splitlines()[-1]
+
+
+def test_owner_that_was_removed_learns_why_and_the_server_ends_without_noise(site: Site) -> None:
+    site.policy_file.write_text("{allow_plain: true, runs: all}")
+    server, port = site.start_server("--set", "aggregation.type=plain", "--set", "num_rounds=500")
+    clients = [site.start_client(owner, port, roster=False) for owner in site.owners]
+    server.wait_for("round 1 done")
+    server.process.send_signal(signal.SIGTERM)
+    assert server.wait() == 130
+    assert "ERROR" not in server.output()
+    name = site.owners[0].stem
+    site.run_ok("agfl-server", "remove-node", name, "--federation", site.federation)
+    site.start_server("--resume", port=port)
+    assert clients[0].wait(60) == 2
+    line = clients[0].output().splitlines()[-1]
+    assert re.fullmatch(
+        r"error: transport key: \S+ does not admit this key \([0-9a-f ]+\); its operator has removed .*", line
+    )
 
 
 def test_client_with_a_wrong_ca_is_refused_in_one_line(site: Site) -> None:
