@@ -17,7 +17,7 @@ def test_a_run_waits_for_each_owner_and_the_ledger_tells_what_left(site: Site) -
     clients = [site.start_client(owner, port) for owner in site.owners]
     run_id = server.wait_for(r"waits for its owner: agfl-client approve (\S+)").group(1)
     for owner, client in zip(site.owners, clients, strict=True):
-        client.wait_for(f"agfl-client approve {run_id}")
+        client.wait_for(f"agfl-client approve {run_id} --keys ")
         assert "round 1" not in server.output(), "one owner has not answered"
         shown = run_ok("agfl-client", "approve", run_id, "--keys", site.folder / "keys" / owner.stem, "--yes")
         for told in ("members", "group", "own error"):

@@ -290,11 +290,12 @@ def test_run_without_anything_to_evaluate_on_says_so(simulate: Simulate, home: P
 
 
 def test_a_run_whose_report_cannot_be_written_is_done_all_the_same(simulate: Simulate, home: Path) -> None:
-    (home / "unreported" / ".writing-report.html").mkdir(parents=True)
-    done = simulate("small.yaml", "--output", "unreported", "--set", "num_rounds=1")
+    (home / "un reported" / ".writing-report.html").mkdir(parents=True)
+    done = simulate("small.yaml", "--output", "un reported", "--set", "num_rounds=1")
     assert done.returncode == 0, done.stderr
-    assert "no report: unreported/report.html: cannot be written: " in done.stdout
-    assert (home / "unreported" / "model" / "model.safetensors").exists()
+    assert "(agfl-model generate 'un reported', or agfl-model serve 'un reported')" in done.stdout
+    assert "no report: un reported/report.html: cannot be written: " in done.stdout
+    assert (home / "un reported" / "model" / "model.safetensors").exists()
 
 
 def test_help_waits_for_neither_torch_nor_flower() -> None:
