@@ -93,7 +93,7 @@ def test_the_yaml_model_builds() -> None:
 
 
 def test_ci_calls_the_test_command_of_the_readme() -> None:
-    test_command = "python -m pytest -n 4 --dist loadfile"
+    test_command = "python -m pytest -n 3 --dist loadfile"
     assert any(line.endswith(test_command) for block in blocks("sh") for line in block.splitlines())
     assert test_command in (ROOT / ".ci" / "run").read_text().splitlines()
 
@@ -108,7 +108,7 @@ def test_ci_runs_what_is_numeric_once_more_without_wide_instructions() -> None:
     """All files of its list are there: bash leaves a name that it cannot expand as it is."""
     script = (ROOT / ".ci" / "run").read_text()
     assert (
-        'ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE python -m pytest -n 4 --dist loadfile "${numeric[@]}"'
+        'ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE python -m pytest -n 3 --dist loadfile "${numeric[@]}"'
         in script
     )
     named = re.search(r"^numeric=\(.*?^\)", script, re.MULTILINE | re.DOTALL)
