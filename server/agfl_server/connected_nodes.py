@@ -25,7 +25,7 @@ _PROPOSE_AGAIN_S = 2.0
 _POLL_S = 0.1
 _WAKE_TIMEOUT_S = 5.0
 _WAKE_AGAIN_S = 10.0
-_PATIENCE_S = 20.0  # where nobody can mend what is wrong, a node may yet answer otherwise that was only overloaded
+_PATIENCE_S = 20.0  # a node that was only overloaded has answered otherwise by then
 _SHOWN = 12  # owners of whom a line says why they take no part
 
 
@@ -115,7 +115,7 @@ class ConnectedNodes:
         among: no others are wanted.
 
         Raises:
-            RoundError: too many say that they take no part, and nobody can mend that while the run waits.
+            RoundError: too many refuse the plan, and nobody can change that while the run waits.
         """
         shown, started = -1, time.monotonic()
         while len(nodes := {k: v for k, v in self.connected().items() if _is_wanted(k, excluded, among)}) < needed:
@@ -158,16 +158,14 @@ class ConnectedNodes:
                 self.observer.absent(shown)
 
     def _refuse_hopeless(self, needed: int, excluded: Collection[str], among: Collection[str] | None) -> None:
-        """Raise RoundError where so many have said that they take no part that too few are left."""
+        """Raise RoundError if too few members of the plan are left besides those that refused it."""
         if self._plan is None:
             return
         wanted = {name for name in self._plan.members if _is_wanted(name, excluded, among)}
-        told = {
-            name: why for name, why in self.absent().items() if name in wanted and why in self._told.values() and why
-        }
-        if len(wanted) - len(told) < needed:
-            reasons = "; ".join(f"{name}: {why}" for name, why in list(told.items())[:_SHOWN])
-            raise RoundError(f"a sum needs {needed} owners, and of {len(wanted)} these take no part: {reasons}")
+        refused = {name: why for node, name in self._names.items() if name in wanted and (why := self._told.get(node))}
+        if (left := len(wanted) - len(refused)) < needed:
+            reasons = "; ".join(f"{name}: {why}" for name, why in sorted(refused.items())[:_SHOWN])
+            raise RoundError(f"too few owners take part: a sum needs {needed}, {left} are left; {reasons}")
 
     def _refuse(self, name: str, reason: str) -> None:
         """Leave an owner out that refused: for some sums, or until it is worth asking again."""

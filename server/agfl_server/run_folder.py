@@ -86,9 +86,9 @@ class RunFolder:
             raise
 
     def refuse_existing_run(self) -> None:
-        """Raise ConfigError if the folder holds a run already, or what a run would overwrite or be mistaken for.
+        """Raise ConfigError if the folder holds a run already, or files of somebody else's that a run would overwrite.
 
-        What a run leaves that ended before its first round is its own: it has an empty metrics.jsonl.
+        A run that ended before its first round has left an empty metrics.jsonl, and may begin again.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path}: must be a folder, is a file")

@@ -106,7 +106,7 @@ def log_to(path: Path | None) -> None:
 
 
 def _in_one_line(command: click.Command) -> Callable[[], None]:
-    """Return what runs a command and says in one line, not in a box of five, what is wrong with its arguments."""
+    """Return a function that runs a command and reports wrong arguments in one line, not in Typer's box."""
     _refuse_empty_paths(command)
 
     def run() -> None:

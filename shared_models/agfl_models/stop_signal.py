@@ -2,7 +2,7 @@
 
 A signal raises KeyboardInterrupt wherever the main thread is, also in a call of somebody else's that takes every
 exception for its own: one SIGTERM in fifty was lost that way. So it is noted, too, and long work asks now and then.
-Who presses Ctrl-C again and again stops nothing twice: what follows within seconds would break off the cleaning up.
+More signals within seconds of the first are ignored: they would interrupt the cleanup.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 import time
 from types import FrameType
 
-_AGAIN_S = 3.0  # a second signal after that is meant: what the first one began takes too long
+_AGAIN_S = 3.0  # a later signal is meant: the cleanup takes too long
 _noted = threading.Event()
 _last: float | None = None
 

@@ -23,6 +23,7 @@ from agfl_server.connected_nodes import ConnectedNodes
 from agfl_server.messaging import error_of
 from agfl_server.observer import DISCONNECTED, Observer, Row
 from agfl_server.refusals import Refusals
+from agfl_server.state import ServerState
 from agfl_sim.grid import InProcessGrid
 
 BAD, REASON = "owner-01", "data: this owner's data cannot be used"
@@ -61,45 +62,56 @@ def names_of(owners: Path) -> Callable[[int], str | None]:
     return {1000 + i: path.stem for i, path in enumerate(sorted(owners.iterdir()))}.get
 
 
+Federate = Callable[..., ServerState]
+
+
+@pytest.fixture
+def federate(run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, tmp_path: Path) -> Federate:
+    """Run two rounds of two owners, one of whom answers with an error as often as `times`."""
+
+    def run(times: int, *, message_type: str = wire.TRAIN, can_change: bool, observer: Observer) -> ServerState:
+        owners = make_owners(2)
+        grid = open_grid(owners, {BAD: lambda app: Refusing(app, times, message_type=message_type)})
+        config = run_config("num_rounds=2", "aggregation.max_attempts=3", "aggregation.min_cohort=2")
+        registered = names_of(owners) if can_change else None
+        return run_federation(grid, config, tmp_path / "run", observer=observer, registered_name=registered)
+
+    return run
+
+
 def test_an_owner_that_refuses_more_often_than_a_round_is_tried_does_not_end_the_run(
-    run_config: MakeConfig,
-    make_owners: MakeOwners,
-    open_grid: OpenGrid,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    federate: Federate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refusals, "FIRST_S", 0.05)
-    owners, observer = make_owners(2), Recorder()
-    grid = open_grid(owners, {BAD: lambda app: Refusing(app, 5)})
-    config = run_config("num_rounds=2", "aggregation.max_attempts=3", "aggregation.min_cohort=2")
-    state = run_federation(grid, config, tmp_path / "run", observer=observer, registered_name=names_of(owners))
-    assert state.round == 2
+    observer = Recorder()
+    assert federate(5, can_change=True, observer=observer).round == 2
     assert observer.lines[:2] == [f"{BAD} is left out for 0.05 s", f"{BAD}: {REASON}"]
     assert sum("left out" in line for line in observer.lines) == 5
 
 
-def test_where_one_process_holds_all_owners_a_refusal_ends_the_round(
-    run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, tmp_path: Path
-) -> None:
+def test_where_one_process_holds_all_owners_a_refusal_ends_the_round(federate: Federate) -> None:
     """Nobody is there who could mend it."""
-    grid = open_grid(make_owners(2), {BAD: lambda app: Refusing(app, 99)})
-    config = run_config("aggregation.max_attempts=3", "aggregation.min_cohort=2")
     with pytest.raises(RoundError, match=f"failed in 3 attempts.*{BAD}: {REASON}"):
-        run_federation(grid, config, tmp_path / "run")
+        federate(99, can_change=False, observer=Recorder())
 
 
-def test_where_one_process_holds_all_owners_who_refuses_the_plan_is_not_waited_for_without_end(
-    run_config: MakeConfig,
-    make_owners: MakeOwners,
-    open_grid: OpenGrid,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_who_refuses_the_plan_is_waited_for_only_if_somebody_may_change_that(
+    federate: Federate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a full disk, where no node can note what it approved."""
+    """A node cannot note what it approved on a full disk."""
     monkeypatch.setattr(connected_nodes, "_PATIENCE_S", 0.3)
-    grid = open_grid(make_owners(2), {BAD: lambda app: Refusing(app, 999, message_type=wire.PROPOSE)})
-    with pytest.raises(RoundError, match=f"a sum needs 2 owners, and of 2 these take no part: {BAD}: {REASON}$"):
-        run_federation(grid, run_config("aggregation.min_cohort=2"), tmp_path / "run")
+    monkeypatch.setattr(connected_nodes, "_PROPOSE_AGAIN_S", 0.5)
+    line = f"too few owners take part: a sum needs 2, 1 are left; {BAD}: {REASON}$"
+    with pytest.raises(RoundError, match=line):
+        federate(999, message_type=wire.PROPOSE, can_change=False, observer=Recorder())
+
+
+def test_an_owner_of_another_machine_that_refuses_the_plan_at_first_ends_no_run(
+    federate: Federate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connected_nodes, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(connected_nodes, "_PROPOSE_AGAIN_S", 0.1)
+    assert federate(5, message_type=wire.PROPOSE, can_change=True, observer=Recorder()).round == 2
 
 
 def test_the_others_go_on_without_an_owner_that_refuses(

@@ -61,7 +61,7 @@ _LETTERS = (
     *(frozenset(one + other) for one, other in combinations_with_replacement(_TOGETHER, 2)),
     *map(frozenset, _ALONE),
 )
-# Where those letters never stand in those languages, and other ones do that have their place in other encodings.
+# Places where these languages never have these letters, but others have the letter with the same byte.
 _NEVER = re.compile(
     r"õ(?!e)|ñ(?![aeiouáéíóúü])|ã(?![oesi]|\b)|þ\b|\bð"  # õ ñ ã þ ð are ő ń ă ş Š there
     r"|(?<![\dn.])(?<!\d )[ºª¹²³¼½¾](?=[^\W\d_])"  # ½uvre, ºcoală

@@ -129,7 +129,7 @@ def list_owners(folder: Path) -> tuple[dict[str, Path], tuple[Path, ...]]:
 
 
 def _refuse_other_folder(folder: Path) -> None:
-    """Raise DataError of a folder of ours whose files are no texts; it may lack what says so if it cannot be read."""
+    """Raise DataError if this is one of our folders, whose files are not training text, or if it cannot be read."""
     try:
         hint = folder_hint(folder)
     except OSError as error:

@@ -140,7 +140,7 @@ def _commas(path: Path, text: str) -> Iterator[Record]:
 
 
 def _rows(path: Path, text: str, delimiter: str, *, is_quoted: bool, first_line: int = 1) -> Iterator[Record]:
-    header = next((line for line in text.split("\n") if line.strip()), "")
+    header = match[0] if (match := re.search(r"\S[^\n]*", text)) else ""
     reader = csv.reader(
         io.StringIO(text, newline=""),
         delimiter=delimiter,

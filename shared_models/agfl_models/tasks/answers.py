@@ -53,27 +53,27 @@ def as_columns(answers: Any) -> Any:
 
 
 def as_starts(starts: Any) -> Any:
-    """Return what a column `answer_start` holds as a list: of one whole number, of several, of their text.
+    """Return the offsets in a column `answer_start`: one number, a list, or either as text; None if it is empty.
 
     Raises:
-        ValueError: it is written otherwise.
+        ValueError: it holds anything else.
     """
+    if starts is None or (isinstance(starts, str) and not starts.strip()):
+        return None
     found = starts
     if isinstance(starts, str):
-        if not starts.strip():
-            return None
         try:
             found = json.loads(starts)
         except (ValueError, RecursionError):
             found = None
-    found = [found] if isinstance(found, int | float) else found
-    if starts is None or (isinstance(found, list | tuple) and all(_is_whole(start) for start in found)):
-        return None if starts is None else [int(start) for start in found]
-    raise ValueError(f"must be a whole number or a list of them, got {str(starts)[:40]!r}")
+    found = found if isinstance(found, list | tuple) else [found]
+    if not all(map(_is_whole, found)):
+        raise ValueError(f"must be a whole number or a list of them, got {str(starts)[:40]!r}")
+    return [int(start) for start in found]
 
 
 def _is_whole(start: Any) -> bool:
-    """Whether it is one, if a table may have made it 4.0."""
+    """Whether it is a whole number; a table may have made it 4.0."""
     return not isinstance(start, bool) and isinstance(start, int | float) and start == start // 1
 
 
