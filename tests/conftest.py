@@ -30,10 +30,10 @@ from hypothesis import settings
 from agfl_client.app import create_client_app
 from agfl_client.node import Node
 from agfl_client.policy import Policy
-from agfl_models.examples import TextRow, write_rows
+from agfl_models.reading.examples import TextRow, write_rows
+from agfl_protocol.config.run_config import RunConfig, load_run_config
 from agfl_protocol.randomness import OwnerRandomness
-from agfl_protocol.run_config import RunConfig, load_run_config
-from agfl_sim.grid import InProcessGrid
+from agfl_sim.engines.grid import InProcessGrid
 
 # A shell starts background jobs with SIGINT ignored, and children inherit that: give ours Ctrl-C back.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -9,9 +9,9 @@ import pytest
 from hostile_server import HostileServer, Refused
 from own_errors import Known, Target
 
-from agfl_protocol.counting import CountRequest
+from agfl_protocol.messages.counting import CountRequest
+from agfl_protocol.messages.wire import RoundRequest
 from agfl_protocol.update import Vector
-from agfl_protocol.wire import RoundRequest
 
 SECURE = ("aggregation.type=secure", "aggregation.min_cohort=null", "num_rounds=50")
 # One batch of all text, so that a sum says the same each time.

@@ -13,26 +13,26 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from agfl_client.ledger_state import Asked
-from agfl_client.masking_states import State
+from agfl_client.ledger.ledger_state import Asked
 from agfl_client.policy import Policy
-from agfl_client.secure_member import SecureMember, SumRules
+from agfl_client.secure.masking_states import State
+from agfl_client.secure.secure_member import SecureMember, SumRules
 from agfl_models.errors import AgflError
-from agfl_protocol import secure_wire as sw
-from agfl_protocol import wire
-from agfl_protocol.counting import COUNT, CountRequest
+from agfl_protocol.messages import secure_wire as sw
+from agfl_protocol.messages import wire
+from agfl_protocol.messages.counting import COUNT, CountRequest
+from agfl_protocol.plans.sum_kind import Kind
 from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.context import ExchangeId
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.messages import KeyRecord, SealedShares
 from agfl_protocol.secagg.parameters import MIN_HONEST, Parameters
-from agfl_protocol.sum_kind import Kind
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.update import Vector
-from agfl_server.aggregator import CohortSum
-from agfl_server.observer import Observer
-from agfl_server.secure_sum import SecureSum
+from agfl_server.aggregation.aggregator import CohortSum
+from agfl_server.aggregation.secure_sum import SecureSum
+from agfl_server.rounds.observer import Observer
 
 TRIPS = (wire.TRAIN, sw.SHARE, sw.MASK, sw.AGREE, sw.UNMASK)
 PLAN_HASH, CONFIG_HASH = "a" * 64, "c" * 64

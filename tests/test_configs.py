@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.commands import run
 
-from agfl_protocol.run_config import load_run_config
+from agfl_protocol.config.run_config import load_run_config
 from agfl_server import cli as server_cli
 from agfl_sim.cli import DEFAULT_CONFIG, SHIPPED_CONFIGS
 

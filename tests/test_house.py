@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,3 +52,9 @@ def test_security_names_an_attack_for_every_claim_and_every_attack_has_one() -> 
     assert not [path for path in sorted(named) if not (ROOT / path).is_file()]
     attacks = {f"tests/attacks/{path.name}" for path in (ROOT / "tests" / "attacks").glob("test_*.py")}
     assert attacks <= named
+
+
+def test_no_folder_of_the_product_is_a_heap() -> None:
+    """A reader finds a file by its folder's name."""
+    files = Counter(path.parent for path in PRODUCT if path.name != "__init__.py")
+    assert {str(folder.relative_to(ROOT)): count for folder, count in files.items() if count > 15} == {}

@@ -16,10 +16,10 @@ from pydantic import TypeAdapter
 
 from agfl_client.policy import Policy
 from agfl_models import AutoGenModel
-from agfl_models.tokenizer import TokenizerConfig
+from agfl_models.tokenizers.tokenizer import TokenizerConfig
 from agfl_models.validation import validate
-from agfl_protocol.run_config import load_with_defaults
-from agfl_server.defaults_table import shown
+from agfl_protocol.config.run_config import load_with_defaults
+from agfl_server.run.defaults_table import shown
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -10,16 +10,16 @@ from pathlib import Path
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from agfl_client.device import AUTO
 from agfl_client.node import Node
 from agfl_client.own_screen import OwnScreen
 from agfl_client.policy import Policy, load_policy
-from agfl_client.secure_member import SecureMember
+from agfl_client.secure.secure_member import SecureMember
+from agfl_client.training.device import AUTO
 from agfl_models.errors import AgflError, ConfigError, DataError, PretrainedError
-from agfl_models.examples import parse_columns
+from agfl_models.reading.examples import parse_columns
 from agfl_models.reading.files import list_owners
-from agfl_protocol import wire
-from agfl_protocol.counting import CountRequest
+from agfl_protocol.messages import wire
+from agfl_protocol.messages.counting import CountRequest
 from agfl_protocol.randomness import OwnerRandomness
 
 log = logging.getLogger("agfl.client")

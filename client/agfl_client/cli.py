@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from agfl_client.keys import NodeKeys
     from agfl_client.node import Node
     from agfl_client.policy import Policy
-    from agfl_client.secure_member import SecureMember
+    from agfl_client.secure.secure_member import SecureMember
     from agfl_protocol.randomness import OwnerRandomness
 
 app = new_app("Take part in a federation: train on your own text without handing it over.")
@@ -40,7 +40,7 @@ def keygen(
 ) -> None:
     """Make your keys; send the public file to the operator, and nobody the rest."""
     from agfl_client import keys
-    from agfl_protocol.fingerprint import words_of_file
+    from agfl_protocol.identity.fingerprint import words_of_file
 
     public_file = keys.generate(name, folder or Path("keys") / name)
     typer.echo(f"made {public_file.parent}; send {public_file} to the operator, and nobody the other files")
@@ -55,7 +55,7 @@ def fingerprint(
     ] = None,
 ) -> None:
     """Print the 24 words of a file, for people to compare; with --expect say `same` or DIFFERENT."""
-    from agfl_protocol.fingerprint import show_fingerprint
+    from agfl_protocol.identity.fingerprint import show_fingerprint
 
     show_fingerprint(file, expect)
 
@@ -90,9 +90,9 @@ def start(
 ) -> None:
     """Run your node: it calls the server, listens on no port, and runs only the code that you installed."""
     from agfl_client import keys
-    from agfl_client.approvals import Approvals
-    from agfl_client.server_trust import TrustedServer
-    from agfl_models.examples import parse_columns
+    from agfl_client.approval.approvals import Approvals
+    from agfl_client.transport.server_trust import TrustedServer
+    from agfl_models.reading.examples import parse_columns
     from agfl_protocol.flower_settings import prepare_flower
 
     _refuse_nan("--max-wait", max_wait)
@@ -153,11 +153,11 @@ def probe(
     as_json: AsJson = False,
 ) -> None:
     """Measure which width of a run's model this machine can train, and propose one; you decide."""
-    from agfl_client.device import choose_device
-    from agfl_client.probe import free_memory, measure, proposed
-    from agfl_client.probe_table import print_proposal, print_table, probe_json
-    from agfl_models.examples import parse_columns
-    from agfl_protocol.run_config import load_run_config
+    from agfl_client.training.device import choose_device
+    from agfl_client.training.probe import free_memory, measure, proposed
+    from agfl_client.training.probe_table import print_proposal, print_table, probe_json
+    from agfl_models.reading.examples import parse_columns
+    from agfl_protocol.config.run_config import load_run_config
 
     _refuse_nan("--max-seconds", max_seconds)
     for line in _data_lines(data):
@@ -184,7 +184,7 @@ def approve(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Look at a run's plan and approve or refuse it; your node, if it is running, goes on by itself."""
-    from agfl_client.approval_commands import decide_on
+    from agfl_client.approval.approval_commands import decide_on
     from agfl_client.policy import Policy, load_policy
 
     decide_on(folder, run_id, load_policy(policy) if policy is not None else Policy(), refuse=refuse, yes=yes)
@@ -193,7 +193,7 @@ def approve(
 @app.command()
 def runs(folder: Keys, as_json: AsJson = False) -> None:
     """List the runs that were put to you, and what you answered."""
-    from agfl_client.approval_commands import print_runs
+    from agfl_client.approval.approval_commands import print_runs
 
     print_runs(folder, as_json=as_json)
 
@@ -206,7 +206,7 @@ def ledger(
     as_json: AsJson = False,
 ) -> None:
     """Show what your node was asked for and what left, and what that can give away of your updates."""
-    from agfl_client.ledger_table import print_ledger, print_verified
+    from agfl_client.ledger.ledger_table import print_ledger, print_verified
 
     if verify:
         print_verified(folder)
@@ -244,10 +244,10 @@ def _rules(policy: Path | None) -> Policy:
 
 def _member(own_keys: NodeKeys, roster: Path | None, rules: Policy, folder: Path) -> SecureMember | None:
     """Return the node's part in secure sums; none without a roster, if the owner's policy permits that."""
-    from agfl_client.secure_member import SecureMember
+    from agfl_client.secure.secure_member import SecureMember
     from agfl_models.errors import ConfigError
-    from agfl_protocol.fingerprint import words_of_roster
-    from agfl_protocol.roster_file import read_roster
+    from agfl_protocol.identity.fingerprint import words_of_roster
+    from agfl_protocol.identity.roster_file import read_roster
 
     if roster is None:
         if not rules.allow_plain:
@@ -274,7 +274,7 @@ def _serve_run(node: Node, server: str, ca: Path, own_keys: NodeKeys, max_wait_s
     import threading
 
     from agfl_client.app import create_client_app
-    from agfl_client.supernode import run_node
+    from agfl_client.transport.supernode import run_node
 
     run_node(
         server,

@@ -25,12 +25,12 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from agfl_models.durable_files import write_atomically
 from agfl_models.errors import IdentityError
-from agfl_models.folder_kinds import folder_hint
+from agfl_models.files.durable_files import write_atomically
+from agfl_models.files.folder_kinds import folder_hint
 from agfl_protocol.folder_lock import held
-from agfl_protocol.identity import PublicIdentity, check_name
-from agfl_protocol.private_files import check_private, new_folder, read_private, write_private
+from agfl_protocol.identity.identity import PublicIdentity, check_name
+from agfl_protocol.identity.private_files import check_private, new_folder, read_private, write_private
 from agfl_protocol.randomness import SECRET_BYTES, OwnerRandomness
 
 TRANSPORT_FILE, SIGNING_FILE, SAMPLING_FILE = "transport.key", "signing.key", "sampling.key"

@@ -14,42 +14,34 @@ import torch
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
-from agfl_client import pair_counts
-from agfl_client.announced import Announced
-from agfl_client.approval_files import Status
-from agfl_client.approvals import Approvals
-from agfl_client.client_state import ClientStates, Recollection, StateKey
-from agfl_client.deadline import Deadline
-from agfl_client.device import AUTO, choose_device
-from agfl_client.own_error import measure_sigma
+from agfl_client.approval.announced import Announced
+from agfl_client.approval.approval_files import Status
+from agfl_client.approval.approvals import Approvals
 from agfl_client.own_screen import round_shown
-from agfl_client.part import Part, whole_layout
 from agfl_client.policy import Policy, PolicyViolation
 from agfl_client.saved_model import SavedModel
-from agfl_client.secure_member import SecureMember, SumRules
-from agfl_client.sum_rules import approved_plan, sum_rules
-from agfl_client.training import LocalTrainer, effective_steps, evaluate, validation_loss
+from agfl_client.secure.secure_member import SecureMember, SumRules
+from agfl_client.secure.sum_rules import approved_plan, sum_rules
+from agfl_client.training import pair_counts
+from agfl_client.training.client_state import ClientStates, Recollection, StateKey
+from agfl_client.training.deadline import Deadline
+from agfl_client.training.device import AUTO, choose_device
+from agfl_client.training.own_error import measure_sigma
+from agfl_client.training.part import Part, whole_layout
+from agfl_client.training.trainer import LocalTrainer, effective_steps, evaluate, validation_loss
 from agfl_models.errors import DataError, WireError
-from agfl_models.examples import Row, check_readable, read_data
-from agfl_models.families import build_model
 from agfl_models.huggingface.folder import PretrainedFolder
-from agfl_models.rings import Rings
+from agfl_models.model.families import build_model
+from agfl_models.model.rings import Rings
+from agfl_models.reading.examples import Row, check_readable, read_data
 from agfl_models.tasks.dataset import split_rows
 from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_models.version import VERSION
-from agfl_protocol import candidates, drift, ring_losses
-from agfl_protocol.control import check_control
-from agfl_protocol.counting import CountCodec, CountRequest
-from agfl_protocol.optimizer_config import PortfolioConfig
-from agfl_protocol.plan import Plan, plan_from_json
-from agfl_protocol.randomness import SECRET_BYTES, OwnerRandomness, first_model_seed
-from agfl_protocol.run_config import RunConfig, run_config_from_json
-from agfl_protocol.secagg.lanes import Lanes
-from agfl_protocol.transforms import clipping
-from agfl_protocol.transforms.alignment import cosine
-from agfl_protocol.transforms.codec import UpdateCodec
-from agfl_protocol.update import Layout, Update, Vector
-from agfl_protocol.wire import (
+from agfl_protocol.config.optimizer_config import PortfolioConfig
+from agfl_protocol.config.run_config import RunConfig, run_config_from_json
+from agfl_protocol.messages.control import check_control
+from agfl_protocol.messages.counting import CountCodec, CountRequest
+from agfl_protocol.messages.wire import (
     Answer,
     FinishRequest,
     IdentifyReply,
@@ -60,6 +52,14 @@ from agfl_protocol.wire import (
     RoundRequest,
     SumRequest,
 )
+from agfl_protocol.methods import candidates, drift, ring_losses
+from agfl_protocol.plans.plan import Plan, plan_from_json
+from agfl_protocol.randomness import SECRET_BYTES, OwnerRandomness, first_model_seed
+from agfl_protocol.secagg.lanes import Lanes
+from agfl_protocol.transforms import clipping
+from agfl_protocol.transforms.alignment import cosine
+from agfl_protocol.transforms.codec import UpdateCodec
+from agfl_protocol.update import Layout, Update, Vector
 
 _READ_AGAIN_S = 5.0  # the server asks more often whether a text that was of no use has been mended
 

@@ -22,13 +22,13 @@ from typing import Literal
 
 from pydantic import ByteSize, Field, PositiveFloat, PositiveInt
 
-from agfl_client.memory_estimate import estimate
+from agfl_client.training.memory_estimate import estimate
 from agfl_models.errors import AgflError
 from agfl_models.machine import usable_memory
 from agfl_models.tasks import TaskName
 from agfl_models.validation import Config, read_yaml, validate
-from agfl_protocol.elastic_config import Width
-from agfl_protocol.run_config import RunConfig
+from agfl_protocol.config.elastic_config import Width
+from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.secagg.parameters import Parameters
 
 _MAX_FILE_BYTES = 1 << 16

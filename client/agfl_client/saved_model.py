@@ -14,15 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from agfl_models.durable_files import write_atomically
 from agfl_models.errors import CheckpointError, ConfigError, WireError
-from agfl_models.families import build_model
+from agfl_models.files.durable_files import write_atomically
+from agfl_models.files.store import CONFIG_FILE, WEIGHTS_FILE, save_model
 from agfl_models.huggingface.config import HuggingFaceConfig
-from agfl_models.rings import outline
-from agfl_models.store import CONFIG_FILE, WEIGHTS_FILE, save_model
-from agfl_protocol.run_config import RunConfig
+from agfl_models.model.families import build_model
+from agfl_models.model.rings import outline
+from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.messages.wire import ModelRequest
 from agfl_protocol.update import Layout
-from agfl_protocol.wire import ModelRequest
 
 RECEIPT_FILE = "received.json"
 _OURS = {WEIGHTS_FILE, CONFIG_FILE, RECEIPT_FILE}

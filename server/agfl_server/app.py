@@ -11,36 +11,36 @@ from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
 from agfl_models.errors import ConfigError, RoundError
-from agfl_protocol import wire
-from agfl_protocol.plan import Plan
-from agfl_protocol.plan_fields import PlanViolation
-from agfl_protocol.run_config import AggregationConfig, RunConfig, load_run_config
+from agfl_protocol.config.run_config import AggregationConfig, RunConfig, load_run_config
+from agfl_protocol.messages import wire
+from agfl_protocol.plans.plan import Plan
+from agfl_protocol.plans.plan_fields import PlanViolation
+from agfl_protocol.plans.sum_kind import MAX_SAMPLED_EXAMPLES, may_train_exactly
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.parameters import Parameters
-from agfl_protocol.sum_kind import MAX_SAMPLED_EXAMPLES, may_train_exactly
-from agfl_server.aggregator import Aggregator
-from agfl_server.attempts import Parties
-from agfl_server.checkpoint import load_checkpoint
-from agfl_server.cohort_sums import Federation
-from agfl_server.connected_nodes import ConnectedNodes
-from agfl_server.delivery import deliver_model
-from agfl_server.group_rule import MIN_GROUPS
-from agfl_server.journal import Journal
-from agfl_server.messaging import ask_nodes
-from agfl_server.observer import Observer, Row
-from agfl_server.opened_run import open_run
-from agfl_server.plain_sum import PlainSum
-from agfl_server.rounds import run_rounds
-from agfl_server.run_folder import RunFolder
-from agfl_server.search import open_search, run_search
-from agfl_server.secure_sum import SecureSum
-from agfl_server.settings import write_settings
-from agfl_server.sittings import SittingLog
-from agfl_server.skipping import write_skip_costs
-from agfl_server.slate import make_slate
-from agfl_server.state import ServerState
-from agfl_server.suspects import Suspects
-from agfl_server.tokenizer_training import public_rows, train_tokenizer, with_public_tokenizer
+from agfl_server.aggregation.aggregator import Aggregator
+from agfl_server.aggregation.group_rule import MIN_GROUPS
+from agfl_server.aggregation.plain_sum import PlainSum
+from agfl_server.aggregation.secure_sum import SecureSum
+from agfl_server.rounds.attempts import Parties
+from agfl_server.rounds.checkpoint import load_checkpoint
+from agfl_server.rounds.cohort_sums import Federation
+from agfl_server.rounds.journal import Journal
+from agfl_server.rounds.loop import run_rounds
+from agfl_server.rounds.observer import Observer, Row
+from agfl_server.rounds.state import ServerState
+from agfl_server.rounds.suspects import Suspects
+from agfl_server.rounds.tokenizer_training import public_rows, train_tokenizer, with_public_tokenizer
+from agfl_server.run.delivery import deliver_model
+from agfl_server.run.opened_run import open_run
+from agfl_server.run.run_folder import RunFolder
+from agfl_server.run.settings import write_settings
+from agfl_server.run.sittings import SittingLog
+from agfl_server.search.search import open_search, run_search
+from agfl_server.search.skipping import write_skip_costs
+from agfl_server.search.slate import make_slate
+from agfl_server.transport.connected_nodes import ConnectedNodes
+from agfl_server.transport.messaging import ask_nodes
 
 _FINISH_TIMEOUT_S = 10.0
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agfl_models.console import AsJson, LogFile, log_to, new_app, run_app
-from agfl_server.observer import DISCONNECTED, IMPLAUSIBLE, Observer, Row
+from agfl_server.rounds.observer import DISCONNECTED, IMPLAUSIBLE, Observer, Row
 
 if TYPE_CHECKING:
-    from agfl_server.attendance import Attendance
-    from agfl_server.federation_folder import FederationFolder
+    from agfl_server.federation.federation_folder import FederationFolder
+    from agfl_server.rounds.attendance import Attendance
 
 app = new_app("Start a federation, admit the nodes of its data owners, and run it.")
 log = logging.getLogger("agfl.server")
@@ -40,10 +40,10 @@ def init(
     ] = None,
 ) -> None:
     """Make a federation folder: run configuration, certificates, room for nodes."""
-    from agfl_protocol.fingerprint import words_of_file
-    from agfl_protocol.run_config import load_run_config
-    from agfl_server import federation_folder
-    from agfl_server.slate import make_slate
+    from agfl_protocol.config.run_config import load_run_config
+    from agfl_protocol.identity.fingerprint import words_of_file
+    from agfl_server.federation import federation_folder
+    from agfl_server.search.slate import make_slate
 
     source = config or Path(str(files("agfl_server") / "default.yaml"))
     run = load_run_config(source)
@@ -64,10 +64,10 @@ def add_node(
     folder: Folder = Path("federation"),
 ) -> None:
     """Admit a data owner's node, from the next start on."""
-    from agfl_protocol.fingerprint import words_of_file
-    from agfl_protocol.identity import PublicIdentity
-    from agfl_protocol.request_signature import key_id, short_id
-    from agfl_server import federation_folder
+    from agfl_protocol.identity.fingerprint import words_of_file
+    from agfl_protocol.identity.identity import PublicIdentity
+    from agfl_protocol.identity.request_signature import key_id, short_id
+    from agfl_server.federation import federation_folder
 
     federation_folder.add_node(folder, name, public_file)
     typer.echo(f"admitted {name}; nodes of {folder}: {_names(federation_folder.load(folder))}")
@@ -84,9 +84,9 @@ def nodes(
     """Show who is admitted, who is here, when it was last seen and which version it runs."""
     from rich.console import Console
 
-    from agfl_server import federation_folder
-    from agfl_server.attendance import ATTENDANCE_FILE, read_attendance
-    from agfl_server.nodes_table import nodes_json, print_nodes
+    from agfl_server.federation import federation_folder
+    from agfl_server.federation.nodes_table import nodes_json, print_nodes
+    from agfl_server.rounds.attendance import ATTENDANCE_FILE, read_attendance
 
     found = federation_folder.load(folder)
     seen = read_attendance(found.run_folder / ATTENDANCE_FILE, [node.name for node in found.nodes])
@@ -102,7 +102,7 @@ def remove_node(
     folder: Folder = Path("federation"),
 ) -> None:
     """Admit a data owner's node no longer, from the next start on. To the other owners this is a departure."""
-    from agfl_server import federation_folder
+    from agfl_server.federation import federation_folder
 
     federation_folder.remove_node(folder, name)
     typer.echo(f"removed {name}; nodes of {folder}: {_names(federation_folder.load(folder))}")
@@ -122,7 +122,7 @@ def renew(
     ] = None,
 ) -> None:
     """Give the server a new certificate by the same authority; owners keep their ca.pem."""
-    from agfl_server import federation_folder
+    from agfl_server.federation import federation_folder
 
     names = federation_folder.renew(folder, host or [], ca or federation_folder.authority_folder(folder))
     typer.echo(f"{folder / 'server.pem'} is for {', '.join(names)} now; start the server anew with it")
@@ -134,9 +134,9 @@ def roster(
     folder: Folder = Path("federation"),
 ) -> None:
     """Write the roster: every owner's signing key. Owners must get it, or check it, without going through you."""
-    from agfl_protocol.fingerprint import words_of_roster
-    from agfl_protocol.roster_file import roster_of, write_roster
-    from agfl_server import federation_folder
+    from agfl_protocol.identity.fingerprint import words_of_roster
+    from agfl_protocol.identity.roster_file import roster_of, write_roster
+    from agfl_server.federation import federation_folder
 
     nodes = federation_folder.load(folder).nodes
     write_roster(file, nodes)
@@ -152,7 +152,7 @@ def fingerprint(
     ] = None,
 ) -> None:
     """Print the 24 words of a file, for people to compare; with --expect say `same` or DIFFERENT."""
-    from agfl_protocol.fingerprint import show_fingerprint
+    from agfl_protocol.identity.fingerprint import show_fingerprint
 
     show_fingerprint(file, expect)
 
@@ -175,24 +175,24 @@ def start(
     from rich.console import Console
 
     from agfl_protocol.flower_settings import prepare_flower
-    from agfl_server import federation_folder
+    from agfl_server.federation import federation_folder
 
     prepare_flower()
     log_to(log_file)
     found = federation_folder.load(folder)
 
     from agfl_models.errors import AgflError
-    from agfl_protocol.fingerprint import words_of_roster
-    from agfl_protocol.roster_file import roster_of
-    from agfl_protocol.run_config import load_with_defaults
+    from agfl_protocol.config.run_config import load_with_defaults
+    from agfl_protocol.identity.fingerprint import words_of_roster
+    from agfl_protocol.identity.roster_file import roster_of
     from agfl_server.app import run_federation
-    from agfl_server.attendance import ATTENDANCE_FILE, Attendance
-    from agfl_server.defaults_table import print_defaults
-    from agfl_server.health import health_service
     from agfl_server.report.run_report import write_report_of
-    from agfl_server.settings import merged, read_settings
-    from agfl_server.sittings import SittingLog
-    from agfl_server.superlink import EmbeddedSuperLink
+    from agfl_server.rounds.attendance import ATTENDANCE_FILE, Attendance
+    from agfl_server.run.defaults_table import print_defaults
+    from agfl_server.run.settings import merged, read_settings
+    from agfl_server.run.sittings import SittingLog
+    from agfl_server.transport.health import health_service
+    from agfl_server.transport.superlink import EmbeddedSuperLink
 
     kept = read_settings(found.run_folder) if resume else []
     settings = merged(kept, overrides or ())
@@ -248,7 +248,7 @@ def report(
     ] = None,
 ) -> None:
     """Write the run's report, one HTML page that needs no network: after the run, or while it goes on."""
-    from agfl_server import federation_folder
+    from agfl_server.federation import federation_folder
     from agfl_server.report.run_report import write_report_of
 
     typer.echo(f"report: {write_report_of(federation_folder.load(folder).run_folder, output)}")
@@ -390,7 +390,7 @@ class LogObserver(Observer):
 
 def _goes_on(found: FederationFolder, settings: Sequence[str]) -> list[str]:
     """Return the options with which the run goes on: what was set is kept, once there is something to resume."""
-    from agfl_server.run_folder import RunFolder
+    from agfl_server.run.run_folder import RunFolder
 
     run_folder = RunFolder(found.run_folder)
     if run_folder.has_checkpoint or run_folder.search.exists():

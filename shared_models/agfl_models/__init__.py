@@ -6,21 +6,21 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agfl_models.config import ModelConfig
     from agfl_models.layers.attention import AttentionLayer
     from agfl_models.layers.cross_attention import CrossAttentionLayer
     from agfl_models.layers.feed_forward import FFLayer
     from agfl_models.layers.recurrent import RNNLayer
-    from agfl_models.model import AutoGenModel
+    from agfl_models.model.config import ModelConfig
+    from agfl_models.model.model import AutoGenModel
 
 __all__ = ["AttentionLayer", "AutoGenModel", "CrossAttentionLayer", "FFLayer", "ModelConfig", "RNNLayer"]
 
 _MODULES = {
     "AttentionLayer": "agfl_models.layers.attention",
-    "AutoGenModel": "agfl_models.model",
+    "AutoGenModel": "agfl_models.model.model",
     "CrossAttentionLayer": "agfl_models.layers.cross_attention",
     "FFLayer": "agfl_models.layers.feed_forward",
-    "ModelConfig": "agfl_models.config",
+    "ModelConfig": "agfl_models.model.config",
     "RNNLayer": "agfl_models.layers.recurrent",
 }
 

@@ -27,7 +27,7 @@ def describe(
     from rich.console import Console
     from rich.table import Table
 
-    from agfl_models.store import load_model
+    from agfl_models.files.store import load_model
 
     _, saved = load_model(path)
     model = saved.model.resolve()
@@ -68,13 +68,13 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Print the task's metrics over all rows of a file: none of them is left out."""
-    from agfl_models.examples import parse_columns
+    from agfl_models.reading.examples import parse_columns
 
     named = parse_columns(columns)
 
-    from agfl_models.examples import read_data
-    from agfl_models.inference import open_model
+    from agfl_models.decoding.inference import open_model
     from agfl_models.metrics.signatures import signatures
+    from agfl_models.reading.examples import read_data
     from agfl_models.tasks.evaluation import evaluate_rows
 
     user, task = open_model(path)
@@ -109,7 +109,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8600,
 ) -> None:
     """Offer the model to a browser and to programs on this machine, until Ctrl-C."""
-    from agfl_models.inference import open_model
+    from agfl_models.decoding.inference import open_model
     from agfl_models.web.facts import model_facts
     from agfl_models.web.serve import serve_model
 
@@ -123,9 +123,9 @@ def merge(
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
 ) -> None:
     """Write a model that started from a pretrained one as an ordinary Hugging Face folder."""
+    from agfl_models.files.store import load_model
     from agfl_models.huggingface.loading import auto_class
     from agfl_models.huggingface.model import HuggingFaceModel
-    from agfl_models.store import load_model
 
     model, saved = load_model(path)
     if not isinstance(model, HuggingFaceModel):
@@ -141,7 +141,7 @@ def extract(
     width: Annotated[float, typer.Option(help="Share of each layer's inner units that is kept, in (0, 1].")],
 ) -> None:
     """Write the narrower model that a model holds as a model of its own."""
-    from agfl_models import extraction
+    from agfl_models.model import extraction
 
     whole, narrow = extraction.extract(path, folder, width)
     typer.echo(f"wrote {folder}: {narrow.num_parameters():,} of {whole.num_parameters():,} parameters")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from agfl_models.errors import AgflError
-from agfl_models.file_systems import NO_LOCKS, warn_once
+from agfl_models.files.file_systems import NO_LOCKS, warn_once
 
 LOCK_FILE = ".lock"  # where the folder itself cannot be locked, as on network shares
 

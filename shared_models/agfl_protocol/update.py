@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from agfl_models.sequence_model import trained_parameters
+from agfl_models.model.sequence_model import trained_parameters
 
 Vector: TypeAlias = NDArray[np.float32]
 _CHUNK = 2**13  # elements: from 10^4 on BLAS wakes its threads, which burn processor time waiting
@@ -81,7 +81,7 @@ class Update:
     weight: this client's weight in the mean; 0 where it adds nothing.
     metrics: what else enters the sum, all >= 0 (loss sums, token counts, ...).
     loss: of the broadcast model on this client's training data, in the task's unit a prediction.
-    steps: how many steps of training the delta is worth, > 0; see `agfl_client.training.effective_steps`.
+    steps: how many steps of training the delta is worth, > 0; see `agfl_client.training.trainer.effective_steps`.
     num_rings: of an elastic model, those that were trained; tier: those that this owner could train.
     gain: the factor by which transforms scale the delta, applied when it is quantized, so that no copy is made.
     alignment: cosine of the delta and the global model's last step; 0 where there was none.

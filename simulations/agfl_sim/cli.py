@@ -16,8 +16,8 @@ import typer
 from agfl_models.console import new_app, run_app
 
 if TYPE_CHECKING:
-    from agfl_protocol.defaults import TakenDefault
-    from agfl_protocol.run_config import RunConfig
+    from agfl_protocol.config.defaults import TakenDefault
+    from agfl_protocol.config.run_config import RunConfig
 
 DEFAULT_CONFIG = "language_modeling"
 SHIPPED_CONFIGS = Path(str(files("agfl_sim").joinpath("configs")))
@@ -45,8 +45,8 @@ def simulate(
     """Run the federation that CONFIG describes; without it, the shipped language_modeling."""
     from agfl_models.errors import AgflError, ConfigError
     from agfl_models.validation import nearest
-    from agfl_protocol.run_config import load_with_defaults
-    from agfl_server.settings import merged, read_settings
+    from agfl_protocol.config.run_config import load_with_defaults
+    from agfl_server.run.settings import merged, read_settings
     from agfl_sim.partition import owners_of
 
     path = _find(config)
@@ -112,14 +112,14 @@ def _run(
 
     from agfl_models.errors import AgflError
     from agfl_models.metrics.signatures import signatures
-    from agfl_server.defaults_table import print_defaults
-    from agfl_server.run_folder import RunFolder
-    from agfl_server.sittings import SittingLog
-    from agfl_sim.baselines import run_baselines
+    from agfl_server.run.defaults_table import print_defaults
+    from agfl_server.run.run_folder import RunFolder
+    from agfl_server.run.sittings import SittingLog
+    from agfl_sim.baselines.baselines import run_baselines
+    from agfl_sim.baselines.widths import write_widths
     from agfl_sim.progress import BaselineBar, ProgressObserver
-    from agfl_sim.report import write_report
+    from agfl_sim.report.report import write_report
     from agfl_sim.run import simulate as run_simulation
-    from agfl_sim.widths import write_widths
 
     console = Console()
     print(f"{run_config.model.num_parameters():,} parameters; output in {folder}")

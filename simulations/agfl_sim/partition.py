@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from agfl_models.corpora import corpus_of
-from agfl_models.durable_files import write_atomically
 from agfl_models.errors import ConfigError, DataError, NoRows
-from agfl_models.examples import JSONL_SUFFIX, Row, format_rows, read_data
+from agfl_models.files.durable_files import write_atomically
+from agfl_models.reading.corpora import corpus_of
+from agfl_models.reading.examples import JSONL_SUFFIX, Row, format_rows, read_data
 from agfl_models.reading.files import list_owners
 from agfl_models.reading.survey import FEW_ROWS, TOO_FEW, Survey, counted, shorten
 from agfl_models.tasks.dataset import split_rows
-from agfl_protocol.identity import NAME_RULE, name_hint
+from agfl_protocol.config.run_config import DataConfig, RunConfig
+from agfl_protocol.identity.identity import NAME_RULE, name_hint
 from agfl_protocol.randomness import generator
-from agfl_protocol.run_config import DataConfig, RunConfig
 
 RowT = TypeVar("RowT")
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from agfl_models.tasks.task import MainMetric
-from agfl_server.observer import DISCONNECTED, IMPLAUSIBLE, Observer, Row
+from agfl_server.rounds.observer import DISCONNECTED, IMPLAUSIBLE, Observer, Row
 
 
 class ProgressObserver(Observer):

@@ -11,28 +11,28 @@ from typing import Protocol
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from agfl_client.app import create_client_app
-from agfl_client.approvals import Approvals
-from agfl_client.device import AUTO, choose_device
-from agfl_client.ledger_file import LEDGER_FILE
+from agfl_client.approval.approvals import Approvals
+from agfl_client.ledger.ledger_file import LEDGER_FILE
 from agfl_client.node import Node
 from agfl_client.policy import Policy
-from agfl_client.secure_member import SecureMember
-from agfl_models.durable_files import write_atomically
+from agfl_client.secure.secure_member import SecureMember
+from agfl_client.training.device import AUTO, choose_device
+from agfl_models.files.durable_files import write_atomically
 from agfl_models.machine import usable_cpus
+from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.flower_settings import prepare_flower
 from agfl_protocol.randomness import OwnerRandomness
-from agfl_protocol.run_config import RunConfig
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_server.app import refuse_run, run_federation
-from agfl_server.checkpoint import last_exchange
-from agfl_server.journal import Journal
-from agfl_server.observer import Observer
-from agfl_server.run_folder import RunFolder
-from agfl_server.settings import write_settings
-from agfl_server.sittings import SittingLog
-from agfl_sim.grid import InProcessGrid
+from agfl_server.rounds.checkpoint import last_exchange
+from agfl_server.rounds.journal import Journal
+from agfl_server.rounds.observer import Observer
+from agfl_server.run.run_folder import RunFolder
+from agfl_server.run.settings import write_settings
+from agfl_server.run.sittings import SittingLog
+from agfl_sim.engines.grid import InProcessGrid
+from agfl_sim.engines.ray_engine import RayEngine
 from agfl_sim.partition import device_widths, owners_of
-from agfl_sim.ray_engine import RayEngine
 
 OWNERS_FOLDER, NODES_FOLDER = "owners", "nodes"
 _NO_LIMIT_S = 1e9  # of a round: the researcher has asked for it

@@ -20,17 +20,17 @@ from paper_owners import Lost, OneLane, PaperOwner, PaperSum
 
 from agfl_client.policy import Policy
 from agfl_models.errors import RoundError
-from agfl_protocol.plan import Plan
-from agfl_protocol.run_config import RunConfig, load_run_config
-from agfl_protocol.sum_kind import MAX_SAMPLED_EXAMPLES, Kind, kind_of
+from agfl_protocol.config.run_config import RunConfig, load_run_config
+from agfl_protocol.messages.wire import RoundRequest
+from agfl_protocol.plans.plan import Plan
+from agfl_protocol.plans.sum_kind import MAX_SAMPLED_EXAMPLES, Kind, kind_of
 from agfl_protocol.transforms.quantization import QuantizationPlan
-from agfl_protocol.wire import RoundRequest
-from agfl_server import connected_nodes
-from agfl_server.attempts import Parties, Request, sum_in_attempts
-from agfl_server.connected_nodes import ConnectedNodes
-from agfl_server.journal import Entry, Journal
-from agfl_server.observer import Observer
-from agfl_sim.grid import InProcessGrid
+from agfl_server.rounds.attempts import Parties, Request, sum_in_attempts
+from agfl_server.rounds.journal import Entry, Journal
+from agfl_server.rounds.observer import Observer
+from agfl_server.transport import connected_nodes
+from agfl_server.transport.connected_nodes import ConnectedNodes
+from agfl_sim.engines.grid import InProcessGrid
 
 CONFIG = Path(__file__).parents[1] / "agfl_sim/configs/language_modeling.yaml"
 ABSENT, LOST, OUTAGE = 0.05, 0.002, 20

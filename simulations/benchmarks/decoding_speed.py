@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from agfl_models import AutoGenModel
-from agfl_models.generation import GenerationConfig, generate
+from agfl_models.decoding.generation import GenerationConfig, generate
 from agfl_models.layers.layer import Memory, State
 from agfl_models.machine import usable_cpus
 

@@ -29,15 +29,15 @@ from server_steps import mean, report_auto, spread
 from torch import Tensor
 from torch.nn import functional as F
 
-from agfl_client.training import LocalTrainer, validation_loss
+from agfl_client.training.trainer import LocalTrainer, validation_loss
 from agfl_models import AutoGenModel
 from agfl_models.tasks.task import AnyTask, Dataset
-from agfl_protocol import candidates
-from agfl_protocol.optimizer_config import PortfolioConfig, ServerOptimizerConfig, SGDConfig
-from agfl_protocol.run_config import TrainingConfig
+from agfl_protocol.config.optimizer_config import PortfolioConfig, ServerOptimizerConfig, SGDConfig
+from agfl_protocol.config.run_config import TrainingConfig
+from agfl_protocol.methods import candidates
 from agfl_protocol.transforms.square_norm import SQUARE_NORM
 from agfl_protocol.update import Layout, Total, Vector, square_sum
-from agfl_server.optimizers import build_optimizer
+from agfl_server.methods.optimizers import build_optimizer
 
 NUM_OWNERS, COHORT, HELD_OUT, TRAIN = 20, 10, 7, 1400
 STEPS, BATCH, ALPHA, LAST = 10, 16, 0.1, 10

@@ -24,15 +24,15 @@ from pathlib import Path
 
 from server_steps import SMOKE, mean, spread
 
-from agfl_client.part import Part
-from agfl_client.training import LocalTrainer, evaluate
-from agfl_models.examples import TextRow, read_rows, write_rows
+from agfl_client.training.part import Part
+from agfl_client.training.trainer import LocalTrainer, evaluate
+from agfl_models.reading.examples import TextRow, read_rows, write_rows
+from agfl_protocol.config.run_config import RunConfig, load_run_config
 from agfl_protocol.randomness import generator
-from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_protocol.update import Vector
-from agfl_server.checkpoint import load_checkpoint
-from agfl_server.observer import Observer
-from agfl_server.run_folder import RunFolder
+from agfl_server.rounds.checkpoint import load_checkpoint
+from agfl_server.rounds.observer import Observer
+from agfl_server.run.run_folder import RunFolder
 from agfl_sim.cli import SHIPPED_CONFIGS
 from agfl_sim.partition import device_widths, owner_files
 from agfl_sim.run import InlineEngine

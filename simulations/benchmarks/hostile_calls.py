@@ -20,7 +20,7 @@ from flwr.proto.node_pb2 import Node
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from agfl_client import keys
-from agfl_protocol.request_signature import SIGNATURE_HEADER, sign_request
+from agfl_protocol.identity.request_signature import SIGNATURE_HEADER, sign_request
 
 FLEET = "/v1/fleet/"
 _HELD = 400  # slow connections that are held open at a time

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from agfl_models.families import build_model
-from agfl_protocol.run_config import RunConfig
+from agfl_models.model.families import build_model
+from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.update import Layout, Vector
 
 

@@ -12,17 +12,17 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import RecordDict
 
-from agfl_client.approvals import Approvals
+from agfl_client.approval.approvals import Approvals
 from agfl_client.node import Node
 from agfl_client.policy import Policy
-from agfl_client.secure_member import SecureMember
+from agfl_client.secure.secure_member import SecureMember
 from agfl_models.errors import AgflError
-from agfl_models.families import build_model
-from agfl_protocol import secure_wire, wire
-from agfl_protocol.counting import CountRequest
-from agfl_protocol.plan import Plan
+from agfl_models.model.families import build_model
+from agfl_protocol.config.run_config import RunConfig, run_config_from_json
+from agfl_protocol.messages import secure_wire, wire
+from agfl_protocol.messages.counting import CountRequest
+from agfl_protocol.plans.plan import Plan
 from agfl_protocol.randomness import SECRET_BYTES, OwnerRandomness
-from agfl_protocol.run_config import RunConfig, run_config_from_json
 from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.lanes import Lanes
@@ -33,7 +33,7 @@ from agfl_protocol.transforms.clipping import START
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.update import Layout, Total, Vector
-from agfl_server.unmasking import Recovery
+from agfl_server.aggregation.unmasking import Recovery
 
 
 class Refused(Exception):

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agfl_models.examples import read_rows
-from agfl_models.families import build_model
-from agfl_protocol.run_config import RunConfig
+from agfl_models.model.families import build_model
+from agfl_models.reading.examples import read_rows
+from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.update import Layout, Vector
 
 WINDOWS = 192  # of the absent owner, and as many of all others together

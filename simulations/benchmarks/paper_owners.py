@@ -10,21 +10,21 @@ from pathlib import Path
 import numpy as np
 from flwr.serverapp import Grid
 
-from agfl_client.ledger import Ledger
+from agfl_client.ledger.ledger import Ledger
 from agfl_client.policy import Policy
-from agfl_client.secure_member import SumRules
-from agfl_client.sum_rules import sum_rules
+from agfl_client.secure.secure_member import SumRules
+from agfl_client.secure.sum_rules import sum_rules
 from agfl_models.errors import AgflError
-from agfl_protocol.groups import is_union
-from agfl_protocol.plan import Plan
-from agfl_protocol.run_config import run_config_from_json
+from agfl_protocol.config.run_config import run_config_from_json
+from agfl_protocol.messages.secure_wire import exchange_of
+from agfl_protocol.messages.wire import RoundRequest, SumRequest
+from agfl_protocol.plans.groups import is_union
+from agfl_protocol.plans.plan import Plan
 from agfl_protocol.secagg.errors import require
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.parameters import Parameters
-from agfl_protocol.secure_wire import exchange_of
-from agfl_protocol.wire import RoundRequest, SumRequest
-from agfl_server.aggregator import AttemptFailed, CohortSum, Groups, LaneCodec
-from agfl_server.journal import Records
+from agfl_server.aggregation.aggregator import AttemptFailed, CohortSum, Groups, LaneCodec
+from agfl_server.rounds.journal import Records
 
 
 @dataclass

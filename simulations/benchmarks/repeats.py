@@ -24,8 +24,8 @@ from hostile_server import HostileServer, Refused
 from known_text import membership
 from own_errors import Known, Target, exposure, formula
 
+from agfl_protocol.config.run_config import RunConfig, load_run_config
 from agfl_protocol.flower_settings import prepare_flower
-from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_protocol.update import Vector
 from agfl_sim.partition import owner_files
 

@@ -28,11 +28,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agfl_models.examples import TextRow, write_rows
+from agfl_models.reading.examples import TextRow, write_rows
 from agfl_models.validation import validate
-from agfl_protocol.run_config import RunConfig
-from agfl_server.observer import Observer
-from agfl_server.search import RACE_FILE
+from agfl_protocol.config.run_config import RunConfig
+from agfl_server.rounds.observer import Observer
+from agfl_server.search.search import RACE_FILE
 from agfl_sim.partition import owner_files
 from agfl_sim.run import InlineEngine
 

@@ -11,10 +11,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
-from agfl_client import masking
-from agfl_client.masking_states import Advertised, Agreed, Masked, Shared, Terms
-from agfl_protocol import secure_wire
-from agfl_protocol.header import Header
+from agfl_client.secure import masking
+from agfl_client.secure.masking_states import Advertised, Agreed, Masked, Shared, Terms
+from agfl_protocol.messages import secure_wire
+from agfl_protocol.messages.header import Header
+from agfl_protocol.messages.wire import RoundRequest
 from agfl_protocol.randomness import generator
 from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.context import ExchangeId
@@ -31,8 +32,7 @@ from agfl_protocol.transforms.divergence import DIVERGED
 from agfl_protocol.transforms.quantization import Quantization
 from agfl_protocol.transforms.weighting import Weighting
 from agfl_protocol.update import Update
-from agfl_protocol.wire import RoundRequest
-from agfl_server.unmasking import Dealt, Recovery
+from agfl_server.aggregation.unmasking import Dealt, Recovery
 
 ELEMENT, MAX_WEIGHT = 1e-3, 16384.0  # of the update that is measured
 CHECKED_LANES = 1000

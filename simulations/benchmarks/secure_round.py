@@ -26,28 +26,28 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message
 
 from agfl_client.app import create_client_app
-from agfl_client.approvals import Approvals
+from agfl_client.approval.approvals import Approvals
 from agfl_client.node import Node
 from agfl_client.policy import Policy
-from agfl_client.secure_member import SecureMember
+from agfl_client.secure.secure_member import SecureMember
 from agfl_models.machine import usable_cpus
-from agfl_protocol import wire
+from agfl_protocol.config.run_config import RunConfig, run_config_from_json
 from agfl_protocol.flower_settings import prepare_flower
-from agfl_protocol.plan import Plan
+from agfl_protocol.messages import wire
+from agfl_protocol.plans.plan import Plan
 from agfl_protocol.randomness import OwnerRandomness
-from agfl_protocol.run_config import RunConfig, run_config_from_json
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.parameters import Parameters
 from agfl_protocol.transforms.codec import UpdateCodec
-from agfl_server.aggregator import Aggregator
-from agfl_server.messaging import ask_nodes
-from agfl_server.observer import Observer
-from agfl_server.optimizers import build_optimizer
-from agfl_server.plain_sum import PlainSum
-from agfl_server.secure_sum import SecureSum
-from agfl_server.state import initial_state
-from agfl_sim.grid import InProcessGrid
+from agfl_server.aggregation.aggregator import Aggregator
+from agfl_server.aggregation.plain_sum import PlainSum
+from agfl_server.aggregation.secure_sum import SecureSum
+from agfl_server.methods.optimizers import build_optimizer
+from agfl_server.rounds.observer import Observer
+from agfl_server.rounds.state import initial_state
+from agfl_server.transport.messaging import ask_nodes
+from agfl_sim.engines.grid import InProcessGrid
 
 NUM_CLIENTS, TRIPS = 10, 5
 TARGET_S = 0.5

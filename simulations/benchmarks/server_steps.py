@@ -15,9 +15,9 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from agfl_protocol.optimizer_config import PortfolioConfig
-from agfl_protocol.run_config import RunConfig, load_run_config
-from agfl_server.observer import Observer
+from agfl_protocol.config.optimizer_config import PortfolioConfig
+from agfl_protocol.config.run_config import RunConfig, load_run_config
+from agfl_server.rounds.observer import Observer
 from agfl_sim.cli import SHIPPED_CONFIGS
 from agfl_sim.partition import owner_files
 from agfl_sim.run import InlineEngine

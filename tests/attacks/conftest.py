@@ -10,7 +10,7 @@ from hostile_server import HostileServer
 from tests.repeats_world import SECURE
 
 from agfl_client.policy import Policy
-from agfl_protocol.run_config import RunConfig
+from agfl_protocol.config.run_config import RunConfig
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from tests.server.conftest import Site
 
 from agfl_client import keys
-from agfl_server.limits import SMALL_REPLY_BYTES, push
-from agfl_server.superlink import EmbeddedSuperLink
+from agfl_server.transport.limits import SMALL_REPLY_BYTES, push
+from agfl_server.transport.superlink import EmbeddedSuperLink
 
 Tree = message_pb2.ObjectTree
 Objects = dict[str, bytes]

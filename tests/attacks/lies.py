@@ -14,9 +14,9 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from agfl_client import masking
 from agfl_client.node import Node
-from agfl_protocol import secure_wire, wire
+from agfl_client.secure import masking
+from agfl_protocol.messages import secure_wire, wire
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms.clipping import ABOVE, CLIPPED, Clipping
 from agfl_protocol.transforms.codec import UpdateCodec

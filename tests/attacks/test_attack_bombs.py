@@ -18,21 +18,21 @@ from flwr.app import Context, Message, RecordDict
 from tests.client.test_node import request_of
 
 from agfl_client.app import REFUSED, create_client_app
-from agfl_client.memory_estimate import estimate
 from agfl_client.node import Node
-from agfl_client.part import Part
 from agfl_client.policy import Policy, PolicyViolation, load_policy
-from agfl_client.probe import measure
-from agfl_client.training import LocalTrainer
+from agfl_client.training.memory_estimate import estimate
+from agfl_client.training.part import Part
+from agfl_client.training.probe import measure
+from agfl_client.training.trainer import LocalTrainer
 from agfl_models.bounded import MAX_DEPTH, MAX_SHOWN, load_json, shown
 from agfl_models.errors import AgflError, CheckpointError, ConfigError
-from agfl_models.store import load_model, save_model
+from agfl_models.files.store import load_model, save_model
 from agfl_models.validation import load_yaml
-from agfl_protocol import wire
-from agfl_protocol.identity import PublicIdentity
-from agfl_protocol.roster_file import read_roster
-from agfl_protocol.run_config import RunConfig, load_run_config, run_config_from_json
-from agfl_sim.grid import InProcessGrid
+from agfl_protocol.config.run_config import RunConfig, load_run_config, run_config_from_json
+from agfl_protocol.identity.identity import PublicIdentity
+from agfl_protocol.identity.roster_file import read_roster
+from agfl_protocol.messages import wire
+from agfl_sim.engines.grid import InProcessGrid
 
 MakeConfig = Callable[..., RunConfig]
 MB = 1 << 20
@@ -236,7 +236,7 @@ def test_a_round_ends_within_a_batch_of_its_limit(
         step(*arguments)
 
     monkeypatch.setattr(LocalTrainer, "_step", counted)
-    monkeypatch.setattr("agfl_client.deadline.time.monotonic", lambda: 1000.0 + len(steps))
+    monkeypatch.setattr("agfl_client.training.deadline.time.monotonic", lambda: 1000.0 + len(steps))
     with pytest.raises(PolicyViolation, match=r"^max_seconds_per_round: out of time$"):
         node.handle_round(request_of(run_config("training.local_steps=30"), evaluate=False))
     assert len(steps) == 8
@@ -258,7 +258,7 @@ def test_attack_a_round_that_only_evaluates_ends_there_too(
     requests.append(replace(auto, model=np.concatenate([auto.model] * 4)))
     for request in requests:
         node = Node("alice", owner, device="cpu", policy=Policy(allow_plain=True, runs="all", max_seconds_per_round=1))
-        monkeypatch.setattr("agfl_client.deadline.time.monotonic", passes)
+        monkeypatch.setattr("agfl_client.training.deadline.time.monotonic", passes)
         monkeypatch.setattr(LocalTrainer, "train", lambda *_, **__: pytest.fail("it went on"))
         with pytest.raises(PolicyViolation, match=r"^max_seconds_per_round: out of time$"):
             node.handle_round(request)

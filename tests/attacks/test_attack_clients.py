@@ -12,18 +12,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ConfigRecord, RecordDict
 from tests.secagg_world import Hook, LanesOnly, MemoryGrid, World, exchange_id, round_request
 
-from agfl_client import masking
-from agfl_client.masking_states import HeldShares, Shared
-from agfl_protocol import secure_wire as sw
-from agfl_protocol import wire
+from agfl_client.secure import masking
+from agfl_client.secure.masking_states import HeldShares, Shared
+from agfl_protocol.messages import secure_wire as sw
+from agfl_protocol.messages import wire
+from agfl_protocol.messages.secure_wire import context_of
 from agfl_protocol.secagg import keys, messages, shamir
 from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.identity import SIGN_KEYS, sign
 from agfl_protocol.secagg.messages import KeyRecord
-from agfl_protocol.secure_wire import context_of
-from agfl_server.aggregator import AttemptFailed, CohortSum
-from agfl_server.observer import Observer
-from agfl_server.secure_sum import SecureSum
+from agfl_server.aggregation.aggregator import AttemptFailed, CohortSum
+from agfl_server.aggregation.secure_sum import SecureSum
+from agfl_server.rounds.observer import Observer
 
 EVIL, OTHER = "owner-001", "owner-002"
 ID = exchange_id()

@@ -15,17 +15,17 @@ import pytest
 from flwr.app import RecordDict
 from tests.secagg_world import Attempt, Half, World, round_request, rules_of
 
-from agfl_client.ledger_file import LEDGER_FILE, read_entries
-from agfl_client.masking_states import Shared
+from agfl_client.ledger.ledger_file import LEDGER_FILE, read_entries
 from agfl_client.policy import Policy
-from agfl_client.secure_member import SecureMember
-from agfl_protocol import secure_wire as sw
-from agfl_protocol.groups import is_union
+from agfl_client.secure.masking_states import Shared
+from agfl_client.secure.secure_member import SecureMember
+from agfl_protocol.messages import secure_wire as sw
+from agfl_protocol.messages.wire import RoundRequest
+from agfl_protocol.plans.groups import is_union
 from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.messages import AgreeRequest, UnmaskRequest
-from agfl_protocol.wire import RoundRequest
-from agfl_server.aggregator import AttemptFailed
+from agfl_server.aggregation.aggregator import AttemptFailed
 
 VICTIM, OTHER = "owner-000", "owner-001"
 STAGE = rules_of(round_request(), ()).asked.stage
@@ -152,7 +152,7 @@ def test_attack_a_vector_leaves_of_which_nothing_can_be_noted(world: World, tmp_
         raise OSError(28, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("agfl_client.ledger_file._write_at", full)
+        patch.setattr("agfl_client.ledger.ledger_file._write_at", full)
         with pytest.raises(Exception, match=r"^ledger\.jsonl: cannot be written on this node: No space left"):
             owner.half.mask(request)
     assert member._state is None

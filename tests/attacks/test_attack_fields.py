@@ -14,10 +14,10 @@ from tests.repeats_world import BPE, EXACT, LEAST, counting, model_of, own_error
 
 from agfl_client.policy import Policy
 from agfl_models.errors import WireError
-from agfl_protocol.counting import CountRequest
+from agfl_protocol.messages.counting import CountRequest
+from agfl_protocol.messages.wire import RoundRequest
 from agfl_protocol.transforms.divergence import without_divergence
 from agfl_protocol.transforms.quantization import QuantizationPlan
-from agfl_protocol.wire import RoundRequest
 
 Serve = Callable[..., HostileServer]
 

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.secagg_world import TRIPS, Attempt, World, count_request, round_request
 
-from agfl_client import masking
-from agfl_client.masking_states import Shared
+from agfl_client.secure import masking
+from agfl_client.secure.masking_states import Shared
 from agfl_models.errors import WireError
-from agfl_protocol import secure_wire as sw
-from agfl_protocol.counting import COUNT
+from agfl_protocol.messages import secure_wire as sw
+from agfl_protocol.messages.counting import COUNT
 from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.errors import ProtocolViolation
-from agfl_server.aggregator import AttemptFailed
+from agfl_server.aggregation.aggregator import AttemptFailed
 
 VICTIM = "owner-000"
 Scalar = int | str | bytes | float | bool | list[int]

@@ -14,16 +14,16 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from tests.secagg_world import Attempt, Half, World, count_request, exchange_id, round_request
 
 from agfl_client.policy import Policy
-from agfl_client.secure_member import SecureMember
+from agfl_client.secure.secure_member import SecureMember
 from agfl_models.errors import IdentityError
+from agfl_protocol.messages.secure_wire import context_of
+from agfl_protocol.messages.wire import RoundRequest, SumRequest
 from agfl_protocol.secagg.context import frame
 from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.identity import SIGN_AGREEMENT, SIGN_KEYS, SigningRoster, sign
 from agfl_protocol.secagg.messages import KeyRecord
 from agfl_protocol.secagg.parameters import Parameters
-from agfl_protocol.secure_wire import context_of
 from agfl_protocol.transforms.quantization import QuantizationPlan
-from agfl_protocol.wire import RoundRequest, SumRequest
 
 NOT_SIGNED = r"^signature: must be that of 'owner-001' over this exchange \(sign/keys\); it is not$"
 VICTIM, PEER = "owner-000", "owner-001"

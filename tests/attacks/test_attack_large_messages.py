@@ -24,17 +24,18 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from tests.client.test_node import request_of
 from tests.server.conftest import Site, make_site
 
-from agfl_client import keys, supernode
-from agfl_client.announced import Announced
+from agfl_client import keys
 from agfl_client.app import create_client_app
-from agfl_client.bounded_http import bounded_client
+from agfl_client.approval.announced import Announced
 from agfl_client.node import Node
 from agfl_client.policy import Policy, PolicyViolation
-from agfl_client.pulling import pull_message, take_little
+from agfl_client.transport import supernode
+from agfl_client.transport.bounded_http import bounded_client
+from agfl_client.transport.pulling import pull_message, take_little
 from agfl_models.errors import AgflError, WireError
-from agfl_protocol import wire
-from agfl_protocol.run_config import PROTOCOL_VERSION, RunConfig
-from agfl_sim.grid import InProcessGrid
+from agfl_protocol.config.run_config import PROTOCOL_VERSION, RunConfig
+from agfl_protocol.messages import wire
+from agfl_sim.engines.grid import InProcessGrid
 
 MakeConfig = Callable[..., RunConfig]
 PIECE = 5 << 20  # Flower's

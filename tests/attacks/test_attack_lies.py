@@ -15,16 +15,17 @@ from safetensors.numpy import load_file
 from tests.attacks.lies import LIES, Liar, other_rings
 
 from agfl_client.app import create_client_app
-from agfl_client.training import evaluate
+from agfl_client.training.trainer import evaluate
 from agfl_models.errors import RoundError
-from agfl_models.examples import TextRow, read_rows
-from agfl_models.families import build_model
-from agfl_protocol.run_config import RunConfig
+from agfl_models.model.families import build_model
+from agfl_models.reading.examples import TextRow, read_rows
+from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.update import Layout
-from agfl_server import app, connected_nodes, messaging
+from agfl_server import app
 from agfl_server.app import run_federation
-from agfl_server.observer import Observer
-from agfl_sim.grid import InProcessGrid
+from agfl_server.rounds.observer import Observer
+from agfl_server.transport import connected_nodes, messaging
+from agfl_sim.engines.grid import InProcessGrid
 from agfl_sim.run import InlineEngine
 
 LIAR, ROUNDS, SINCE = "owner-01", 6, 4

@@ -12,12 +12,12 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from tests.secagg_world import Attempt, MemoryGrid, World, exchange_id
 
 from agfl_models.errors import WireError
-from agfl_protocol import secure_wire as sw
+from agfl_protocol.messages import secure_wire as sw
 from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.messages import SealedShares
-from agfl_server.aggregator import AttemptFailed
-from agfl_server.unmasking import Recovery
+from agfl_server.aggregation.aggregator import AttemptFailed
+from agfl_server.aggregation.unmasking import Recovery
 
 VICTIM, DEALER = "owner-000", "owner-001"
 ID = exchange_id()

@@ -12,8 +12,8 @@ from hostile_server import HostileServer
 from tests.repeats_world import BPE, EXACT, model_of
 
 from agfl_models.errors import AgflError, ConfigError
-from agfl_protocol.plan_fields import PlanViolation, check_fields
-from agfl_protocol.run_config import RunConfig, run_config_from_json
+from agfl_protocol.config.run_config import RunConfig, run_config_from_json
+from agfl_protocol.plans.plan_fields import PlanViolation, check_fields
 
 Serve = Callable[..., HostileServer]
 

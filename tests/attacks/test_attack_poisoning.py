@@ -17,13 +17,13 @@ import pytest
 from numpy.typing import NDArray
 
 from agfl_models.errors import ImplausibleSum
-from agfl_protocol.run_config import RunConfig
+from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.update import Layout, Total, Update
-from agfl_server.observer import Observer
-from agfl_server.rollback import LAST_RISE
+from agfl_server.rounds.observer import Observer
+from agfl_server.rounds.rollback import LAST_RISE
 
 BENCHMARK = Path(__file__).parents[2] / "simulations/benchmarks/poisoning.py"
 SIZE, CLIP_STEP, CLIP = 80_000, 42, 2.0

@@ -10,11 +10,11 @@ import pytest
 from hostile_server import HostileServer, Refused
 from tests.repeats_world import BPE, EXACT, LEAST, counting, model_of, own_errors, refusal
 
-from agfl_client import approvals
+from agfl_client.approval import approvals
 from agfl_client.policy import Policy
-from agfl_protocol.counting import CountRequest
-from agfl_protocol.plan import Plan
-from agfl_protocol.wire import RoundRequest
+from agfl_protocol.messages.counting import CountRequest
+from agfl_protocol.messages.wire import RoundRequest
+from agfl_protocol.plans.plan import Plan
 
 Serve = Callable[..., HostileServer]
 

@@ -10,7 +10,7 @@ import pytest
 from tests.secagg_world import Attempt, Half, Owner, World, count_request, round_request
 
 from agfl_client.policy import Policy
-from agfl_client.secure_member import SecureMember
+from agfl_client.secure.secure_member import SecureMember
 from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.messages import KeyRecord

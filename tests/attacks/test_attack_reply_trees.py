@@ -17,9 +17,9 @@ from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from tests.attacks.hostile_node import HostileNode, Tree, forged, hostile_node, objects_of
 from tests.server.conftest import Site, make_site
 
-from agfl_server.limits import MIB, push
-from agfl_server.messaging import ask_nodes
-from agfl_server.superlink import EmbeddedSuperLink
+from agfl_server.transport.limits import MIB, push
+from agfl_server.transport.messaging import ask_nodes
+from agfl_server.transport.superlink import EmbeddedSuperLink
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ import pytest
 from flwr.app import RecordDict
 from tests.secagg_world import TRIPS, Attempt, World
 
-from agfl_client import masking
-from agfl_client.masking_states import Agreed, HeldShares, Masked, Shared
-from agfl_protocol import secure_wire as sw
+from agfl_client.secure import masking
+from agfl_client.secure.masking_states import Agreed, HeldShares, Masked, Shared
+from agfl_protocol.messages import secure_wire as sw
 from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.parameters import Parameters
-from agfl_server.aggregator import AttemptFailed
+from agfl_server.aggregation.aggregator import AttemptFailed
 
 EVIL = "owner-009"
 Numbers = Mapping[str, int]

@@ -11,16 +11,16 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from flwr.app import ConfigRecord, RecordDict
 from tests.secagg_world import TRIPS, Attempt, World, count_request, round_request
 
-from agfl_client.masking_states import Shared
-from agfl_protocol import secure_wire as sw
-from agfl_protocol import wire
+from agfl_client.secure.masking_states import Shared
+from agfl_protocol.messages import secure_wire as sw
+from agfl_protocol.messages import wire
+from agfl_protocol.messages.secure_wire import context_of
+from agfl_protocol.messages.wire import SumRequest
 from agfl_protocol.secagg import keys
 from agfl_protocol.secagg.context import dealers_context
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.masks import apply_masks, pair_mask
 from agfl_protocol.secagg.members import Members
-from agfl_protocol.secure_wire import context_of
-from agfl_protocol.wire import SumRequest
 
 VICTIM = "owner-000"
 HEAD = {"version", "run_id", "round", "exchange"}

@@ -18,11 +18,11 @@ from tests.attacks.strangers import Strangers, answer, is_open
 from tests.server.conftest import Site, make_site
 
 from agfl_client import keys
-from agfl_protocol.request_signature import SIGNATURE_HEADER, sign_request
-from agfl_server.connections import Connection, Connections
-from agfl_server.limits import Limits
-from agfl_server.log_limits import LineLimit, limit_logs
-from agfl_server.superlink import EmbeddedSuperLink
+from agfl_protocol.identity.request_signature import SIGNATURE_HEADER, sign_request
+from agfl_server.transport.connections import Connection, Connections
+from agfl_server.transport.limits import Limits
+from agfl_server.transport.log_limits import LineLimit, limit_logs
+from agfl_server.transport.superlink import EmbeddedSuperLink
 
 LIMITS = Limits(unproven=12, unproven_per_address=8, per_node=3, headers_s=0.6, silence_s=0.6)
 HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -246,9 +246,9 @@ SMALL_SERVER = """
 import resource, sys, tempfile
 resource.setrlimit(resource.RLIMIT_NOFILE, (40, 90))
 from pathlib import Path
-from agfl_server.gate import Gate
-from agfl_server.https import HttpsServer
-from agfl_server.limits import Limits
+from agfl_server.transport.gate import Gate
+from agfl_server.transport.https import HttpsServer
+from agfl_server.transport.limits import Limits
 
 async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": []})

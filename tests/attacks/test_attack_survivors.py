@@ -11,7 +11,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from tests.secagg_world import Attempt, World, round_request
 
-from agfl_client.masking_states import Shared
+from agfl_client.secure.masking_states import Shared
+from agfl_protocol.messages.secure_wire import context_of
 from agfl_protocol.secagg import keys, shamir
 from agfl_protocol.secagg.context import dealers_context
 from agfl_protocol.secagg.errors import ProtocolViolation
@@ -21,7 +22,6 @@ from agfl_protocol.secagg.masks import Mask, apply_masks, pair_mask
 from agfl_protocol.secagg.members import Members
 from agfl_protocol.secagg.messages import UnmaskReply
 from agfl_protocol.secagg.parameters import Parameters
-from agfl_protocol.secure_wire import context_of
 
 VICTIM = "owner-000"
 

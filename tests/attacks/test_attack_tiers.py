@@ -11,16 +11,16 @@ import pytest
 from flwr.app import Message
 
 import agfl_sim.run
-from agfl_protocol import secure_wire, wire
-from agfl_protocol.header import RESOLUTION
-from agfl_protocol.run_config import RunConfig
+from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.messages import secure_wire, wire
+from agfl_protocol.messages.header import RESOLUTION
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.quantization import QuantizationPlan
-from agfl_server.observer import Observer
-from agfl_server.optimizers import build_optimizer
-from agfl_server.state import initial_state
-from agfl_sim.grid import InProcessGrid
+from agfl_server.methods.optimizers import build_optimizer
+from agfl_server.rounds.observer import Observer
+from agfl_server.rounds.state import initial_state
+from agfl_sim.engines.grid import InProcessGrid
 from agfl_sim.partition import device_widths
 
 ELASTIC = (

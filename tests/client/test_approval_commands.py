@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 
 from agfl_client import keys
-from agfl_client.approvals import Approvals
+from agfl_client.approval.approvals import Approvals
 from agfl_client.cli import app
-from agfl_client.ledger import Ledger
-from agfl_client.ledger_file import LEDGER_FILE
-from agfl_client.ledger_state import Asked
+from agfl_client.ledger.ledger import Ledger
+from agfl_client.ledger.ledger_file import LEDGER_FILE
+from agfl_client.ledger.ledger_state import Asked
 from agfl_client.policy import Policy
 from agfl_models.errors import AgflError
-from agfl_protocol.plan import Plan
-from agfl_protocol.run_config import RunConfig
+from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.plans.plan import Plan
+from agfl_protocol.plans.sum_kind import Kind
 from agfl_protocol.secagg.context import ExchangeId
-from agfl_protocol.sum_kind import Kind
 
 NAMES = ("alice", "bob", "carol", "dave", "erin")
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from agfl_client import approval_files
-from agfl_client.approval_files import ApprovalFiles, Status
-from agfl_client.approvals import MAX_PENDING, Approvals, decide, earlier_run
+from agfl_client.approval import approval_files
+from agfl_client.approval.approval_files import ApprovalFiles, Status
+from agfl_client.approval.approvals import MAX_PENDING, Approvals, decide, earlier_run
 from agfl_client.policy import Policy, PolicyViolation
 from agfl_models.errors import ConfigError
-from agfl_protocol.plan import Plan, plan_from_json
-from agfl_protocol.run_config import RunConfig
+from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.plans.plan import Plan, plan_from_json
 
 MakeConfig = Callable[..., RunConfig]
 NAMES = ["a", "b", "c", "d", "e"]

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from agfl_client.client_state import ClientStates, Recollection, StateKey
+from agfl_client.training.client_state import ClientStates, Recollection, StateKey
 from agfl_models.errors import ConfigError, IdentityError
-from agfl_protocol.drift import ControlVariates, DynamicRegularizer
-from agfl_protocol.private_files import write_private
-from agfl_protocol.search_config import MAX_CANDIDATES
+from agfl_protocol.config.search_config import MAX_CANDIDATES
+from agfl_protocol.identity.private_files import write_private
+from agfl_protocol.methods.drift import ControlVariates, DynamicRegularizer
 from agfl_protocol.update import Vector
 
 SIZE = 3

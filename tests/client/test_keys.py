@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from agfl_client import keys
 from agfl_models.errors import IdentityError
-from agfl_protocol.identity import PublicIdentity
+from agfl_protocol.identity.identity import PublicIdentity
 
 
 @pytest.fixture

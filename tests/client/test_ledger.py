@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agfl_client.ledger import Ledger
-from agfl_client.ledger_file import LEDGER_FILE, read_entries
-from agfl_client.ledger_state import Asked, History, Pairs
+from agfl_client.ledger.ledger import Ledger
+from agfl_client.ledger.ledger_file import LEDGER_FILE, read_entries
+from agfl_client.ledger.ledger_state import Asked, History, Pairs
 from agfl_client.policy import Policy
 from agfl_models.errors import ConfigError, IdentityError
+from agfl_protocol.plans.sum_kind import Kind
 from agfl_protocol.secagg.context import ExchangeId
 from agfl_protocol.secagg.errors import ProtocolViolation
-from agfl_protocol.sum_kind import Kind
 
 ASKED = Asked(Kind.SAMPLED, train=True, evaluate=False, count=False, cohort=3, examples=96)
 NAMES = ("a", "b", "c")

@@ -13,13 +13,13 @@ import pytest
 from flwr.app import ConfigRecord, RecordDict
 from tests.secagg_world import Attempt, Owner, World, exchange_id, round_request
 
-from agfl_client import masking, secure_member
-from agfl_client.ledger_file import LEDGER_FILE
-from agfl_client.masking_states import Advertised, Agreed, Finished, Masked, Shared, Terms
+from agfl_client.ledger.ledger_file import LEDGER_FILE
 from agfl_client.policy import Policy
-from agfl_client.secure_member import SecureMember
+from agfl_client.secure import masking, secure_member
+from agfl_client.secure.masking_states import Advertised, Agreed, Finished, Masked, Shared, Terms
+from agfl_client.secure.secure_member import SecureMember
 from agfl_models.errors import IdentityError, WireError
-from agfl_protocol import secure_wire as sw
+from agfl_protocol.messages import secure_wire as sw
 from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.members import Members

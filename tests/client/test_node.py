@@ -19,20 +19,20 @@ from agfl_client.app import app as stock_app
 from agfl_client.node import Node
 from agfl_client.policy import Policy, PolicyViolation
 from agfl_models.errors import ConfigError, DataError, WireError
-from agfl_models.examples import TextRow, read_rows
-from agfl_protocol import wire
-from agfl_protocol.plan import Plan
-from agfl_protocol.plan_fields import PlanViolation
+from agfl_models.reading.examples import TextRow, read_rows
+from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.messages import wire
+from agfl_protocol.messages.wire import read_vector
+from agfl_protocol.plans.plan import Plan
+from agfl_protocol.plans.plan_fields import PlanViolation
 from agfl_protocol.randomness import OwnerRandomness
-from agfl_protocol.run_config import RunConfig
 from agfl_protocol.transforms import clipping
 from agfl_protocol.transforms.clipping import START
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.update import Vector
-from agfl_protocol.wire import read_vector
-from agfl_server.optimizers import build_optimizer
-from agfl_server.state import initial_state
-from agfl_sim.grid import InProcessGrid
+from agfl_server.methods.optimizers import build_optimizer
+from agfl_server.rounds.state import initial_state
+from agfl_sim.engines.grid import InProcessGrid
 
 MakeConfig = Callable[..., RunConfig]
 MakeNode = Callable[..., Node]

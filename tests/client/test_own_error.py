@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from agfl_client.own_error import measure_sigma, own_error
-from agfl_client.plan_text import describe
+from agfl_client.approval.plan_text import describe
 from agfl_client.policy import Policy
-from agfl_protocol.plan import Plan
-from agfl_protocol.run_config import RunConfig
+from agfl_client.training.own_error import measure_sigma, own_error
+from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.plans.plan import Plan
 
 MakeConfig = Callable[..., RunConfig]
 NAMES = [f"owner-{i:02}" for i in range(12)]

@@ -12,15 +12,15 @@ from flwr.clientapp import ClientApp
 
 from agfl_client import node as node_module
 from agfl_client.app import REFUSED, create_client_app
-from agfl_client.approvals import Approvals
+from agfl_client.approval.approvals import Approvals
 from agfl_client.node import Node
 from agfl_client.own_screen import OwnScreen, round_shown, size_shown
 from agfl_client.policy import Policy
 from agfl_models.errors import ConfigError, DataError
-from agfl_protocol import wire
-from agfl_protocol.plan import Plan
-from agfl_protocol.run_config import RunConfig
-from agfl_sim.grid import InProcessGrid
+from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.messages import wire
+from agfl_protocol.plans.plan import Plan
+from agfl_sim.engines.grid import InProcessGrid
 
 POLICY = Policy(allow_plain=True, runs="all")
 

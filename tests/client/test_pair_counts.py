@@ -18,21 +18,21 @@ from hypothesis import strategies as st
 from tests.client.test_node import UNASKED, request_of, said
 from tests.conftest import TINY
 
-from agfl_client import pair_counts
 from agfl_client.app import create_client_app
 from agfl_client.node import Node
 from agfl_client.policy import Policy, PolicyViolation
-from agfl_models.bpe import PairTable, Words, count_words, train_bpe
+from agfl_client.training import pair_counts
 from agfl_models.errors import AgflError, ConfigError, WireError
-from agfl_models.examples import TextRow, read_rows, write_rows
-from agfl_models.tokenizer import FIRST_MERGE, Pair
-from agfl_protocol.counting import COUNT, CountCodec, CountRequest
-from agfl_protocol.plan import Plan
-from agfl_protocol.plan_fields import PlanViolation
-from agfl_protocol.run_config import RunConfig, load_run_config
+from agfl_models.reading.examples import TextRow, read_rows, write_rows
+from agfl_models.tokenizers.bpe import PairTable, Words, count_words, train_bpe
+from agfl_models.tokenizers.tokenizer import FIRST_MERGE, Pair
+from agfl_protocol.config.run_config import RunConfig, load_run_config
+from agfl_protocol.messages.counting import COUNT, CountCodec, CountRequest
+from agfl_protocol.messages.wire import FinishRequest, ProposeRequest, read_vector
+from agfl_protocol.plans.plan import Plan
+from agfl_protocol.plans.plan_fields import PlanViolation
 from agfl_protocol.secagg.lanes import Lanes
-from agfl_protocol.wire import FinishRequest, ProposeRequest, read_vector
-from agfl_sim.grid import InProcessGrid
+from agfl_sim.engines.grid import InProcessGrid
 
 MakeConfig = Callable[..., RunConfig]
 MakeNode = Callable[..., Node]

@@ -9,7 +9,7 @@ import pytest
 
 from agfl_client.policy import Policy, PolicyViolation, load_policy
 from agfl_models.errors import ConfigError
-from agfl_protocol.run_config import RunConfig
+from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.secagg.parameters import Parameters
 
 Config = Callable[..., RunConfig]

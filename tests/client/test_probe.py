@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from tests.commands import run
 
-from agfl_client.probe import Measured, measure, proposed
-from agfl_protocol.run_config import RunConfig
+from agfl_client.training.probe import Measured, measure, proposed
+from agfl_protocol.config.run_config import RunConfig
 
 WIDTHS = "elastic={widths: [0.25, 0.5, 1.0]}"
 

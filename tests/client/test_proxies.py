@@ -13,10 +13,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
 from flwr.clientapp import ClientApp
 
-from agfl_client.proxies import is_this_machine, proxy_for
-from agfl_client.supernode import run_node
+from agfl_client.transport.proxies import is_this_machine, proxy_for
+from agfl_client.transport.supernode import run_node
 from agfl_models.errors import TransportError
-from agfl_server.authority import Authority
+from agfl_server.federation.authority import Authority
 
 PROXY = {"HTTPS_PROXY": "http://proxy.example.org:3128"}
 

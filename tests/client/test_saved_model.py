@@ -12,22 +12,22 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
-from agfl_client.announced import Announced
 from agfl_client.app import create_client_app
-from agfl_client.approvals import Approvals
+from agfl_client.approval.announced import Announced
+from agfl_client.approval.approvals import Approvals
 from agfl_client.node import Node
 from agfl_client.policy import Policy, PolicyViolation
 from agfl_client.saved_model import SavedModel
 from agfl_models.errors import AgflError, ConfigError, WireError
-from agfl_models.families import build_model
-from agfl_models.store import load_model
-from agfl_protocol import wire
-from agfl_protocol.plan import Plan
-from agfl_protocol.plan_fields import PlanViolation
-from agfl_protocol.run_config import RunConfig
+from agfl_models.files.store import load_model
+from agfl_models.model.families import build_model
+from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.messages import wire
+from agfl_protocol.plans.plan import Plan
+from agfl_protocol.plans.plan_fields import PlanViolation
 from agfl_protocol.update import Layout
 from agfl_server.app import run_federation
-from agfl_sim.grid import InProcessGrid
+from agfl_sim.engines.grid import InProcessGrid
 
 MakeConfig = Callable[..., RunConfig]
 POLICY = Policy(allow_plain=True, runs="all")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agfl_client.server_trust import TrustedServer
+from agfl_client.transport.server_trust import TrustedServer
 from agfl_models.errors import IdentityError, TransportError
 
 

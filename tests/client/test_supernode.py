@@ -14,7 +14,7 @@ from flwr.proto import fleet_pb2, message_pb2
 from flwr.supercore.inflatable import inflatable_protobuf_utils, inflatable_utils
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from agfl_client import supernode
+from agfl_client.transport import supernode
 
 
 def _parameters(function: object) -> list[str]:

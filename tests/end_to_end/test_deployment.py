@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agfl_server.sittings import read_sittings
+from agfl_server.run.sittings import read_sittings
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Site

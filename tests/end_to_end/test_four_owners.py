@@ -17,7 +17,7 @@ import pytest
 from tests.commands import run
 from tests.end_to_end.conftest import Command, Site, run_ok
 
-from agfl_models.store import load_model
+from agfl_models.files.store import load_model
 
 CONFIG = """
 seed: 3

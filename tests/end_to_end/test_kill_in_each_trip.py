@@ -11,7 +11,7 @@ from tests.end_to_end.conftest import CONFIG, Site
 # The real client, but for the moment at which it dies: where it is asked for the trip.
 DIES_IN_TRIP = """
 import os, signal, sys
-from agfl_client.secure_member import SecureMember
+from agfl_client.secure.secure_member import SecureMember
 
 trip = sys.argv.pop(1)
 setattr(SecureMember, trip, lambda *_: os.kill(os.getpid(), signal.SIGKILL))

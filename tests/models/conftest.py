@@ -11,16 +11,16 @@ import httpx
 import pytest
 
 from agfl_models import AutoGenModel
-from agfl_models.asgi_server import AsgiServer
-from agfl_models.inference import User, open_model
-from agfl_models.store import save_model
+from agfl_models.decoding.inference import User, open_model
+from agfl_models.files.store import save_model
 from agfl_models.tasks import TaskConfig
 from agfl_models.tasks.language_modeling import LanguageModelingConfig
 from agfl_models.tasks.question_answering import QuestionAnsweringConfig
 from agfl_models.tasks.summarization import SummarizationConfig
 from agfl_models.tasks.translation import TranslationConfig
-from agfl_models.tokenizer import BPETokenizerConfig
+from agfl_models.tokenizers.tokenizer import BPETokenizerConfig
 from agfl_models.web.app import create_app
+from agfl_models.web.asgi_server import AsgiServer
 from agfl_models.web.facts import model_facts
 from agfl_models.web.serve import LOOPBACK_NAMES
 

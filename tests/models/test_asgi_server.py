@@ -7,9 +7,9 @@ import socket
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from agfl_models import asgi_server
-from agfl_models.asgi_server import AsgiServer
 from agfl_models.errors import TransportError
+from agfl_models.web import asgi_server
+from agfl_models.web.asgi_server import AsgiServer
 
 
 def _has_ipv6() -> bool:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tests.models.test_tokenizer import merged
 from tokenizers import models, pre_tokenizers, trainers
 
-from agfl_models.bpe import PairTable, Words, count_words, train_bpe
-from agfl_models.corpora import CORPORA
-from agfl_models.tokenizer import FIRST_MERGE, MAX_TOKEN_BYTES, Pair, Tokenizer, bytes_of_tokens
+from agfl_models.reading.corpora import CORPORA
+from agfl_models.tokenizers.bpe import PairTable, Words, count_words, train_bpe
+from agfl_models.tokenizers.tokenizer import FIRST_MERGE, MAX_TOKEN_BYTES, Pair, Tokenizer, bytes_of_tokens
 
 ROLES = [[row.texts[0] for row in rows] for rows in CORPORA["shakespeare_roles"].load().values()]
 FEW_LETTERS = st.lists(st.text("ab -é", max_size=30), max_size=8)

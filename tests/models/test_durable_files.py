@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from agfl_models.durable_files import read_json_lines, write_atomically
 from agfl_models.errors import CheckpointError
+from agfl_models.files.durable_files import read_json_lines, write_atomically
 
 KILLED_WRITER = """
 import resource, signal, sys
 from pathlib import Path
-from agfl_models.durable_files import write_atomically
+from agfl_models.files.durable_files import write_atomically
 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # which Python ignores: the kernel kills in the midst of the write
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 resource.setrlimit(resource.RLIMIT_FSIZE, (999, 999))

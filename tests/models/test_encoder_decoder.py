@@ -19,7 +19,7 @@ from torch import Tensor
 
 from agfl_models import AutoGenModel
 from agfl_models.errors import ConfigError
-from agfl_models.store import load_model, save_model
+from agfl_models.files.store import load_model, save_model
 
 VOCABULARY = 50
 CROSS = {"type": "attention", "cross": True, "num_heads": 4, "num_kv_heads": 2}

@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 
 from agfl_models import AutoGenModel
 from agfl_models.cli import app
+from agfl_models.decoding.inference import open_model
 from agfl_models.errors import AgflError
-from agfl_models.families import build_model
+from agfl_models.files.store import load_model, save_model
 from agfl_models.huggingface.config import HuggingFaceConfig
-from agfl_models.inference import open_model
-from agfl_models.rings import Rings
-from agfl_models.sequence_model import trained_parameters
-from agfl_models.store import load_model, save_model
-from agfl_models.tokenizer import HuggingFaceTokenizerConfig
+from agfl_models.model.families import build_model
+from agfl_models.model.rings import Rings
+from agfl_models.model.sequence_model import trained_parameters
+from agfl_models.tokenizers.tokenizer import HuggingFaceTokenizerConfig
 
 LAYERS = [{"type": "attention", "num_heads": 4, "num_kv_heads": 2}, {"type": "ff", "hidden_dim": 20}, {"type": "rnn"}]
 COMMANDS = ["translate", "summarize", "answer", "generate"]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from agfl_models import file_systems
-from agfl_models.durable_files import write_atomically
+from agfl_models.files import file_systems
+from agfl_models.files.durable_files import write_atomically
 
 ODD = [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EBADF]
 

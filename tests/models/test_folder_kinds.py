@@ -10,17 +10,17 @@ import pytest
 
 from agfl_client import keys
 from agfl_models.errors import AgflError, CheckpointError, ConfigError, DataError, IdentityError, PretrainedError
-from agfl_models.folder_kinds import folder_hint
+from agfl_models.files.folder_kinds import folder_hint
+from agfl_models.files.store import load_model
 from agfl_models.huggingface.folder import PretrainedFolder
 from agfl_models.reading.files import list_files, list_owners
-from agfl_models.store import load_model
-from agfl_protocol.run_config import RunConfig
-from agfl_server import federation_folder
+from agfl_protocol.config.run_config import RunConfig
 from agfl_server.app import run_federation
-from agfl_server.authority import Authority
-from agfl_server.checkpoint import newest_checkpoint
-from agfl_server.run_folder import RunFolder
-from agfl_sim.grid import InProcessGrid
+from agfl_server.federation import federation_folder
+from agfl_server.federation.authority import Authority
+from agfl_server.rounds.checkpoint import newest_checkpoint
+from agfl_server.run.run_folder import RunFolder
+from agfl_sim.engines.grid import InProcessGrid
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from agfl_models import AutoGenModel
 from agfl_models.errors import ConfigError
-from agfl_models.heads import PADDING_LOGIT
-from agfl_models.store import load_model, save_model
+from agfl_models.files.store import load_model, save_model
+from agfl_models.model.heads import PADDING_LOGIT
 
 VOCABULARY = 50
 LAYERS = [

@@ -11,16 +11,16 @@ import torch
 from tests.tiny_pretrained import ARCHITECTURES, CAUSAL, ENCODERS, SEQ2SEQ, TARGETS, quiet, write_pretrained
 from torch import Tensor, nn
 
+from agfl_models.decoding.generation import GenerationConfig, generate
 from agfl_models.errors import ConfigError
-from agfl_models.families import build_model
-from agfl_models.generation import GenerationConfig, generate
 from agfl_models.huggingface.config import HuggingFaceConfig
 from agfl_models.huggingface.folder import transformers_library
 from agfl_models.huggingface.loading import auto_class, outline
 from agfl_models.huggingface.lora import LoRAConfig
 from agfl_models.huggingface.model import HuggingFaceModel
 from agfl_models.layers.layer import State
-from agfl_models.sequence_model import trained_parameters
+from agfl_models.model.families import build_model
+from agfl_models.model.sequence_model import trained_parameters
 
 LENGTHS = torch.tensor([7, 4, 1])
 IDS_BT = torch.randint(5, 80, (3, 7), generator=torch.Generator().manual_seed(0))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from agfl_models.errors import ConfigError
 from agfl_models.huggingface.lora import LoRAConfig, LowRank, add_lora, merge_lora
-from agfl_models.sequence_model import trained_parameters
+from agfl_models.model.sequence_model import trained_parameters
 
 IDS_BT = torch.randint(5, 80, (2, 6), generator=torch.Generator().manual_seed(0))
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from tests.tiny_pretrained import write_pretrained
 
 from agfl_models.errors import AgflError, ConfigError, PretrainedError
-from agfl_models.families import build_model
 from agfl_models.huggingface.config import HuggingFaceConfig
 from agfl_models.huggingface.folder import PretrainedFolder
+from agfl_models.model.families import build_model
 from agfl_models.validation import validate
 
 

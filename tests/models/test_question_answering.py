@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from agfl_models.config import ModelConfig
 from agfl_models.errors import DataError
-from agfl_models.model import AutoGenModel
+from agfl_models.model.config import ModelConfig
+from agfl_models.model.model import AutoGenModel
 from agfl_models.tasks.dataset import ExampleDataset
 from agfl_models.tasks.question_answering import (
     Example,
@@ -29,7 +29,7 @@ from agfl_models.tasks.question_answering import (
 )
 from agfl_models.tasks.spans import CONTEXT as OTHER
 from agfl_models.tasks.spans import NO_ANSWER, QUESTION, SHARED, Span, Window, windows_on
-from agfl_models.tokenizer import Tokenizer
+from agfl_models.tokenizers.tokenizer import Tokenizer
 from agfl_models.validation import validate
 
 BOS, EOS, PAD = 256, 257, 258

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from agfl_models import AutoGenModel, ModelConfig
 from agfl_models.errors import ConfigError
-from agfl_models.rings import Rings
-from agfl_models.sequence_model import trained_parameters
+from agfl_models.model.rings import Rings
+from agfl_models.model.sequence_model import trained_parameters
 
 WIDTHS = (0.3, 0.7, 1.0)
 DIM, VOCABULARY = 16, 11

@@ -19,12 +19,12 @@ import pytest
 from tests.commands import Started
 
 from agfl_models import AutoGenModel
-from agfl_models.asgi_server import AsgiServer
+from agfl_models.decoding.inference import Answerer, Continuer, Rewriter, open_model
 from agfl_models.errors import TransportError
-from agfl_models.inference import Answerer, Continuer, Rewriter, open_model
-from agfl_models.store import save_model
+from agfl_models.files.store import save_model
 from agfl_models.tasks.language_modeling import LanguageModelingConfig
-from agfl_models.tokenizer import Tokenizer
+from agfl_models.tokenizers.tokenizer import Tokenizer
+from agfl_models.web.asgi_server import AsgiServer
 from agfl_models.web.facts import model_facts
 from agfl_models.web.serve import is_loopback
 

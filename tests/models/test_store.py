@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from agfl_models import AutoGenModel
 from agfl_models.errors import CheckpointError, ConfigError
-from agfl_models.store import load_model, save_model
+from agfl_models.files.store import load_model, save_model
 from agfl_models.tasks.language_modeling import LanguageModelingConfig
 from agfl_models.tasks.translation import TranslationConfig
-from agfl_models.tokenizer import BPETokenizerConfig, BytesTokenizerConfig
+from agfl_models.tokenizers.tokenizer import BPETokenizerConfig, BytesTokenizerConfig
 from agfl_models.version import VERSION
 
 CONFIG: dict[str, Any] = {

@@ -9,10 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agfl_models.bpe import train_bpe
-from agfl_models.corpora import CORPORA
 from agfl_models.errors import ConfigError
-from agfl_models.tokenizer import BPETokenizerConfig, BytesTokenizerConfig, Pair, Tokenizer, TokenizerConfig, words_of
+from agfl_models.reading.corpora import CORPORA
+from agfl_models.tokenizers.bpe import train_bpe
+from agfl_models.tokenizers.tokenizer import (
+    BPETokenizerConfig,
+    BytesTokenizerConfig,
+    Pair,
+    Tokenizer,
+    TokenizerConfig,
+    words_of,
+)
 from agfl_models.validation import Config, dump_yaml, read_yaml, validate
 
 BYTES = Tokenizer()

@@ -12,15 +12,15 @@ from tests.client.test_node import UNASKED, request_of
 
 from agfl_client.node import Node
 from agfl_models.errors import ImplausibleSum
-from agfl_protocol import candidates
-from agfl_protocol.counting import CountCodec
-from agfl_protocol.run_config import RunConfig
+from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.messages.counting import CountCodec
+from agfl_protocol.messages.wire import read_vector
+from agfl_protocol.methods import candidates
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms import bounds, clipping, coverage
 from agfl_protocol.transforms.codec import UpdateCodec
-from agfl_protocol.wire import read_vector
-from agfl_server.optimizers import build_optimizer
-from agfl_server.state import initial_state
+from agfl_server.methods.optimizers import build_optimizer
+from agfl_server.rounds.state import initial_state
 
 METHODS = {
     "mean": (),

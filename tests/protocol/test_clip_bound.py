@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agfl_models.errors import ImplausibleSum
-from agfl_protocol.run_config import RunConfig
+from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.transforms.clipping import ABOVE, CLIPPED, MAX_STEP, START, Clipping, bound, next_step
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.quantization import QuantizationPlan

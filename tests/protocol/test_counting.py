@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from tests.protocol.test_wire import WRONG_TYPES, assert_equal, lying_arrays, with_array, with_scalar
 
 from agfl_models.errors import WireError
-from agfl_models.tokenizer import MAX_VOCAB_SIZE, Pair
-from agfl_protocol import wire
-from agfl_protocol.counting import COUNT, CountCodec, CountRequest
+from agfl_models.tokenizers.tokenizer import MAX_VOCAB_SIZE, Pair
+from agfl_protocol.messages import wire
+from agfl_protocol.messages.counting import COUNT, CountCodec, CountRequest
 from agfl_protocol.secagg.lanes import Lanes
 
 MERGES = ((97, 98), (259, 32), (1, 2), (260, 261))

@@ -12,10 +12,10 @@ import pytest
 from pydantic import TypeAdapter
 
 from agfl_models.errors import ConfigError
-from agfl_protocol.defaults import with_defaults
-from agfl_protocol.optimizer_config import ServerOptimizerConfig
-from agfl_protocol.presets import Preset
-from agfl_protocol.run_config import RunConfig, load_run_config, load_with_defaults, run_config_from_json
+from agfl_protocol.config.defaults import with_defaults
+from agfl_protocol.config.optimizer_config import ServerOptimizerConfig
+from agfl_protocol.config.presets import Preset
+from agfl_protocol.config.run_config import RunConfig, load_run_config, load_with_defaults, run_config_from_json
 
 OPEN = """
 num_rounds: 2

@@ -18,11 +18,11 @@ import agfl_client.cli
 import agfl_server.cli
 from agfl_client import keys
 from agfl_models.errors import IdentityError
-from agfl_protocol.fingerprint import difference, to_words, words_of_file, words_of_roster
-from agfl_protocol.identity import PublicIdentity
-from agfl_protocol.roster_file import read_roster
+from agfl_protocol.identity.fingerprint import difference, to_words, words_of_file, words_of_roster
+from agfl_protocol.identity.identity import PublicIdentity
+from agfl_protocol.identity.roster_file import read_roster
 from agfl_protocol.secagg.identity import SigningRoster
-from agfl_server import federation_folder
+from agfl_server.federation import federation_folder
 
 # Found in 756 s on one core: two rosters whose hashes agree in 64 bits; one holds the attacker's keys but for alice's.
 FORGED = """version: 1

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from agfl_models import file_systems
 from agfl_models.errors import AgflError, ConfigError
+from agfl_models.files import file_systems
 from agfl_protocol.folder_lock import held, lock
 
 TAKEN, NONE_THERE = ConfigError("taken"), ConfigError("no locks")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agfl_models.errors import ImplausibleSum, WireError
-from agfl_protocol.header import RESOLUTION, Header
+from agfl_protocol.messages.header import RESOLUTION, Header
 
 METRICS = ("nll", "tokens")
 

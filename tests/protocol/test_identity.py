@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from agfl_models.errors import IdentityError
-from agfl_protocol.identity import PublicIdentity, check_name, name_hint
+from agfl_protocol.identity.identity import PublicIdentity, check_name, name_hint
 
 TRANSPORT, SIGNING = generate_private_key(SECP384R1()).public_key(), Ed25519PrivateKey.generate().public_key()
 ALICE = PublicIdentity.of("alice", TRANSPORT, SIGNING)

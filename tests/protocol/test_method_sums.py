@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agfl_client.training import effective_steps
+from agfl_client.training.trainer import effective_steps
 from agfl_models.errors import ConfigError
-from agfl_protocol.run_config import RunConfig, TrainingConfig
+from agfl_protocol.config.run_config import RunConfig, TrainingConfig
 from agfl_protocol.transforms.alignment import AlignmentWeighting, cosine
 from agfl_protocol.transforms.fair_weighting import MIN_WEIGHT, FairWeighting
 from agfl_protocol.transforms.normalization import NormalizedAveraging

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agfl_models.errors import ConfigError
-from agfl_protocol import plan as plans
-from agfl_protocol.fingerprint import to_words
-from agfl_protocol.groups import draw_groups, draw_members, groups_after, groups_of, is_union
-from agfl_protocol.plan import Plan, differences, merges_of, model_of, plan_from_json
-from agfl_protocol.plan_fields import PlanViolation, canonical, changes
-from agfl_protocol.run_config import RunConfig, run_config_from_json
-from agfl_protocol.sum_kind import Kind, kind_of, num_examples
+from agfl_protocol.config.run_config import RunConfig, run_config_from_json
+from agfl_protocol.identity.fingerprint import to_words
+from agfl_protocol.plans import plan as plans
+from agfl_protocol.plans.groups import draw_groups, draw_members, groups_after, groups_of, is_union
+from agfl_protocol.plans.plan import Plan, differences, merges_of, model_of, plan_from_json
+from agfl_protocol.plans.plan_fields import PlanViolation, canonical, changes
+from agfl_protocol.plans.sum_kind import Kind, kind_of, num_examples
 
 MakeConfig = Callable[..., RunConfig]
 NAMES = [f"owner-{i:02}" for i in range(12)]

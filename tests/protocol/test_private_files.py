@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agfl_models.errors import IdentityError
-from agfl_protocol.private_files import check_private, new_folder, read_private, write_private
+from agfl_protocol.identity.private_files import check_private, new_folder, read_private, write_private
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])

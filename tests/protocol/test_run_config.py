@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from agfl_models.errors import ConfigError
-from agfl_models.tokenizer import BPETokenizerConfig, BytesTokenizerConfig
-from agfl_protocol.run_config import RunConfig, load_run_config, run_config_from_json
+from agfl_models.tokenizers.tokenizer import BPETokenizerConfig, BytesTokenizerConfig
+from agfl_protocol.config.run_config import RunConfig, load_run_config, run_config_from_json
 
 MakeConfig = Callable[..., RunConfig]
 

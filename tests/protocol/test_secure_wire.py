@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.secagg_world import exchange_id
 
 from agfl_models.errors import WireError
-from agfl_protocol import secure_wire as sw
+from agfl_protocol.messages import secure_wire as sw
 from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.messages import KeyRecord, SealedShares

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agfl_models.model import AutoGenModel
+from agfl_models.model.model import AutoGenModel
 from agfl_protocol.update import Layout
 
 TIED: dict[str, Any] = {"vocab_size": 259, "dim": 8, "layers": [{"type": "attention", "num_heads": 2}, {"type": "ff"}]}

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from agfl_models.errors import WireError
-from agfl_protocol import wire
-from agfl_protocol.run_config import PROTOCOL_VERSION
+from agfl_protocol.config.run_config import PROTOCOL_VERSION
+from agfl_protocol.messages import wire
 from agfl_protocol.transforms.quantization import QuantizationPlan
 
 REQUEST = wire.RoundRequest(

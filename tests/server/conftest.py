@@ -20,12 +20,12 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from tests.commands import Started
 
 from agfl_client import keys
-from agfl_client.request_signer import RequestSigner
-from agfl_client.supernode import run_node
-from agfl_server import federation_folder
-from agfl_server.limits import Limits
-from agfl_server.messaging import ask_nodes
-from agfl_server.superlink import EmbeddedSuperLink
+from agfl_client.transport.request_signer import RequestSigner
+from agfl_client.transport.supernode import run_node
+from agfl_server.federation import federation_folder
+from agfl_server.transport.limits import Limits
+from agfl_server.transport.messaging import ask_nodes
+from agfl_server.transport.superlink import EmbeddedSuperLink
 
 NAMES = ("alice", "bob", "carol")
 ECHO_NODE = Path(__file__).parent / "echo_node.py"

@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from agfl_client import keys
-from agfl_client.supernode import run_node
+from agfl_client.transport.supernode import run_node
 from agfl_models.console import run_app
 from agfl_models.errors import ConfigError, DataError
 from agfl_protocol.flower_settings import prepare_flower

@@ -12,10 +12,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePrivateKey, generate_private_key
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from agfl_client.server_trust import TrustedServer
+from agfl_client.transport.server_trust import TrustedServer
 from agfl_models.errors import IdentityError
-from agfl_server import authority, federation_folder
-from agfl_server.authority import Authority
+from agfl_server.federation import authority, federation_folder
+from agfl_server.federation.authority import Authority
 
 EVIL = "evil.example.org"
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from agfl_models.durable_files import write_atomically
 from agfl_models.errors import CheckpointError
+from agfl_models.files.durable_files import write_atomically
 from agfl_models.version import VERSION
-from agfl_server.checkpoint import load_checkpoint, save_checkpoint
-from agfl_server.state import Bounds, ServerState
+from agfl_server.rounds.checkpoint import load_checkpoint, save_checkpoint
+from agfl_server.rounds.state import Bounds, ServerState
 
 HASH = "a" * 64
 

@@ -13,10 +13,10 @@ import pytest
 from tests.commands import Started, run
 
 from agfl_client import keys
-from agfl_protocol.fingerprint import words_of_file
-from agfl_protocol.roster_file import read_roster
-from agfl_server.settings import read_settings
-from agfl_server.sittings import read_sittings
+from agfl_protocol.identity.fingerprint import words_of_file
+from agfl_protocol.identity.roster_file import read_roster
+from agfl_server.run.settings import read_settings
+from agfl_server.run.sittings import read_sittings
 
 HEAVY = ("flwr", "torch", "pydantic", "cryptography", "yaml", "numpy", "httpx", "uvicorn", "grpc")
 

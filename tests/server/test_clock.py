@@ -12,8 +12,9 @@ import httpx
 import pytest
 from flwr.clientapp import ClientApp
 
-from agfl_client import keys, request_signer
-from agfl_client.supernode import run_node
+from agfl_client import keys
+from agfl_client.transport import request_signer
+from agfl_client.transport.supernode import run_node
 from agfl_models.errors import IdentityError
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ import pytest
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from agfl_protocol import wire
-from agfl_server import connected_nodes
-from agfl_server.connected_nodes import ConnectedNodes
-from agfl_server.observer import Observer
-from agfl_sim.grid import InProcessGrid
+from agfl_protocol.messages import wire
+from agfl_server.rounds.observer import Observer
+from agfl_server.transport import connected_nodes
+from agfl_server.transport.connected_nodes import ConnectedNodes
+from agfl_sim.engines.grid import InProcessGrid
 
 LOST = "the node was lost before it answered"
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from agfl_protocol.drift import LOST, ControlVariates, Drift, DynamicRegularizer
-from agfl_protocol.optimizer_config import FedAvgConfig, FedDynConfig, ScaffoldConfig, ServerOptimizerConfig
+from agfl_protocol.config.optimizer_config import FedAvgConfig, FedDynConfig, ScaffoldConfig, ServerOptimizerConfig
+from agfl_protocol.methods.drift import LOST, ControlVariates, Drift, DynamicRegularizer
 from agfl_protocol.update import Total
-from agfl_server.optimizers import build_optimizer
-from agfl_server.server_optimizer import OptimizerState
+from agfl_server.methods.optimizers import build_optimizer
+from agfl_server.methods.server_optimizer import OptimizerState
 
 SIZE, OWNERS, STEPS, LR, SERVER_LR, ALPHA = 5, 4, 6, 0.1, 0.7, 0.3
 Real = NDArray[np.floating[Any]]

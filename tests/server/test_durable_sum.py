@@ -12,13 +12,13 @@ import pytest
 from flwr.app import RecordDict
 from tests.secagg_world import TRIPS, LanesOnly, MemoryGrid, World, round_request
 
-from agfl_client.ledger_file import read_entries
-from agfl_protocol import secure_wire as sw
-from agfl_protocol import wire
-from agfl_server.aggregator import AttemptFailed, CohortSum
-from agfl_server.journal import Journal, Records
-from agfl_server.observer import Observer
-from agfl_server.secure_sum import SecureSum
+from agfl_client.ledger.ledger_file import read_entries
+from agfl_protocol.messages import secure_wire as sw
+from agfl_protocol.messages import wire
+from agfl_server.aggregation.aggregator import AttemptFailed, CohortSum
+from agfl_server.aggregation.secure_sum import SecureSum
+from agfl_server.rounds.journal import Journal, Records
+from agfl_server.rounds.observer import Observer
 
 RECORDS = ("1-keys", "2-dealt", "3-sum", "4-signatures", "5-openings")
 

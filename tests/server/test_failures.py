@@ -15,11 +15,13 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from tests.commands import Started
 
-from agfl_client import keys, supernode
-from agfl_client.supernode import run_node
+from agfl_client import keys
+from agfl_client.transport import supernode
+from agfl_client.transport.supernode import run_node
 from agfl_models.errors import IdentityError, TransportError
-from agfl_server import federation_folder, superlink
-from agfl_server.superlink import EmbeddedSuperLink
+from agfl_server.federation import federation_folder
+from agfl_server.transport import superlink
+from agfl_server.transport.superlink import EmbeddedSuperLink
 
 if TYPE_CHECKING:
     from tests.server.conftest import Site

@@ -13,7 +13,7 @@ from cryptography.x509.verification import PolicyBuilder, Store
 
 from agfl_client import keys
 from agfl_models.errors import IdentityError
-from agfl_server import federation_folder
+from agfl_server.federation import federation_folder
 
 
 @pytest.fixture

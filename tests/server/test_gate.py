@@ -11,10 +11,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
 from starlette.types import Message, Receive, Scope, Send
 
-from agfl_protocol.request_signature import SIGNATURE_HEADER, RequestSignature, key_id, sign_request
-from agfl_server.gate import FLEET_CALLS, KEY_ID, UPLOAD, Gate
-from agfl_server.limits import Limits
-from agfl_server.seen_signatures import Pace, SeenSignatures
+from agfl_protocol.identity.request_signature import SIGNATURE_HEADER, RequestSignature, key_id, sign_request
+from agfl_server.transport.gate import FLEET_CALLS, KEY_ID, UPLOAD, Gate
+from agfl_server.transport.limits import Limits
+from agfl_server.transport.seen_signatures import Pace, SeenSignatures
 
 ACTIVATE = "/v1/fleet/activate-node"
 KEY, STRANGER = generate_private_key(SECP384R1()), generate_private_key(SECP384R1())

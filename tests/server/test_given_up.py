@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 from agfl_models.errors import RoundError
-from agfl_protocol.plan import Plan
-from agfl_protocol.run_config import RunConfig
-from agfl_protocol.sum_kind import Kind
+from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.messages.wire import RoundRequest
+from agfl_protocol.plans.plan import Plan
+from agfl_protocol.plans.sum_kind import Kind
 from agfl_protocol.transforms.quantization import QuantizationPlan
-from agfl_protocol.wire import RoundRequest
-from agfl_server.aggregator import AttemptFailed
-from agfl_server.attempts import Parties, Request, sum_in_attempts
-from agfl_server.connected_nodes import ConnectedNodes
-from agfl_server.journal import Entry, Journal
-from agfl_server.observer import Observer
-from agfl_sim.grid import InProcessGrid
+from agfl_server.aggregation.aggregator import AttemptFailed
+from agfl_server.rounds.attempts import Parties, Request, sum_in_attempts
+from agfl_server.rounds.journal import Entry, Journal
+from agfl_server.rounds.observer import Observer
+from agfl_server.transport.connected_nodes import ConnectedNodes
+from agfl_sim.engines.grid import InProcessGrid
 
 NAMES = tuple(f"owner-{i}" for i in range(5))
 

@@ -14,22 +14,22 @@ from hypothesis import strategies as st
 from tests.attacks.lies import LIES
 from tests.attacks.test_attack_lies import SECURE, run
 
-from agfl_client.ledger_state import History
+from agfl_client.ledger.ledger_state import History
 from agfl_client.policy import Policy
-from agfl_client.sum_rules import sum_rules
+from agfl_client.secure.sum_rules import sum_rules
 from agfl_models.errors import ConfigError, ImplausibleSum, RoundError
-from agfl_protocol import wire
-from agfl_protocol.groups import groups_of
-from agfl_protocol.plan import Plan
-from agfl_protocol.run_config import AggregationConfig, RunConfig
+from agfl_protocol.config.run_config import AggregationConfig, RunConfig
+from agfl_protocol.messages import wire
+from agfl_protocol.plans.groups import groups_of
+from agfl_protocol.plans.plan import Plan
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_server import app
-from agfl_server.aggregator import Aggregator, AttemptFailed, CohortSum, Groups, LaneCodec
-from agfl_server.checkpoint import load_checkpoint
-from agfl_server.group_rule import geometric_median
-from agfl_server.journal import Records
-from agfl_server.observer import Observer
+from agfl_server.aggregation.aggregator import Aggregator, AttemptFailed, CohortSum, Groups, LaneCodec
+from agfl_server.aggregation.group_rule import geometric_median
+from agfl_server.rounds.checkpoint import load_checkpoint
+from agfl_server.rounds.journal import Records
+from agfl_server.rounds.observer import Observer
 from agfl_sim.run import InlineEngine
 
 BY_GROUPS = (*SECURE, "aggregation.group_rule=geometric_median")

@@ -8,7 +8,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from agfl_models.errors import TransportError
-from agfl_server.health import health_service
+from agfl_server.transport.health import health_service
 
 
 def _status(port: int) -> int:

@@ -10,7 +10,7 @@ import pytest
 from tests.attacks.strangers import Strangers
 
 from agfl_models.errors import IdentityError, TransportError
-from agfl_server import federation_folder
+from agfl_server.federation import federation_folder
 
 if TYPE_CHECKING:
     from tests.server.conftest import Site

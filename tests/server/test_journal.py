@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agfl_models.errors import CheckpointError
-from agfl_server.journal import Entry, Journal
+from agfl_server.rounds.journal import Entry, Journal
 
 COHORT, REQUEST = ("alice", "bob"), "ab" * 32
 

@@ -9,9 +9,9 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from agfl_server import messaging
-from agfl_server.messaging import ask_nodes, straggler_wait_s
-from agfl_sim.grid import InProcessGrid
+from agfl_server.transport import messaging
+from agfl_server.transport.messaging import ask_nodes, straggler_wait_s
+from agfl_sim.engines.grid import InProcessGrid
 
 
 class After(ClientApp):

@@ -15,16 +15,17 @@ from flwr.clientapp import ClientApp
 from typer.testing import CliRunner
 
 from agfl_client import keys
-from agfl_client.supernode import run_node
+from agfl_client.transport.supernode import run_node
 from agfl_models.errors import IdentityError
-from agfl_protocol.fingerprint import words_of_roster
-from agfl_protocol.request_signature import key_id, short_id
-from agfl_protocol.roster_file import roster_of
-from agfl_server import federation_folder, gate
-from agfl_server.attendance import ATTENDANCE_FILE, STALE_S, Attendance, Seen, read_attendance
-from agfl_server.authority import Authority, names_of
+from agfl_protocol.identity.fingerprint import words_of_roster
+from agfl_protocol.identity.request_signature import key_id, short_id
+from agfl_protocol.identity.roster_file import roster_of
 from agfl_server.cli import app
-from agfl_server.log_limits import LineLimit
+from agfl_server.federation import federation_folder
+from agfl_server.federation.authority import Authority, names_of
+from agfl_server.rounds.attendance import ATTENDANCE_FILE, STALE_S, Attendance, Seen, read_attendance
+from agfl_server.transport import gate
+from agfl_server.transport.log_limits import LineLimit
 
 if TYPE_CHECKING:
     from tests.server.conftest import Site

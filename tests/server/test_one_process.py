@@ -11,14 +11,14 @@ import pytest
 from starlette.responses import PlainTextResponse
 
 from agfl_protocol.process_mark import PROCESS_HEADER
-from agfl_server.gate import KEY_ID
-from agfl_server.one_process import OneProcess
+from agfl_server.transport.gate import KEY_ID
+from agfl_server.transport.one_process import OneProcess
 
 if TYPE_CHECKING:
     from flwr.app import Message
     from tests.server.conftest import Site
 
-    from agfl_server.superlink import EmbeddedSuperLink
+    from agfl_server.transport.superlink import EmbeddedSuperLink
 
 ACTIVATE, PULL, LEAVE = "activate-node", "pull-messages", "deactivate-node"
 

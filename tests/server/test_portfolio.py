@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from agfl_protocol import candidates
-from agfl_protocol.optimizer_config import PortfolioConfig, ServerOptimizerConfig
+from agfl_protocol.config.optimizer_config import PortfolioConfig, ServerOptimizerConfig
+from agfl_protocol.methods import candidates
 from agfl_protocol.update import Total
-from agfl_server.optimizers import build_optimizer
-from agfl_server.rollback import Confirmed, judge
-from agfl_server.server_optimizer import ServerOptimizer
+from agfl_server.methods.optimizers import build_optimizer
+from agfl_server.methods.server_optimizer import ServerOptimizer
+from agfl_server.rounds.rollback import Confirmed, judge
 
 SIZE, ARMS = 5, 4
 MODELS = ARMS

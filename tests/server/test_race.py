@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agfl_models.errors import RoundError
-from agfl_protocol.run_config import RunConfig, load_run_config
-from agfl_protocol.search_config import SearchConfig
-from agfl_server.race import Measured, Race, run_race
-from agfl_server.slate import Candidate, Slate
+from agfl_protocol.config.run_config import RunConfig, load_run_config
+from agfl_protocol.config.search_config import SearchConfig
+from agfl_server.search.race import Measured, Race, run_race
+from agfl_server.search.slate import Candidate, Slate
 from agfl_sim.cli import DEFAULT_CONFIG, SHIPPED_CONFIGS
 
 Losses = Mapping[str, Sequence[float | None]]

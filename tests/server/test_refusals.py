@@ -13,18 +13,19 @@ from flwr.clientapp import ClientApp
 from tests.secagg_world import World
 
 from agfl_models.errors import RoundError
-from agfl_protocol import wire
-from agfl_protocol.plan import Plan
-from agfl_protocol.run_config import RunConfig
-from agfl_server import connected_nodes, refusals
+from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.messages import wire
+from agfl_protocol.plans.plan import Plan
 from agfl_server.app import run_federation
 from agfl_server.cli import LogObserver
-from agfl_server.connected_nodes import ConnectedNodes
-from agfl_server.messaging import error_of
-from agfl_server.observer import DISCONNECTED, Observer, Row
-from agfl_server.refusals import Refusals
-from agfl_server.state import ServerState
-from agfl_sim.grid import InProcessGrid
+from agfl_server.rounds import refusals
+from agfl_server.rounds.observer import DISCONNECTED, Observer, Row
+from agfl_server.rounds.refusals import Refusals
+from agfl_server.rounds.state import ServerState
+from agfl_server.transport import connected_nodes
+from agfl_server.transport.connected_nodes import ConnectedNodes
+from agfl_server.transport.messaging import error_of
+from agfl_sim.engines.grid import InProcessGrid
 
 BAD, REASON = "owner-01", "data: this owner's data cannot be used"
 REFUSED, RAISED, LOST, GONE = 100, 2, 3, 5  # Flower's codes, but the first

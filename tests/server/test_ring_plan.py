@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agfl_models.config import ModelConfig
-from agfl_models.rings import Rings
+from agfl_models.model.config import ModelConfig
+from agfl_models.model.rings import Rings
 from agfl_models.validation import validate
-from agfl_protocol.elastic_config import ElasticConfig, GrowthConfig
-from agfl_protocol.optimizer_config import FedAdamConfig, NesterovConfig, PortfolioConfig, ServerOptimizerConfig
+from agfl_protocol.config.elastic_config import ElasticConfig, GrowthConfig
+from agfl_protocol.config.optimizer_config import FedAdamConfig, NesterovConfig, PortfolioConfig, ServerOptimizerConfig
 from agfl_protocol.transforms import coverage
 from agfl_protocol.transforms.weighting import Weighting
 from agfl_protocol.update import Total, Update
-from agfl_server.optimizers import build_optimizer
-from agfl_server.per_ring import PerRing, without_ring
-from agfl_server.ring_plan import RingState, after_round, plan_rings
+from agfl_server.methods.optimizers import build_optimizer
+from agfl_server.methods.per_ring import PerRing, without_ring
+from agfl_server.methods.ring_plan import RingState, after_round, plan_rings
 
 CONFIG = validate(
     ModelConfig,

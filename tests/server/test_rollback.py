@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agfl_protocol.optimizer_config import FedAvgMConfig
+from agfl_protocol.config.optimizer_config import FedAvgMConfig
 from agfl_protocol.update import Vector
-from agfl_server.observer import Row
-from agfl_server.optimizers import build_optimizer
-from agfl_server.rollback import EVAL_RISE, LAST_RISE, TRAIN_RISE, Confirmed, after_round, at_end, judge
-from agfl_server.state import Bounds, ServerState
+from agfl_server.methods.optimizers import build_optimizer
+from agfl_server.rounds.observer import Row
+from agfl_server.rounds.rollback import EVAL_RISE, LAST_RISE, TRAIN_RISE, Confirmed, after_round, at_end, judge
+from agfl_server.rounds.state import Bounds, ServerState
 
 OPTIMIZER = build_optimizer(FedAvgMConfig(type="fedavgm"))
 EVERY = 4

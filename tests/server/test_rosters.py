@@ -9,17 +9,17 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from agfl_client.app import create_client_app
-from agfl_client.approvals import Approvals
+from agfl_client.approval.approvals import Approvals
 from agfl_client.node import Node
 from agfl_client.policy import Policy
-from agfl_client.secure_member import SecureMember
-from agfl_protocol.plan import Plan, roster_shown
-from agfl_protocol.run_config import RunConfig
+from agfl_client.secure.secure_member import SecureMember
+from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.plans.plan import Plan, roster_shown
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_server.app import run_federation
-from agfl_server.connected_nodes import ConnectedNodes
-from agfl_server.observer import Observer
-from agfl_sim.grid import InProcessGrid
+from agfl_server.rounds.observer import Observer
+from agfl_server.transport.connected_nodes import ConnectedNodes
+from agfl_sim.engines.grid import InProcessGrid
 
 POLICY = Policy(runs="all", max_colluders=1)
 SECURE = ("aggregation.type=secure", "aggregation.min_cohort=null", "aggregation.max_colluders=1", "num_rounds=1")

@@ -22,31 +22,31 @@ from hypothesis import strategies as st
 from tests.conftest import plain_node
 
 from agfl_client.app import create_client_app
-from agfl_client.training import evaluate
+from agfl_client.training.trainer import evaluate
 from agfl_models.errors import ConfigError, RoundError
-from agfl_models.examples import TextRow, read_rows
-from agfl_models.families import build_model
-from agfl_protocol import wire
-from agfl_protocol.plan import Plan
+from agfl_models.model.families import build_model
+from agfl_models.reading.examples import TextRow, read_rows
+from agfl_protocol.config.run_config import PROTOCOL_VERSION, RunConfig
+from agfl_protocol.messages import wire
+from agfl_protocol.plans.plan import Plan
 from agfl_protocol.randomness import OwnerRandomness
-from agfl_protocol.run_config import PROTOCOL_VERSION, RunConfig
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.update import Layout, Total, Vector
-from agfl_server.aggregator import AttemptFailed, CohortSum, Groups, LaneCodec
+from agfl_server.aggregation.aggregator import AttemptFailed, CohortSum, Groups, LaneCodec
+from agfl_server.aggregation.plain_sum import PlainSum
 from agfl_server.app import build_aggregator, run_federation
-from agfl_server.attempts import Parties
-from agfl_server.cohort_sums import DivergedError, Federation, sum_of_cohort
-from agfl_server.connected_nodes import ConnectedNodes
-from agfl_server.journal import Journal, Records
-from agfl_server.observer import Observer
-from agfl_server.optimizers import Momentum, build_optimizer
-from agfl_server.plain_sum import PlainSum
-from agfl_server.rounds import train_round
-from agfl_server.sampling import sample_cohort
-from agfl_server.server_optimizer import OptimizerState
-from agfl_server.state import ServerState, initial_state
-from agfl_sim.grid import InProcessGrid
+from agfl_server.methods.optimizers import Momentum, build_optimizer
+from agfl_server.methods.server_optimizer import OptimizerState
+from agfl_server.rounds.attempts import Parties
+from agfl_server.rounds.cohort_sums import DivergedError, Federation, sum_of_cohort
+from agfl_server.rounds.journal import Journal, Records
+from agfl_server.rounds.loop import train_round
+from agfl_server.rounds.observer import Observer
+from agfl_server.rounds.sampling import sample_cohort
+from agfl_server.rounds.state import ServerState, initial_state
+from agfl_server.transport.connected_nodes import ConnectedNodes
+from agfl_sim.engines.grid import InProcessGrid
 
 MakeConfig = Callable[..., RunConfig]
 MakeOwners = Callable[..., Path]

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.commands import run
 
-from agfl_protocol.run_config import RunConfig
-from agfl_server import federation_folder
+from agfl_protocol.config.run_config import RunConfig
 from agfl_server.app import run_federation
+from agfl_server.federation import federation_folder
 from agfl_server.report.plain_text import plain
 from agfl_server.report.samples_section import MAX_SHOWN, samples_section
-from agfl_server.sittings import SittingLog, read_sittings
-from agfl_sim.grid import InProcessGrid
+from agfl_server.run.sittings import SittingLog, read_sittings
+from agfl_sim.engines.grid import InProcessGrid
 
 HOSTILE = "</bdi><script>alert(1)</script>\x1b[2J\u202eevil\u2066\x00<!-- &amp; \ud800"
 

@@ -10,13 +10,13 @@ import pytest
 from flwr.app import RecordDict
 from tests.secagg_world import TRIPS, LanesOnly, MemoryGrid, World, count_request, round_request
 
-from agfl_protocol import secure_wire as sw
-from agfl_protocol import wire
-from agfl_protocol.counting import COUNT
+from agfl_protocol.messages import secure_wire as sw
+from agfl_protocol.messages import wire
+from agfl_protocol.messages.counting import COUNT
 from agfl_protocol.secagg.parameters import Parameters
-from agfl_server.aggregator import Aggregator, AttemptFailed
-from agfl_server.observer import Observer
-from agfl_server.secure_sum import SecureSum
+from agfl_server.aggregation.aggregator import Aggregator, AttemptFailed
+from agfl_server.aggregation.secure_sum import SecureSum
+from agfl_server.rounds.observer import Observer
 
 
 class Diary(Observer):

@@ -13,7 +13,7 @@ import pytest
 from tests.secagg_world import TRIPS, Hook, World, round_request
 
 from agfl_protocol.secagg.parameters import Parameters
-from agfl_server.aggregator import AttemptFailed, CohortSum
+from agfl_server.aggregation.aggregator import AttemptFailed, CohortSum
 
 NEVER = len(TRIPS)  # a client is lost before its reply in trip 0, ..., 4, or never
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from agfl_models.errors import CheckpointError
-from agfl_protocol.run_config import RunConfig
+from agfl_protocol.config.run_config import RunConfig
 from agfl_server.app import run_federation
-from agfl_server.settings import SETTINGS_FILE, merged, read_settings, write_settings
-from agfl_sim.grid import InProcessGrid
+from agfl_server.run.settings import SETTINGS_FILE, merged, read_settings, write_settings
+from agfl_sim.engines.grid import InProcessGrid
 
 
 @pytest.mark.parametrize(

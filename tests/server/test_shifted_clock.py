@@ -11,7 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.server.conftest import Site
 
-    from agfl_server.superlink import EmbeddedSuperLink
+    from agfl_server.transport.superlink import EmbeddedSuperLink
 
 # What a shifted clock of the machine would do to every module of the process.
 SHIFTED = """

@@ -14,7 +14,7 @@ from agfl_models import machine
 from agfl_models.errors import AgflError, CheckpointError
 from agfl_models.version import VERSION
 from agfl_server.report.sittings_section import duration_text, sittings_section, total_time, when
-from agfl_server.sittings import SITTINGS_FILE, Outcome, Sitting, SittingLog, read_sittings
+from agfl_server.run.sittings import SITTINGS_FILE, Outcome, Sitting, SittingLog, read_sittings
 
 
 def sitting(seconds: float | None, outcome: Outcome | None = "finished", *command: str) -> Sitting:

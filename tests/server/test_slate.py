@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from agfl_models.config import ModelConfig
 from agfl_models.errors import ConfigError
-from agfl_models.families import build_model
 from agfl_models.layers.attention import AttentionConfig
 from agfl_models.layers.cross_attention import CrossAttentionConfig
 from agfl_models.layers.recurrent import RNNConfig
-from agfl_models.model import AutoGenModel
+from agfl_models.model.config import ModelConfig
+from agfl_models.model.families import build_model
+from agfl_models.model.model import AutoGenModel
 from agfl_models.validation import dump_yaml, load_yaml, validate
-from agfl_protocol.run_config import RunConfig, run_config_from_json
-from agfl_server.slate import CONFIGURED, VARIANTS, make_slate
+from agfl_protocol.config.run_config import RunConfig, run_config_from_json
+from agfl_server.search.slate import CONFIGURED, VARIANTS, make_slate
 
 MakeConfig = Callable[..., RunConfig]
 MIXERS = """[{type: attention, num_heads: 2}, {type: ff, hidden_dim: 64}, {type: rnn, cell: lstm}, {type: ff}]"""

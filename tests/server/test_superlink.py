@@ -31,10 +31,10 @@ from flwr.superlink.routers.fleet.router import router as fleet_router
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from agfl_client import keys
-from agfl_server.gate import FLEET_CALLS
-from agfl_server.limits import Limits
-from agfl_server.superlink import EmbeddedSuperLink
-from agfl_server.uploads import HEAD_DIVIDER, HEAD_END
+from agfl_server.aggregation.uploads import HEAD_DIVIDER, HEAD_END
+from agfl_server.transport.gate import FLEET_CALLS
+from agfl_server.transport.limits import Limits
+from agfl_server.transport.superlink import EmbeddedSuperLink
 
 if TYPE_CHECKING:
     from tests.server.conftest import Site

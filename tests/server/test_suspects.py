@@ -8,7 +8,7 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agfl_server.suspects import Absences, Suspects, explanations
+from agfl_server.rounds.suspects import Absences, Suspects, explanations
 
 LEAST = 4
 

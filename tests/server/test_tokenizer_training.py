@@ -19,25 +19,25 @@ from flwr.serverapp import Grid
 from agfl_client.app import create_client_app
 from agfl_client.node import Node
 from agfl_client.policy import Policy
-from agfl_models.bpe import train_bpe
 from agfl_models.errors import CheckpointError, ConfigError, RoundError
-from agfl_models.examples import TextRow, read_rows, write_rows
-from agfl_models.store import load_model
-from agfl_models.tokenizer import BPETokenizerConfig, Pair, Tokenizer
-from agfl_protocol import wire
-from agfl_protocol.counting import COUNT, CountRequest
-from agfl_protocol.plan import Plan
-from agfl_protocol.run_config import RunConfig, load_run_config
+from agfl_models.files.store import load_model
+from agfl_models.reading.examples import TextRow, read_rows, write_rows
+from agfl_models.tokenizers.bpe import train_bpe
+from agfl_models.tokenizers.tokenizer import BPETokenizerConfig, Pair, Tokenizer
+from agfl_protocol.config.run_config import RunConfig, load_run_config
+from agfl_protocol.messages import wire
+from agfl_protocol.messages.counting import COUNT, CountRequest
+from agfl_protocol.plans.plan import Plan
 from agfl_protocol.secagg.lanes import Lanes
-from agfl_server.aggregator import Aggregator, AttemptFailed, CohortSum, Groups, LaneCodec
+from agfl_server.aggregation.aggregator import Aggregator, AttemptFailed, CohortSum, Groups, LaneCodec
 from agfl_server.app import build_aggregator, run_federation
-from agfl_server.attempts import Parties
 from agfl_server.cli import LogObserver
-from agfl_server.connected_nodes import ConnectedNodes
-from agfl_server.journal import Journal, Records
-from agfl_server.observer import Observer
-from agfl_server.tokenizer_training import train_tokenizer
-from agfl_sim.grid import InProcessGrid
+from agfl_server.rounds.attempts import Parties
+from agfl_server.rounds.journal import Journal, Records
+from agfl_server.rounds.observer import Observer
+from agfl_server.rounds.tokenizer_training import train_tokenizer
+from agfl_server.transport.connected_nodes import ConnectedNodes
+from agfl_sim.engines.grid import InProcessGrid
 from agfl_sim.run import InlineEngine
 
 MakeConfig = Callable[..., RunConfig]

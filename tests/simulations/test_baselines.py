@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 from tests.commands import Started
 
-from agfl_client.training import LocalTrainer, evaluate
-from agfl_models.examples import read_rows
-from agfl_models.families import build_model
+from agfl_client.training.trainer import LocalTrainer, evaluate
+from agfl_models.model.families import build_model
+from agfl_models.reading.examples import read_rows
 from agfl_models.tasks.language_modeling import TokenStream
+from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.randomness import generator
-from agfl_protocol.run_config import RunConfig
-from agfl_server.observer import Observer
-from agfl_server.optimizers import build_optimizer
-from agfl_server.state import initial_state
-from agfl_sim.baselines import FILE, ScoreFile, run_baselines
-from agfl_sim.comparison import CENTRALIZED, GLOBAL, LOCAL, MODELS, TUNED, Score
-from agfl_sim.learners import Bench
+from agfl_server.methods.optimizers import build_optimizer
+from agfl_server.rounds.observer import Observer
+from agfl_server.rounds.state import initial_state
+from agfl_sim.baselines.baselines import FILE, ScoreFile, run_baselines
+from agfl_sim.baselines.comparison import CENTRALIZED, GLOBAL, LOCAL, MODELS, TUNED, Score
+from agfl_sim.baselines.learners import Bench
 from agfl_sim.partition import owner_files
 from agfl_sim.run import simulate
 

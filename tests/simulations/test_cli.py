@@ -18,8 +18,8 @@ import pytest
 from tests.commands import Started, run
 
 from agfl_models import machine
-from agfl_server.run_folder import RunFolder
-from agfl_server.sittings import read_sittings
+from agfl_server.run.run_folder import RunFolder
+from agfl_server.run.sittings import read_sittings
 from agfl_sim.cli import _new_folder, main
 
 COMMAND = Path(sys.executable).parent / "agfl-simulate"

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from agfl_models.tasks.task import MainMetric
 from agfl_server.report.charts import number_text
-from agfl_sim.comparison import CENTRALIZED, GLOBAL, LOCAL, MODELS, TUNED, Budget, Comparison, Score
-from agfl_sim.join_section import join_section
+from agfl_sim.baselines.comparison import CENTRALIZED, GLOBAL, LOCAL, MODELS, TUNED, Budget, Comparison, Score
+from agfl_sim.report.join_section import join_section
 
 SVG = "{http://www.w3.org/2000/svg}"
 BUDGET = Budget("batches", 30, 8, 120, 8)

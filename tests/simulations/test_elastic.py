@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from agfl_client.part import Part
+from agfl_client.training.part import Part
 from agfl_models.errors import ConfigError
-from agfl_models.store import load_model
-from agfl_protocol.run_config import RunConfig
+from agfl_models.files.store import load_model
+from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.update import Layout
-from agfl_server.observer import Observer, Row
-from agfl_server.optimizers import build_optimizer
-from agfl_server.state import initial_state
+from agfl_server.methods.optimizers import build_optimizer
+from agfl_server.rounds.observer import Observer, Row
+from agfl_server.rounds.state import initial_state
 from agfl_sim.run import InlineEngine
 
 ELASTIC = (

@@ -15,9 +15,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
-from agfl_protocol.run_config import RunConfig
+from agfl_protocol.config.run_config import RunConfig
 from agfl_server.app import run_federation
-from agfl_sim.grid import InProcessGrid
+from agfl_sim.engines.grid import InProcessGrid
 
 OpenGrid = Callable[..., InProcessGrid]
 

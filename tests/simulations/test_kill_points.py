@@ -11,14 +11,16 @@ import pytest
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from agfl_client.ledger_file import read_entries
-from agfl_protocol import secure_wire as sw
-from agfl_protocol import wire
-from agfl_protocol.run_config import RunConfig
-from agfl_server import journal, messaging, secure_sum
-from agfl_server.checkpoint import load_checkpoint
-from agfl_server.observer import Observer
-from agfl_server.run_folder import RunFolder
+from agfl_client.ledger.ledger_file import read_entries
+from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.messages import secure_wire as sw
+from agfl_protocol.messages import wire
+from agfl_server.aggregation import secure_sum
+from agfl_server.rounds import journal
+from agfl_server.rounds.checkpoint import load_checkpoint
+from agfl_server.rounds.observer import Observer
+from agfl_server.run.run_folder import RunFolder
+from agfl_server.transport import messaging
 from agfl_sim.run import InlineEngine
 
 Points = dict[str, Callable[[pytest.MonkeyPatch], None]]

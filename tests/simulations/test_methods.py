@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agfl_protocol.run_config import RunConfig
-from agfl_server.observer import Observer, Row
+from agfl_protocol.config.run_config import RunConfig
+from agfl_server.rounds.observer import Observer, Row
 from agfl_sim.run import InlineEngine
 
 

@@ -18,19 +18,19 @@ from safetensors.numpy import load_file
 from agfl_client.app import create_client_app
 from agfl_client.node import Node
 from agfl_client.policy import Policy
-from agfl_client.training import LocalResult, LocalTrainer
+from agfl_client.training.trainer import LocalResult, LocalTrainer
 from agfl_models.errors import ConfigError
-from agfl_protocol import wire
-from agfl_protocol.private_files import write_private
+from agfl_protocol.config.run_config import RunConfig, load_run_config
+from agfl_protocol.identity.private_files import write_private
+from agfl_protocol.messages import wire
 from agfl_protocol.randomness import OwnerRandomness
-from agfl_protocol.run_config import RunConfig, load_run_config
 from agfl_server.app import run_federation
-from agfl_server.checkpoint import load_checkpoint
-from agfl_server.observer import Observer, Row
-from agfl_server.search import CHOSEN_FILE
-from agfl_server.state import ServerState
-from agfl_sim.grid import InProcessGrid
-from agfl_sim.ray_engine import RayEngine
+from agfl_server.rounds.checkpoint import load_checkpoint
+from agfl_server.rounds.observer import Observer, Row
+from agfl_server.rounds.state import ServerState
+from agfl_server.search.search import CHOSEN_FILE
+from agfl_sim.engines.grid import InProcessGrid
+from agfl_sim.engines.ray_engine import RayEngine
 from agfl_sim.run import InlineEngine
 
 METHODS = {

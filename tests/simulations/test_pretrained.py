@@ -23,14 +23,14 @@ from agfl_client.node import Node
 from agfl_client.policy import Policy, PolicyViolation
 from agfl_models import cli as model_cli
 from agfl_models.errors import AgflError, CheckpointError, ConfigError
+from agfl_models.files.store import load_model
 from agfl_models.huggingface.folder import PretrainedFolder, transformers_library
-from agfl_models.store import load_model
-from agfl_protocol import wire
-from agfl_protocol.plan import Plan
-from agfl_protocol.run_config import RunConfig, load_run_config, run_config_from_json
+from agfl_protocol.config.run_config import RunConfig, load_run_config, run_config_from_json
+from agfl_protocol.messages import wire
+from agfl_protocol.plans.plan import Plan
 from agfl_server.app import run_federation
-from agfl_server.observer import Observer
-from agfl_sim.grid import InProcessGrid
+from agfl_server.rounds.observer import Observer
+from agfl_sim.engines.grid import InProcessGrid
 from agfl_sim.run import simulate
 
 CONFIG = """

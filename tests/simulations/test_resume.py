@@ -12,11 +12,11 @@ import pytest
 from numpy.typing import NDArray
 
 from agfl_models.errors import ConfigError
-from agfl_protocol.run_config import RunConfig
+from agfl_protocol.config.run_config import RunConfig
 from agfl_server.app import run_federation
-from agfl_server.checkpoint import load_checkpoint
-from agfl_server.observer import Observer, Row
-from agfl_sim.grid import InProcessGrid
+from agfl_server.rounds.checkpoint import load_checkpoint
+from agfl_server.rounds.observer import Observer, Row
+from agfl_sim.engines.grid import InProcessGrid
 
 ROUNDS = 6
 OVERRIDES = (

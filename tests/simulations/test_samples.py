@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from agfl_models.examples import TextRow, read_rows, write_rows
+from agfl_models.reading.examples import TextRow, read_rows, write_rows
 from agfl_models.tasks.dataset import split_rows
-from agfl_protocol.run_config import RunConfig
-from agfl_server.observer import Observer
+from agfl_protocol.config.run_config import RunConfig
+from agfl_server.rounds.observer import Observer
+from agfl_sim.report.samples import write_samples
 from agfl_sim.run import InlineEngine
-from agfl_sim.samples import write_samples
 
 
 @pytest.fixture

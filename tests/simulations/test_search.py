@@ -11,20 +11,20 @@ from typing import Any
 import pytest
 import torch
 
-from agfl_models.config import ModelConfig
-from agfl_models.durable_files import write_atomically
 from agfl_models.errors import CheckpointError, ConfigError, RoundError
-from agfl_models.model import AutoGenModel
-from agfl_models.store import load_model
-from agfl_protocol.run_config import RunConfig, load_run_config
+from agfl_models.files.durable_files import write_atomically
+from agfl_models.files.store import load_model
+from agfl_models.model.config import ModelConfig
+from agfl_models.model.model import AutoGenModel
+from agfl_protocol.config.run_config import RunConfig, load_run_config
 from agfl_protocol.update import Layout
 from agfl_server.app import run_federation
-from agfl_server.checkpoint import load_checkpoint
-from agfl_server.observer import Observer, Row
-from agfl_server.run_folder import RunFolder
-from agfl_server.search import CHOSEN_FILE, RACE_FILE
-from agfl_server.skipping import BLOCKS_FILE, models_without_a_block
-from agfl_sim.grid import InProcessGrid
+from agfl_server.rounds.checkpoint import load_checkpoint
+from agfl_server.rounds.observer import Observer, Row
+from agfl_server.run.run_folder import RunFolder
+from agfl_server.search.search import CHOSEN_FILE, RACE_FILE
+from agfl_server.search.skipping import BLOCKS_FILE, models_without_a_block
+from agfl_sim.engines.grid import InProcessGrid
 from agfl_sim.run import InlineEngine
 
 MakeConfig = Callable[..., RunConfig]
@@ -166,7 +166,7 @@ def test_killed_while_the_winner_is_taken_over_a_search_goes_on(
         write_atomically(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr("agfl_server.run_folder.write_atomically", cut_short)
+        patch.setattr("agfl_server.run.run_folder.write_atomically", cut_short)
         with pytest.raises(PulledPlugError):
             runs.run(tmp_path / "run")
     assert not RunFolder(tmp_path / "run").has_checkpoint

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from agfl_models.examples import Row, TextRow, write_rows
+from agfl_models.reading.examples import Row, TextRow, write_rows
 from agfl_models.tasks.question_answering import QuestionRow
 from agfl_models.tasks.summarization import SummaryRow
 from agfl_models.tasks.translation import TranslationRow
-from agfl_protocol.run_config import RunConfig
-from agfl_server.observer import Observer
+from agfl_protocol.config.run_config import RunConfig
+from agfl_server.rounds.observer import Observer
+from agfl_sim.report.samples import write_samples
 from agfl_sim.run import InlineEngine
-from agfl_sim.samples import write_samples
 
 ROUNDS, NUM_OWNERS = 3, 10
 WORDS = {"sea": "Meer", "ship": "Schiff", "shore": "Ufer", "saw": "sah", "old": "alt", "man": "Mann"}

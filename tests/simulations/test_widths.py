@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from agfl_models.errors import DataError
-from agfl_models.examples import TextRow, write_rows
-from agfl_protocol.run_config import RunConfig
-from agfl_server.observer import Observer
+from agfl_models.reading.examples import TextRow, write_rows
+from agfl_protocol.config.run_config import RunConfig
+from agfl_server.rounds.observer import Observer
+from agfl_sim.baselines.widths import choose, read_widths, write_widths
+from agfl_sim.report.width_section import width_section
 from agfl_sim.run import InlineEngine
-from agfl_sim.width_section import width_section
-from agfl_sim.widths import choose, read_widths, write_widths
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from agfl_models.durable_files import read_json_lines, write_atomically
 from agfl_models.errors import DataError
+from agfl_models.files.durable_files import read_json_lines, write_atomically
+from agfl_models.files.store import CONFIG_FILE, METRICS_FILE
+from agfl_models.files.store_files import REPORT_FILE
 from agfl_models.metrics.signatures import signatures
-from agfl_models.store import CONFIG_FILE, METRICS_FILE
-from agfl_models.store_files import REPORT_FILE
 from agfl_models.tasks import distribution
 from agfl_models.tasks.task import MainMetric
 from agfl_server.report.charts import CHART_CSS, Chart, Curve, Point, line_chart, number_text
@@ -21,8 +21,8 @@ from agfl_server.report.search_section import search_section
 from agfl_server.report.sittings_section import duration_text, sittings_section, total_time, when
 from agfl_server.report.style import PAGE_CSS
 from agfl_server.report.table import table
-from agfl_server.run_folder import RunFolder
-from agfl_server.sittings import Sitting, read_sittings
+from agfl_server.run.run_folder import RunFolder
+from agfl_server.run.sittings import Sitting, read_sittings
 
 Row = dict[str, float | None]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from agfl_models.errors import DataError
-from agfl_models.folder_kinds import folder_hint
-from agfl_models.store import CONFIG_FILE
-from agfl_protocol.run_config import load_run_config
+from agfl_models.files.folder_kinds import folder_hint
+from agfl_models.files.store import CONFIG_FILE
+from agfl_protocol.config.run_config import load_run_config
 from agfl_server.report.page import Section, write_report
 from agfl_server.report.samples_section import own_samples_section
 

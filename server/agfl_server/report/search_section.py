@@ -10,8 +10,8 @@ from typing import Any
 from agfl_models.errors import DataError
 from agfl_server.report.charts import Chart, Curve, Point, line_chart, number_text
 from agfl_server.report.table import table
-from agfl_server.search import RACE_FILE
-from agfl_server.skipping import BLOCKS_FILE
+from agfl_server.search.search import RACE_FILE
+from agfl_server.search.skipping import BLOCKS_FILE
 
 _KILO = 1000
 Told = dict[str, Any]  # the content of a file of the search

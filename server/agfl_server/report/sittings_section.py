@@ -9,7 +9,7 @@ from html import escape
 
 from agfl_server.report.plain_text import plain
 from agfl_server.report.table import table
-from agfl_server.sittings import Sitting
+from agfl_server.run.sittings import Sitting
 
 _UNKNOWN = "unknown: it goes on, or was killed"
 

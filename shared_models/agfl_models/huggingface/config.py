@@ -10,12 +10,12 @@ from pydantic import Field, model_validator
 
 from agfl_models.bounded import Size
 from agfl_models.errors import ConfigError
-from agfl_models.heads import Family, HeadConfig, LanguageModelHeadConfig
 from agfl_models.huggingface.folder import PretrainedFolder
 from agfl_models.huggingface.loading import max_length, outline
 from agfl_models.huggingface.lora import LoRAConfig, is_adapter, is_linear
-from agfl_models.sequence_model import trained_parameters
-from agfl_models.stack_config import Part, settings_of
+from agfl_models.model.heads import Family, HeadConfig, LanguageModelHeadConfig
+from agfl_models.model.sequence_model import trained_parameters
+from agfl_models.model.stack_config import Part, settings_of
 from agfl_models.validation import Config
 
 Architecture = Literal["causal", "seq2seq", "encoder"]

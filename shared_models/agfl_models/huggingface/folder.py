@@ -15,7 +15,7 @@ from typing import Any
 
 from agfl_models.bounded import load_json
 from agfl_models.errors import ConfigError, PretrainedError
-from agfl_models.folder_kinds import folder_hint
+from agfl_models.files.folder_kinds import folder_hint
 
 CONFIG_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE = "config.json", "tokenizer.json", "tokenizer_config.json"
 COMPANIONS = (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "chat_template.jinja")

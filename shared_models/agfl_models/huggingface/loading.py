@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from agfl_models.errors import ConfigError, PretrainedError
-from agfl_models.heads import ClassificationHeadConfig
 from agfl_models.huggingface.folder import PretrainedFolder, transformers_library
 from agfl_models.huggingface.lora import add_lora
-from agfl_models.sequence_model import own_generator
+from agfl_models.model.heads import ClassificationHeadConfig
+from agfl_models.model.sequence_model import own_generator
 
 if TYPE_CHECKING:
     from agfl_models.huggingface.config import HuggingFaceConfig

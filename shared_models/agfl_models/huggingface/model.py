@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from agfl_models.errors import CheckpointError, ConfigError
-from agfl_models.heads import PADDING_LOGIT, SpanHeadConfig
+from agfl_models.files.store import refuse_content
 from agfl_models.huggingface.config import HuggingFaceConfig
 from agfl_models.huggingface.folder import PretrainedFolder
 from agfl_models.huggingface.loading import load, max_length
 from agfl_models.huggingface.lora import merge_lora
 from agfl_models.layers.layer import Memory, State
-from agfl_models.sequence_model import SequenceModel
-from agfl_models.store import refuse_content
+from agfl_models.model.heads import PADDING_LOGIT, SpanHeadConfig
+from agfl_models.model.sequence_model import SequenceModel
 
 
 class HuggingFaceModel(SequenceModel):

@@ -11,7 +11,7 @@ from tokenizers.decoders import DecodeStream
 from agfl_models.errors import PretrainedError
 from agfl_models.huggingface.config import Architecture
 from agfl_models.huggingface.folder import CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, PretrainedFolder
-from agfl_models.tokenizer import bytes_of_letters
+from agfl_models.tokenizers.tokenizer import bytes_of_letters
 
 # Which token each is called, in order of preference, in tokenizer_config.json or by number in config.json. BERT calls
 # its first token cls and its last one sep; what a seq2seq decoder begins with only config.json says.

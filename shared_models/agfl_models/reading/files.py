@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 
 from agfl_models.errors import DataError
-from agfl_models.folder_kinds import folder_hint
+from agfl_models.files.folder_kinds import folder_hint
 
 
 class Format(Enum):

@@ -16,7 +16,7 @@ from typing import Any
 from agfl_models.errors import DataError
 from agfl_models.reading.encodings import decode
 from agfl_models.reading.files import DataFile, Format
-from agfl_models.squad import squad_records
+from agfl_models.reading.squad import squad_records
 
 Record = tuple[str, Any]  # where in the file it stands, and what should be a mapping of columns
 _GZIP_MAGIC = b"\x1f\x8b"

@@ -19,13 +19,13 @@ from torch.nn import functional as F
 
 from agfl_models.bounded import Length
 from agfl_models.errors import DataError
-from agfl_models.examples import Row, TextRow
-from agfl_models.families import AnyModelConfig
-from agfl_models.sequence_model import SequenceModel
+from agfl_models.model.families import AnyModelConfig
+from agfl_models.model.sequence_model import SequenceModel
+from agfl_models.reading.examples import Row, TextRow
 from agfl_models.tasks import distribution
 from agfl_models.tasks.dataset import SplitConfig, split_rows
 from agfl_models.tasks.task import IGNORED, MainMetric, check_kind
-from agfl_models.tokenizer import TextTokenizer
+from agfl_models.tokenizers.tokenizer import TextTokenizer
 
 MAIN_METRIC = MainMetric("eval/bits_per_byte", "bits per byte", 0.0, 8.0, higher_is_better=False)
 

@@ -18,16 +18,16 @@ from torch.nn import functional as F
 
 from agfl_models.bounded import Length
 from agfl_models.errors import DataError
-from agfl_models.examples import Row, Text
-from agfl_models.families import AnyModelConfig
 from agfl_models.metrics import span_overlap
-from agfl_models.sequence_model import SequenceModel
+from agfl_models.model.families import AnyModelConfig
+from agfl_models.model.sequence_model import SequenceModel
+from agfl_models.reading.examples import Row, Text
 from agfl_models.tasks import distribution
 from agfl_models.tasks.answers import Answers, as_columns, as_starts, locate
 from agfl_models.tasks.dataset import ExampleDataset, SplitConfig, pad, real_positions, split_rows
 from agfl_models.tasks.spans import NO_ANSWER, QUESTION, Span, Window, room_for_question, windows_on
 from agfl_models.tasks.task import IGNORED, MainMetric, check_kind
-from agfl_models.tokenizer import TextTokenizer
+from agfl_models.tokenizers.tokenizer import TextTokenizer
 
 log = logging.getLogger("agfl.models")
 WINDOWS_AT_ONCE = 64  # a long context has thousands, for which memory would not do

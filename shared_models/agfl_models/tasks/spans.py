@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from agfl_models.tokenizer import TextTokenizer
+from agfl_models.tokenizers.tokenizer import TextTokenizer
 
 
 class Span(NamedTuple):

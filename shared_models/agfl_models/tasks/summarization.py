@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from agfl_models.bounded import Length
-from agfl_models.examples import Row, Text
 from agfl_models.metrics import rouge
+from agfl_models.reading.examples import Row, Text
 from agfl_models.tasks.sequence_to_sequence import SequenceToSequence, SequenceToSequenceConfig, TextScore
 from agfl_models.tasks.task import MainMetric
-from agfl_models.tokenizer import TextTokenizer
+from agfl_models.tokenizers.tokenizer import TextTokenizer
 
 MAIN_METRIC = MainMetric("eval/rougeL", "ROUGE-L", 0.0, 100.0, higher_is_better=True)
 

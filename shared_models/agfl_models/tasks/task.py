@@ -9,9 +9,9 @@ from typing import Any, Protocol, Self, TypeAlias, TypeVar
 import numpy as np
 from torch import Tensor
 
-from agfl_models.families import AnyModelConfig
-from agfl_models.heads import Family
-from agfl_models.sequence_model import SequenceModel
+from agfl_models.model.families import AnyModelConfig
+from agfl_models.model.heads import Family
+from agfl_models.model.sequence_model import SequenceModel
 
 IGNORED = -100  # PyTorch's default ignore_index: a target that is not to be predicted
 

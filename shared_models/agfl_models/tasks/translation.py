@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
-from agfl_models.examples import Row, Text
 from agfl_models.metrics import bleu, chrf
+from agfl_models.reading.examples import Row, Text
 from agfl_models.tasks.sequence_to_sequence import SequenceToSequence, SequenceToSequenceConfig, TextScore
 from agfl_models.tasks.task import MainMetric
-from agfl_models.tokenizer import TextTokenizer
+from agfl_models.tokenizers.tokenizer import TextTokenizer
 
 MAIN_METRIC = MainMetric("eval/bleu", "BLEU", 0.0, 100.0, higher_is_better=True)
 LONG_SOURCE = 4  # words: a phrase of two or three can be right as a whole, and says little of a translator

@@ -10,7 +10,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from agfl_models.errors import IdentityError
-from agfl_protocol.identity import check_name
+from agfl_protocol.identity.identity import check_name
 from agfl_protocol.secagg.context import Part, digest, frame
 from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.points import ed25519_problem

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from agfl_models.errors import ImplausibleSum
 from agfl_models.tasks import distribution
 from agfl_models.tasks.task import AnyTask
-from agfl_protocol import candidates, drift
-from agfl_protocol.optimizer_config import PortfolioConfig
-from agfl_protocol.run_config import RunConfig
+from agfl_protocol.config.optimizer_config import PortfolioConfig
+from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.methods import candidates, drift
 from agfl_protocol.transforms import clipping, coverage, quantization
 from agfl_protocol.transforms.divergence import DIVERGED
 

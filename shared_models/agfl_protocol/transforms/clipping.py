@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from agfl_protocol.run_config import RunConfig
-from agfl_protocol.sum_kind import may_train_exactly
+from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.plans.sum_kind import may_train_exactly
 from agfl_protocol.update import Total, Update
 
 CLIPPED = "clip/clipped"

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from agfl_models.errors import ImplausibleSum, WireError
-from agfl_models.rings import Rings
+from agfl_models.model.rings import Rings
 from agfl_models.tasks.task import AnyTask
-from agfl_protocol import candidates, drift, ring_losses
-from agfl_protocol.header import Header
-from agfl_protocol.optimizer_config import FedExPConfig
-from agfl_protocol.run_config import RunConfig
+from agfl_protocol.config.optimizer_config import FedExPConfig
+from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.messages.header import Header
+from agfl_protocol.methods import candidates, drift, ring_losses
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms import (
     bounds,

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from agfl_protocol.drift import LOST
+from agfl_protocol.methods.drift import LOST
 from agfl_protocol.update import Update
 
 DIVERGED = "diverged"

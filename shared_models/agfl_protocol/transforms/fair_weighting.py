@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from agfl_protocol.header import RESOLUTION, as_it_travels
-from agfl_protocol.run_config import RunConfig
+from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.messages.header import RESOLUTION, as_it_travels
 from agfl_protocol.update import Total, Update
 
 CURVATURE = "fairness/curvature"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agfl_models.errors import ImplausibleSum, WireError
-from agfl_protocol.header import Header
+from agfl_protocol.messages.header import Header
 from agfl_protocol.secagg import lanes as packing
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms.basis import BOX, Basis

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from agfl_protocol.header import as_it_travels
+from agfl_protocol.messages.header import as_it_travels
 from agfl_protocol.update import Total, Update
 
 

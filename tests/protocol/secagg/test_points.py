@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agfl_models.errors import IdentityError
-from agfl_protocol.identity import PublicIdentity, format_key
-from agfl_protocol.roster_file import format_roster, read_roster
+from agfl_protocol.identity.identity import PublicIdentity, format_key
+from agfl_protocol.identity.roster_file import format_roster, read_roster
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.points import ed25519_problem, x25519_problem
 

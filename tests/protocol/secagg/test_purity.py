@@ -10,7 +10,7 @@ import pytest
 from agfl_protocol import secagg
 
 SOURCES = sorted(Path(secagg.__path__[0]).glob("*.py"))
-ALLOWED = {"cryptography", "numpy", "agfl_protocol.secagg", "agfl_protocol.identity", "agfl_models.errors"}
+ALLOWED = {"cryptography", "numpy", "agfl_protocol.secagg", "agfl_protocol.identity.identity", "agfl_models.errors"}
 STANDARD = {
     "collections",
     "concurrent",

@@ -13,17 +13,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from tests.protocol.secagg import reference as ref
 
-from agfl_client import masking
-from agfl_client.masking_states import Terms
-from agfl_protocol import secure_wire as sw
-from agfl_protocol.counting import CountRequest
+from agfl_client.secure import masking
+from agfl_client.secure.masking_states import Terms
+from agfl_protocol.messages import secure_wire as sw
+from agfl_protocol.messages.counting import CountRequest
 from agfl_protocol.secagg import messages, shamir
 from agfl_protocol.secagg.context import Broadcast, ExchangeId, dealers_context, exchange_context, survivors_context
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.masks import apply_masks
 from agfl_protocol.secagg.members import Members
 from agfl_protocol.secagg.parameters import Parameters
-from agfl_server.unmasking import Recovery
+from agfl_server.aggregation.unmasking import Recovery
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[2] / "vectors" / "secagg.json").read_text())
 EXCHANGE = ExchangeId(ref.RUN_ID, ref.ROUND, ref.EXCHANGE)

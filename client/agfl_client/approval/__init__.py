@@ -1,0 +1,1 @@
+"""What an owner is asked before a run, and what it answered."""

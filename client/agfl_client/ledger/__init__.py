@@ -1,0 +1,1 @@
+"""What the node was asked for and what left, in lines that nobody changes unseen."""

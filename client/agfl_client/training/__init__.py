@@ -1,0 +1,1 @@
+"""Local training, and what it leaves behind."""

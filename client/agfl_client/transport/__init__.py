@@ -1,0 +1,1 @@
+"""How a node calls the server."""

@@ -1,0 +1,1 @@
+"""How a cohort's updates become one sum, and one owner's lie decides none."""

@@ -1,0 +1,1 @@
+"""The operator's folder: certificates, the roster, who was admitted."""

@@ -1,0 +1,192 @@
+"""One sum over a cohort: what is broadcast, the codec of both sides, and what the sum decodes to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from agfl_models.errors import ImplausibleSum
+from agfl_models.model.rings import Rings
+from agfl_models.tasks.task import AnyTask
+from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.messages import wire
+from agfl_protocol.plans.groups import Names
+from agfl_protocol.plans.sum_kind import MAX_SAMPLED_EXAMPLES, Kind, kind_of
+from agfl_protocol.secagg.lanes import Lanes
+from agfl_protocol.transforms.codec import UpdateCodec
+from agfl_protocol.transforms.divergence import DIVERGED
+from agfl_protocol.update import Layout, Total, Vector
+from agfl_server.aggregation.aggregator import CohortSum
+from agfl_server.methods.server_optimizer import ServerOptimizer
+from agfl_server.rounds.attempts import Parties, Request, sum_in_attempts
+from agfl_server.rounds.journal import Entry
+from agfl_server.rounds.state import ServerState
+
+
+class DivergedError(ImplausibleSum):
+    """The model, or what owners computed with it, is not finite; or so one of them says."""
+
+
+@dataclass(frozen=True)
+class Federation:
+    """The fixed parts of a run; what changes from round to round is `ServerState`. rings: of an elastic model."""
+
+    parties: Parties
+    task: AnyTask
+    layout: Layout
+    optimizer: ServerOptimizer
+    rings: Rings | None = None
+
+
+@dataclass(frozen=True)
+class RoundSum:
+    """What owners said of a model, and what they made of it.
+
+    total: the sum of all, still weighted; mean: what the optimizer steps by. clip_l2: bound of the norm. trained,
+    evaluated: losses by which `rollback` judges the model that was broadcast; None where nobody measured it.
+    """
+
+    cohort: CohortSum
+    total: Total
+    mean: Total
+    clip_l2: float
+    trained: float | None
+    evaluated: float | None
+
+
+def sum_of_round(
+    federation: Federation, state: ServerState, *, train: bool, evaluate: bool, full: bool = False
+) -> RoundSum:
+    """Return the sum over the whole cohort.
+
+    Raises:
+        RoundError: as `sum_of_cohort`.
+    """
+    codec, total, cohort = sum_of_cohort(federation, state, train=train, evaluate=evaluate, full=full)
+    return decoded(federation, codec, total, cohort, train=train, evaluate=evaluate)
+
+
+def decoded(
+    federation: Federation, codec: UpdateCodec, total: Total, cohort: CohortSum, *, train: bool, evaluate: bool
+) -> RoundSum:
+    """Return what a sum says."""
+    parties, task = federation.parties, federation.task
+    # All owners are those of the plan, or in a plain run all that ever were connected.
+    owners = len(parties.plan.members) if parties.plan.groups else len(parties.nodes.names)
+    mean = replace(codec.decode_mean(total), owners=owners)
+    trained = task.train_metrics(mean.metrics)["train/loss"] if train else None
+    evaluated = task.eval_metrics(mean.metrics).get("eval/loss") if evaluate else None
+    return RoundSum(cohort, total, mean, codec.quantization.clip_l2, trained, evaluated)
+
+
+def codec_of(federation: Federation, state: ServerState, room: int, *, train: bool, evaluate: bool) -> UpdateCodec:
+    """Return the codec of the next round, for sums over at most `room` clients."""
+    config = federation.parties.config
+    return UpdateCodec.for_round(
+        config,
+        federation.task,
+        federation.layout,
+        state.bounds.plan(config, room),
+        round_number=state.round + 1,
+        train=train,
+        evaluate=evaluate,
+        num_models=_models(federation, state, train).size // federation.layout.size,
+        rings=federation.rings,
+    )
+
+
+def kind_of_sum(config: RunConfig, *, train: bool, evaluate: bool, full: bool) -> Kind:
+    """Return the kind of a sum as the server takes it; an owner with a lower bound of its own may differ."""
+    asked = {"train": train, "evaluate": evaluate, "full": full, "counts": False}
+    return kind_of(config, **asked, max_sampled_examples=MAX_SAMPLED_EXAMPLES)
+
+
+def sum_of_cohort(
+    federation: Federation,
+    state: ServerState,
+    *,
+    train: bool,
+    evaluate: bool,
+    full: bool = False,
+    group: Names | None = None,
+) -> tuple[UpdateCodec, Total, CohortSum]:
+    """Sample a cohort, broadcast, sum, decode; go on in the next exchange while fewer than `min_cohort` updates come.
+
+    group: the sum is over its owners only, and is tried once.
+
+    Raises:
+        RoundError: after `max_attempts` attempts, with the reasons of the last one.
+    """
+    parties = federation.parties
+    config, number = parties.config, state.round + 1
+    models = _models(federation, state, train)
+    control = _control(federation, state) if train else state.model[:0]
+
+    def broadcast(entry: Entry, room: int) -> tuple[wire.RoundRequest, UpdateCodec]:
+        codec = codec_of(federation, state, room, train=train, evaluate=evaluate)
+        # An exchange may have failed because too few who hold a ring were left: then nobody trains more than the first.
+        by_tier = state.rings.by_tier if state.rings is not None and not entry.refused else (1,) * config.max_rings
+        request = wire.RoundRequest(
+            run_id=state.run_id,
+            round=number,
+            exchange=entry.exchange,
+            plan_hash=parties.plan.hash,
+            config_json=config.to_json(),
+            config_hash=config.hash,
+            evaluate=evaluate,
+            train=train,
+            full=full,
+            model=models,
+            plan=state.bounds.plan(config, room),
+            control=control,
+            used=_as_asked(parties, state) if train else (),
+            rings_by_tier=by_tier,
+        )
+        parties.observer.round_started(number, config.num_rounds, len(entry.cohort))
+        return request, codec
+
+    kind = kind_of_sum(config, train=train, evaluate=evaluate, full=full)
+
+    def decode(codec: UpdateCodec, lanes: Lanes) -> Total:
+        return checked(federation, codec, lanes)
+
+    # Owners send so many vectors a round and no more: where the whole text cannot be had, a draw of it must still be.
+    max_attempts = 1 if group or (full and parties.plan.groups) else None
+    wanted = Request(number, state.exchange, kind, all_owners=full, max_attempts=max_attempts, group=group)
+    return sum_in_attempts(parties, wanted, broadcast, decode)
+
+
+def checked(federation: Federation, codec: UpdateCodec, lanes: Lanes) -> Total:
+    """Return what a sum decodes to; say how many owners' numbers are not finite, which add nothing to it.
+
+    Raises:
+        ImplausibleSum: honest clients have no such sum.
+        DivergedError: those of fewer than `min_cohort` are. One owner alone may have said so of all.
+    """
+    total = codec.decode_checked(lanes)
+    diverged, least = round(total.metrics[DIVERGED]), federation.parties.min_cohort
+    if diverged:
+        federation.parties.observer.diverged(diverged)
+    if total.count - diverged < least:
+        raise DivergedError(
+            f"updates and losses must be finite for at least min_cohort = {least} owners, "
+            f"are not for {diverged} of {total.count} (is training.optimizer.lr too large, or does one of them lie?)"
+        )
+    return total
+
+
+def _models(federation: Federation, state: ServerState, train: bool) -> Vector:
+    return federation.optimizer.broadcast(state.model, state.optimizer) if train else state.model
+
+
+def _control(federation: Federation, state: ServerState) -> Vector:
+    """Return what is broadcast beside the model: what the optimizer has clients know, or the model before this one."""
+    if federation.parties.config.aggregation.weighting == "alignment":
+        return state.previous
+    control: Vector = federation.optimizer.control(state.optimizer)
+    return control
+
+
+def _as_asked(parties: Parties, state: ServerState) -> tuple[wire.Used, ...]:
+    """Return `used` as clients get it: of secure sums they know themselves who was in one."""
+    is_secure = bool(parties.plan.groups)
+    return tuple((exchange, () if is_secure else names) for exchange, names in state.used.items())

@@ -1,0 +1,1 @@
+"""Architectures race, and the best one goes on."""

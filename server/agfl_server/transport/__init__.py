@@ -1,0 +1,1 @@
+"""The one port that nodes reach, and what strangers may send to it."""

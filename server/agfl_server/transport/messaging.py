@@ -1,0 +1,78 @@
+"""One exchange over Flower's Grid: push requests, yield each reply as it comes, keep none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from statistics import median
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from agfl_models import stop_signal
+from agfl_server.rounds.observer import DISCONNECTED
+from agfl_server.transport.limits import SMALL_REPLY_BYTES, forget, push
+
+_POLL_S = 0.02
+_CLOCK_SKEW_S = 3600.0  # a message expires by the node's clock; its content is freed when it does
+_STRAGGLER_FACTOR, _STRAGGLER_S = 3.0, 30.0
+_LOST = frozenset({3, 4, 5})  # Flower's codes: a message, a reply or a node is not there
+_GONE = 5
+_PULL_AT_ONCE = 4  # replies held in memory at one time, whatever the cohort's size
+
+
+def ask_nodes(
+    grid: Grid,
+    requests: Sequence[Message],
+    timeout_s: float,
+    max_reply_bytes: int = SMALL_REPLY_BYTES,
+    enough: int | None = None,
+) -> Iterator[tuple[int, Message]]:
+    """Push `requests` and yield (node id, reply) as replies arrive, until all came or `timeout_s` passed.
+
+    A node that does not answer in time yields nothing, and what came of its reply is dropped. Every wait of a run for
+    its nodes is here, so this is where a signal that was lost elsewhere ends the run. Replies are pulled a few
+    at a time and not kept, so memory does not grow with the cohort.
+    max_reply_bytes: what the longest honest reply has; no more is taken. enough: once there are so many answers, and
+    half of all, the others have `straggler_wait_s` of the times that these took, instead of `timeout_s`.
+    """
+    for request in requests:
+        request.metadata.ttl = timeout_s + _CLOCK_SKEW_S
+    message_ids = push(grid, requests, max_reply_bytes)
+    # A message for a node that has just left gets no id.
+    nodes = {mid: request.metadata.dst_node_id for mid, request in zip(message_ids, requests, strict=True) if mid}
+    started = time.monotonic()
+    deadline = started + timeout_s
+    times: list[float] = []
+    try:
+        while nodes and time.monotonic() < deadline:
+            stop_signal.check()
+            arrived = False
+            waiting = list(nodes)
+            for i in range(0, len(waiting), _PULL_AT_ONCE):
+                for reply in grid.pull_messages(waiting[i : i + _PULL_AT_ONCE]):
+                    node = nodes.pop(reply.metadata.reply_to_message_id, None)
+                    if node is not None:
+                        arrived = True
+                        if not reply.has_error():
+                            times.append(time.monotonic() - started)
+                        yield node, reply
+            if enough is not None and len(times) >= max(enough, (len(requests) + 1) // 2):
+                deadline = started + min(timeout_s, straggler_wait_s(times))
+            if not arrived:
+                time.sleep(_POLL_S)
+    finally:
+        forget(grid, list(nodes))
+
+
+def error_of(reply: Message) -> tuple[str, bool]:
+    """Return the reason of an error reply, and whether its owner refused: else the answer was lost on the way."""
+    code, reason = reply.error.code, reply.error.reason or "no reason given"
+    if code == _GONE:
+        reason = DISCONNECTED
+    return reason, code not in _LOST
+
+
+def straggler_wait_s(times: Sequence[float]) -> float:
+    """Return how long after the start of a trip others are waited for, where so many answered after `times`."""
+    return _STRAGGLER_FACTOR * median(times) + _STRAGGLER_S

@@ -1,0 +1,60 @@
+"""Files that a crash leaves whole: written at once, or grown a line at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agfl_models.errors import CheckpointError
+from agfl_models.files.file_systems import set_mode, sync, sync_folder
+
+
+def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Write a file so that a crash leaves either the old content or the new; raises OSError.
+
+    Only one thread may write a file at a time: what kill -9 leaves beside it has a fixed name, for the next one to
+    write over.
+    """
+    temporary = path.with_name(f".writing-{path.name}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            sync(file.fileno(), path)
+        set_mode(temporary, mode)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # Ctrl-C may come after the rename
+        raise
+    sync_folder(path.parent)
+
+
+def read_json_lines(path: Path, parse_int: Callable[[str], float] = int) -> list[dict[str, Any]]:
+    """Return the objects of a file that grows a line at a time; a last line that a crash has cut short is left out.
+
+    parse_int: makes the value of a whole number.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable or malformed.
+    """
+    try:
+        lines = path.read_text("utf-8").split("\n")[:-1]  # what follows the last line end is no whole line
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+    return [_object(line, f"{path}:{number}", parse_int) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _object(line: str, place: str, parse_int: Callable[[str], float]) -> dict[str, Any]:
+    try:
+        found = json.loads(line, parse_int=parse_int)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{place}: must be one JSON object, got {line[:80]!r}")
+    return found

@@ -1,0 +1,189 @@
+"""A trained model on disk: `model.safetensors` is the weights, `config.yaml` all else that using them needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import torch
+from pydantic import BeforeValidator, Field, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from agfl_models.errors import CheckpointError, ConfigError
+from agfl_models.files.durable_files import write_atomically
+from agfl_models.files.folder_kinds import folder_hint
+from agfl_models.files.store_files import CONFIG_FILE, METRICS_FILE, MODEL_FOLDER, WEIGHTS_FILE
+from agfl_models.huggingface.config import HuggingFaceConfig
+from agfl_models.model.families import AnyModelConfig, build_model, refuse_misfit
+from agfl_models.model.rings import outline
+from agfl_models.model.sequence_model import SequenceModel, trained_parameters
+from agfl_models.tasks import TaskConfig
+from agfl_models.tokenizers.tokenizer import BytesTokenizerConfig, TokenizerConfig
+from agfl_models.validation import Config, dump_yaml, read_yaml, validate
+from agfl_models.version import VERSION, written_by
+
+__all__ = [
+    "CONFIG_FILE",
+    "METRICS_FILE",
+    "MODEL_FOLDER",
+    "WEIGHTS_FILE",
+    "SavedConfig",
+    "load_model",
+    "refuse_content",
+    "save_model",
+]
+_BYTES = BytesTokenizerConfig()
+
+
+def _named(task: Any) -> Any:
+    """Accept the bare name that was written here before tasks had settings that matter to who uses the model."""
+    return {"type": task} if isinstance(task, str) else task
+
+
+class SavedConfig(Config):
+    """Content of `config.yaml`: what is needed to use the weights. Without a task they only compute.
+
+    version: of the agfl that wrote it, where that is known.
+    widths: in which the model was trained, ascending to 1; None of one that was trained whole only.
+    """
+
+    version: Annotated[str, Field(max_length=64)] | None = None
+    model: AnyModelConfig
+    task: Annotated[TaskConfig | None, BeforeValidator(_named)] = None
+    tokenizer: TokenizerConfig = _BYTES
+    widths: (
+        Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=2, max_length=64, fail_fast=True)]
+        | None
+    ) = None
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        refuse_misfit(self.tokenizer, self.model)
+        if self.task is None:
+            return self
+        self.task.check_model(self.model)
+        if self.model.vocab_size not in (None, self.tokenizer.vocab_size):
+            rule = f"must be {self.tokenizer.vocab_size} as tokenizer.vocab_size"
+            raise ValueError(f"model.vocab_size: {rule}, got {self.model.vocab_size}")
+        if not self.tokenizer.is_trained:
+            raise ValueError("tokenizer.merges: required beside weights, got none")
+        return self
+
+
+def save_model(
+    folder: Path,
+    model_config: AnyModelConfig,
+    state_dict: Mapping[str, Tensor],
+    task: TaskConfig | None = None,
+    tokenizer: TokenizerConfig = _BYTES,
+    widths: tuple[float, ...] | None = None,
+) -> None:
+    """Write a model folder; each file appears whole or not at all, and equal weights give equal bytes.
+
+    The configuration is written with its defaults filled in, so that the model outlives a change of defaults.
+
+    Args:
+        folder: created if missing.
+        model_config: architecture that the weights belong to.
+        state_dict: the weights that are trained: of an adapted model the adapter.
+        task: what the model was trained for, and the lengths that it learned; None for a task that we do not know.
+        tokenizer: what the model's token ids mean.
+        widths: in which the model was trained; None where that is the whole one only.
+
+    Raises:
+        ConfigError: task or tokenizer do not fit the model.
+        CheckpointError: the folder cannot be written.
+    """
+    content = {
+        "version": VERSION,
+        "model": model_config.resolve(),
+        "task": task,
+        "tokenizer": tokenizer,
+        "widths": widths,
+    }
+    saved = validate(SavedConfig, content, str(folder))
+    description = dump_yaml(saved.model_dump(mode="json", exclude_none=True))
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / WEIGHTS_FILE, save(weights))
+        write_atomically(folder / CONFIG_FILE, description.encode("utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written: {error.strerror}") from None
+
+
+def refuse_content(folder: Path) -> None:
+    """Raise CheckpointError unless a model that is written to `folder` would be all that is in it."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: must be a new or empty folder, got one with content")
+
+
+def load_model(path: Path) -> tuple[SequenceModel, SavedConfig]:
+    """Return the model and its description.
+
+    Args:
+        path: a model folder, or a run folder that contains one called `model`.
+
+    Raises:
+        CheckpointError: a file is missing or corrupt, or the weights do not fit the configuration.
+        ConfigError, PretrainedError: the pretrained model that they adapt is missing, or has changed.
+    """
+    folder = path / MODEL_FOLDER if (path / MODEL_FOLDER / CONFIG_FILE).exists() else path
+    if path.is_file():
+        raise CheckpointError(f"{path}: must be a folder with a model, is a file")
+    found: Any = None
+    try:
+        found = read_yaml(folder / CONFIG_FILE)
+        saved = validate(SavedConfig, found, str(folder / CONFIG_FILE))
+    except ConfigError as error:
+        if (folder / WEIGHTS_FILE).exists():
+            raise CheckpointError(f"{error}{_other_version(found)}") from None
+        if hint := folder_hint(path):
+            raise CheckpointError(f"{path}: must be a folder with a model{hint}") from None
+        raise CheckpointError(str(error)) from None
+    weights = _read_weights(folder / WEIGHTS_FILE)
+    if isinstance(saved.model, HuggingFaceConfig):
+        saved.model.pinned(saved.model.folder, f"{folder / CONFIG_FILE}: model.folder")
+    else:
+        # Before it is built: a configuration of a few lines can ask for more memory than there is.
+        _refuse_misfit(folder / WEIGHTS_FILE, weights, trained_parameters(outline(saved.model)))
+    model = build_model(saved.model, seed=0)
+    parameters = trained_parameters(model)
+    _refuse_misfit(folder / WEIGHTS_FILE, weights, parameters)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+    return model, saved
+
+
+def _other_version(found: Any) -> str:
+    """Return who wrote a description that cannot be read, if another version did."""
+    version = found.get("version") if isinstance(found, Mapping) else None
+    if not isinstance(version, str) or version == VERSION or not version.isprintable():
+        return ""
+    return f"; it {written_by(version[:64])}"
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: corrupt: {error}") from None
+
+
+def _refuse_misfit(path: Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    for name in sorted(expected.keys() | weights.keys()):
+        if name not in weights:
+            raise CheckpointError(f"{path}: {name}: required by the configuration but missing")
+        if name not in expected:
+            raise CheckpointError(f"{path}: {name}: not part of the configured model")
+        want, got = tuple(expected[name].shape), tuple(weights[name].shape)
+        if want != got:
+            raise CheckpointError(f"{path}: {name}: must have shape {want}, got {got}")

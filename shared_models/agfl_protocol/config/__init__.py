@@ -1,0 +1,1 @@
+"""What a run's YAML file may say."""

@@ -1,0 +1,1 @@
+"""Who owners are: names, keys, the roster, signatures."""

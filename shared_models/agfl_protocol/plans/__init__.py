@@ -1,0 +1,1 @@
+"""What owners approve before a run."""

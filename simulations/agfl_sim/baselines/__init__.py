@@ -1,0 +1,1 @@
+"""Each owner alone, and all text in one place, beside the federation."""

@@ -1,0 +1,1 @@
+"""A simulation's own sections of the report."""
