@@ -52,12 +52,11 @@ from agfl_protocol.messages.wire import (
     RoundRequest,
     SumRequest,
 )
-from agfl_protocol.methods import candidates, drift, ring_losses
+from agfl_protocol.methods import candidates, clipping, drift, ring_losses
+from agfl_protocol.methods.alignment import cosine
 from agfl_protocol.plans.plan import Plan, plan_from_json
 from agfl_protocol.randomness import SECRET_BYTES, OwnerRandomness, first_model_seed
 from agfl_protocol.secagg.lanes import Lanes
-from agfl_protocol.transforms import clipping
-from agfl_protocol.transforms.alignment import cosine
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.update import Layout, Update, Vector
 

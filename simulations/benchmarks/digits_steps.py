@@ -35,7 +35,7 @@ from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_protocol.config.optimizer_config import PortfolioConfig, ServerOptimizerConfig, SGDConfig
 from agfl_protocol.config.run_config import TrainingConfig
 from agfl_protocol.methods import candidates
-from agfl_protocol.transforms.square_norm import SQUARE_NORM
+from agfl_protocol.methods.square_norm import SQUARE_NORM
 from agfl_protocol.update import Layout, Total, Vector, square_sum
 from agfl_server.methods.optimizers import build_optimizer
 

@@ -21,6 +21,8 @@ from agfl_models.model.families import build_model
 from agfl_protocol.config.run_config import RunConfig, run_config_from_json
 from agfl_protocol.messages import secure_wire, wire
 from agfl_protocol.messages.counting import CountRequest
+from agfl_protocol.methods import clipping
+from agfl_protocol.methods.clipping import START
 from agfl_protocol.plans.plan import Plan
 from agfl_protocol.randomness import SECRET_BYTES, OwnerRandomness
 from agfl_protocol.secagg import messages
@@ -28,8 +30,6 @@ from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.masks import apply_masks
 from agfl_protocol.secagg.members import Members
-from agfl_protocol.transforms import clipping
-from agfl_protocol.transforms.clipping import START
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.update import Layout, Total, Vector

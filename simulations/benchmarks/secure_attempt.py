@@ -16,6 +16,10 @@ from agfl_client.secure.masking_states import Advertised, Agreed, Masked, Shared
 from agfl_protocol.messages import secure_wire
 from agfl_protocol.messages.header import Header
 from agfl_protocol.messages.wire import RoundRequest
+from agfl_protocol.methods import clipping
+from agfl_protocol.methods.clipping import Clipping
+from agfl_protocol.methods.divergence import DIVERGED
+from agfl_protocol.methods.weighting import Weighting
 from agfl_protocol.randomness import generator
 from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.context import ExchangeId
@@ -24,13 +28,10 @@ from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.masks import Mask, apply_masks
 from agfl_protocol.secagg.members import Members
 from agfl_protocol.secagg.parameters import Parameters
-from agfl_protocol.transforms import clipping, quantization
+from agfl_protocol.transforms import quantization
 from agfl_protocol.transforms.basis import Basis
-from agfl_protocol.transforms.clipping import Clipping
 from agfl_protocol.transforms.codec import UpdateCodec
-from agfl_protocol.transforms.divergence import DIVERGED
 from agfl_protocol.transforms.quantization import Quantization
-from agfl_protocol.transforms.weighting import Weighting
 from agfl_protocol.update import Update
 from agfl_server.aggregation.unmasking import Dealt, Recovery
 

@@ -17,10 +17,10 @@ from flwr.clientapp import ClientApp
 from agfl_client.node import Node
 from agfl_client.secure import masking
 from agfl_protocol.messages import secure_wire, wire
+from agfl_protocol.methods.clipping import ABOVE, CLIPPED, Clipping
+from agfl_protocol.methods.divergence import DIVERGED
 from agfl_protocol.secagg.lanes import Lanes
-from agfl_protocol.transforms.clipping import ABOVE, CLIPPED, Clipping
 from agfl_protocol.transforms.codec import UpdateCodec
-from agfl_protocol.transforms.divergence import DIVERGED
 from agfl_protocol.update import Update
 
 _FULL = 2**64 - 1

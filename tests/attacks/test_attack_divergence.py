@@ -17,8 +17,8 @@ from tests.client.test_node import UNASKED, request_of
 from agfl_client.node import Node
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages.wire import RoundRequest, read_vector
+from agfl_protocol.methods.divergence import DIVERGED
 from agfl_protocol.transforms.codec import UpdateCodec
-from agfl_protocol.transforms.divergence import DIVERGED
 from agfl_protocol.update import Total, Vector
 from agfl_server.methods.optimizers import build_optimizer
 from agfl_server.rounds.state import initial_state

@@ -16,7 +16,7 @@ from agfl_client.policy import Policy
 from agfl_models.errors import WireError
 from agfl_protocol.messages.counting import CountRequest
 from agfl_protocol.messages.wire import RoundRequest
-from agfl_protocol.transforms.divergence import without_divergence
+from agfl_protocol.methods.divergence import without_divergence
 from agfl_protocol.transforms.quantization import QuantizationPlan
 
 Serve = Callable[..., HostileServer]

@@ -23,11 +23,11 @@ from agfl_models.reading.examples import TextRow, read_rows
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages import wire
 from agfl_protocol.messages.wire import read_vector
+from agfl_protocol.methods import clipping
+from agfl_protocol.methods.clipping import START
 from agfl_protocol.plans.plan import Plan
 from agfl_protocol.plans.plan_fields import PlanViolation
 from agfl_protocol.randomness import OwnerRandomness
-from agfl_protocol.transforms import clipping
-from agfl_protocol.transforms.clipping import START
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.update import Vector
 from agfl_server.methods.optimizers import build_optimizer

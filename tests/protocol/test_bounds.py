@@ -15,9 +15,9 @@ from agfl_models.errors import ImplausibleSum
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages.counting import CountCodec
 from agfl_protocol.messages.wire import read_vector
-from agfl_protocol.methods import candidates
+from agfl_protocol.methods import candidates, clipping, coverage
 from agfl_protocol.secagg.lanes import Lanes
-from agfl_protocol.transforms import bounds, clipping, coverage
+from agfl_protocol.transforms import bounds
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_server.methods.optimizers import build_optimizer
 from agfl_server.rounds.state import initial_state

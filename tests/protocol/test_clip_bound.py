@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agfl_models.errors import ImplausibleSum
 from agfl_protocol.config.run_config import RunConfig
-from agfl_protocol.transforms.clipping import ABOVE, CLIPPED, MAX_STEP, START, Clipping, bound, next_step
+from agfl_protocol.methods.clipping import ABOVE, CLIPPED, MAX_STEP, START, Clipping, bound, next_step
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.update import Layout, Total, Update

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from agfl_client.training.trainer import effective_steps
 from agfl_models.errors import ConfigError
 from agfl_protocol.config.run_config import RunConfig, TrainingConfig
-from agfl_protocol.transforms.alignment import AlignmentWeighting, cosine
-from agfl_protocol.transforms.fair_weighting import MIN_WEIGHT, FairWeighting
-from agfl_protocol.transforms.normalization import NormalizedAveraging
-from agfl_protocol.transforms.square_norm import SQUARE_NORM, SquareNorm
-from agfl_protocol.transforms.transform import UpdateTransform
-from agfl_protocol.transforms.weighting import Weighting
+from agfl_protocol.methods.alignment import AlignmentWeighting, cosine
+from agfl_protocol.methods.fair_weighting import MIN_WEIGHT, FairWeighting
+from agfl_protocol.methods.method import UpdateTransform
+from agfl_protocol.methods.normalization import NormalizedAveraging
+from agfl_protocol.methods.square_norm import SQUARE_NORM, SquareNorm
+from agfl_protocol.methods.weighting import Weighting
 from agfl_protocol.update import Total, Update
 
 Drawn = list[tuple[float, float, int]]

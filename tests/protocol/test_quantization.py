@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from agfl_models.errors import ImplausibleSum, WireError
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages.header import Header
+from agfl_protocol.methods.clipping import Clipping
 from agfl_protocol.secagg.lanes import Lanes, field_bits
 from agfl_protocol.transforms.basis import BOX, Basis
-from agfl_protocol.transforms.clipping import Clipping
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.quantization import (
     RELATIVE_ERROR,

@@ -13,8 +13,8 @@ from agfl_models.model.rings import Rings
 from agfl_models.validation import validate
 from agfl_protocol.config.elastic_config import ElasticConfig, GrowthConfig
 from agfl_protocol.config.optimizer_config import FedAdamConfig, NesterovConfig, PortfolioConfig, ServerOptimizerConfig
-from agfl_protocol.transforms import coverage
-from agfl_protocol.transforms.weighting import Weighting
+from agfl_protocol.methods import coverage
+from agfl_protocol.methods.weighting import Weighting
 from agfl_protocol.update import Total, Update
 from agfl_server.methods.optimizers import build_optimizer
 from agfl_server.methods.per_ring import PerRing, without_ring

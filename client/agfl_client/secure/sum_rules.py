@@ -8,10 +8,10 @@ from agfl_client.secure.secure_member import SumRules
 from agfl_models.tokenizers.tokenizer import BPETokenizerConfig
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages.wire import RoundRequest, SumRequest
+from agfl_protocol.methods import clipping
 from agfl_protocol.plans.plan import Plan, merges_of, model_of
 from agfl_protocol.plans.plan_fields import PlanViolation
 from agfl_protocol.plans.sum_kind import Kind, kind_of, num_examples
-from agfl_protocol.transforms import clipping
 
 
 def sum_rules(

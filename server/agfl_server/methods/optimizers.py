@@ -24,7 +24,7 @@ from agfl_protocol.config.optimizer_config import (
     ScaffoldConfig,
     ServerOptimizerConfig,
 )
-from agfl_protocol.transforms.square_norm import SQUARE_NORM
+from agfl_protocol.methods.square_norm import SQUARE_NORM
 from agfl_protocol.update import Total
 from agfl_server.methods.drift_optimizers import FedDyn, Scaffold
 from agfl_server.methods.portfolio import Portfolio

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agfl_models.model.rings import Rings
-from agfl_protocol.transforms import coverage
+from agfl_protocol.methods import coverage
 from agfl_protocol.update import Total
 from agfl_server.methods.server_optimizer import Array, OptimizerState, ServerOptimizer
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from agfl_protocol.config.elastic_config import ElasticConfig, GrowthConfig
+from agfl_protocol.methods import coverage
 from agfl_protocol.methods.ring_losses import RingLoss, ring_losses
-from agfl_protocol.transforms import coverage
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from agfl_models.model.rings import Rings
 from agfl_models.tasks.task import AnyTask
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages import wire
+from agfl_protocol.methods.divergence import DIVERGED
 from agfl_protocol.plans.groups import Names
 from agfl_protocol.plans.sum_kind import MAX_SAMPLED_EXAMPLES, Kind, kind_of
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms.codec import UpdateCodec
-from agfl_protocol.transforms.divergence import DIVERGED
 from agfl_protocol.update import Layout, Total, Vector
 from agfl_server.aggregation.aggregator import CohortSum
 from agfl_server.methods.server_optimizer import ServerOptimizer

@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 
 from agfl_models.errors import RoundError
-from agfl_protocol.methods import drift
+from agfl_protocol.methods import clipping, coverage, drift
+from agfl_protocol.methods.divergence import DIVERGED
 from agfl_protocol.methods.ring_losses import ring_losses
-from agfl_protocol.transforms import clipping, coverage, quantization
-from agfl_protocol.transforms.divergence import DIVERGED
+from agfl_protocol.transforms import quantization
 from agfl_protocol.update import Total
 from agfl_server.aggregation.aggregator import CohortSum
 from agfl_server.aggregation.group_rule import sum_of_groups

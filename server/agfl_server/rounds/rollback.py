@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agfl_protocol.transforms.clipping import MAX_STEP
+from agfl_protocol.methods.clipping import MAX_STEP
 from agfl_protocol.update import Vector
 from agfl_server.methods.server_optimizer import ServerOptimizer
 from agfl_server.rounds.observer import Row

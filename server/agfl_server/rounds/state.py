@@ -10,10 +10,11 @@ import numpy as np
 from agfl_models.model.families import build_model
 from agfl_models.tasks.task import AnyTask
 from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.methods import clipping
+from agfl_protocol.methods.clipping import MAX_STEP, START
+from agfl_protocol.methods.divergence import DIVERGED
 from agfl_protocol.randomness import first_model_seed
-from agfl_protocol.transforms import clipping, quantization
-from agfl_protocol.transforms.clipping import MAX_STEP, START
-from agfl_protocol.transforms.divergence import DIVERGED
+from agfl_protocol.transforms import quantization
 from agfl_protocol.transforms.quantization import QuantizationPlan, plan_round
 from agfl_protocol.update import Layout, Total, Vector, square_sum
 from agfl_server.methods.ring_plan import RingState

@@ -22,10 +22,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from agfl_models.errors import WireError
 from agfl_protocol.config.run_config import PROTOCOL_VERSION
+from agfl_protocol.methods.clipping import MAX_STEP
 from agfl_protocol.secagg.context import Broadcast
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.rings import MAX_RINGS
-from agfl_protocol.transforms.clipping import MAX_STEP
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.update import Vector
 

@@ -9,9 +9,9 @@ from agfl_models.tasks import distribution
 from agfl_models.tasks.task import AnyTask
 from agfl_protocol.config.optimizer_config import PortfolioConfig
 from agfl_protocol.config.run_config import RunConfig
-from agfl_protocol.methods import candidates, drift
-from agfl_protocol.transforms import clipping, coverage, quantization
-from agfl_protocol.transforms.divergence import DIVERGED
+from agfl_protocol.methods import candidates, clipping, coverage, drift
+from agfl_protocol.methods.divergence import DIVERGED
+from agfl_protocol.transforms import quantization
 
 
 def of_metrics(config: RunConfig, task: AnyTask, max_cohort: int) -> dict[str, float]:

@@ -12,29 +12,30 @@ from agfl_models.tasks.task import AnyTask
 from agfl_protocol.config.optimizer_config import FedExPConfig
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages.header import Header
-from agfl_protocol.methods import candidates, drift, ring_losses
-from agfl_protocol.secagg.lanes import Lanes
-from agfl_protocol.transforms import (
-    bounds,
+from agfl_protocol.methods import (
+    candidates,
     clipping,
     coverage,
+    drift,
     fair_weighting,
     normalization,
-    quantization,
+    ring_losses,
     square_norm,
 )
-from agfl_protocol.transforms.alignment import AlignmentWeighting
+from agfl_protocol.methods.alignment import AlignmentWeighting
+from agfl_protocol.methods.clipping import Clipping
+from agfl_protocol.methods.coverage import Coverage
+from agfl_protocol.methods.divergence import DIVERGED, without_divergence
+from agfl_protocol.methods.fair_weighting import FairWeighting
+from agfl_protocol.methods.method import UpdateTransform
+from agfl_protocol.methods.normalization import NormalizedAveraging
+from agfl_protocol.methods.square_norm import SquareNorm
+from agfl_protocol.methods.weighting import Weighting
+from agfl_protocol.secagg.lanes import Lanes
+from agfl_protocol.transforms import bounds, quantization
 from agfl_protocol.transforms.basis import Basis
-from agfl_protocol.transforms.clipping import Clipping
-from agfl_protocol.transforms.coverage import Coverage
-from agfl_protocol.transforms.divergence import DIVERGED, without_divergence
-from agfl_protocol.transforms.fair_weighting import FairWeighting
-from agfl_protocol.transforms.normalization import NormalizedAveraging
 from agfl_protocol.transforms.quantization import Quantization, QuantizationPlan
 from agfl_protocol.transforms.rotation import rotation_seed
-from agfl_protocol.transforms.square_norm import SquareNorm
-from agfl_protocol.transforms.transform import UpdateTransform
-from agfl_protocol.transforms.weighting import Weighting
 from agfl_protocol.update import Layout, Total, Update
 
 _NOTHING = Basis(0, b"")  # of a round that only evaluates

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agfl_protocol.transforms.weighting import Weighting
+from agfl_protocol.methods.weighting import Weighting
 from agfl_protocol.update import Total, Update, inner_product, square_sum
 
 _MAX_EXPONENT = math.log(3)
