@@ -52,13 +52,15 @@ from agfl_protocol.messages.wire import (
     RoundRequest,
     SumRequest,
 )
-from agfl_protocol.methods import candidates, clipping, drift, ring_losses
-from agfl_protocol.methods.alignment import cosine
+from agfl_protocol.methods import alignment, candidates, clipping, drift, elastic, ring_losses
+from agfl_protocol.methods.alignment import AlignmentWeighting
+from agfl_protocol.methods.elastic import Elastic
+from agfl_protocol.methods.method import State
 from agfl_protocol.plans.plan import Plan, plan_from_json
 from agfl_protocol.randomness import SECRET_BYTES, OwnerRandomness, first_model_seed
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms.codec import UpdateCodec
-from agfl_protocol.update import Layout, Update, Vector
+from agfl_protocol.update import Layout, Update
 
 _READ_AGAIN_S = 5.0  # the server asks more often whether a text that was of no use has been mended
 
@@ -256,11 +258,11 @@ class Node:
         check_control(config, request, layout.size)
         self._words = None  # the tokenizer is there
         memory = self._recall(space, request)
-        update = self._update(space, request, memory)
-        lanes = codec.encode(update, self._draw(request, "rounding"))
+        update, states = self._update(space, request, memory)
+        lanes = codec.encode(update, self._draw(request, "rounding"), states)
         self._say_round(space, request, update, time.monotonic() - started)
         if memory is not None:
-            sent = codec.decode_mean(codec.decode_sum(lanes)).delta
+            sent = codec.decode_mean(codec.decode_sum(lanes))[0].delta
             self.states.keep(_state_key(request), request.exchange, memory, sent)
         return self._answer(request, rules, lanes, space.part.num_rings)
 
@@ -382,12 +384,19 @@ class Node:
                 return exchange, True
         return None, True
 
-    def _update(self, space: _Workspace, request: RoundRequest, memory: Recollection | None) -> Update:
+    def _update(
+        self, space: _Workspace, request: RoundRequest, memory: Recollection | None
+    ) -> tuple[Update, dict[str, State]]:
+        """Return what this owner makes of the model, and what each method knows of it."""
         config, task, part = space.config, space.task, space.part
         metrics: dict[str, float] = {}
         models = request.model.reshape(-1, space.layout.size)
+        states: dict[str, State] = {
+            AlignmentWeighting.name: {alignment.PREVIOUS: request.control},
+            Elastic.name: {elastic.TIER: np.array([space.tier]), elastic.TRAINED: np.array([part.num_rings])},
+        }
         if len(models) > 1:
-            metrics |= self._candidate_losses(space, request, models)
+            states[candidates.Candidates.name] = self._candidate_losses(space, request, models)
         part.load(models[0])
         if request.evaluate:
             size, examples = config.training.batch_size, config.evaluation.max_examples
@@ -396,12 +405,12 @@ class Node:
             metrics |= evaluate(part.model, task, space.dataset, size, examples, self._device, drawn, stop)
             metrics |= self._ring_losses(space, request)
         if not request.train:
-            return Update(np.zeros(0, np.float32), 1.0, metrics)
+            return Update(np.zeros(0, np.float32), 1.0, metrics), states
         rng = self._draw(request, "batches")
         training, correction = config.training, None
         if memory is not None:
             training, correction = memory.training(training), memory.correction
-            metrics[drift.LOST] = float(memory.is_lost)
+            states[drift.OwnerStates.name] = {drift.IS_LOST: np.array([memory.is_lost])}
         trainer = LocalTrainer(training, self._device)
         result = trainer.train(
             part.model,
@@ -415,17 +424,9 @@ class Node:
         )
         sums = (result.loss, float(result.num_predictions))
         metrics |= dict(zip(task.train_sums, sums, strict=True))
-        delta = part.spread(result.delta)
-        return Update(
-            delta,
-            result.num_predictions,
-            metrics,
-            loss=result.first_loss,
-            steps=effective_steps(config.training, result.num_steps),
-            alignment=_alignment(config, request, delta),
-            num_rings=part.num_rings,
-            tier=space.tier,
-        )
+        steps = effective_steps(config.training, result.num_steps)
+        delta, count = part.spread(result.delta), result.num_predictions
+        return Update(delta, count, metrics, loss=result.first_loss, steps=steps, start=models[0]), states
 
     def _ring_losses(self, space: _Workspace, request: RoundRequest) -> dict[str, float]:
         """Return what each ring of this owner's part is worth to it; nothing where the model is not elastic."""
@@ -439,16 +440,14 @@ class Node:
             losses.append(loss)
         return ring_losses.sums(losses, predictions, config.max_rings)
 
-    def _candidate_losses(
-        self, space: _Workspace, request: RoundRequest, models: NDArray[np.float32]
-    ) -> dict[str, float]:
+    def _candidate_losses(self, space: _Workspace, request: RoundRequest, models: NDArray[np.float32]) -> State:
         optimizer, losses, predictions = space.config.aggregation.server_optimizer, [], 0
         assert isinstance(optimizer, PortfolioConfig), optimizer.type
         for vector in models:
             space.part.load(vector)
             loss, predictions = self._loss(space, optimizer.max_examples, self._draw(request, "candidates"))
             losses.append(loss)
-        return candidates.sums(losses, predictions)
+        return {candidates.LOSSES: np.array(losses), candidates.COUNT: np.array([predictions])}
 
     def _loss(self, space: _Workspace, max_examples: int, rng: np.random.Generator) -> tuple[float, int]:
         size = space.config.training.batch_size
@@ -495,10 +494,3 @@ def _num_rings(space: _Workspace, request: RoundRequest) -> int:
     if got != expected:
         raise WireError(f"rings_by_tier: must have {expected} numbers, one for each width, got {got}")
     return request.rings_by_tier[space.tier - 1]
-
-
-def _alignment(config: RunConfig, request: RoundRequest, delta: Vector) -> float:
-    """Return the cosine of the update and the model's last step, where weights follow from it and there was one."""
-    if config.aggregation.weighting != "alignment" or not request.control.size:
-        return 0.0
-    return cosine(delta, request.model[: delta.size] - request.control)

@@ -82,9 +82,8 @@ class Update:
     metrics: what else enters the sum, all >= 0 (loss sums, token counts, ...).
     loss: of the broadcast model on this client's training data, in the task's unit a prediction.
     steps: how many steps of training the delta is worth, > 0; see `agfl_client.training.trainer.effective_steps`.
-    num_rings: of an elastic model, those that were trained; tier: those that this owner could train.
-    gain: the factor by which transforms scale the delta, applied when it is quantized, so that no copy is made.
-    alignment: cosine of the delta and the global model's last step; 0 where there was none.
+    gain: the factor by which methods scale the delta, applied when it is quantized, so that no copy is made.
+    start: the model (d,) from which it was trained; empty where no method asks.
     """
 
     delta: Vector
@@ -92,10 +91,8 @@ class Update:
     metrics: Mapping[str, float]
     loss: float = 0.0
     steps: float = 1.0
-    num_rings: int = 1
-    tier: int = 1
     gain: float = 1.0
-    alignment: float = 0.0
+    start: Vector = field(default_factory=lambda: np.zeros(0, np.float32))
 
     @cached_property
     def norm(self) -> float:

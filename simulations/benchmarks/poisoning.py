@@ -29,12 +29,13 @@ from agfl_models.errors import AgflError
 from agfl_protocol.config.run_config import RunConfig, load_run_config
 from agfl_protocol.flower_settings import prepare_flower
 from agfl_protocol.messages.wire import RoundRequest
-from agfl_protocol.methods.method import UpdateTransform
+from agfl_protocol.methods.clipping import Clipping
+from agfl_protocol.methods.method import State, States
 from agfl_protocol.plans.groups import groups_of
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.parameters import Parameters
-from agfl_protocol.transforms.codec import UpdateCodec
-from agfl_protocol.update import Total, Update
+from agfl_protocol.transforms.codec import NO_STATES, UpdateCodec
+from agfl_protocol.update import Update
 from agfl_server.rounds.observer import Observer
 from agfl_sim.partition import owners_of
 from agfl_sim.run import InlineEngine
@@ -47,58 +48,56 @@ SMOKE = (
     "model={vocab_size: 259, dim: 16, layers: [{type: rnn}, {type: ff}]}",
 )
 HONEST = "none"
-Encode = Callable[[UpdateCodec, Update, np.random.Generator], Lanes]
+Encode = Callable[[UpdateCodec, Update, np.random.Generator, States], Lanes]
 _encode = UpdateCodec.encode
 _told = threading.local()
 
 
 @dataclass(frozen=True)
-class _Scaled:
+class _Scaled(Clipping):
     """Multiplies where it should clip, and says that it clipped as it should."""
 
-    clip: UpdateTransform
-    factor: float
+    factor: float = 1.0
 
-    def encode(self, update: Update) -> Update:
+    def encode(self, update: Update, state: State, rng: np.random.Generator) -> Update:
         """Client half."""
-        return replace(self.clip.encode(update), gain=update.gain * self.factor)
-
-    def decode(self, total: Total) -> Total:
-        """As an honest client."""
-        return self.clip.decode(total)
+        return replace(super().encode(update, state, rng), gain=update.gain * self.factor)
 
 
-def scaled(codec: UpdateCodec, update: Update, rng: np.random.Generator, factor: float) -> Lanes:
+def scaled(codec: UpdateCodec, update: Update, rng: np.random.Generator, states: States, factor: float) -> Lanes:
     """Send a multiple of the update, as far as the fields let it through."""
-    if not codec.transforms:
-        return _encode(codec, update, rng)
-    clip, *others = codec.transforms
-    return _encode(replace(codec, transforms=(_Scaled(clip, factor), *others)), update, rng)
+    methods = (
+        _Scaled(method.clip_l2, method.is_learned, factor) if isinstance(method, Clipping) else method
+        for method in codec.methods
+    )
+    return _encode(replace(codec, methods=tuple(methods)), update, rng, states)
 
 
-def full(codec: UpdateCodec, update: Update, rng: np.random.Generator) -> Lanes:
+def full(codec: UpdateCodec, update: Update, rng: np.random.Generator, states: States) -> Lanes:
     """Send ones only, but for the header."""
-    lanes = _encode(codec, update, rng)
+    lanes = _encode(codec, update, rng, states)
     lanes[codec.quantization.header.size :] = 2**64 - 1
     return lanes
 
 
-def flipped(codec: UpdateCodec, update: Update, rng: np.random.Generator) -> Lanes:
+def flipped(codec: UpdateCodec, update: Update, rng: np.random.Generator, states: States) -> Lanes:
     """Send the opposite, within all rules."""
-    return _encode(codec, replace(update, delta=-update.delta), rng)
+    return _encode(codec, replace(update, delta=-update.delta), rng, states)
 
 
-def replaced(codec: UpdateCodec, update: Update, rng: np.random.Generator, factor: float = -1.0) -> Lanes:
+def replaced(
+    codec: UpdateCodec, update: Update, rng: np.random.Generator, states: States, factor: float = -1.0
+) -> Lanes:
     """Leave the own range, but not that of the sum: the mean is then what the liar wants, up to the bound.
 
     The strongest lie that passes the checks of the sum: `factor` times the bound, in the place of all n owners.
     """
-    if not codec.transforms:
-        return _encode(codec, update, rng)
+    if not update.delta.size:  # nothing was trained
+        return _encode(codec, update, rng, states)
     honest = codec.quantization
     plan, n = replace(honest.plan, max_cohort=1), getattr(_told, "in_sum", honest.plan.max_cohort)
     wide = replace(honest, plan=plan, clip_l2=honest.clip_l2 * plan.levels / honest.plan.levels)  # steps as long
-    lanes = scaled(replace(codec, quantization=wide), update, rng, factor * n * honest.clip_l2 / update.norm)
+    lanes = scaled(replace(codec, quantization=wide), update, rng, states, factor * n * honest.clip_l2 / update.norm)
     bits = 64 // plan.fields_per_lane
     fields = sum(2 ** (bits * j) for j in range(plan.fields_per_lane))
     lanes[honest.header.size :] -= np.uint64((plan.levels - honest.plan.levels) // 2 * fields % 2**64)
@@ -106,10 +105,10 @@ def replaced(codec: UpdateCodec, update: Update, rng: np.random.Generator, facto
 
 
 ATTACKS: Mapping[str, Encode] = {
-    "scaled by -1e6": lambda codec, update, rng: scaled(codec, update, rng, -1e6),
+    "scaled by -1e6": lambda codec, update, rng, states: scaled(codec, update, rng, states, -1e6),
     "all fields full": full,
     "sign flipped": flipped,
-    "twice the opposite": lambda codec, update, rng: scaled(codec, update, rng, -2.0),
+    "twice the opposite": lambda codec, update, rng, states: scaled(codec, update, rng, states, -2.0),
     "mean replaced": replaced,
 }
 
@@ -118,9 +117,9 @@ ATTACKS: Mapping[str, Encode] = {
 def liars() -> Iterator[None]:
     """Let nodes encode as their attack says."""
 
-    def encode(self: UpdateCodec, update: Update, rng: np.random.Generator) -> Lanes:
+    def encode(self: UpdateCodec, update: Update, rng: np.random.Generator, states: States = NO_STATES) -> Lanes:
         attack: Encode = getattr(_told, "attack", None) or _encode
-        return attack(self, update, rng)
+        return attack(self, update, rng, states)
 
     UpdateCodec.encode = encode  # type: ignore[method-assign]
     try:

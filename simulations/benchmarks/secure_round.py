@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +40,13 @@ from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.parameters import Parameters
 from agfl_protocol.transforms.codec import UpdateCodec
+from agfl_protocol.update import square_sum
 from agfl_server.aggregation.aggregator import Aggregator
 from agfl_server.aggregation.plain_sum import PlainSum
 from agfl_server.aggregation.secure_sum import SecureSum
 from agfl_server.methods.optimizers import build_optimizer
 from agfl_server.rounds.observer import Observer
-from agfl_server.rounds.state import initial_state
+from agfl_server.rounds.state import initial_state, quantizer_of
 from agfl_server.transport.messaging import ask_nodes
 from agfl_sim.engines.grid import InProcessGrid
 
@@ -70,7 +71,7 @@ class Side:
         self._config, self._aggregator, self._cohort = config, aggregator, cohort
         self._task = config.build_task()
         self._layout, state = initial_state(config, build_optimizer(config.aggregation.server_optimizer), "benchmark")
-        self._model, self._bounds, self._round = state.model, state.bounds, 0
+        self._state, self._round = state, 0
         self.plan = Plan.of(config, state.run_id, cohort, min_cohort, roster=roster)
         self.fields_per_lane = 0
 
@@ -82,7 +83,7 @@ class Side:
     def sum(self, grid: InProcessGrid) -> tuple[float, Lanes]:
         """One round up to the sum, under the next number: return its wall time and the lanes."""
         self._round += 1
-        config, plan = self._config, self._bounds.plan(self._config, len(self._cohort))
+        config, plan = self._config, quantizer_of(self._config, self._state, len(self._cohort))
         codec = UpdateCodec.for_round(
             config, self._task, self._layout, plan, round_number=self._round, train=True, evaluate=False
         )
@@ -95,7 +96,7 @@ class Side:
             config_hash=config.hash,
             evaluate=False,
             train=True,
-            model=self._model,
+            model=self._state.model,
             plan=plan,
         )
         self.fields_per_lane = plan.fields_per_lane
@@ -104,7 +105,9 @@ class Side:
         seconds = time.perf_counter() - began
         if len(result.survivors) != NUM_CLIENTS:
             raise SystemExit(f"lost: {result.refused}")
-        self._bounds = self._bounds.after(codec.decode_checked(result.lanes))
+        total = codec.decode_checked(result.lanes)
+        norm, (_, methods) = square_sum(total.delta) ** 0.5 / total.count, codec.decode_mean(total, self._state.methods)
+        self._state = replace(self._state, norm=norm, methods=methods)
         return seconds, result.lanes
 
 

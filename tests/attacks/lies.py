@@ -64,8 +64,8 @@ class Liar:
     def lanes(self, change: Callable[[UpdateCodec, Lanes], None]) -> None:
         """Change the lanes before they are masked."""
 
-        def encode(genuine: Any, codec: UpdateCodec, update: Update, rng: np.random.Generator) -> Lanes:
-            lanes: Lanes = genuine(codec, update, rng)
+        def encode(genuine: Any, codec: UpdateCodec, *given: Any) -> Lanes:
+            lanes: Lanes = genuine(codec, *given)
             change(codec, lanes)
             return lanes
 
@@ -91,7 +91,7 @@ class Liar:
     def gain(self, factor: float) -> None:
         """Multiply the update, and do not clip."""
 
-        def encode(genuine: Any, clipping: Clipping, update: Update) -> Update:
+        def encode(genuine: Any, clipping: Clipping, update: Update, *given: Any) -> Update:
             votes = dict.fromkeys((CLIPPED, *ABOVE), 0.0)
             return replace(update, gain=update.gain * factor, metrics={**update.metrics, **votes})
 

@@ -15,10 +15,10 @@ from agfl_models.errors import ImplausibleSum
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages.counting import CountCodec
 from agfl_protocol.messages.wire import read_vector
-from agfl_protocol.methods import candidates, clipping, coverage
+from agfl_protocol.methods import candidates, clipping, elastic
 from agfl_protocol.secagg.lanes import Lanes
-from agfl_protocol.transforms import bounds
 from agfl_protocol.transforms.codec import UpdateCodec
+from agfl_protocol.update import Total
 from agfl_server.methods.optimizers import build_optimizer
 from agfl_server.rounds.state import initial_state
 
@@ -68,10 +68,15 @@ def test_every_bounded_metric_has_room_for_honest_owners_and_for_nothing_above(
             codec.decode_checked(spoiled)
 
 
+def total_of(metrics: dict[str, float], count: int) -> Total:
+    return Total(np.zeros(0, np.float32), count, 1.0, metrics)
+
+
 def test_each_owner_is_of_one_tier() -> None:
-    bounds.check_sums({"rings/tier_1": 1.0, "rings/tier_2": 2.0}, 3)
+    method = elastic.Elastic(np.zeros(0, np.uint8), 2, 0.5)
+    method.check(total_of({"rings/tier_1": 1.0, "rings/tier_2": 2.0}, 3))
     with pytest.raises(ImplausibleSum, match=r"^rings: tiers must add up to 3 clients, got 4$"):
-        bounds.check_sums({"rings/tier_1": 2.0, "rings/tier_2": 2.0}, 3)
+        method.check(total_of({"rings/tier_1": 2.0, "rings/tier_2": 2.0}, 3))
 
 
 def test_a_sum_with_an_owner_in_two_tiers_is_not_used(
@@ -80,7 +85,7 @@ def test_a_sum_with_an_owner_in_two_tiers_is_not_used(
     node = Node("alice", make_owners(1) / "owner-00.jsonl", device="cpu", policy=UNASKED)
     codec, lanes = answered(node, run_config(*METHODS["elastic"]))
     header, lanes = codec.quantization.header, lanes.copy()
-    for tier in filter(coverage.is_tier, header.metrics):
+    for tier in (name for name in header.metrics if name.startswith("rings/tier_")):
         lanes[2 + header.metrics.index(tier)] = 2**20
     with pytest.raises(ImplausibleSum, match=r"^rings: tiers must add up to 1 clients, got 2$"):
         codec.decode_checked(lanes)
@@ -88,9 +93,10 @@ def test_a_sum_with_an_owner_in_two_tiers_is_not_used(
 
 def test_losses_of_candidates_have_a_bound_by_prediction() -> None:
     honest = {name: candidates.MAX_LOSS * 5 for name in candidates.names(2)} | {candidates.PREDICTIONS: 5.0}
-    bounds.check_sums(honest, 2)
+    method = candidates.Candidates(2, 5)
+    method.check(total_of(honest, 2))
     with pytest.raises(ImplausibleSum, match=r"^candidates: losses must be at most 5000, got 5001$"):
-        bounds.check_sums(honest | {candidates.names(2)[1]: 5003.0}, 2)
+        method.check(total_of(honest | {candidates.names(2)[1]: 5003.0}, 2))
 
 
 def test_counts_of_pairs_have_a_bound_by_client() -> None:

@@ -13,11 +13,14 @@ from hypothesis import strategies as st
 from agfl_models.errors import ImplausibleSum
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.methods.clipping import ABOVE, CLIPPED, MAX_STEP, START, Clipping, bound, next_step
+from agfl_protocol.methods.divergence import DIVERGED
+from agfl_protocol.methods.method import State
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.update import Layout, Total, Update
 
 VOTES = (CLIPPED, *ABOVE)
+RNG = np.random.default_rng(0)
 SUMS = {"train/nll": 0.5, "train/tokens": 2.0}
 
 
@@ -28,7 +31,7 @@ def l2_of(step: int) -> float:
 def voted(step: int, norms: Sequence[float]) -> Total:
     votes = dict.fromkeys(VOTES, 0.0)
     for norm in norms:
-        update = Clipping(l2_of(step)).encode(Update(np.array([norm], np.float32), 1.0, {}))
+        update = Clipping(l2_of(step)).encode(Update(np.array([norm], np.float32), 1.0, {}), {}, RNG)
         votes = {name: votes[name] + update.metrics[name] for name in VOTES}
     return Total(np.zeros(1, np.float32), len(norms), 1.0, votes)
 
@@ -88,3 +91,26 @@ def test_votes_that_nobody_can_cast_are_not_used(
         lanes[2 + header.metrics.index(name)] = round(vote * 2**20)
     with pytest.raises(ImplausibleSum, match=r"^(clip: |metric clip/above_)"):
         codec.decode_checked(lanes)
+
+
+@pytest.mark.parametrize(("step", "highest"), [(44, 44), (20, 60), (80, 80)])
+def test_after_a_rollback_it_comes_back_by_a_step_a_round(step: int, highest: int) -> None:
+    """Whatever the owners vote for: here all of them exceed every bound."""
+    clip = Clipping(1.0, is_learned=True)
+    state: State = {"step": np.array([step]), "highest": np.array([highest])}
+    low = clip.restarted(state)
+    assert low == {"step": step - 2, "highest": step - 2}
+    steps = []
+    for _ in range(3):
+        total = Total(np.zeros(1, np.float32), 5, 1.0, {**dict.fromkeys(VOTES, 5.0), DIVERGED: 0.0})
+        _, low = clip.decode(total, low)
+        steps.append(int(low["step"][0]))
+    assert steps == [step - 2, step - 1, step]
+
+
+def test_a_fixed_bound_keeps_no_state() -> None:
+    clip = Clipping(1.0)
+    total = Total(np.zeros(1, np.float32), 5, 1.0, {**dict.fromkeys(VOTES, 5.0), DIVERGED: 0.0})
+    assert (
+        clip.initial_state(total.delta) == clip.decode(total, {})[1] == clip.restarted({}) == clip.broadcast({}) == {}
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,28 +18,29 @@ from agfl_models.errors import ConfigError
 from agfl_protocol.config.run_config import RunConfig, TrainingConfig
 from agfl_protocol.methods.alignment import AlignmentWeighting, cosine
 from agfl_protocol.methods.fair_weighting import MIN_WEIGHT, FairWeighting
-from agfl_protocol.methods.method import UpdateTransform
+from agfl_protocol.methods.method import Method, State
 from agfl_protocol.methods.normalization import NormalizedAveraging
 from agfl_protocol.methods.square_norm import SQUARE_NORM, SquareNorm
 from agfl_protocol.methods.weighting import Weighting
 from agfl_protocol.update import Total, Update
 
+RNG = np.random.default_rng(0)  # no method here draws
 Drawn = list[tuple[float, float, int]]
 clients = st.lists(
     st.tuples(st.floats(1.0, 100.0), st.floats(0.5, 200.0), st.integers(0, 2**32)), min_size=1, max_size=8
 )
 
 
-def mean_of(updates: list[Update], *transforms: UpdateTransform) -> Total:
+def mean_of(updates: list[Update], *methods: Method, state: State = MappingProxyType({})) -> Total:
     """Encode, sum as the secure sum does, and decode, all in float64."""
-    encoded = [reduce(lambda update, transform: transform.encode(update), transforms, update) for update in updates]
+    encoded = [reduce(lambda update, method: method.encode(update, state, RNG), methods, update) for update in updates]
     metrics: dict[str, float] = {}
     for update in encoded:
         for name, value in update.metrics.items():
             metrics[name] = metrics.get(name, 0.0) + value
     delta = np.sum([update.gain * update.delta for update in encoded], axis=0)
     total = Total(delta, len(encoded), sum(update.weight for update in encoded), metrics)
-    return reduce(lambda total, transform: transform.decode(total), reversed(transforms), total)
+    return reduce(lambda total, method: method.decode(total, {})[0], reversed(methods), total)
 
 
 def update_of(delta: np.ndarray, weight: float = 1.0, loss: float = 0.0, steps: float = 1.0) -> Update:
@@ -51,7 +54,7 @@ def updates_of(drawn: Drawn) -> tuple[list[Update], list[float]]:
         update_of(np.random.default_rng(seed).standard_normal(5), weight, weight / 10, steps)
         for weight, steps, seed in drawn
     ]
-    weights = [Weighting(100.0).encode(update).weight for update in updates]
+    weights = [Weighting(100.0).encode(update, {}, RNG).weight for update in updates]
     return updates, [weight / sum(weights) for weight in weights]
 
 
@@ -96,7 +99,7 @@ def test_step_by_losses_is_that_of_q_ffl(drawn: Drawn, q: float, lipschitz: floa
     updates, _ = updates_of(drawn)
     fair = FairWeighting(q, lipschitz, 10.0)
     # Weights travel as multiples of 2^-20: the oracle gets the losses whose powers these are.
-    losses = [10 * fair.encode(u).weight ** (1 / q) if q else u.loss for u in updates]
+    losses = [10 * fair.encode(u, {}, RNG).weight ** (1 / q) if q else u.loss for u in updates]
     exact = [update_of(u.delta, loss=loss) for u, loss in zip(updates, losses, strict=True)]
     np.testing.assert_allclose(mean_of(exact, fair).delta, q_ffl(exact, losses, q, lipschitz), rtol=1e-10, atol=1e-10)
 
@@ -109,14 +112,15 @@ def test_weights_by_alignment_are_predictions_times_a_bounded_power(drawn: Drawn
     # Weights travel as multiples of 2^-20 of the cap.
     weights = [round(min(u.weight * f / 150, 1.0) * 2**20) for u, f in zip(updates, factors, strict=True)]
     expected = sum(w * u.delta for w, u in zip(weights, updates, strict=True)) / sum(weights)
-    own = [replace(u, alignment=cosine(u.delta, way)) for u in updates]
-    found = mean_of(own, AlignmentWeighting(Weighting(150.0), kappa)).delta
+    start: Any = np.arange(5.0)
+    own, state = [replace(u, start=start) for u in updates], {"previous": start - way}
+    found = mean_of(own, AlignmentWeighting(Weighting(150.0), kappa), state=state).delta
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_before_the_first_step_weights_are_the_predictions() -> None:
     updates = updates_of([(10.0, 1.0, 1), (70.0, 1.0, 2)])[0]
-    aligned = mean_of(updates, AlignmentWeighting(Weighting(100.0), 1.0)).delta
+    aligned = mean_of(updates, AlignmentWeighting(Weighting(100.0), 1.0), state={"previous": np.zeros(0)}).delta
     np.testing.assert_array_equal(aligned, mean_of(updates, Weighting(100.0)).delta)
 
 
@@ -137,10 +141,10 @@ def test_with_q_0_all_count_alike() -> None:
 def test_a_loss_beyond_the_bound_counts_as_the_bound() -> None:
     fair = FairWeighting(2.0, 1.0, 8.0)
     for loss in (8.0, 1e9):
-        assert fair.encode(update_of(np.ones(5), loss=loss)).gain == 1.0
+        assert fair.encode(update_of(np.ones(5), loss=loss), {}, RNG).gain == 1.0
     for loss in (0.0, 1.99):
-        assert fair.encode(update_of(np.ones(5), loss=loss)).gain == MIN_WEIGHT
-    assert fair.encode(update_of(np.ones(5), loss=2.01)).gain > MIN_WEIGHT
+        assert fair.encode(update_of(np.ones(5), loss=loss), {}, RNG).gain == MIN_WEIGHT
+    assert fair.encode(update_of(np.ones(5), loss=2.01), {}, RNG).gain > MIN_WEIGHT
 
 
 @pytest.mark.parametrize(
@@ -148,16 +152,16 @@ def test_a_loss_beyond_the_bound_counts_as_the_bound() -> None:
     [
         (
             ("averaging=normalized", "server_optimizer={type: fedexp}"),
-            "averaging must be mean with server_optimizer fedexp, got normalized",
+            r"aggregation\.averaging: must be mean with server_optimizer fedexp, got normalized",
         ),
         (
             ("weighting=loss", "averaging=normalized"),
-            "weighting loss needs averaging mean and another server_optimizer than fedexp, got normalized and nesterov",
+            r"\.weighting: loss needs averaging mean and another server_optimizer than fedexp, got normalized and nesterov",
         ),
         *(
             (
                 (f"server_optimizer={{type: {name}}}", f"weighting={weighting}", f"averaging={averaging}"),
-                f"server_optimizer {name} needs weighting uniform and averaging mean, got {weighting} and {averaging}",
+                f"optimizer: {name} needs weighting uniform and averaging mean, got {weighting} and {averaging}",
             )
             for name in ("scaffold", "feddyn")
             for weighting, averaging in (("tokens", "mean"), ("alignment", "mean"), ("uniform", "normalized"))

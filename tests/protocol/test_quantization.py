@@ -271,7 +271,7 @@ def test_bad_delta_is_refused_by_name(run_config: Callable[..., RunConfig], delt
 def test_clipping_scales_to_the_bound_and_reports_it(magnitude: float, clip: float, size: int, seed: int) -> None:
     clipping, clip_l2 = Clipping(10.0**clip), 10.0**clip
     delta = (np.random.default_rng(seed).standard_normal(size) * 10.0**magnitude).astype(np.float32)
-    update = clipping.encode(Update(delta, 1.0, {}))
+    update = clipping.encode(Update(delta, 1.0, {}), {}, np.random.default_rng(0))
     before = np.linalg.norm(delta.astype(np.float64))
     after = np.linalg.norm((delta * np.float32(update.gain)).astype(np.float64))
     clipped = before > clip_l2
@@ -283,7 +283,7 @@ def test_clipping_scales_to_the_bound_and_reports_it(magnitude: float, clip: flo
     else:
         assert update.gain == 1
     assert update.delta is delta
-    total = clipping.decode(Total(update.delta, 4, 1.0, {"clip/clipped": 3.0}))
+    total, _ = clipping.decode(Total(update.delta, 4, 1.0, {"clip/clipped": 3.0}), {})
     assert total.metrics == {"clip/fraction": 0.75}
 
 
@@ -306,7 +306,7 @@ def test_mean_is_the_weighted_mean(
     lanes = np.zeros(codec.num_lanes, np.uint64)
     for delta, weight in zip(deltas, weights, strict=True):
         lanes += codec.encode(Update(delta, float(weight), SUMS), rng)
-    mean = codec.decode_mean(codec.decode_sum(lanes))
+    mean, _ = codec.decode_mean(codec.decode_sum(lanes))
     w = effective(weights)
     np.testing.assert_allclose(mean.delta, w @ deltas.astype(np.float64) / w.sum(), atol=2e-5)
     assert mean.count == 5

@@ -21,7 +21,7 @@ from agfl_models.errors import CheckpointError
 from agfl_models.files.durable_files import write_atomically
 from agfl_models.version import VERSION
 from agfl_server.rounds.checkpoint import load_checkpoint, save_checkpoint
-from agfl_server.rounds.state import Bounds, ServerState
+from agfl_server.rounds.state import ServerState
 
 HASH = "a" * 64
 
@@ -35,20 +35,21 @@ def state_of(round_number: int, size: int = 50) -> ServerState:
         round=round_number,
         model=model,
         optimizer={"m": rng.standard_normal(size).astype(np.float32), "v": np.full(size, 1e-6, np.float32)},
-        bounds=Bounds(41, 50, 0.1 + 0.2 if round_number else None),
+        norm=0.1 + 0.2 if round_number else None,
+        methods={"clipping": {"step": np.array([41])}, "alignment": {"previous": model[::-1].copy()}},
         row={"round": round_number, "train/loss": 2 / 3, "eval/loss": None, "clients": 3, "seconds": 1e-9},
         exchange=2 * round_number,
         used={1: ("alice", "bob"), 3: (), 2**30: ("alice",)},
-        previous=model[::-1].copy(),
     )
 
 
 def arrays_of(state: ServerState) -> dict[str, NDArray[Any]]:
-    return {"model": state.model, "previous": state.previous, **state.optimizer}
+    own = {f"{method}.{name}": value for method, state_ in state.methods.items() for name, value in state_.items()}
+    return {"model": state.model, **own, **state.optimizer}
 
 
 def assert_same(left: ServerState, right: ServerState) -> None:
-    assert (left.run_id, left.round, left.bounds) == (right.run_id, right.round, right.bounds)
+    assert (left.run_id, left.round, left.norm) == (right.run_id, right.round, right.norm)
     assert json.dumps(left.row) == json.dumps(right.row)
     assert (left.exchange, left.used) == (right.exchange, right.used)
     assert arrays_of(left).keys() == arrays_of(right).keys()
@@ -143,14 +144,14 @@ def test_garbage_is_damaged(tmp_path: Path, content: bytes) -> None:
 
 
 FACTS = {
-    "format": 1,
+    "format": 2,
     "version": VERSION,
     "run_id": "0",
     "round": 1,
     "exchange": 1,
     "used": {},
     "row": {},
-    "bounds": {},
+    "norm": None,
     "rings": None,
     "config_hash": HASH,
 }
@@ -164,7 +165,7 @@ FACTS = {
         ((), FACTS),
         (("model",), FACTS),
         (("model", "previous"), {key: value for key, value in FACTS.items() if key != "exchange"}),
-        (("model", "previous"), FACTS | {"used": {"one": ["alice"]}}),
+        (("model", "confirmed"), FACTS | {"used": {"one": ["alice"]}}),
         (("model", "previous"), {}),
         (("model", "previous"), []),
     ],
@@ -222,7 +223,8 @@ def test_many_changed_keys_are_counted(tmp_path: Path) -> None:
     [
         (lambda facts: facts.update(config_hash="c" * 64), "for which the same configuration means another run"),
         (lambda facts: facts.pop("used"), "which misses something in it: 'used'"),
-        (lambda facts: facts.update(format=0), "which reads no such checkpoint"),
+        (lambda facts: facts.update(format=1), "which reads checkpoints of format 2, got 1"),
+        (lambda facts: facts.pop("format"), "which reads checkpoints of format 2, got None"),
     ],
 )
 def test_a_checkpoint_of_another_version_is_named_as_such(
@@ -234,7 +236,7 @@ def test_a_checkpoint_of_another_version_is_named_as_such(
     def older(facts: dict[str, Any]) -> None:
         facts["version"] = version
         if version is None:  # of before they had any of these
-            for key in ("version", "config", "format"):
+            for key in ("version", "config"):
                 del facts[key]
 
     _rewritten(path, older)

@@ -13,7 +13,8 @@ from agfl_models.model.rings import Rings
 from agfl_models.validation import validate
 from agfl_protocol.config.elastic_config import ElasticConfig, GrowthConfig
 from agfl_protocol.config.optimizer_config import FedAdamConfig, NesterovConfig, PortfolioConfig, ServerOptimizerConfig
-from agfl_protocol.methods import coverage
+from agfl_protocol.methods import elastic
+from agfl_protocol.methods.divergence import DIVERGED
 from agfl_protocol.methods.weighting import Weighting
 from agfl_protocol.update import Total, Update
 from agfl_server.methods.optimizers import build_optimizer
@@ -99,21 +100,21 @@ def test_without_small_rings_it_is_the_optimizer_itself() -> None:
 def test_a_ring_moves_by_the_shrunk_mean_of_its_holders(shrinkage: float) -> None:
     """lambda = 0 is the holders' mean (HeteroFL), lambda = 1 the mean over all with zeros for the others."""
     rng = np.random.default_rng(2)
-    transforms = Weighting(8.0), coverage.Coverage(RINGS.ring, 3, shrinkage)
+    weighting, method = Weighting(8.0), elastic.Elastic(RINGS.ring, 3, shrinkage)
     zeros: Any = np.zeros(MODEL.size)  # float64, for the sake of the oracle
     deltas, weights, total = [], [], Total(zeros, 0, 0.0, {})
     for rings, weight in ((1, 8.0), (2, 2.0), (2, 4.0), (3, 1.0)):
         delta: Any = rng.standard_normal(MODEL.size) * RINGS.held(rings)
-        update = Update(delta, weight, {}, num_rings=rings, tier=rings)
-        for transform in transforms:
-            update = transform.encode(update)
+        own = {elastic.TIER: np.array([rings]), elastic.TRAINED: np.array([rings])}
+        update = weighting.encode(Update(delta, weight, {DIVERGED: 0.0}), {}, rng)
+        update = method.encode(update, own, rng)
         metrics = {name: total.metrics.get(name, 0.0) + value for name, value in update.metrics.items()}
         total = Total(total.delta + update.gain * delta, total.count + 1, total.weight + update.weight, metrics)
         deltas.append(delta)
         weights.append(update.weight)
-    assert coverage.tiers(total.metrics, 3) == [1, 2, 1]
-    assert coverage.holders(total.metrics, 3) == [3, 1]
-    found = transforms[0].decode(transforms[1].decode(total)).delta
+    assert elastic.tiers(total.metrics, 3) == [1, 2, 1]
+    assert elastic.holders(total.metrics, 3) == [3, 1]
+    found = weighting.decode(method.decode(total, {})[0], {})[0].delta
     for ring, holding in ((0, weights), (1, weights[1:]), (2, weights[3:])):
         of_ring, covered = RINGS.ring == ring, sum(holding)
         summed = sum(w * delta[of_ring] for w, delta in zip(weights, deltas, strict=True))

@@ -12,12 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agfl_protocol.config.optimizer_config import FedAvgMConfig
+from agfl_protocol.methods.alignment import AlignmentWeighting
+from agfl_protocol.methods.clipping import Clipping
+from agfl_protocol.methods.weighting import Weighting
 from agfl_protocol.update import Vector
 from agfl_server.methods.optimizers import build_optimizer
 from agfl_server.rounds.observer import Row
 from agfl_server.rounds.rollback import EVAL_RISE, LAST_RISE, TRAIN_RISE, Confirmed, after_round, at_end, judge
-from agfl_server.rounds.state import Bounds, ServerState
+from agfl_server.rounds.state import ServerState
 
+CLIP, ALIGNMENT = Clipping(1.0, is_learned=True), AlignmentWeighting(Weighting(1.0), 1.0)
+METHODS = (CLIP, ALIGNMENT)
 OPTIMIZER = build_optimizer(FedAvgMConfig(type="fedavgm"))
 EVERY = 4
 
@@ -73,16 +78,18 @@ def test_one_lie_that_lowers_a_loss_refutes_nothing() -> None:
 def state_of(number: int, row: Row, confirmed: Confirmed) -> ServerState:
     state = OPTIMIZER.initial_state(model_of(number))
     moved = {name: value + 1 for name, value in state.items()}
-    bounds = Bounds(clip_step=44, max_step=50, norm=1.0)
+    methods = {
+        CLIP.name: {"step": np.array([44]), "highest": np.array([50])},
+        ALIGNMENT.name: {"previous": model_of(0)},
+    }
     return ServerState(
         "r",
         number,
         model_of(number),
         moved,
-        bounds,
         row,
+        methods,
         used={1: ("alice",)},
-        previous=model_of(0),
         confirmed=confirmed,
     )
 
@@ -93,26 +100,25 @@ CONFIRMED = Confirmed(model_of(1), 1, {"eval/loss": 2.0, "eval/accuracy": 0.7}, 
 def test_what_came_of_the_refuted_model_is_given_up() -> None:
     """Momentum, owners' states, half the clip; and what the restored model was found to be is not measured again."""
     before = state_of(4, row_of(4, 2.0, 9.0), CONFIRMED)
-    after, is_back = after_round(OPTIMIZER, before, state_of(5, row_of(5, 2.1), CONFIRMED), before.row)
+    after, is_back = after_round(OPTIMIZER, METHODS, before, state_of(5, row_of(5, 2.1), CONFIRMED), before.row)
     assert is_back
     assert np.array_equal(after.model, model_of(1))
     assert not after.optimizer["m"].any()
-    assert (after.bounds.clip_step, after.bounds.max_step) == (42, 42)
-    assert (after.used, after.previous.size, after.round) == ({}, 0, 5)
+    assert after.of(CLIP) == {"step": 42, "highest": 42}
+    assert (after.used, after.of(ALIGNMENT)["previous"].size, after.round) == ({}, 0, 5)
     assert (after.row["eval/loss"], after.row["eval/accuracy"], after.row["train/loss"]) == (2.0, 0.7, 2.1)
 
 
-def test_trust_comes_back_by_a_step_a_round_in_which_no_loss_refutes_the_model() -> None:
+def test_a_model_that_no_loss_refutes_is_confirmed() -> None:
     before = state_of(4, row_of(4, 2.0, 2.0), CONFIRMED)
-    after, is_back = after_round(OPTIMIZER, before, state_of(5, row_of(5, 2.0), CONFIRMED), before.row)
+    after, is_back = after_round(OPTIMIZER, METHODS, before, state_of(5, row_of(5, 2.0), CONFIRMED), before.row)
     assert not is_back
-    assert after.bounds.max_step == 51
     assert after.confirmed.round == 4
 
 
 @pytest.mark.parametrize(("loss", "is_worse"), [(2.0 + LAST_RISE + 0.01, True), (2.0 + LAST_RISE - 0.01, False)])
 def test_the_last_model_is_no_worse_than_the_last_confirmed_one(loss: float, is_worse: bool) -> None:
-    state, is_back = at_end(OPTIMIZER, state_of(9, row_of(9, 2.0, loss), CONFIRMED))
+    state, is_back = at_end(OPTIMIZER, METHODS, state_of(9, row_of(9, 2.0, loss), CONFIRMED))
     assert is_back == is_worse
     assert np.array_equal(state.model, model_of(1 if is_worse else 9))
     assert state.row["eval/loss"] == (2.0 if is_worse else loss)
@@ -120,7 +126,7 @@ def test_the_last_model_is_no_worse_than_the_last_confirmed_one(loss: float, is_
 
 def test_nothing_is_confirmed_before_the_first_round() -> None:
     before = state_of(0, row_of(0), Confirmed())
-    after, is_back = after_round(OPTIMIZER, before, state_of(1, row_of(1, math.nan), Confirmed()), None)
+    after, is_back = after_round(OPTIMIZER, METHODS, before, state_of(1, row_of(1, math.nan), Confirmed()), None)
     assert not is_back
     assert np.array_equal(after.model, model_of(1))
     assert replace(after.confirmed, model=model_of(0)).round == 0

@@ -29,7 +29,7 @@ def rounds_of(config: RunConfig, count: int) -> tuple[Layout, list[ServerState]]
     for number in range(1, count + 1):
         row: Row = {"round": number, "train/loss": 1 / number}
         model = (state.model + np.float32(number)).astype(np.float32)
-        states.append(ServerState(state.run_id, number, model, state.optimizer, state.bounds, row))
+        states.append(ServerState(state.run_id, number, model, state.optimizer, row))
     return layout, states
 
 

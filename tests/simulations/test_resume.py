@@ -83,13 +83,14 @@ def runs(
 def result(folder: Path, config: RunConfig) -> tuple[dict[str, bytes], list[dict[str, Any]], object]:
     """All that a run leaves, but for its own name and how long it took."""
     state = load_checkpoint(folder / "checkpoints", config.hash)
-    arrays: dict[str, NDArray[Any]] = {"model": state.model, **state.optimizer}
+    own = {f"{method}.{name}": value for method, kept in state.methods.items() for name, value in kept.items()}
+    arrays: dict[str, NDArray[Any]] = {"model": state.model, **own, **state.optimizer}
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     files = {name: (folder / name).read_bytes() for name in ("model/model.safetensors", "model/config.yaml")}
     return (
         {**files, **{name: array.tobytes() for name, array in arrays.items()}},
         [{key: value for key, value in row.items() if key != "seconds"} for row in rows],
-        (state.round, state.bounds),
+        (state.round, state.norm),
     )
 
 

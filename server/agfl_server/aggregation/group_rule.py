@@ -83,7 +83,7 @@ def sum_of_groups(
             else:
                 _keep(parties, state, group, cohort, asked)
                 cohort = replace(cohort, lanes=cohort.lanes[:0].copy())  # decoded: not held for each group
-                groups.sums[group] = decoded(federation, codec, total, cohort, train=train, evaluate=evaluate)
+                groups.sums[group] = decoded(federation, state, codec, total, cohort, train=train, evaluate=evaluate)
                 state = replace(state, exchange=cohort.exchange)
         if len(groups.sums) + len(groups.lied) == len(groups.all):
             break
@@ -176,7 +176,7 @@ def _joined(
     """Return the sum of all groups, with the geometric median in the place of its mean, and medians of losses."""
     codec = codec_of(federation, state, federation.parties.plan.room, train=train, evaluate=evaluate)
     cohort, total = _together([one.cohort for one in each]), reduce(_added, (one.total for one in each))
-    whole = decoded(federation, codec, total, cohort, train=train, evaluate=evaluate)
+    whole = decoded(federation, state, codec, total, cohort, train=train, evaluate=evaluate)
     return replace(
         whole,
         mean=replace(whole.mean, delta=geometric_median([one.mean.delta for one in each])),
@@ -232,7 +232,9 @@ def _take_kept(federation: Federation, state: ServerState, groups: _Groups, aske
         codec = codec_of(federation, state, parties.plan.room, train=asked["train"], evaluate=asked["evaluate"])
         total = checked(federation, codec, lanes)
         cohort = CohortSum(facts["exchange"], lanes[:0].copy(), tuple(facts["survivors"]), {}, *facts["bytes"])
-        groups.sums[group] = decoded(federation, codec, total, cohort, train=asked["train"], evaluate=asked["evaluate"])
+        groups.sums[group] = decoded(
+            federation, state, codec, total, cohort, train=asked["train"], evaluate=asked["evaluate"]
+        )
     return replace(state, exchange=max([state.exchange, *(one.cohort.exchange for one in groups.sums.values())]))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agfl_models.model.rings import Rings
-from agfl_protocol.methods import coverage
+from agfl_protocol.methods import elastic
 from agfl_protocol.update import Total
 from agfl_server.methods.server_optimizer import Array, OptimizerState, ServerOptimizer
 
@@ -32,7 +32,7 @@ class PerRing(ServerOptimizer):
     def step(self, model: Array, mean: Total, state: OptimizerState) -> tuple[Array, OptimizerState]:
         """One step."""
         stepped, after = self.inner.step(model, mean, state)
-        opened = coverage.count_opened(mean.metrics, len(self.rings.widths), self.min_cohort)
+        opened = elastic.count_opened(mean.metrics, len(self.rings.widths), self.min_cohort)
         frozen = self.rings.ring >= opened
         kept = {name: _restored(value, state[name], frozen) for name, value in after.items()}
         return _restored(stepped, model, frozen), kept

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from agfl_protocol.config.elastic_config import ElasticConfig, GrowthConfig
-from agfl_protocol.methods import coverage
+from agfl_protocol.methods import elastic
 from agfl_protocol.methods.ring_losses import RingLoss, ring_losses
 
 
@@ -66,7 +66,7 @@ def after_round(
     """Return the state after a round with these sums; loss: of validation, where the round evaluated."""
     if config.growth is not None and loss is not None and not state.is_final:
         state = _grown(state, config.growth, loss, ring_losses(metrics, len(config.widths)))
-    tiers = coverage.tiers(metrics, len(config.widths))
+    tiers = elastic.tiers(metrics, len(config.widths))
     return replace(state, by_tier=plan_rings(tiers, min_cohort, state.open))
 
 

@@ -20,14 +20,14 @@ from agfl_models.files.folder_kinds import folder_hint
 from agfl_models.version import VERSION, written_by
 from agfl_server.methods.ring_plan import RingState
 from agfl_server.rounds.rollback import Confirmed
-from agfl_server.rounds.state import Bounds, ServerState
+from agfl_server.rounds.state import ServerState
 from agfl_server.run.other_run import refuse_other
 
 # The newest one may be lost with the disk sector it stood on.
 _KEPT = 2
-# Of what a checkpoint holds and means: one that this version would misread has another number. Those without have 1.
-_FORMAT = 1
-_MODEL, _PREVIOUS, _CONFIRMED, _OPTIMIZER = "model", "previous", "confirmed", "optimizer."
+# Of what a checkpoint holds and means: one that this version would misread has another number.
+_FORMAT = 2
+_MODEL, _CONFIRMED, _OPTIMIZER, _METHODS = "model", "confirmed", "optimizer.", "methods."
 
 
 def save_checkpoint(
@@ -47,7 +47,7 @@ def save_checkpoint(
         "run_id": state.run_id,
         "round": state.round,
         "row": state.row,
-        "bounds": asdict(state.bounds),
+        "norm": state.norm,
         "confirmed": {**asdict(replace(state.confirmed, model=state.model[:0])), "model": None},
         "exchange": state.exchange,
         "used": dict(state.used),
@@ -56,10 +56,11 @@ def save_checkpoint(
     }
     tensors: dict[str, NDArray[Any]] = {
         _MODEL: state.model,
-        _PREVIOUS: state.previous,
         _CONFIRMED: state.confirmed.model,
     }
     tensors |= {_OPTIMIZER + name: np.asarray(value) for name, value in state.optimizer.items()}
+    for method, own in state.methods.items():
+        tensors |= {f"{_METHODS}{method}.{name}": value for name, value in own.items()}
     path = folder / f"round-{state.round:06d}.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -118,13 +119,13 @@ def load_checkpoint(folder: Path, config_hash: str, defining: Mapping[str, Any] 
             round=facts["round"],
             model=tensors[_MODEL],
             optimizer={n.removeprefix(_OPTIMIZER): t for n, t in tensors.items() if n.startswith(_OPTIMIZER)},
-            bounds=Bounds(**facts["bounds"]),
+            norm=facts["norm"],
+            methods=_methods(tensors),
             confirmed=_confirmed(facts["confirmed"], tensors[_CONFIRMED]),
             row=facts["row"],
             rings=_rings(facts["rings"]),
             exchange=facts["exchange"],
             used={int(exchange): tuple(names) for exchange, names in facts["used"].items()},
-            previous=tensors[_PREVIOUS],
         )
 
 
@@ -140,8 +141,9 @@ def _newest(
             facts = json.loads(file.metadata()["state"])
             found_hash = str(facts["config_hash"])
             version = facts.get("version")
-            if facts.get("format", 1) != _FORMAT:
-                raise CheckpointError(f"checkpoint: {path}: {written_by(version)}, which reads no such checkpoint")
+            if facts.get("format") != _FORMAT:
+                rule = f"which reads checkpoints of format {_FORMAT}, got {facts.get('format')}"
+                raise CheckpointError(f"checkpoint: {path}: {written_by(version)}, {rule}")
             if config_hash is not None:
                 found = facts.get("config")
                 refuse_other(f"checkpoint: {path}", found_hash, config_hash, found, defining, version)
@@ -156,6 +158,15 @@ def _newest(
 def _confirmed(facts: dict[str, Any], model: NDArray[np.float32]) -> Confirmed:
     losses = {key: tuple(facts[key]) for key in ("evaluated", "trained")}
     return Confirmed(**{**facts, **losses, "model": model})
+
+
+def _methods(tensors: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
+    found: dict[str, dict[str, NDArray[Any]]] = {}
+    for path, value in tensors.items():
+        if path.startswith(_METHODS):
+            method, _, name = path.removeprefix(_METHODS).partition(".")
+            found.setdefault(method, {})[name] = value
+    return found
 
 
 def _rings(facts: dict[str, Any] | None) -> RingState | None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from agfl_models.errors import ImplausibleSum
 from agfl_models.model.rings import Rings
 from agfl_models.tasks.task import AnyTask
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages import wire
 from agfl_protocol.methods.divergence import DIVERGED
+from agfl_protocol.methods.method import Method, States
 from agfl_protocol.plans.groups import Names
 from agfl_protocol.plans.sum_kind import MAX_SAMPLED_EXAMPLES, Kind, kind_of
 from agfl_protocol.secagg.lanes import Lanes
@@ -19,7 +22,8 @@ from agfl_server.aggregation.aggregator import CohortSum
 from agfl_server.methods.server_optimizer import ServerOptimizer
 from agfl_server.rounds.attempts import Parties, Request, sum_in_attempts
 from agfl_server.rounds.journal import Entry
-from agfl_server.rounds.state import ServerState
+from agfl_server.rounds.observer import Row
+from agfl_server.rounds.state import ServerState, quantizer_of
 
 
 class DivergedError(ImplausibleSum):
@@ -34,6 +38,7 @@ class Federation:
     task: AnyTask
     layout: Layout
     optimizer: ServerOptimizer
+    methods: tuple[Method, ...] = ()
     rings: Rings | None = None
 
 
@@ -41,14 +46,16 @@ class Federation:
 class RoundSum:
     """What owners said of a model, and what they made of it.
 
-    total: the sum of all, still weighted; mean: what the optimizer steps by. clip_l2: bound of the norm. trained,
-    evaluated: losses by which `rollback` judges the model that was broadcast; None where nobody measured it.
+    total: the sum of all, still weighted; mean: what the optimizer steps by. methods: their states after it; row: what
+    they report. trained, evaluated: losses by which `rollback` judges the model that was broadcast; None where nobody
+    measured it.
     """
 
     cohort: CohortSum
     total: Total
     mean: Total
-    clip_l2: float
+    methods: States
+    row: Row
     trained: float | None
     evaluated: float | None
 
@@ -62,20 +69,29 @@ def sum_of_round(
         RoundError: as `sum_of_cohort`.
     """
     codec, total, cohort = sum_of_cohort(federation, state, train=train, evaluate=evaluate, full=full)
-    return decoded(federation, codec, total, cohort, train=train, evaluate=evaluate)
+    return decoded(federation, state, codec, total, cohort, train=train, evaluate=evaluate)
 
 
 def decoded(
-    federation: Federation, codec: UpdateCodec, total: Total, cohort: CohortSum, *, train: bool, evaluate: bool
+    federation: Federation,
+    state: ServerState,
+    codec: UpdateCodec,
+    total: Total,
+    cohort: CohortSum,
+    *,
+    train: bool,
+    evaluate: bool,
 ) -> RoundSum:
     """Return what a sum says."""
     parties, task = federation.parties, federation.task
     # All owners are those of the plan, or in a plain run all that ever were connected.
     owners = len(parties.plan.members) if parties.plan.groups else len(parties.nodes.names)
-    mean = replace(codec.decode_mean(total), owners=owners)
+    decoded_mean, methods = codec.decode_mean(total, state.methods)
+    mean = replace(decoded_mean, owners=owners)
+    row: Row = {name: value for method in codec.methods if train for name, value in method.row(mean).items()}
     trained = task.train_metrics(mean.metrics)["train/loss"] if train else None
     evaluated = task.eval_metrics(mean.metrics).get("eval/loss") if evaluate else None
-    return RoundSum(cohort, total, mean, codec.quantization.clip_l2, trained, evaluated)
+    return RoundSum(cohort, total, mean, methods, row, trained, evaluated)
 
 
 def codec_of(federation: Federation, state: ServerState, room: int, *, train: bool, evaluate: bool) -> UpdateCodec:
@@ -85,7 +101,7 @@ def codec_of(federation: Federation, state: ServerState, room: int, *, train: bo
         config,
         federation.task,
         federation.layout,
-        state.bounds.plan(config, room),
+        quantizer_of(config, state, room),
         round_number=state.round + 1,
         train=train,
         evaluate=evaluate,
@@ -136,7 +152,7 @@ def sum_of_cohort(
             train=train,
             full=full,
             model=models,
-            plan=state.bounds.plan(config, room),
+            plan=quantizer_of(config, state, room),
             control=control,
             used=_as_asked(parties, state) if train else (),
             rings_by_tier=by_tier,
@@ -179,10 +195,10 @@ def _models(federation: Federation, state: ServerState, train: bool) -> Vector:
 
 
 def _control(federation: Federation, state: ServerState) -> Vector:
-    """Return what is broadcast beside the model: what the optimizer has clients know, or the model before this one."""
-    if federation.parties.config.aggregation.weighting == "alignment":
-        return state.previous
-    control: Vector = federation.optimizer.control(state.optimizer)
+    """Return the vector that is broadcast beside the model: of the optimizer, or of a method."""
+    told = (method.broadcast(state.of(method)) for method in federation.methods)
+    vectors = [value for own in told for value in own.values() if value.dtype == np.float32]
+    control: Vector = np.concatenate([federation.optimizer.control(state.optimizer), *vectors])
     return control
 
 

@@ -9,11 +9,10 @@ from dataclasses import replace
 import numpy as np
 
 from agfl_models.errors import RoundError
-from agfl_protocol.methods import clipping, coverage, drift
+from agfl_protocol.methods import drift
 from agfl_protocol.methods.divergence import DIVERGED
-from agfl_protocol.methods.ring_losses import ring_losses
 from agfl_protocol.transforms import quantization
-from agfl_protocol.update import Total
+from agfl_protocol.update import Total, square_sum
 from agfl_server.aggregation.aggregator import CohortSum
 from agfl_server.aggregation.group_rule import sum_of_groups
 from agfl_server.methods.per_ring import without_ring
@@ -45,7 +44,7 @@ def run_rounds(
         federation.parties.journal.drop_kept()
     if state.row["eval/loss"] is None:
         state = evaluate_round(federation, state)
-        state = _noted(federation, state.round, *rollback.at_end(federation.optimizer, state))
+        state = _noted(federation, state.round, *rollback.at_end(federation.optimizer, federation.methods, state))
     save(state, [state.row])
     federation.parties.journal.drop_kept()
     federation.parties.journal.close(state.round)  # nothing is left of it to go on with
@@ -59,22 +58,22 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
     """
     nodes = federation.parties.nodes
     started, waited_s = time.monotonic(), nodes.waited_s
-    task, config = federation.task, federation.parties.config
+    task = federation.task
     sum_up = sum_of_groups if federation.parties.plan.is_by_group else sum_of_round
     found = sum_up(federation, state, train=True, evaluate=evaluate)
-    bounds, mean = state.bounds.after(found.total), found.mean
+    mean = found.mean
     used = _used(federation, state, found.cohort, found.total)
     with np.errstate(over="ignore", invalid="ignore"):
         model, optimizer_state = federation.optimizer.step(state.model, mean, state.optimizer)
     if not np.isfinite(model).all():
         raise DivergedError(f"round {state.round + 1}: the model must be finite after the server's step; it is not")
     row = {
-        **empty_row(task, config.max_rings),
+        **empty_row(task, federation.methods),
         "round": state.round + 1,
         **task.train_metrics(mean.metrics),
         "train/loss": found.trained,
-        **_round_metrics(mean, found.cohort, found.clip_l2),
-        **_coverage(federation, mean),
+        **_round_metrics(mean, found.cohort),
+        **found.row,
         "seconds": round(time.monotonic() - started - (nodes.waited_s - waited_s), 4),
     }
     complete = _complete(federation, state.row, found) if evaluate else state.row
@@ -82,21 +81,23 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
     chosen = federation.optimizer.chosen(optimizer_state)
     if chosen is not None and chosen != federation.optimizer.chosen(state.optimizer):
         federation.parties.observer.optimizer_chosen(chosen)
-    is_aligned = config.aggregation.weighting == "alignment"
+    states = {one.name: one.stepped(found.methods.get(one.name, {}), state.model, model) for one in federation.methods}
     stepped = replace(
         state,
         round=state.round + 1,
         exchange=found.cohort.exchange,
         model=model,
         optimizer=optimizer_state,
-        bounds=bounds,
+        methods=states,
+        norm=square_sum(found.total.delta) ** 0.5 / found.total.count,
         row=row,
         used=used,
-        previous=state.model if is_aligned else state.previous,
     )
     loss = complete["eval/loss"] if evaluate else None
     after = _with_next_rings(federation, stepped, mean, loss)
-    after, is_back = rollback.after_round(federation.optimizer, state, after, complete if evaluate else None)
+    after, is_back = rollback.after_round(
+        federation.optimizer, federation.methods, state, after, complete if evaluate else None
+    )
     if is_back and not federation.parties.plan.is_by_group:  # there the sums of several groups made the model
         federation.parties.suspects.note_refuted()
     return _noted(federation, state.round, after, is_back), complete
@@ -161,34 +162,22 @@ def _used(
     return dict(sorted(kept.items()))
 
 
-def _round_metrics(mean: Total, cohort_sum: CohortSum, clip_l2: float) -> dict[str, int | float | None]:
+def _round_metrics(mean: Total, cohort_sum: CohortSum) -> dict[str, int | float | None]:
     return {
         "clients": mean.count - round(mean.metrics[DIVERGED]),
         "refused": len(cohort_sum.refused),
         "bytes_up": cohort_sum.bytes_up,
         "bytes_down": cohort_sum.bytes_down,
         "update/l2": float(np.linalg.norm(mean.delta.astype(np.float64))),
-        clipping.L2: clip_l2,
-        clipping.FRACTION: mean.metrics[clipping.FRACTION],
         quantization.RELATIVE_ERROR: mean.metrics[quantization.RELATIVE_ERROR],
     }
-
-
-def _coverage(federation: Federation, mean: Total) -> dict[str, int]:
-    if federation.rings is None:
-        return {}
-    owners = coverage.holders(mean.metrics, len(federation.rings.widths))
-    return {f"rings/owners_{k}": count for k, count in enumerate(owners, start=2)}
-
-
-def _gains(federation: Federation, sums: Mapping[str, float]) -> dict[str, float | None]:
-    found = ring_losses(sums, federation.parties.config.max_rings)
-    return {f"rings/gain_{k}": None if loss is None else loss.gain for k, loss in enumerate(found, start=2)}
 
 
 def _complete(federation: Federation, row: Row, found: RoundSum) -> Row:
     sums = found.mean.metrics
     metrics = {**federation.task.eval_metrics(sums), "eval/loss": found.evaluated}
-    complete = {**row, **metrics, **_gains(federation, sums)}
+    complete = {**row, **metrics}
+    for method in federation.methods:
+        complete |= method.eval_row(sums)
     federation.parties.observer.evaluated(complete)
     return complete

@@ -3,19 +3,20 @@
 Its loss on validation text, where the round before measured it, or on training text, which every round's sum holds,
 may be above that of recent ones by so much and no more. Nothing is measured for this, and no model a second time:
 what a restored one was found to be is known. No one round's word decides, since a liar can lower a loss, too: what
-counts is the median of the last three. Clips are then halved, and come back by a step a round that nothing refutes.
+counts is the median of the last three. Clips are then halved (`clipping`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median, median_low
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agfl_protocol.methods.clipping import MAX_STEP
+from agfl_protocol.methods.method import Method
 from agfl_protocol.update import Vector
 from agfl_server.methods.server_optimizer import ServerOptimizer
 from agfl_server.rounds.observer import Row
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 # three before; validation sees the same text again, and the last model is kept whatever comes of it.
 TRAIN_RISE, EVAL_RISE, LAST_RISE = 1.0, 0.5, 0.1
 _KEPT = 3
-_SHRUNK = 2  # steps of the grid: half the clip
 _EVAL = "eval/"
 
 
@@ -77,7 +77,7 @@ def judge(
 
 
 def after_round(
-    optimizer: ServerOptimizer, before: ServerState, after: ServerState, row: Row | None
+    optimizer: ServerOptimizer, methods: Sequence[Method], before: ServerState, after: ServerState, row: Row | None
 ) -> tuple[ServerState, bool]:
     """Return the state `after` a round, or that with the confirmed model, and whether the one `before` it is refuted.
 
@@ -85,30 +85,28 @@ def after_round(
     """
     confirmed, is_refuted = judge(before.confirmed, before.model, before.round, after.row["train/loss"], row)
     if is_refuted:
-        return _restored(optimizer, replace(after, confirmed=confirmed)), True
-    bounds = replace(after.bounds, max_step=min(after.bounds.max_step + 1, MAX_STEP))
-    return replace(after, confirmed=confirmed, bounds=bounds), False
+        return _restored(optimizer, methods, replace(after, confirmed=confirmed)), True
+    return replace(after, confirmed=confirmed), False
 
 
-def at_end(optimizer: ServerOptimizer, state: ServerState) -> tuple[ServerState, bool]:
+def at_end(optimizer: ServerOptimizer, methods: Sequence[Method], state: ServerState) -> tuple[ServerState, bool]:
     """As `after_round` of the last state, whose row has its evaluation: it may be worse by `LAST_RISE` only."""
     loss, confirmed = state.row["eval/loss"], state.confirmed
     is_worse = confirmed.loss is not None and _is_above(loss, (confirmed.loss,), LAST_RISE)
     if confirmed.model.size and (is_worse or _is_above(loss, confirmed.evaluated, EVAL_RISE)):
-        return _restored(optimizer, state), True
+        return _restored(optimizer, methods, state), True
     return state, False
 
 
-def _restored(optimizer: ServerOptimizer, state: ServerState) -> ServerState:
+def _restored(optimizer: ServerOptimizer, methods: Sequence[Method], state: ServerState) -> ServerState:
     """Return the state with the confirmed model: momentum, and the states of owners, begin anew."""
-    confirmed, step = state.confirmed, max(1, state.bounds.clip_step - _SHRUNK)
+    confirmed = state.confirmed
     return replace(
         state,
         model=confirmed.model,
         optimizer=optimizer.restarted(confirmed.model, state.optimizer),
-        bounds=replace(state.bounds, clip_step=step, max_step=step),
+        methods={method.name: method.restarted(state.of(method)) for method in methods},
         used={},
-        previous=state.previous[:0],
         row={**state.row, **_cleared(state.row), **confirmed.metrics},
     )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from agfl_protocol.methods.method import Round
+from agfl_protocol.methods.registry import methods_of
 from agfl_server.methods.optimizers import build_optimizer
 from agfl_server.methods.per_ring import PerRing
 from agfl_server.rounds.attempts import Parties
@@ -35,4 +37,5 @@ def open_run(
         folder.save(config, state, [])
     else:
         state = folder.resume(config)
-    return Federation(parties, config.build_task(), layout, optimizer, rings), state
+    methods = methods_of(Round(config, rings=rings))
+    return Federation(parties, config.build_task(), layout, optimizer, methods, rings), state

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,9 +30,9 @@ from agfl_protocol.config.optimizer_config import (
     PortfolioConfig,
     ScaffoldConfig,
     ServerOptimizerConfig,
-    SGDConfig,
 )
 from agfl_protocol.config.search_config import SearchConfig
+from agfl_protocol.methods.registry import refuse_misfits
 
 PROTOCOL_VERSION = 2
 # Keys on which no round depends, and paths of one machine.
@@ -103,23 +102,6 @@ class AggregationConfig(Config):
     group_rule: Literal["mean", "geometric_median"] = "mean"
 
     @model_validator(mode="after")
-    def _step_fits_averaging(self) -> AggregationConfig:
-        if isinstance(self.server_optimizer, FedExPConfig) and self.averaging != "mean":
-            raise ValueError(f"averaging must be mean with server_optimizer fedexp, got {self.averaging}")
-        if self.weighting == "loss" and (self.averaging != "mean" or isinstance(self.server_optimizer, FedExPConfig)):
-            got = f"{self.averaging} and {self.server_optimizer.type}"
-            raise ValueError(f"weighting loss needs averaging mean and another server_optimizer than fedexp, got {got}")
-        return self
-
-    @model_validator(mode="after")
-    def _settings_have_their_weighting(self) -> AggregationConfig:
-        for field, weighting in (("fairness_q", "loss"), ("max_loss", "loss"), ("alignment_kappa", "alignment")):
-            value = getattr(self, field)
-            if value != AggregationConfig.model_fields[field].default and self.weighting != weighting:
-                raise ValueError(f"{field} needs weighting {weighting}, got {value} with weighting {self.weighting}")
-        return self
-
-    @model_validator(mode="after")
     def _groups_are_sums(self) -> AggregationConfig:
         if self.group_rule == "mean":
             return self
@@ -128,14 +110,6 @@ class AggregationConfig(Config):
             got = f"{self.type}, {self.server_optimizer.type}, {self.weighting} and {self.cohort_size}"
             rule = "needs type secure, no scaffold, feddyn or fedexp, no weighting by loss and no cohort_size"
             raise ValueError(f"group_rule {self.group_rule} {rule}, got {got}")
-        return self
-
-    @model_validator(mode="after")
-    def _states_weigh_alike(self) -> AggregationConfig:
-        if isinstance(self.server_optimizer, ScaffoldConfig | FedDynConfig):
-            name, got = self.server_optimizer.type, f"{self.weighting} and {self.averaging}"
-            if (self.weighting, self.averaging) != ("uniform", "mean"):
-                raise ValueError(f"server_optimizer {name} needs weighting uniform and averaging mean, got {got}")
         return self
 
 
@@ -222,8 +196,6 @@ class RunConfig(Config):
             corpus_of(self.task.type, self.data.corpus)
         except ConfigError as error:
             raise ValueError(str(error)) from None
-        self._refuse_rigid_model()
-        self._refuse_overshooting_pull()
         unbounded = self.training.local_steps is None and self.aggregation.max_weight is None
         if self.aggregation.weighting in ("tokens", "alignment") and unbounded:
             raise ValueError(
@@ -243,46 +215,9 @@ class RunConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _training_fits_states(self) -> RunConfig:
-        optimizer, training = self.aggregation.server_optimizer, self.training
-        needs = f"with server_optimizer {optimizer.type}"
-        if isinstance(optimizer, ScaffoldConfig | FedDynConfig) and training.proximal_mu > 0:
-            raise ValueError(f"training.proximal_mu must be 0 {needs}, got {training.proximal_mu}")
-        if isinstance(optimizer, ScaffoldConfig):
-            if not isinstance(training.optimizer, SGDConfig) or training.optimizer.momentum > 0:
-                got = training.optimizer.model_dump_json()
-                raise ValueError(f"training.optimizer must be sgd without momentum {needs}, got {got}")
-            if training.local_steps is None:
-                raise ValueError(f"training.local_steps is required {needs}, since all must take as many, got None")
+    def _methods_fit(self) -> RunConfig:
+        refuse_misfits(self)
         return self
-
-    def _refuse_rigid_model(self) -> None:
-        if self.elastic is None:
-            return
-        if isinstance(self.model, HuggingFaceConfig):
-            raise ValueError("elastic: needs a model made of layers, got model.family huggingface")
-        optimizer = self.aggregation.server_optimizer
-        if isinstance(optimizer, ScaffoldConfig | FedDynConfig):
-            raise ValueError(
-                f"elastic: needs owners that keep no state, got aggregation.server_optimizer {optimizer.type}"
-            )
-        if self.aggregation.group_rule != "mean":
-            raise ValueError(f"elastic: needs aggregation.group_rule mean, got {self.aggregation.group_rule}")
-        sizes = [self.narrowed_model(k).num_parameters() for k in range(1, self.max_rings + 1)]
-        if any(a >= b for a, b in pairwise(sizes)):
-            raise ValueError(f"elastic.widths: must make models of different size, got {sizes} parameters")
-
-    def _refuse_overshooting_pull(self) -> None:
-        """Refuse steps that the pull toward the global model turns back: then an owner's may count zero or less."""
-        optimizer, mu = self.training.optimizer, self.training.proximal_mu
-        if self.aggregation.averaging != "normalized" or not isinstance(optimizer, SGDConfig) or mu == 0:
-            return
-        bound = 2 * (1 - optimizer.momentum)
-        if optimizer.lr * mu >= bound:
-            rule = (
-                f"must be below 2 (1 - training.optimizer.momentum) = {bound:g} with aggregation.averaging normalized"
-            )
-            raise ValueError(f"training.optimizer.lr * training.proximal_mu {rule}, got {optimizer.lr * mu:g}")
 
     @property
     def max_rings(self) -> int:

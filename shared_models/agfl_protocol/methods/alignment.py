@@ -4,39 +4,80 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from agfl_protocol.methods.fair_weighting import refuse_without
+from agfl_protocol.methods.method import Method, Round, State
 from agfl_protocol.methods.weighting import Weighting
-from agfl_protocol.update import Total, Update, inner_product, square_sum
+from agfl_protocol.update import Total, Update, Vector, inner_product, square_sum
+
+if TYPE_CHECKING:
+    from agfl_protocol.config.run_config import RunConfig
+
+PREVIOUS = "previous"
 
 _MAX_EXPONENT = math.log(3)
 
 
 @dataclass(frozen=True)
-class AlignmentWeighting:
+class AlignmentWeighting(Method):
     """Multiply the weight by exp(kappa cos(delta_i, x_t - x_{t-1})), within [1/3, 3]; then as `weighting`.
 
     Ours, in place of weights that the server would learn from single updates (FedAWA, FedLAW): it needs nothing but
     what was broadcast and the owner's own update. The cap of `weighting` bounds the product.
+    State: `previous`: the model before this one, (d,); empty before the first step.
     """
 
+    name = "alignment"
     weighting: Weighting
     kappa: float
 
-    def encode(self, update: Update) -> Update:
-        """Scale gain and weight."""
-        exponent = min(max(self.kappa * update.alignment, -_MAX_EXPONENT), _MAX_EXPONENT)
-        return self.weighting.encode(replace(update, weight=update.weight * math.exp(exponent)))
+    @classmethod
+    def of(cls, round_: Round) -> AlignmentWeighting | None:
+        """By alignment."""
+        aggregation = round_.config.aggregation
+        if aggregation.weighting != "alignment":
+            return None
+        return AlignmentWeighting(Weighting(round_.config.max_weight), aggregation.alignment_kappa)
 
-    def decode(self, total: Total) -> Total:
+    @staticmethod
+    def refuse_misfit(config: RunConfig) -> None:
+        """Refuse its settings without it."""
+        refuse_without(config, "alignment", "alignment_kappa")
+
+    def encode(self, update: Update, state: State, rng: np.random.Generator) -> Update:
+        """Scale gain and weight."""
+        previous = state[PREVIOUS]
+        alignment = cosine(update.delta, update.start - previous) if previous.size else 0.0
+        exponent = min(max(self.kappa * alignment, -_MAX_EXPONENT), _MAX_EXPONENT)
+        return self.weighting.encode(replace(update, weight=update.weight * math.exp(exponent)), state, rng)
+
+    def decode(self, total: Total, state: State) -> tuple[Total, State]:
         """Turn the sum of weighted deltas into their mean."""
-        return self.weighting.decode(total)
+        return self.weighting.decode(total, state)
+
+    def initial_state(self, model: Vector) -> State:
+        """There is no model before the first one."""
+        return {PREVIOUS: model[:0]}
+
+    def broadcast(self, state: State) -> State:
+        """The model before this one."""
+        return state
+
+    def stepped(self, state: State, before: Vector, after: Vector) -> State:
+        """The model from which the step was."""
+        return {PREVIOUS: before}
+
+    def restarted(self, state: State) -> State:
+        """A model that was given up shows no way."""
+        return {PREVIOUS: state[PREVIOUS][:0]}
 
 
 def cosine(delta: NDArray[np.floating[Any]], way: NDArray[np.floating[Any]]) -> float:
-    """Return the cosine of two vectors (d,), to six digits; 0 where one of them is zero."""
+    """Return the cosine of two vectors (d,), to six digits; 0 where one of them is zero, or it is beyond numbers."""
     norms = math.sqrt(square_sum(delta)) * math.sqrt(square_sum(way))
-    return inner_product(delta, way) / norms if norms > 0 else 0.0
+    found = inner_product(delta, way) / norms if norms > 0 else 0.0
+    return found if math.isfinite(found) else 0.0

@@ -4,9 +4,63 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from agfl_models.errors import ImplausibleSum
+from agfl_protocol.config.optimizer_config import PortfolioConfig
+from agfl_protocol.methods.method import Method, Round, State
+from agfl_protocol.update import Total, Update
 
 PREDICTIONS, _LOSS = "candidates/predictions", "candidates/loss_"
 MAX_LOSS = 1e3  # a prediction; a model that is worse, or says NaN, counts as this
+
+
+LOSSES, COUNT = "losses", "count"
+
+
+@dataclass(frozen=True)
+class Candidates(Method):
+    """The losses of the models that `auto` broadcasts beside the one that is trained.
+
+    State of a client: `losses`: of each model, summed over `count` predictions of its own.
+    """
+
+    name = "candidates"
+    num_models: int
+    max_predictions: int
+
+    @classmethod
+    def of(cls, round_: Round) -> Candidates | None:
+        """Where a round broadcasts several models."""
+        optimizer = round_.config.aggregation.server_optimizer
+        if round_.num_models == 1 or not isinstance(optimizer, PortfolioConfig):
+            return None
+        return Candidates(round_.num_models, optimizer.max_examples * round_.config.task.max_predictions)
+
+    @property
+    def sums(self) -> tuple[str, ...]:
+        """A loss of each model, and the predictions that all were measured on."""
+        return names(self.num_models)
+
+    @property
+    def most(self) -> Mapping[str, float]:
+        """The examples of one owner."""
+        return {PREDICTIONS: float(self.max_predictions)}
+
+    def encode(self, update: Update, state: State, rng: np.random.Generator) -> Update:
+        """Add the losses."""
+        own = sums(state[LOSSES].tolist(), int(state[COUNT][0]))
+        return replace(update, metrics={**update.metrics, **own})
+
+    def check(self, total: Total) -> None:
+        """A loss a prediction is bounded."""
+        most = MAX_LOSS * total.metrics[PREDICTIONS]
+        # Each client rounds once.
+        worst = max(value for name, value in total.metrics.items() if is_loss(name)) - total.count
+        if worst > most:
+            raise ImplausibleSum(f"candidates: losses must be at most {most:g}, got {worst:g}")
 
 
 def names(num_models: int) -> tuple[str, ...]:

@@ -8,18 +8,29 @@ one vote, one that leaves it decides, but not how far it goes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from agfl_protocol.config.run_config import RunConfig
+import numpy as np
+
+from agfl_models.errors import ImplausibleSum
+from agfl_protocol.methods.divergence import DIVERGED
+from agfl_protocol.methods.method import Method, Round, State, States
 from agfl_protocol.plans.sum_kind import may_train_exactly
-from agfl_protocol.update import Total, Update
+from agfl_protocol.update import Total, Update, Vector
+
+if TYPE_CHECKING:
+    from agfl_protocol.config.run_config import RunConfig
 
 CLIPPED = "clip/clipped"
 ABOVE = ("clip/above_1", "clip/above_2")  # exceed a bound that is one step lower, two
 FRACTION, L2 = "clip/fraction", "clip/l2"
+STEP, _HIGHEST = "step", "highest"
 MAX_STEP = 80  # of the grid, [2^-20, 2^20]
 START = 46  # 8: text models' first updates have norms of 0.5 to 8
 PINNED_L2 = 100.0
+_SHRUNK = 2  # steps of the grid: half the bound
 
 
 def varies(config: RunConfig) -> bool:
@@ -47,15 +58,39 @@ def next_step(step: int, total: Total, num_honest: int) -> int:
 
 
 @dataclass(frozen=True)
-class Clipping:
+class Clipping(Method):
     """Scale a delta to L2 norm <= `clip_l2`; the sum carries how many exceeded it, and the next lower ones.
 
     Source: the clipping of DP-FedAvg, McMahan et al. 2018, arXiv:1710.06963, Algorithm 1 (flat clipping).
+    State, where the bound is learned: `step`: of the grid; `highest`: the most that it may become in the next round,
+    which is low after a rollback and grows by a step a round.
     """
 
+    name = "clipping"
     clip_l2: float
+    is_learned: bool = False
 
-    def encode(self, update: Update) -> Update:
+    @classmethod
+    def of(cls, round_: Round) -> Clipping:
+        """Always."""
+        return Clipping(bound(round_.config, round_.clip_step), varies(round_.config))
+
+    @property
+    def sums(self) -> tuple[str, ...]:
+        """How many exceed the bound, and the next lower ones."""
+        return (CLIPPED, *ABOVE)
+
+    @property
+    def most(self) -> Mapping[str, float]:
+        """Each owner is one."""
+        return dict.fromkeys(self.sums, 1.0)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The bound, and the share of clients that exceed it."""
+        return L2, FRACTION
+
+    def encode(self, update: Update, state: State, rng: np.random.Generator) -> Update:
         """Lower the gain; add the metrics `clip/clipped`, `clip/above_1` and `clip/above_2` (0 or 1)."""
         above = {name: float(update.norm > self.clip_l2 / 2 ** (k / 2)) for k, name in enumerate((CLIPPED, *ABOVE))}
         metrics = {**update.metrics, **above}
@@ -64,8 +99,49 @@ class Clipping:
         # A little below the bound, so that rounding cannot step over it.
         return replace(update, gain=update.gain * (self.clip_l2 / update.norm) * (1 - 1e-5), metrics=metrics)
 
-    def decode(self, total: Total) -> Total:
-        """Report the share of clients that were clipped as `clip/fraction`."""
+    def decode(self, total: Total, state: State) -> tuple[Total, State]:
+        """Report the share of clients that were clipped as `clip/fraction`; move the bound."""
         metrics = dict(total.metrics)
         metrics[FRACTION] = metrics.pop(CLIPPED) / total.count
-        return replace(total, metrics=metrics)
+        mean = replace(total, metrics=metrics)
+        if not state:
+            return mean, state
+        highest = int(state[_HIGHEST][0])
+        step = next_step(int(state[STEP][0]), total, total.count - round(total.metrics[DIVERGED]))
+        return mean, _state(min(step, highest), min(highest + 1, MAX_STEP))
+
+    def check(self, total: Total) -> None:
+        """Who exceeds a bound exceeds each lower one."""
+        votes = [total.metrics[name] for name in self.sums]
+        if votes != sorted(votes) or votes[-1] > total.count:
+            rule = f"lower bounds must be exceeded by more, of {total.count} clients"
+            raise ImplausibleSum(f"clip: {rule}, got {votes}")
+
+    def initial_state(self, model: Vector) -> State:
+        """Where the bound is learned, it begins high."""
+        return _state(START, MAX_STEP) if self.is_learned else {}
+
+    def broadcast(self, state: State) -> State:
+        """The bound."""
+        return {STEP: state[STEP]} if state else {}
+
+    def restarted(self, state: State) -> State:
+        """Halve the bound; it comes back by a step a round that nothing refutes."""
+        if not state:
+            return state
+        step = max(1, int(state[STEP][0]) - _SHRUNK)
+        return _state(step, step)
+
+    def row(self, mean: Total) -> Mapping[str, float]:
+        """The bound, and how many exceed it."""
+        return {L2: self.clip_l2, FRACTION: mean.metrics[FRACTION]}
+
+
+def step_of(states: States) -> int:
+    """Return the step of the grid in the server's states; 0 where the bound stays."""
+    state = states.get(Clipping.name)
+    return int(state[STEP][0]) if state else 0
+
+
+def _state(step: int, highest: int) -> State:
+    return {STEP: np.full(1, step, np.int64), _HIGHEST: np.full(1, highest, np.int64)}

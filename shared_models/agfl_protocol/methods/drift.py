@@ -9,15 +9,21 @@ update is one of the change, too. All must weigh alike and, with SCAFFOLD, take 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agfl_protocol.config.optimizer_config import FedDynConfig, ScaffoldConfig, SGDConfig
-from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.methods.method import Method, Round, State
+from agfl_protocol.update import Update
 
+if TYPE_CHECKING:
+    from agfl_protocol.config.run_config import RunConfig
+
+IS_LOST = "is_lost"
 LOST = "drift/lost"  # the sum that says how many owners have lost their state
 Array: TypeAlias = NDArray[np.floating[Any]]
 
@@ -78,6 +84,58 @@ class DynamicRegularizer:
     def change(control: Array, update: Array) -> Array:
         """-u_i; nothing is broadcast."""
         return -update
+
+
+@dataclass(frozen=True)
+class OwnerStates(Method):
+    """What a sum says of owners' states: how many are lost. That is told also of an owner whose numbers ran away.
+
+    State of a client: `is_lost`.
+    """
+
+    name = "drift"
+
+    @classmethod
+    def of(cls, round_: Round) -> OwnerStates | None:
+        """Where owners keep state."""
+        return None if drift_of(round_.config) is None else OwnerStates()
+
+    @staticmethod
+    def refuse_misfit(config: RunConfig) -> None:
+        """All must weigh alike and, with SCAFFOLD, take the same steps; the method has a pull of its own."""
+        aggregation, training = config.aggregation, config.training
+        optimizer = aggregation.server_optimizer
+        if not isinstance(optimizer, ScaffoldConfig | FedDynConfig):
+            return
+        name = optimizer.type
+        if (aggregation.weighting, aggregation.averaging) != ("uniform", "mean"):
+            rule = f"{name} needs weighting uniform and averaging mean"
+            got = f"{aggregation.weighting} and {aggregation.averaging}"
+            raise ValueError(f"aggregation.server_optimizer: {rule}, got {got}")
+        needs = f"with server_optimizer {name}"
+        if training.proximal_mu > 0:
+            raise ValueError(f"training.proximal_mu must be 0 {needs}, got {training.proximal_mu}")
+        if isinstance(optimizer, FedDynConfig):
+            return
+        if not isinstance(training.optimizer, SGDConfig) or training.optimizer.momentum > 0:
+            got = training.optimizer.model_dump_json()
+            raise ValueError(f"training.optimizer must be sgd without momentum {needs}, got {got}")
+        if training.local_steps is None:
+            raise ValueError(f"training.local_steps is required {needs}, since all must take as many, got None")
+
+    @property
+    def sums(self) -> tuple[str, ...]:
+        """Owners that have lost their state."""
+        return (LOST,)
+
+    @property
+    def most(self) -> Mapping[str, float]:
+        """Each owner is one."""
+        return {LOST: 1.0}
+
+    def encode(self, update: Update, state: State, rng: np.random.Generator) -> Update:
+        """Say whether this owner has lost its state."""
+        return replace(update, metrics={**update.metrics, LOST: float(state[IS_LOST][0])})
 
 
 def drift_of(config: RunConfig) -> Drift | None:

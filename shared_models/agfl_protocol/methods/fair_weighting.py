@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from agfl_protocol.config.run_config import RunConfig
+import numpy as np
+
+from agfl_protocol.config.optimizer_config import FedExPConfig
 from agfl_protocol.messages.header import RESOLUTION, as_it_travels
+from agfl_protocol.methods.method import Method, Round, State
 from agfl_protocol.update import Total, Update
+
+if TYPE_CHECKING:
+    from agfl_protocol.config.run_config import RunConfig
 
 CURVATURE = "fairness/curvature"
 MIN_WEIGHT = 1 / 16  # of the largest: else a sum could be made the update of the one owner with the largest loss
 
 
 @dataclass(frozen=True)
-class FairWeighting:
+class FairWeighting(Method):
     """q-FedAvg: Li et al. 2020, arXiv:1905.10497, Algorithm 2, in place of `Weighting`.
 
     With F_i = loss / max_loss, at most 1, the server steps along sum(F_i^q delta_i) / sum(F_i^q + q L F_i^(q-1)
@@ -22,17 +29,37 @@ class FairWeighting:
     no less than that of weight `MIN_WEIGHT`.
     """
 
+    name = "fair_weighting"
     q: float
     lipschitz: float
     max_loss: float
 
-    @staticmethod
-    def of(config: RunConfig) -> FairWeighting:
-        """Return the weighting that the run configuration names."""
-        aggregation = config.aggregation
-        return FairWeighting(aggregation.fairness_q, 1 / config.training.optimizer.lr, aggregation.max_loss)
+    @classmethod
+    def of(cls, round_: Round) -> FairWeighting | None:
+        """By the loss."""
+        aggregation = round_.config.aggregation
+        if aggregation.weighting != "loss":
+            return None
+        return FairWeighting(aggregation.fairness_q, 1 / round_.config.training.optimizer.lr, aggregation.max_loss)
 
-    def encode(self, update: Update) -> Update:
+    @staticmethod
+    def refuse_misfit(config: RunConfig) -> None:
+        """Its sum is a step already, which no other rule can make a mean of."""
+        aggregation = config.aggregation
+        refuse_without(config, "loss", "fairness_q", "max_loss")
+        if aggregation.weighting != "loss":
+            return
+        if aggregation.averaging != "mean" or isinstance(aggregation.server_optimizer, FedExPConfig):
+            got = f"{aggregation.averaging} and {aggregation.server_optimizer.type}"
+            rule = "loss needs averaging mean and another server_optimizer than fedexp"
+            raise ValueError(f"aggregation.weighting: {rule}, got {got}")
+
+    @property
+    def sums(self) -> tuple[str, ...]:
+        """What the denominator has beside the weight."""
+        return (CURVATURE,)
+
+    def encode(self, update: Update, state: State, rng: np.random.Generator) -> Update:
         """Scale the gain by F_i^q; add the metric `fairness/curvature`, the other summand of the denominator."""
         least = max(MIN_WEIGHT ** (1 / self.q), 1 / RESOLUTION) if self.q > 0 else 1.0
         share = min(max(update.loss / self.max_loss, least), 1.0)
@@ -41,7 +68,17 @@ class FairWeighting:
         metrics = {**update.metrics, CURVATURE: curvature}
         return replace(update, gain=update.gain * weight, weight=weight, metrics=metrics)
 
-    def decode(self, total: Total) -> Total:
+    def decode(self, total: Total, state: State) -> tuple[Total, State]:
         """Turn the sum into the step."""
         denominator = total.weight + total.metrics[CURVATURE]
-        return replace(total, delta=total.delta / total.delta.dtype.type(denominator))
+        return replace(total, delta=total.delta / total.delta.dtype.type(denominator)), state
+
+
+def refuse_without(config: RunConfig, weighting: str, *fields: str) -> None:
+    """Raise ValueError where a field of `aggregation` is set that only another weighting reads."""
+    aggregation = config.aggregation
+    for field in fields:
+        value = getattr(aggregation, field)
+        if value != type(aggregation).model_fields[field].default and aggregation.weighting != weighting:
+            got = f"{value} with weighting {aggregation.weighting}"
+            raise ValueError(f"aggregation.{field}: needs weighting {weighting}, got {got}")

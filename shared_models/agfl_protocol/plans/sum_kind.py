@@ -7,9 +7,12 @@ less with each pair of sums. Exact sums subtract to the last bit, hence they are
 from __future__ import annotations
 
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from agfl_protocol.config.optimizer_config import PortfolioConfig
-from agfl_protocol.config.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from agfl_protocol.config.run_config import RunConfig
 
 MAX_SAMPLED_EXAMPLES = 512  # of a sum that any owners may be in, unless an owner's policy says another number
 

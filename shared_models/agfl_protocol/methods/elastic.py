@@ -1,0 +1,149 @@
+"""Elastic models: a ring's step is the mean of those who train it, shrunk by how few they are.
+
+Everybody sends the whole vector, with zeros where nothing was trained, so no vector tells by its length what device it
+came from. Legend: R rings, counted from 1 here; d parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agfl_models.errors import ImplausibleSum
+from agfl_models.huggingface.config import HuggingFaceConfig
+from agfl_protocol.config.optimizer_config import FedDynConfig, ScaffoldConfig
+from agfl_protocol.methods import ring_losses
+from agfl_protocol.methods.divergence import DIVERGED
+from agfl_protocol.methods.method import Method, Round, State
+from agfl_protocol.update import Total, Update
+
+if TYPE_CHECKING:
+    from agfl_protocol.config.run_config import RunConfig
+
+TIER, TRAINED = "tier", "trained"
+
+_TIER, _HOLDERS, _WEIGHT = "rings/tier_", "rings/holders_", "rings/weight_"
+
+
+def names(num_rings: int) -> tuple[str, ...]:
+    """Return the names of the sums that `Elastic.encode` adds."""
+    outer = range(2, num_rings + 1)
+    tiers = (_TIER + str(k) for k in range(1, num_rings + 1))
+    return (*tiers, *(_HOLDERS + str(k) for k in outer), *(_WEIGHT + str(k) for k in outer))
+
+
+@dataclass(frozen=True)
+class Elastic(Method):
+    """Comes after weighting. ring: uint8 (d,), from 0; shrinkage: lambda.
+
+    A posterior mean: the fewer owners a ring has been moved by, the less their mean is to be believed.
+    State of a client: `tier`: of this owner; `trained`: how many rings it trained. One that diverged is of its tier,
+    but trained no outer ring.
+    """
+
+    name = "elastic"
+    ring: NDArray[np.uint8]
+    num_rings: int
+    shrinkage: float
+
+    @classmethod
+    def of(cls, round_: Round) -> Elastic | None:
+        """Where the model is elastic."""
+        if round_.rings is None or round_.config.elastic is None:
+            return None
+        return Elastic(round_.rings.ring, round_.config.max_rings, round_.config.elastic.shrinkage)
+
+    @staticmethod
+    def refuse_misfit(config: RunConfig) -> None:
+        """Refuse what it cannot go with: a model that is not made of layers, owners' states, sums by group."""
+        if config.elastic is None:
+            return
+        if isinstance(config.model, HuggingFaceConfig):
+            raise ValueError("elastic: needs a model made of layers, got model.family huggingface")
+        optimizer = config.aggregation.server_optimizer
+        if isinstance(optimizer, ScaffoldConfig | FedDynConfig):
+            rule = "needs owners that keep no state"
+            raise ValueError(f"elastic: {rule}, got aggregation.server_optimizer {optimizer.type}")
+        if config.aggregation.group_rule != "mean":
+            raise ValueError(f"elastic: needs aggregation.group_rule mean, got {config.aggregation.group_rule}")
+        sizes = [config.narrowed_model(k).num_parameters() for k in range(1, config.max_rings + 1)]
+        if any(a >= b for a, b in pairwise(sizes)):
+            raise ValueError(f"elastic.widths: must make models of different size, got {sizes} parameters")
+
+    @property
+    def sums(self) -> tuple[str, ...]:
+        """Owners of each tier, and of each outer ring its owners and their weight."""
+        return names(self.num_rings)
+
+    @property
+    def eval_sums(self) -> tuple[str, ...]:
+        """The loss with each outer ring and without it."""
+        return ring_losses.names(self.num_rings)
+
+    @property
+    def most(self) -> Mapping[str, float]:
+        """Each owner is one, of weight 1 at most."""
+        return dict.fromkeys(self.sums, 1.0)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Of each ring from the second on: owners that trained it, and its gain."""
+        return tuple(f"rings/{what}_{k}" for k in range(2, self.num_rings + 1) for what in ("owners", "gain"))
+
+    def encode(self, update: Update, state: State, rng: np.random.Generator) -> Update:
+        """Add to the sum of which tier the owner is, which rings it trained, and its weight on each."""
+        metrics, tier = dict(update.metrics), int(state[TIER][0])
+        trained = 1 if metrics[DIVERGED] else int(state[TRAINED][0])
+        for k in range(1, self.num_rings + 1):
+            metrics[_TIER + str(k)] = float(tier == k)
+        for k in range(2, self.num_rings + 1):
+            holds = float(trained >= k)
+            metrics |= {_HOLDERS + str(k): holds, _WEIGHT + str(k): holds * update.weight}
+        return replace(update, metrics=metrics)
+
+    def decode(self, total: Total, state: State) -> tuple[Total, State]:
+        """Scale each ring's sum so that division by the whole weight W makes it sum / (C + lambda (W - C))."""
+        covered = [total.weight, *(total.metrics[_WEIGHT + str(k)] for k in range(2, self.num_rings + 1))]
+        factors = [total.weight / (c + self.shrinkage * (total.weight - c)) if c else 0.0 for c in covered]
+        return replace(total, delta=total.delta * np.array(factors, total.delta.dtype)[self.ring]), state
+
+    def check(self, total: Total) -> None:
+        """Each client is of one tier."""
+        owners = sum(total.metrics[_TIER + str(k)] for k in range(1, self.num_rings + 1))
+        if owners != total.count:
+            raise ImplausibleSum(f"rings: tiers must add up to {total.count} clients, got {owners:g}")
+
+    def row(self, mean: Total) -> Mapping[str, float]:
+        """How many owners trained each ring."""
+        owners = holders(mean.metrics, self.num_rings)
+        return {f"rings/owners_{k}": count for k, count in enumerate(owners, start=2)}
+
+    def eval_row(self, sums: Mapping[str, float]) -> Mapping[str, float | None]:
+        """What each ring is worth."""
+        found = ring_losses.ring_losses(sums, self.num_rings)
+        return {f"rings/gain_{k}": None if loss is None else loss.gain for k, loss in enumerate(found, start=2)}
+
+
+def tiers(metrics: Mapping[str, float], num_rings: int) -> list[int]:
+    """Return how many owners in the sum are of each tier, the narrowest first."""
+    return [round(metrics[_TIER + str(k)]) for k in range(1, num_rings + 1)]
+
+
+def holders(metrics: Mapping[str, float], num_rings: int) -> list[int]:
+    """Return how many owners trained each ring from the second on."""
+    return [round(metrics[_HOLDERS + str(k)]) for k in range(2, num_rings + 1)]
+
+
+def count_opened(metrics: Mapping[str, float], num_rings: int, min_cohort: int) -> int:
+    """Return how many rings, from the first on, at least `min_cohort` owners trained; the first all did."""
+    opened = 1
+    for count in holders(metrics, num_rings):
+        if count < min_cohort:
+            break
+        opened += 1
+    return opened
