@@ -156,7 +156,7 @@ def test_a_loss_beyond_the_bound_counts_as_the_bound() -> None:
         ),
         (
             ("weighting=loss", "averaging=normalized"),
-            r"\.weighting: loss needs averaging mean and another server_optimizer than fedexp, got normalized and nesterov",
+            "loss needs averaging mean and another server_optimizer than fedexp, got normalized and nesterov",
         ),
         *(
             (

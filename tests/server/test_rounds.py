@@ -39,7 +39,7 @@ from agfl_server.app import build_aggregator, run_federation
 from agfl_server.methods.optimizers import Momentum, build_optimizer
 from agfl_server.methods.server_optimizer import OptimizerState
 from agfl_server.rounds.attempts import Parties
-from agfl_server.rounds.cohort_sums import DivergedError, Federation, sum_of_cohort
+from agfl_server.rounds.cohort_sums import DivergedError, Federation, sum_of_cohort, sum_of_round
 from agfl_server.rounds.journal import Journal, Records
 from agfl_server.rounds.loop import train_round
 from agfl_server.rounds.observer import Observer
@@ -104,7 +104,7 @@ def start(
         journal=journal,
         plan=Plan.of(config, RUN_ID, ["owner-00", BAD], min_cohort),
     )
-    return Federation(parties, config.build_task(), layout, optimizer), state, observer
+    return Federation(parties, config.build_task(), layout, optimizer, sum_of_round), state, observer
 
 
 def altered(change: Callable[[wire.RoundReply], wire.RoundReply]) -> Fault:

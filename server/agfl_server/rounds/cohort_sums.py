@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from agfl_models.tasks.task import AnyTask
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages import wire
 from agfl_protocol.methods.divergence import DIVERGED
-from agfl_protocol.methods.method import Method, States
+from agfl_protocol.methods.method import Method, State, States
 from agfl_protocol.plans.groups import Names
 from agfl_protocol.plans.sum_kind import MAX_SAMPLED_EXAMPLES, Kind, kind_of
 from agfl_protocol.secagg.lanes import Lanes
@@ -32,13 +33,19 @@ class DivergedError(ImplausibleSum):
 
 @dataclass(frozen=True)
 class Federation:
-    """The fixed parts of a run; what changes from round to round is `ServerState`. rings: of an elastic model."""
+    """The fixed parts of a run; what changes from round to round is `ServerState`.
+
+    sum_up: how a round's updates become what the optimizer steps by. after_round: what methods do with the state after
+    a round, beside the step. rings: of an elastic model.
+    """
 
     parties: Parties
     task: AnyTask
     layout: Layout
     optimizer: ServerOptimizer
+    sum_up: SumUp
     methods: tuple[Method, ...] = ()
+    after_round: tuple[AfterRound, ...] = ()
     rings: Rings | None = None
 
 
@@ -58,6 +65,26 @@ class RoundSum:
     row: Row
     trained: float | None
     evaluated: float | None
+
+    def state_of(self, method: Method) -> State:
+        """Return a method's state after the sum."""
+        return self.methods.get(method.name, {})
+
+
+class SumUp(Protocol):
+    """Asks a cohort and sums what it answers."""
+
+    def __call__(
+        self, federation: Federation, state: ServerState, *, train: bool, evaluate: bool, full: bool = False
+    ) -> RoundSum:
+        """Return the sum; raises RoundError where too few have one."""
+
+
+class AfterRound(Protocol):
+    """What a method does with the state after a round."""
+
+    def __call__(self, state: ServerState, found: RoundSum, loss: float | None) -> ServerState:
+        """Return the state as it goes on; loss: on validation text, where the round evaluated."""
 
 
 def sum_of_round(

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
+from agfl_models.model.rings import Rings
+from agfl_protocol.methods.drift import drift_of
 from agfl_protocol.methods.method import Round
 from agfl_protocol.methods.registry import methods_of
+from agfl_server.aggregation.group_rule import sum_of_groups
+from agfl_server.methods.next_rings import NextRings
 from agfl_server.methods.optimizers import build_optimizer
+from agfl_server.methods.owner_states import UsedExchanges
 from agfl_server.methods.per_ring import PerRing
+from agfl_server.methods.server_optimizer import ServerOptimizer
 from agfl_server.rounds.attempts import Parties
-from agfl_server.rounds.cohort_sums import Federation
+from agfl_server.rounds.cohort_sums import AfterRound, Federation, sum_of_round
 from agfl_server.rounds.observer import Row
 from agfl_server.rounds.state import ServerState, initial_state
 from agfl_server.run.run_folder import RunFolder
@@ -37,5 +44,22 @@ def open_run(
         folder.save(config, state, [])
     else:
         state = folder.resume(config)
-    methods = methods_of(Round(config, rings=rings))
-    return Federation(parties, config.build_task(), layout, optimizer, methods, rings), state
+    federation = Federation(
+        parties,
+        config.build_task(),
+        layout,
+        optimizer,
+        sum_of_groups if parties.plan.is_by_group else sum_of_round,
+        methods_of(Round(config, rings=rings)),
+        tuple(_after_round(parties, rings, optimizer)),
+        rings,
+    )
+    return federation, state
+
+
+def _after_round(parties: Parties, rings: Rings | None, optimizer: ServerOptimizer) -> Iterator[AfterRound]:
+    config = parties.config
+    if drift_of(config) is not None:
+        yield UsedExchanges(parties.observer)
+    if rings is not None and config.elastic is not None:
+        yield NextRings(config.elastic, rings, optimizer, parties.min_cohort, parties.observer)

@@ -1,0 +1,37 @@
+"""Elastic models after a round: which rings the next one trains, and a ring that is closed is as before it opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from agfl_models.model.rings import Rings
+from agfl_protocol.config.elastic_config import ElasticConfig
+from agfl_server.methods.per_ring import without_ring
+from agfl_server.methods.ring_plan import after_round
+from agfl_server.methods.server_optimizer import ServerOptimizer
+from agfl_server.rounds.cohort_sums import RoundSum
+from agfl_server.rounds.observer import Observer
+from agfl_server.rounds.state import ServerState
+
+
+@dataclass(frozen=True)
+class NextRings:
+    """Plans the rings of an elastic model."""
+
+    config: ElasticConfig
+    rings: Rings
+    optimizer: ServerOptimizer
+    min_cohort: int
+    observer: Observer
+
+    def __call__(self, state: ServerState, found: RoundSum, loss: float | None) -> ServerState:
+        """Return the state with the rings of the next round; loss: on validation text, where the round evaluated."""
+        before = state.rings
+        assert before is not None, "of an elastic model"
+        rings = after_round(before, self.config, found.mean.metrics, loss, self.min_cohort)
+        if (rings.open, rings.by_tier) != (before.open, before.by_tier):
+            self.observer.rings_planned(rings.open, [self.config.widths[k - 1] for k in rings.by_tier])
+        if rings.open >= before.open:
+            return replace(state, rings=rings)
+        model, optimizer = without_ring(before.open, self.rings, self.optimizer, state.model, state.optimizer)
+        return replace(state, rings=rings, model=model, optimizer=optimizer)
