@@ -148,5 +148,7 @@ def test_a_node_says_what_it_read_before_it_calls_anybody(tmp_path: Path) -> Non
     assert "127.0.0.1:1" in lines[-1]
     assert not any("127.0.0.1:1" in line for line in lines[:place])
     refused = _run(*arguments, str(tmp_path / "text.parquet"))
-    assert refused.stderr.splitlines()[-1].startswith(f"error: data: {tmp_path / 'text.parquet'}: Parquet and Arrow")
+    assert refused.stderr.splitlines()[-1].startswith(
+        f"error: data: {tmp_path / 'text.parquet'}: must be whole Parquet"
+    )
     assert "127.0.0.1" not in refused.stderr

@@ -178,9 +178,15 @@ REFUSALS: list[tuple[str, str, type[Row], str]] = [
     ("x.tsv", "source\ttarget\n\t\n", TranslationRow, "must hold at least one row with source and target, got none"),
     ("x.tsv", "a\ta\n1\t2\n", TranslationRow, "line 1: must name each column once, got 'a\\ta'"),
     ("x.tsv", "en\tde\n1\t2\n", TranslationRow, "line 2: must have a column 'source', got 'en', 'de'"),
-    ("x.txt", "hello", TranslationRow, "must be a .jsonl, .csv, .tsv or .json file with source and target, "),
-    ("x.json", "[1, 2]", QuestionRow, "line 1: must be a JSON object, got '[1, 2]'"),
-    ("x.json", "[\n1]", QuestionRow, "must be SQuAD (data, paragraphs, qas) or one JSON object a line, got list"),
+    (
+        "x.txt",
+        "hello",
+        TranslationRow,
+        "must be a .jsonl, .csv, .tsv, .parquet, .arrow or .json file with source and target, ",
+    ),
+    ("x.json", "[1, 2]", QuestionRow, "item 1: must be a JSON object, got '1'"),
+    ("x.json", "[\n{}]", QuestionRow, "item 1: must have a column 'context', got none"),
+    ("x.json", "[{}", QuestionRow, "file: must be a JSON object, got '[{}'"),
     (
         "x.json",
         '{\n"rows": []}',
@@ -285,7 +291,7 @@ def test_bad_file_in_a_folder_is_named_itself(tmp_path: Path) -> None:
 def test_folder_holds_text_alone(tmp_path: Path) -> None:
     assert refusal(tmp_path, TextRow) == "must hold at least one row with text, got none"
     (tmp_path / "a.txt").write_text("text")
-    rule = "must be a .jsonl, .csv, .tsv or .json file with document and summary, got '.txt'"
+    rule = "must be a .jsonl, .csv, .tsv, .parquet, .arrow or .json file with document and summary, got '.txt'"
     assert refusal(tmp_path, SummaryRow) == f"data: {tmp_path / 'a.txt'}: {rule}"
 
 
@@ -317,7 +323,7 @@ def test_columns_that_are_not_there_are_named(tmp_path: Path, name: str, columns
 @pytest.mark.parametrize(("name", "content"), [("x.txt", "text"), ("x.json", squad(""))])
 def test_columns_of_a_file_without_columns_are_refused(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
-    rule = f"data: columns: can name those of .jsonl, .csv and .tsv files only, got {tmp_path / name}"
+    rule = f"data: columns: can name those of .jsonl, .csv, .tsv, .parquet, .arrow files only, got {tmp_path / name}"
     schema = TextRow if name == "x.txt" else QuestionRow
     assert refusal(tmp_path / name, schema, {next(iter(schema.model_fields)): "x"}) == rule
 

@@ -11,6 +11,7 @@ from itertools import combinations_with_replacement
 from typing import NamedTuple
 
 from agfl_models.errors import DataError
+from agfl_models.reading.kinds import is_html, magic_of
 
 # Longer ones first: UTF-32's mark begins as UTF-16's does.
 _MARKS = (
@@ -20,29 +21,6 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-_KINDS = (  # what files of other programs begin with
-    (b"PAR1", "Parquet, which is not read yet"),
-    (b"ARROW1", "Arrow, which is not read yet"),
-    (b"FEA1", "Feather, which is not read yet"),
-    (b"PK\x03\x04", "a zip archive or an Office document"),
-    (b"\xd0\xcf\x11\xe0", "an Office document"),
-    (b"%PDF-", "PDF"),
-    (b"{\\rtf", "RTF"),
-    (b"\x1f\x8b", "gzip in gzip"),
-    (b"BZh", "bzip2"),
-    (b"\xfd7zXZ", "xz"),
-    (b"(\xb5/\xfd", "Zstandard"),
-    (b"7z\xbc\xaf", "a 7z archive"),
-    (b"Rar!", "a RAR archive"),
-    (b"SQLite format 3", "an SQLite database"),
-    (b"\x89PNG", "a picture"),
-    (b"\xff\xd8\xff", "a picture"),
-    (b"GIF8", "a picture"),
-    (b"\x93NUMPY", "a NumPy array"),
-    (b"\x7fELF", "a program"),
-    (b"version https://git-lfs", "a pointer of Git LFS to the file; fetch that with git lfs pull"),
-)
-_ALWAYS = (b"%PDF-", b"{\\rtf", b"version https://git-lfs")  # of ASCII throughout, and yet no text
 # Letters beyond ASCII of the languages that Windows-1252 was made for: those of one, or of two of the first ones. Text
 # in another 8-bit encoding is full of combinations that none of them has: Czech reads "pøíliš žluouèký", Russian
 # "äîì", Turkish "güneþ doðdu", Latvian "meþu Rîgâ", Croatian "Kuæa je èista".
@@ -89,15 +67,21 @@ def decode(content: bytes, where: str) -> Decoded:
     """Return the text of a whole file; `where` begins the message of an error.
 
     Raises:
-        DataError: it is no text, or in another encoding, which the message names.
+        DataError: it is no text, a web page, or in another encoding, which the message names.
     """
+    decoded = _decoded(content, where)
+    if is_html(decoded.text):
+        raise DataError(f"{where}: must be text, seems to be an HTML page; save what it says as plain text")
+    return decoded
+
+
+def _decoded(content: bytes, where: str) -> Decoded:
     for mark, encoding in _MARKS:
         if content.startswith(mark):
             return Decoded(_plain(_strict(content[len(mark) :], encoding, where)), encoding.removesuffix("-sig"))
     has_nul = b"\0" in content
-    for magic, kind in _KINDS:
-        if content.startswith(magic) and (has_nul or magic in _ALWAYS or not magic.isascii() or not _is_utf8(content)):
-            raise DataError(f"{where}: must be text, seems to be {kind}")
+    if (known := magic_of(content)) and (has_nul or known[1] or not _is_utf8(content)):
+        raise DataError(f"{where}: must be text, seems to be {known[0]}")
     if has_nul:
         unmarked = _utf16_without_mark(content)
         if unmarked is None:

@@ -2,7 +2,8 @@
 
 .jsonl          one JSON object a line, with named columns
 .csv, .tsv      columns between commas (or semicolons, or tabs), named by the first line
-.json           as .jsonl, or SQuAD: data, paragraphs, qas
+.json           as .jsonl, or a list of such objects, or SQuAD: data, paragraphs, qas
+.parquet        typed columns; so are .arrow (.feather) and folders that `datasets` saved
 .txt            plain text, documents between blank lines; in a folder each file is a document
 Each may be packed (.gz); a folder holds any of them; `reading` has the details.
 """
@@ -18,17 +19,22 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from agfl_models.errors import ConfigError, DataError, NoRows
+from agfl_models.reading.contents import Wanted
 from agfl_models.reading.files import DataFile, Format, list_files
 from agfl_models.reading.formats import read_file
 from agfl_models.reading.survey import Survey
 from agfl_models.validation import first_problem, nearest
 
 JSONL_SUFFIX = Format.JSONL.value
+_COLUMNS = ".jsonl, .csv, .tsv, .parquet, .arrow"
+_MISSING = object()
 
 
 def _encodable(text: str) -> str:
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("must be text that UTF-8 can hold, got half a surrogate pair")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("must be text that UTF-8 can hold, got half a surrogate pair") from None
     return text
 
 
@@ -144,25 +150,33 @@ def _rows_of(
 ) -> list[RowT]:
     if file.format is Format.TEXT and schema is not TextRow:
         raise DataError(
-            f"data: {file.path}: must be a .jsonl, .csv, .tsv or .json file with "
+            f"data: {file.path}: must be a {_COLUMNS} or .json file with "
             f"{' and '.join(_required(schema))}, got {file.format.value!r}"
         )
-    contents = read_file(file, is_document=is_document)
-    if columns and not contents.has_columns:
-        raise DataError(f"data: columns: can name those of .jsonl, .csv and .tsv files only, got {file.path}")
-    survey.add(file.path, contents)
-    return [_row(schema, file.path, place, record, columns, survey) for place, record in contents.records]
+    wanted = {
+        columns.get(name, name): Wanted(is_text=field.annotation is str, is_required=field.is_required())
+        for name, field in schema.model_fields.items()
+    }
+    rows = list[RowT]()
+    for i, contents in enumerate(read_file(file, wanted, is_document=is_document)):
+        if columns and not contents.has_columns:
+            raise DataError(f"data: columns: can name those of {_COLUMNS} files only, got {file.path}")
+        survey.add(file.path, contents, is_new=i == 0)
+        rows += [_row(schema, file.path, place, record, columns, survey) for place, record in contents.records]
+    return rows
 
 
 def _row(schema: type[RowT], path: Path, place: str, record: Any, columns: Mapping[str, str], survey: Survey) -> RowT:
     where = f"data: {path}: {place}"
     if not isinstance(record, dict):
         raise DataError(f"{where}: must be a JSON object, got {str(record)[:40]!r}")
-    named = {field: columns.get(field, field) for field in schema.model_fields}
-    for field, column in named.items():
-        if column not in record and schema.model_fields[field].is_required():
+    content = {}
+    for field, rule in schema.model_fields.items():
+        column = columns.get(field, field)
+        if (value := _value(record, column)) is not _MISSING:
+            content[field] = value
+        elif rule.is_required():
             raise DataError(f"{where}: must have a column {column!r}, got {', '.join(map(repr, record)) or 'none'}")
-    content = {field: record[column] for field, column in named.items() if column in record}
     try:
         row = schema.model_validate(content)
     except ValidationError as error:
@@ -170,3 +184,15 @@ def _row(schema: type[RowT], path: Path, place: str, record: Any, columns: Mappi
     if change := row.changed(content):
         survey.changes[change] += 1
     return row
+
+
+def _value(record: dict[str, Any], column: str) -> Any:
+    """Return what a record has in a column, or in a place in one: translation.en."""
+    if column in record:
+        return record[column]
+    found: Any = record
+    for name in column.split("."):
+        if not isinstance(found, dict) or name not in found:
+            return None if found is None else _MISSING
+        found = found[name]
+    return found

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from agfl_models.errors import DataError
 from agfl_models.files.folder_kinds import folder_hint
+from agfl_models.reading.dataset_folders import check_shards, dataset_files, is_dataset
 
 
 class Format(Enum):
@@ -21,23 +22,31 @@ class Format(Enum):
     CSV = ".csv"
     TSV = ".tsv"
     TEXT = ".txt"
+    PARQUET = ".parquet"
+    ARROW = ".arrow"
 
 
+TABLES = frozenset((Format.PARQUET, Format.ARROW))  # of typed columns, in parts; all others are text
 _FORMATS = {form.value: form for form in Format} | {
     ".ndjson": Format.JSONL,
     ".jsonlines": Format.JSONL,
     ".tab": Format.TSV,
     ".text": Format.TEXT,
+    ".pq": Format.PARQUET,
+    ".feather": Format.ARROW,
+    ".ipc": Format.ARROW,
+    ".arrows": Format.ARROW,
 }
 _GZIP = ".gz"
-_NOT_YET = frozenset((".parquet", ".pq", ".arrow", ".feather", ".ipc"))
 _PACKED = frozenset((".zip", ".bz2", ".xz", ".lzma", ".zst", ".lz4", ".tar", ".tgz", ".7z", ".rar"))
 # What systems and editors put beside a person's files, without showing it or without asking.
 _UNSEEN = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "__pycache__", "lost+found"))
 _UNSEEN |= {"$recycle.bin", "system volume information", "icon\r"}
+_UNSEEN |= {"_success", "_metadata", "_common_metadata"}  # of Spark
 # What people put there about the files; named, and no reason to stop.
 _ABOUT = frozenset(("readme", "license", "licence", "notice", "copying", "authors", "changelog", "citation"))
-READ = "a .jsonl, .csv, .tsv, .txt or .json file, or .gz of one"
+READ = "a .jsonl, .csv, .tsv, .txt, .json, .parquet or .arrow file, or .gz of one"
+_OLDEST_PYARROW = 21  # those before 14.0.1 ran code that a file brought along
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,8 @@ def data_file(path: Path) -> DataFile:
         rule = f"must be named for what it holds, got {inner!r} and {suffix!r}"  # as Windows does, which hides the last
         raise DataError(f"data: {path}: {rule}")
     _refuse_special(path)
+    if _FORMATS[suffix] in TABLES:
+        _refuse_without_pyarrow(path)
     return DataFile(path, _FORMATS[suffix], unicodedata.normalize("NFC", stem), is_gzip)
 
 
@@ -97,6 +108,7 @@ def list_files(path: Path) -> Listing:
     _refuse_other_folder(path)
     found: list[Path] = []
     _walk(path, found, set())
+    check_shards(found)
     left_out = [file for file in found if _is_about(file)]
     once = {os.path.realpath(file): file for file in sorted(set(found) - set(left_out), reverse=True)}
     return Listing(tuple(data_file(file) for file in sorted(once.values())), tuple(sorted(left_out)))
@@ -111,6 +123,8 @@ def list_owners(folder: Path) -> tuple[dict[str, Path], tuple[Path, ...]]:
         DataError: as `list_files`, and two owners have one NAME.
     """
     _refuse_other_folder(folder)
+    if is_dataset(folder):
+        raise DataError(f"data.path: {folder}: must be a folder of owners, got what `datasets` saved of one")
     owners: dict[str, Path] = {}
     left_out = []
     for path in sorted(_entries(folder)):
@@ -142,6 +156,9 @@ def _walk(folder: Path, found: list[Path], above: set[str]) -> None:
     real = os.path.realpath(folder)
     if real in above:
         return  # a link to a folder that it stands in
+    if is_dataset(folder):
+        found += dataset_files(folder)
+        return
     for entry in sorted(_entries(folder)):
         if _is_folder(entry):
             _walk(entry, found, above | {real})
@@ -178,6 +195,17 @@ def _refuse_special(path: Path) -> None:
         raise DataError(f"data: {path}: cannot be read: {error.strerror}") from None
 
 
+def _refuse_without_pyarrow(path: Path) -> None:
+    try:
+        import pyarrow
+    except ImportError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"data: {path}: needs the extra `data` (pip install 'agfl[data]'): {reason}") from None
+    if int(pyarrow.__version__.split(".")[0]) < _OLDEST_PYARROW:
+        rule = f"needs pyarrow {_OLDEST_PYARROW} or newer (pip install 'agfl[data]')"
+        raise DataError(f"data: {path}: {rule}, got {pyarrow.__version__}")
+
+
 def _split(name: str) -> tuple[str, str]:
     """Return ("a.b", ".c") of "a.b.C ", as Windows takes names; a name that only begins with a dot has no suffix."""
     stem, dot, suffix = name.rstrip(" ").rpartition(".")
@@ -187,12 +215,12 @@ def _split(name: str) -> tuple[str, str]:
 def _is_about(path: Path) -> bool:
     stem, suffix = _split(path.name)
     is_text = _FORMATS.get(suffix) is Format.TEXT or suffix not in _FORMATS
+    if path.name.lower() == "dataset_infos.json":  # as older folders of a hub have it
+        return True
     return stem.lower() in _ABOUT and is_text and suffix != _GZIP and not _is_folder(path)
 
 
 def _rule(suffix: str, is_gzip: bool) -> str:
-    if suffix in _NOT_YET:
-        return f"Parquet and Arrow are not read yet; write it as .jsonl or .csv, got {suffix!r}"
     if suffix in _PACKED:
         return f"must be {READ}; unpack it first, got {suffix!r}"
     got = repr(suffix) if suffix else "no suffix"

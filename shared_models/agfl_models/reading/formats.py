@@ -3,48 +3,47 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import re
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from agfl_models.errors import DataError
+from agfl_models.reading.contents import Contents, Record, Wanted
 from agfl_models.reading.encodings import decode
-from agfl_models.reading.files import DataFile, Format
+from agfl_models.reading.files import TABLES, DataFile, Format
+from agfl_models.reading.kinds import GZIP
+from agfl_models.reading.memory import Budget
+from agfl_models.reading.packed import unpack
 from agfl_models.reading.squad import squad_records
 
-Record = tuple[str, Any]  # where in the file it stands, and what should be a mapping of columns
-_GZIP_MAGIC = b"\x1f\x8b"
+_TEXT = 2  # bytes that a byte of text takes at least until it is rows
 _DELIMITERS = (",", ";", "\t", "|")
 csv.field_size_limit(2**31 - 1)  # a cell may hold a whole document; the usual 128 kB are no limit of ours
 
 
-@dataclass(frozen=True)
-class Contents:
-    """What a file holds; has_columns: whether a person can say what they are called; characters: of the whole file."""
-
-    records: list[Record]
-    columns: tuple[str, ...]
-    has_columns: bool
-    encoding: str
-    characters: int
-
-
-def read_file(file: DataFile, *, is_document: bool) -> Contents:
-    """Return what a file holds, or nothing of it.
+def read_file(file: DataFile, wanted: Mapping[str, Wanted] | None = None, *, is_document: bool) -> Iterator[Contents]:
+    """Yield what a file holds: a text at once or nothing of it, a table in parts.
 
     Args:
         file: as `list_files` found it.
+        wanted: columns that the records of a table shall have; they have no others.
         is_document: a plain text is one document; otherwise blank lines divide it.
 
     Raises:
         DataError: names the file, the place, the rule and the value.
     """
+    if file.format in TABLES:
+        from agfl_models.reading.tables import read_table  # where it is used: only a table needs pyarrow
+
+        yield from read_table(file, wanted or {})
+    else:
+        yield _read_text(file, is_document=is_document)
+
+
+def _read_text(file: DataFile, *, is_document: bool) -> Contents:
     path = file.path
     text, encoding = decode(_bytes(file), f"data: {path}")
     has_columns = file.format is not Format.TEXT
@@ -56,6 +55,8 @@ def read_file(file: DataFile, *, is_document: bool) -> Contents:
         case Format.TEXT:
             documents = [text] if is_document else re.split(r"\n\s*\n", text)
             records = [(f"document {i}", {"text": one}) for i, one in enumerate(documents, 1) if one.strip()]
+        case Format.JSON if text.lstrip().startswith("["):
+            records = [(f"item {i}", record) for i, record in enumerate(_json(path, "file", text), 1)]
         case Format.JSON if not _is_json_lines(text):
             records, has_columns = list(squad_records(path, _json(path, "file", text))), False
         case _:
@@ -64,22 +65,22 @@ def read_file(file: DataFile, *, is_document: bool) -> Contents:
     for _, record in records:
         if isinstance(record, dict):
             columns |= dict.fromkeys(map(str, record))
-    return Contents(records, tuple(columns), has_columns, encoding, len(text))
+    return Contents(records, len(records), tuple(columns), has_columns, encoding, len(text))
 
 
 def _bytes(file: DataFile) -> bytes:
+    budget = Budget(file.path)
     try:
-        content = file.path.read_bytes()
+        with file.path.open("rb") as opened:
+            start = opened.read(8)
+        if not start.startswith(GZIP) and file.is_gzip:
+            raise DataError(f"data: {file.path}: must be gzip as its name says, got {start!r} at its beginning")
+        budget.take(_TEXT * file.path.stat().st_size)
+        if start.startswith(GZIP):
+            return unpack(file.path, budget.free // _TEXT, "must be unpacked in half of the memory that is free")
+        return file.path.read_bytes()
     except OSError as error:
         raise DataError(f"data: {file.path}: cannot be read: {error.strerror}") from None
-    if not content.startswith(_GZIP_MAGIC):
-        if file.is_gzip:
-            raise DataError(f"data: {file.path}: must be gzip as its name says, got {content[:8]!r} at its beginning")
-        return content
-    try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"data: {file.path}: must be whole gzip, got a broken one: {error}") from None
 
 
 def _is_json_lines(text: str) -> bool:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agfl_models.reading.contents import Contents
 from agfl_models.reading.files import list_files
-from agfl_models.reading.formats import Contents, read_file
+from agfl_models.reading.formats import read_file
 
 FEW_ROWS = 3
 TOO_FEW = "too few to learn from or to be judged by, and a model may repeat them word for word"
@@ -28,13 +29,14 @@ class Survey:
     encodings: dict[str, list[Path]] = field(default_factory=dict)
     changes: Counter[str] = field(default_factory=Counter)
 
-    def add(self, path: Path, contents: Contents) -> None:
-        """Count one more file."""
-        self.files += 1
-        self.rows += len(contents.records)
+    def add(self, path: Path, contents: Contents, *, is_new: bool = True) -> None:
+        """Count one more part of a file; is_new: it is the first one of it."""
+        self.rows += contents.rows
         self.characters += contents.characters
-        self.columns |= dict.fromkeys(contents.columns)
-        self.encodings.setdefault(contents.encoding, []).append(path)
+        if is_new:
+            self.files += 1
+            self.columns |= dict.fromkeys(contents.columns)
+            self.encodings.setdefault(contents.encoding, []).append(path)
 
     def add_all(self, other: Survey) -> None:
         """Count the files of another owner, too."""
@@ -85,7 +87,8 @@ def survey(path: Path) -> Survey:
     listing = list_files(path)
     found = Survey(path, listing.left_out)
     for file in listing.files:
-        found.add(file.path, read_file(file, is_document=path != file.path))
+        for i, part in enumerate(read_file(file, is_document=path != file.path)):
+            found.add(file.path, part, is_new=i == 0)
     return found
 
 
