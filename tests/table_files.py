@@ -59,9 +59,10 @@ def write_dataset(folder: Path, table: pa.Table) -> Path:
     half = (table.num_rows + 1) // 2
     for name, start in zip(names, (0, half), strict=True):
         write_stream(folder, table.slice(start, half), name)
-    state = {"_data_files": [{"filename": name} for name in names], "_fingerprint": "0", "_split": None}
+    state: dict[str, Any] = {"_data_files": [{"filename": name} for name in names], "_fingerprint": "0", "_split": None}
+    state |= {"_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False}
     (folder / "state.json").write_text(json.dumps(state))
-    (folder / "dataset_info.json").write_text(json.dumps({"features": {}}))
+    (folder / "dataset_info.json").write_text(json.dumps({"features": None}))
     return folder
 
 
