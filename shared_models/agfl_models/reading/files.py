@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agfl_models.errors import DataError
 from agfl_models.files.folder_kinds import folder_hint
-from agfl_models.reading.dataset_folders import check_shards, dataset_files, is_dataset
+from agfl_models.reading.arrow.dataset_folders import check_shards, dataset_files, is_dataset
 
 
 class Format(Enum):

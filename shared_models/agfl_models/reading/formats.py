@@ -36,7 +36,7 @@ def read_file(file: DataFile, wanted: Mapping[str, Wanted] | None = None, *, is_
         DataError: names the file, the place, the rule and the value.
     """
     if file.format in TABLES:
-        from agfl_models.reading.tables import read_table  # where it is used: only a table needs pyarrow
+        from agfl_models.reading.arrow.tables import read_table  # where it is used: only a table needs pyarrow
 
         yield from read_table(file, wanted or {})
     else:

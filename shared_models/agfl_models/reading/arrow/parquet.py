@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from agfl_models.reading.columns import longest
+from agfl_models.reading.arrow.columns import longest
 from agfl_models.reading.kinds import ENCRYPTED, PARQUET
 from agfl_models.reading.memory import ROW, Budget
 

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agfl_models.errors import DataError
-from agfl_models.reading.arrow_ipc import IpcTable
-from agfl_models.reading.columns import (
+from agfl_models.reading.arrow.columns import (
     array_at,
     characters,
     check_values,
@@ -21,6 +20,7 @@ from agfl_models.reading.columns import (
     is_scalar,
     values,
 )
+from agfl_models.reading.arrow.ipc import IpcTable
 from agfl_models.reading.contents import Contents, Record, Wanted
 from agfl_models.reading.files import DataFile, Format
 from agfl_models.reading.kinds import ARROW, GZIP, PARQUET, STREAM, kind_of
@@ -92,7 +92,7 @@ def _open(file: DataFile, budget: Budget) -> _Table:
     source = pyarrow.BufferReader(content) if is_packed else pyarrow.memory_map(os.fsencode(file.path))
     if file.format is Format.ARROW:
         return IpcTable.open(source, budget)
-    from agfl_models.reading.parquet import ParquetTable
+    from agfl_models.reading.arrow.parquet import ParquetTable
 
     return ParquetTable.open(source, budget)
 
