@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -58,3 +58,26 @@ def test_no_folder_of_the_product_is_a_heap() -> None:
     """A reader finds a file by its folder's name."""
     files = Counter(path.parent for path in PRODUCT if path.name != "__init__.py")
     assert {str(folder.relative_to(ROOT)): count for folder, count in files.items() if count > 15} == {}
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    """Not even within functions; what only the type checker reads does not count."""
+    modules = {
+        ".".join(path.with_suffix("").parts[len(ROOT.parts) + 1 :]).removesuffix(".__init__"): path for path in PRODUCT
+    }
+    graph = {name: set(_imports(ast.parse(path.read_text()).body, modules)) - {name} for name, path in modules.items()}
+    while leaves := {name for name, used in graph.items() if not used & graph.keys()}:
+        graph = {name: used for name, used in graph.items() if name not in leaves}
+    assert graph == {}
+
+
+def _imports(nodes: Iterable[ast.AST], modules: Container[str]) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            members = (f"{node.module}.{alias.name}" for alias in node.names)
+            names = [member if member in modules else node.module for member in members]
+        yield from (name for name in names if name in modules)
+        yield from _imports(ast.iter_child_nodes(node), modules)

@@ -57,6 +57,22 @@ each_layer_both_ways = pytest.mark.parametrize("config", BOTH_WAYS.values(), ids
 each_layer = pytest.mark.parametrize("config", LAYERS.values(), ids=LAYERS.keys())
 
 
+@each_layer
+def test_a_layer_says_what_it_lets_through(config: dict[str, Any]) -> None:
+    """Causal: nothing of a later position; a mixer: something of another one, which one to itself alone does not."""
+    layer, resolved = make_layer(config), resolve(config)
+    x_BTD = torch.randn(2, 9, WIDTH)
+
+    def moves(seen: int, looking: int) -> bool:
+        changed_BTD = x_BTD.clone()
+        changed_BTD[:, seen] = torch.randn(2, WIDTH)
+        before, after = (layer(x, None, memory(2))[:, looking] for x in (x_BTD, changed_BTD))
+        return not torch.allclose(before, after, atol=1e-6)
+
+    assert resolved.is_causal != moves(5, 4)
+    assert (resolved.is_mixer and config.get("window") != 1) == moves(3, 4)
+
+
 def make_layer(config: dict[str, Any]) -> Layer:
     torch.manual_seed(0)
     layer = build(resolve(config))

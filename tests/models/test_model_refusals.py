@@ -91,7 +91,8 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"vocab_size": 9, "dim": 8, "layers": [{"type": "attention", "causal": False}]},
-        "model: layers.0.causal: must be true under a language-model head, got false",
+        "model: layers.0: must be causal under a language-model head, where no position sees a later one, got "
+        "attention embed_dim=8 rope=True head_dim=8 num_heads=1 num_kv_heads=1 causal=False",
     ),
     (
         {"vocab_size": 9, "dim": 8, "head": {"tie": True}, "layers": [{"type": "ff"}]},
@@ -99,7 +100,8 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"vocab_size": 9, "dim": 8, "layers": [{"type": "rnn", "bidirectional": True}]},
-        "model: layers.0.bidirectional: must be false under a language-model head, got true",
+        "model: layers.0: must be causal under a language-model head, where no position sees a later one, got "
+        "rnn input_dim=8 hidden_dim=8 output_dim=8 cell=gru bidirectional=True",
     ),
     (
         {"dim": 8, "family": "encoder", "layers": [{"type": "attention", "causal": True}]},

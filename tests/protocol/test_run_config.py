@@ -170,7 +170,7 @@ def test_max_weight_is_one_round_of_steps_unless_given(run_config: MakeConfig) -
         ("aggregation.server_optimizer={type: auto, arms: [{lr: 1}, {type: fedavg}]}", r"arms\.0\.type: required, one"),
         ("model.vocab_size=100", "{file}: .*model.vocab_size must be 259 .*got 100"),
         ("model.layers.0.num_heads=3", r"layers.0: num_heads: must divide embed_dim \(16\), got 3"),
-        ("model.layers.0.causal=false", "layers.0.causal: must be true under a language-model head, got false"),
+        ("model.layers.0.causal=false", "layers.0: must be causal under a language-model head"),
     ],
 )
 def test_error_is_one_line_that_names_field_rule_and_value(

@@ -14,9 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 from agfl_models.errors import ConfigError
 from agfl_models.layers import LayerConfig
-from agfl_models.layers.attention import AttentionConfig
 from agfl_models.layers.feed_forward import FFConfig
-from agfl_models.layers.recurrent import RNNConfig
 from agfl_models.model.config import ModelConfig
 from agfl_models.model.stack_config import written_out
 from agfl_models.validation import nearest, validate
@@ -175,23 +173,13 @@ def _own_name(picks: Mapping[str, int]) -> str:
 
 def _with_mixers(stack: Sequence[LayerConfig], kinds: Sequence[Kind]) -> list[Stated]:
     turns = cycle(kinds)
-    return [_of_kind(next(turns), stack) if _is_mixer(layer) else _stated(layer) for layer in stack]
-
-
-def _is_mixer(layer: LayerConfig) -> bool:
-    return isinstance(layer, AttentionConfig | RNNConfig)
+    return [_of_kind(next(turns), stack) if layer.is_mixer else _stated(layer) for layer in stack]
 
 
 def _of_kind(kind: Kind, stack: Sequence[LayerConfig]) -> Stated:
     """Return a layer of a kind: the first one that the user's own stack has, or one with every default."""
     default: Stated = {"type": kind} if kind in ("attention", "ff") else {"type": "rnn", "cell": kind}
-    return next((_stated(layer) for layer in stack if _kind_of(layer) == kind), default)
-
-
-def _kind_of(layer: LayerConfig) -> str | None:
-    if isinstance(layer, RNNConfig):
-        return layer.cell
-    return layer.type if isinstance(layer, AttentionConfig | FFConfig) else None
+    return next((_stated(layer) for layer in stack if layer.kind == kind and not layer.needs_memory), default)
 
 
 def _stated(layer: LayerConfig) -> Stated:

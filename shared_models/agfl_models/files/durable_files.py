@@ -58,3 +58,9 @@ def _object(line: str, place: str, parse_int: Callable[[str], float]) -> dict[st
     if not isinstance(found, dict):
         raise CheckpointError(f"{place}: must be one JSON object, got {line[:80]!r}")
     return found
+
+
+def refuse_content(folder: Path) -> None:
+    """Raise CheckpointError unless a model that is written to `folder` would be all that is in it."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: must be a new or empty folder, got one with content")

@@ -32,7 +32,6 @@ __all__ = [
     "WEIGHTS_FILE",
     "SavedConfig",
     "load_model",
-    "refuse_content",
     "save_model",
 ]
 _BYTES = BytesTokenizerConfig()
@@ -113,12 +112,6 @@ def save_model(
         write_atomically(folder / CONFIG_FILE, description.encode("utf-8"))
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be written: {error.strerror}") from None
-
-
-def refuse_content(folder: Path) -> None:
-    """Raise CheckpointError unless a model that is written to `folder` would be all that is in it."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: must be a new or empty folder, got one with content")
 
 
 def load_model(path: Path) -> tuple[SequenceModel, SavedConfig]:

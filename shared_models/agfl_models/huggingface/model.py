@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from agfl_models.errors import CheckpointError, ConfigError
-from agfl_models.files.store import refuse_content
+from agfl_models.files.durable_files import refuse_content
 from agfl_models.huggingface.config import HuggingFaceConfig
 from agfl_models.huggingface.folder import PretrainedFolder
 from agfl_models.huggingface.loading import load, max_length

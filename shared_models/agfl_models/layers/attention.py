@@ -34,6 +34,16 @@ class AttentionConfig(DotProductConfig):
     causal: bool | None = None
     window: Length | None = None
 
+    @property
+    def is_causal(self) -> bool:
+        """As `causal` says; by default it is."""
+        return self.causal is not False
+
+    @property
+    def is_mixer(self) -> bool:
+        """Every position looks at others."""
+        return True
+
     def in_stack(self, causal: bool, memory_dim: int | None) -> Self:
         return self if self.causal is not None else self.model_copy(update={"causal": causal})
 

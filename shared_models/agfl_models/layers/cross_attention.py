@@ -25,6 +25,21 @@ class CrossAttentionConfig(DotProductConfig):
     rope: Literal[False] = Field(default=False, exclude=True)
     memory_dim: Size | None = None
 
+    @property
+    def is_causal(self) -> bool:
+        """It looks at another sequence only."""
+        return True
+
+    @property
+    def is_mixer(self) -> bool:
+        """It moves nothing between positions of its own stack."""
+        return False
+
+    @property
+    def needs_memory(self) -> bool:
+        """The encoder's output."""
+        return True
+
     def in_stack(self, causal: bool, memory_dim: int | None) -> Self:
         return self if self.memory_dim is not None else self.model_copy(update={"memory_dim": memory_dim})
 

@@ -28,6 +28,16 @@ class FFConfig(LayerConfigBase):
     activation: Literal["gelu", "swiglu"] = "swiglu"
 
     @property
+    def is_causal(self) -> bool:
+        """Each position sees itself alone."""
+        return True
+
+    @property
+    def is_mixer(self) -> bool:
+        """Each position sees itself alone."""
+        return False
+
+    @property
     def stated_width(self) -> int | None:
         return self.input_dim
 

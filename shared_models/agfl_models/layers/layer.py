@@ -37,6 +37,26 @@ class LayerConfigBase(Config, ABC):
 
     @property
     @abstractmethod
+    def is_causal(self) -> bool:
+        """Whether no position sees a later one, as none may under a language-model head."""
+
+    @property
+    @abstractmethod
+    def is_mixer(self) -> bool:
+        """Whether it moves information between positions of its stack; a search puts others in the place of such."""
+
+    @property
+    def kind(self) -> str:
+        """What a search knows it by."""
+        return self.type
+
+    @property
+    def needs_memory(self) -> bool:
+        """Whether it looks at an encoder's output."""
+        return False
+
+    @property
+    @abstractmethod
     def stated_width(self) -> int | None:
         """Width of the input as the person wrote it, None if left to the model."""
 

@@ -57,6 +57,21 @@ class RNNConfig(LayerConfigBase):
         """2 if bidirectional, else 1."""
         return 2 if self.bidirectional else 1
 
+    @property
+    def is_causal(self) -> bool:
+        """Unless it runs both ways."""
+        return not self.bidirectional
+
+    @property
+    def is_mixer(self) -> bool:
+        """A state goes from position to position."""
+        return True
+
+    @property
+    def kind(self) -> str:
+        """Its cell."""
+        return self.cell
+
     def in_stack(self, causal: bool, memory_dim: int | None) -> Self:
         return self if self.bidirectional is not None else self.model_copy(update={"bidirectional": not causal})
 

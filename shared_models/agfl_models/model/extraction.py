@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from agfl_models.errors import ConfigError
-from agfl_models.files.store import load_model, refuse_content, save_model
+from agfl_models.files.durable_files import refuse_content
+from agfl_models.files.store import load_model, save_model
 from agfl_models.model.config import ResolvedModelConfig
 from agfl_models.model.model import AutoGenModel
 from agfl_models.model.rings import Rings, outline

@@ -12,9 +12,7 @@ from agfl_models.errors import ConfigError
 from agfl_models.layers import LayerConfig
 from agfl_models.layers.attention import AttentionConfig
 from agfl_models.layers.connection import Norm, Residual, bridge_weights, connection_parameters
-from agfl_models.layers.cross_attention import CrossAttentionConfig
 from agfl_models.layers.layer import LayerConfigBase
-from agfl_models.layers.recurrent import RNNConfig
 from agfl_models.validation import Config
 
 MAX_LAYERS = 4096  # of a stack, written out: a configuration may come from a server that one does not trust
@@ -148,7 +146,7 @@ class StackConfig:
     @property
     def looks_at_memory(self) -> bool:
         """Whether a layer looks at the encoder's output."""
-        return any(isinstance(layer, CrossAttentionConfig) for layer in self.layers)
+        return any(layer.needs_memory for layer in self.layers)
 
     def places(self) -> Iterator[Place]:
         """Yield the layers in order, with the width of what flows past them."""
@@ -186,7 +184,7 @@ class StackConfig:
         """Raise ConfigError if a layer cannot do its work in this stack."""
         for place in self.places():
             layer = place.layer
-            if isinstance(layer, CrossAttentionConfig) and self.memory_dim is None:
+            if layer.needs_memory and self.memory_dim is None:
                 raise ConfigError(f"{place.name}.cross: needs the decoder of family encoder_decoder, got true")
             if isinstance(layer, AttentionConfig) and layer.causal and not self.causal:
                 raise ConfigError(f"{place.name}.causal: must be false in an encoder, got true")
@@ -194,11 +192,9 @@ class StackConfig:
     def refuse_looking_ahead(self) -> None:
         """Raise ConfigError if a position may see a later one, as it must not under a language-model head."""
         for place in self.places():
-            layer = place.layer
-            if isinstance(layer, AttentionConfig) and not layer.causal:
-                raise ConfigError(f"{place.name}.causal: must be true under a language-model head, got false")
-            if isinstance(layer, RNNConfig) and layer.bidirectional:
-                raise ConfigError(f"{place.name}.bidirectional: must be false under a language-model head, got true")
+            if not place.layer.is_causal:
+                rule = "must be causal under a language-model head, where no position sees a later one"
+                raise ConfigError(f"{place.name}: {rule}, got {settings_of(place.layer)}")
 
 
 def settings_of(config: Config, keys: set[str] | None = None) -> str:
