@@ -1,4 +1,4 @@
-"""Runs a benchmark or a shipped run in full and keeps what it printed; makes RESULTS.md of all that is kept.
+"""Runs a benchmark or a shipped run in full and keeps what it printed; makes pages of all that is kept.
 
     python simulations/benchmarks/keep.py secure_sum.py --quick   # results/secure_sum-quick.txt, then RESULTS.md
     python simulations/benchmarks/keep.py agfl-simulate translation-full
@@ -24,6 +24,18 @@ from agfl_models.version import VERSION
 
 FOLDER = Path(__file__).parent
 RESULTS, PAGE = FOLDER / "results", FOLDER / "RESULTS.md"
+TABLE = FOLDER.parents[1] / "docs" / "results.md"  # between these two lines of it
+BEGIN, END = "<!-- should-i-join -->\n", "<!-- /should-i-join -->\n"
+COLUMNS = (
+    "task, metric",
+    "untrained",
+    "own model",
+    "global model",
+    "global, trained further at home",
+    "all text in one place",
+    "owners better off with the global / the further trained one",
+    "the median owner: alone, with the global, with the further trained one",
+)
 HEAD = """# What benchmarks and shipped runs printed
 
 Each ran in full, as its command says, on the machine and at the commit beside it. `keep.py` wrote this page; change
@@ -72,6 +84,43 @@ def page(results: Path) -> str:
     return "\n".join([HEAD, *kept])
 
 
+def should_i_join(results: Path) -> str:
+    """Return the table of the kept `TASK-full` runs, a row each."""
+    rows = [COLUMNS, ("---",) * len(COLUMNS)]
+    rows += [_joined(path) for path in _files(results) if path.stem.endswith("-full")]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _joined(path: Path) -> tuple[str, ...]:
+    """Return a row of what a run printed at its end."""
+    text = path.read_text(encoding="utf-8")
+    name = path.stem.removeprefix("agfl-simulate-")
+    metric, numbers = _found(r"^(.+): (global model .+)$", text).groups()
+    values = dict(re.findall(r"(" + "|".join(COLUMNS[2:6]) + r") (\S+?)(?:,|$)", numbers))
+    untrained = _found(r"^model of round 0: (\S+)", text)[1]
+    joined = _found(r"for (\d+) of (\d+) owners .* global model is better", text)
+    median, alone = _found(rf"median owner has (\S+) {metric} with it and (\S+) alone", text).groups()
+    further, better = _found(
+        r"further at home, the global model reaches (\S+) and is better .* for (\d+) of", text
+    ).groups()
+    link = f"[`{name.removesuffix('-full')}`](benchmarks.md#{path.stem.lower()}), {metric}"
+    owners = f"{joined[1]} / {better} of {joined[2]}"
+    return link, untrained, *(values[column] for column in COLUMNS[2:6]), owners, f"{alone}, {median}, {further}"
+
+
+def _found(pattern: str, text: str) -> re.Match[str]:
+    found = re.search(pattern, text, re.MULTILINE)
+    assert found is not None, pattern
+    return found
+
+
+def _write_pages() -> None:
+    PAGE.write_text(page(RESULTS), encoding="utf-8")
+    before, _, rest = TABLE.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    TABLE.write_text(f"{before}{BEGIN}\n{should_i_join(RESULTS)}\n{END}{after}", encoding="utf-8")
+
+
 def _files(results: Path) -> list[Path]:
     return sorted(results.glob("*.txt"))
 
@@ -80,7 +129,8 @@ def _commit() -> str:
     """Return the commit of the code; "-dirty" if it is changed, whatever results were kept since."""
     git = ["git", "-C", str(FOLDER.resolve())]
     found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    kept = [f":(exclude,top)simulations/benchmarks/{path.name}" for path in (RESULTS, PAGE)]
+    ours = ("simulations/benchmarks/results", "simulations/benchmarks/RESULTS.md", "docs/results.md")
+    kept = [f":(exclude,top){path}" for path in ours]
     changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":(top)", *kept]).returncode
     return f"{found}{'-dirty' if changed else ''}" if found else "unknown"
 
@@ -93,7 +143,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.name:
         keep(options.name, options.arguments)
-    PAGE.write_text(page(RESULTS), encoding="utf-8")
+    _write_pages()
 
 
 if __name__ == "__main__":

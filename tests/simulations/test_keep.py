@@ -45,6 +45,12 @@ def test_a_benchmark_that_fails_leaves_the_result_before_it(folder: Path) -> Non
     assert (folder / "results" / "fails.txt").read_text() == "of before"
 
 
+def test_the_table_of_the_documents_is_what_is_kept() -> None:
+    text = keep.TABLE.read_text()
+    assert f"{keep.BEGIN}\n{keep.should_i_join(keep.RESULTS)}\n{keep.END}" in text
+    assert "language_modeling" in keep.should_i_join(keep.RESULTS)
+
+
 def test_the_page_is_what_is_kept() -> None:
     assert keep.PAGE.read_text() == keep.page(keep.RESULTS)
     assert list(keep.RESULTS.glob("*.txt")), "something is kept"
