@@ -135,6 +135,10 @@ def test_before_rings_are_trained_all_widths_compute_the_same(run_config: Callab
             ("model.layers=[{type: attention, num_heads: 1}]", "elastic={widths: [0.5, 1.0]}"),
             r"elastic.widths: must make models of different size, got \[\d+, \d+\] parameters",
         ),
+        (
+            ("tokenizer={type: huggingface}", "model={family: huggingface, architecture: causal}", "elastic={}"),
+            "elastic: needs a model made of layers, got model.family huggingface",
+        ),
         (("elastic={widths: [0.5, 1.0], shrinkage: 2}",), "elastic.shrinkage: Input should be less than or equal to 1"),
     ],
 )

@@ -114,8 +114,7 @@ class Clipping(Method):
         """Who exceeds a bound exceeds each lower one."""
         votes = [total.metrics[name] for name in self.sums]
         if votes != sorted(votes) or votes[-1] > total.count:
-            rule = f"lower bounds must be exceeded by more, of {total.count} clients"
-            raise ImplausibleSum(f"clip: {rule}, got {votes}")
+            raise ImplausibleSum(f"clip: lower bounds must be exceeded by more, of {total.count} clients, got {votes}")
 
     def initial_state(self, model: Vector) -> State:
         """Where the bound is learned, it begins high."""
