@@ -27,7 +27,9 @@ MODULES = {
     "agfl-simulate": "agfl_sim.cli",
 }
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["agfl_client.app", "agfl_server.app", "agfl_sim.run"])
+# With what they load late, too: PyTorch's compiler, of which every optimizer asks whether it is there, takes two seconds.
+_LATE = ("agfl_client.transport.supernode", "agfl_server.transport.superlink", "torch._dynamo", "sacrebleu")
+_context.set_forkserver_preload([*MODULES.values(), "agfl_client.app", "agfl_server.app", "agfl_sim.run", *_LATE])
 
 
 class Started:

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.overrides import TorchFunctionMode
 
 from agfl_models.errors import ConfigError
 from agfl_models.layers.layer import Blocks, Layer
@@ -67,8 +69,18 @@ class Rings:
 
 def outline(config: ModelConfig) -> AutoGenModel:
     """Return the model with the shapes of its weights, and without their content: nothing is drawn."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         return AutoGenModel(config)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out what `torch.nn.init` does: on the device "meta" nothing, but it loads PyTorch's compiler first."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _refuse_disorder(widths: Sequence[float]) -> None:
