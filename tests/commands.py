@@ -1,7 +1,7 @@
 """Our commands as processes of their own, forked from one that has loaded PyTorch and Flower already.
 
 A new interpreter needs three seconds of a core before it does anything, and the tests start hundreds. What must not
-hold through what was loaded before (`--help`, an exit by a limit of the system, Ray) starts a new one instead.
+hold through what was loaded before (`--help`, an exit by a limit of the system) starts a new one instead.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MODULES = {
     "agfl-simulate": "agfl_sim.cli",
 }
 _context = multiprocessing.get_context("forkserver")
-# With what they load late, too: PyTorch's compiler, of which every optimizer asks whether it is there, takes two seconds.
+# With what they load late, too: PyTorch's compiler, which every optimizer imports, takes two seconds.
 _LATE = ("agfl_client.transport.supernode", "agfl_server.transport.superlink", "torch._dynamo", "sacrebleu")
 _context.set_forkserver_preload([*MODULES.values(), "agfl_client.app", "agfl_server.app", "agfl_sim.run", *_LATE])
 

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.commands import Started, run
 from tests.end_to_end.conftest import CONFIG, run_ok
 
 from agfl_models.errors import ConfigError
 from agfl_protocol.folder_lock import held
 
-BIN = Path(sys.executable).parent
+MakeOwners = Callable[[int], Path]
 PLAIN = ("--engine", "ray", "--set", "aggregation.type=plain")
 SLOW_S = 500  # each of Ray's processes loads PyTorch, on a machine that may be busy
 pytestmark = pytest.mark.timeout(2 * SLOW_S)
 
 
 def simulate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run it as an interpreter of its own, as Ray starts more of."""
-    command = [str(BIN / "agfl-simulate"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=SLOW_S, check=False)
+    return run("agfl-simulate", *arguments, timeout_s=SLOW_S)
 
 
-def test_ray_ends_with_the_bits_of_the_inline_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_ends_with_the_bits_of_the_inline_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_owners: MakeOwners
+) -> None:
     """Ray's nodes keep nothing between messages, not even how far their words are cut up."""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # of a Ray that is not there, and not wanted
     tokenizer = "tokenizer: {type: bpe, vocab_size: 275, merges_per_round: 8}\n"
-    config = tmp_path / "run.yaml"
+    config, data = tmp_path / "run.yaml", ("--set", f"data.path={make_owners(3)}")
     config.write_text(CONFIG.replace("num_rounds: 5", "num_rounds: 2").replace("259", "275") + tokenizer)
-    run_ok("agfl-simulate", config, "--output", tmp_path / "inline")
-    done = simulate(config, "--output", tmp_path / "ray", *PLAIN)
+    run_ok("agfl-simulate", config, "--output", tmp_path / "inline", *data)
+    done = simulate(config, "--output", tmp_path / "ray", *PLAIN, *data)
     assert done.returncode == 0, done.stdout + done.stderr
     models = [(tmp_path / engine / "model" / "model.safetensors").read_bytes() for engine in ("inline", "ray")]
     assert models[0] == models[1]
@@ -63,17 +63,16 @@ def test_ray_that_cannot_start_is_one_line_in_seconds(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize(("sent", "at"), [(signal.SIGINT, "round   2/"), (signal.SIGTERM, "aggregation is plain")])
-def test_signal_ends_a_run_on_ray_in_seconds_and_frees_its_folder(tmp_path: Path, sent: int, at: str) -> None:
-    config = tmp_path / "run.yaml"
+def test_signal_ends_a_run_on_ray_in_seconds_and_frees_its_folder(
+    tmp_path: Path, make_owners: MakeOwners, sent: int, at: str
+) -> None:
+    config, log = tmp_path / "run.yaml", tmp_path / "log"
     config.write_text(CONFIG.replace("num_rounds: 5", "num_rounds: 5000"))
-    log = tmp_path / "log"
-    command = [str(BIN / "agfl-simulate"), str(config), "--output", str(tmp_path / "ray"), *PLAIN]
-    unbuffered = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=unbuffered)
+    data = ("--set", f"data.path={make_owners(3)}")
+    process = Started("agfl-simulate", config, "--output", tmp_path / "ray", *PLAIN, *data, log=log)
     try:
         deadline = time.monotonic() + SLOW_S
-        while at not in log.read_text():
+        while not log.exists() or at not in log.read_text():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.02)
@@ -88,12 +87,13 @@ def test_signal_ends_a_run_on_ray_in_seconds_and_frees_its_folder(tmp_path: Path
 
 
 def test_ray_none_of_whose_processes_answers_is_given_up(tmp_path: Path) -> None:
-    """Ray itself would wait without end. In a process of its own, which is all that Ray leaves nothing in."""
-    config = tmp_path / "run.yaml"
+    """Ray itself would wait without end."""
+    config, program = tmp_path / "run.yaml", tmp_path / "program.py"
     config.write_text(CONFIG)
-    program = "from agfl_sim import cli, ray_engine; ray_engine._START_S = 0.001; cli.main()"
-    command = [sys.executable, "-c", program, str(config), "--output", str(tmp_path / "ray"), *PLAIN]
-    refused = subprocess.run(command, capture_output=True, text=True, timeout=SLOW_S, check=False)
+    program.write_text(
+        "from agfl_sim import cli\nfrom agfl_sim.engines import ray_engine\nray_engine._START_S = 0.001\ncli.main()"
+    )
+    refused = run(program, config, "--output", tmp_path / "ray", *PLAIN, timeout_s=SLOW_S)
     assert refused.returncode == 2
     line = r"error: --engine ray: Ray cannot start here: none of its processes answered within 0.001 s"
     assert re.fullmatch(line, refused.stderr.splitlines()[-1])
