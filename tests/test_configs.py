@@ -14,8 +14,8 @@ from agfl_sim.cli import DEFAULT_CONFIG, SHIPPED_CONFIGS
 
 CONFIGS = sorted(path for path in SHIPPED_CONFIGS.glob("*.yaml") if not path.stem.endswith("-full"))
 FULL = sorted(SHIPPED_CONFIGS.glob("*-full.yaml"))
-SHORT = ("num_rounds=1", "training.local_steps=1", "evaluation.max_examples=1")
-FEW_MERGES = ("tokenizer.vocab_size=320", "model.vocab_size=320")
+SHORT = ("num_rounds=1", "training.local_steps=1", "training.batch_size=1", "evaluation.max_examples=1")
+FEW_MERGES = ("tokenizer.vocab_size=280", "model.vocab_size=280")
 
 
 def test_the_default_is_shipped() -> None:

@@ -79,14 +79,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--stock-phases", type=int, default=4)
-    parser.add_argument("--smoke", action="store_true", help="two rounds of ours alone: does it run?")
+    parser.add_argument("--smoke", action="store_true", help="two rounds of one node of ours: does it run?")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        ours = measure_ours(folder, 2 if arguments.smoke else arguments.rounds)
+        nodes, rounds = (1, 2) if arguments.smoke else (NUM_NODES, arguments.rounds)
+        ours = measure_ours(folder, rounds, nodes)
         stock = [] if arguments.smoke else measure_stock(folder, arguments.stock_phases)
     load = os.getloadavg()[0]
-    print(f"{NUM_NODES} nodes, TLS on loopback, {usable_cpus()} processors, load average {load:.1f}")
+    print(f"{nodes} nodes, TLS on loopback, {usable_cpus()} processors, load average {load:.1f}")
     for label, values in (("agfl, a whole round", ours), ("stock Flower, one phase (of two a round)", stock)):
         if values:
             print(f"{label:<42} p50 {statistics.median(values):7.3f} s   max {max(values):7.3f} s   n = {len(values)}")
@@ -94,12 +95,12 @@ def main() -> None:
         print(f"ratio of the medians: {statistics.median(stock) / statistics.median(ours):.1f}")
 
 
-def measure_ours(folder: Path, rounds: int) -> list[float]:
+def measure_ours(folder: Path, rounds: int, nodes: int) -> list[float]:
     """Return the seconds of each round but the first, in which the nodes build their model."""
-    (folder / "run.yaml").write_text(CONFIG.format(rounds=rounds, nodes=NUM_NODES))
+    (folder / "run.yaml").write_text(CONFIG.format(rounds=rounds, nodes=nodes))
     federation = folder / "federation"
     command("agfl-server", "init", federation, "--config", folder / "run.yaml")
-    for i in range(NUM_NODES):
+    for i in range(nodes):
         keys = folder / f"keys{i}"
         command("agfl-client", "keygen", f"node{i}", "--keys", keys)
         command("agfl-server", "add-node", f"node{i}", keys / f"node{i}.pub", "--federation", federation)
@@ -109,7 +110,7 @@ def measure_ours(folder: Path, rounds: int) -> list[float]:
         port = free_port()
         start = ("agfl-server", "start", "--federation", federation, "--port", port)
         running = [background(processes, folder / "server.log", *start)]
-        for i in range(NUM_NODES):
+        for i in range(nodes):
             address = ("--server", f"127.0.0.1:{port}", "--ca", federation / "ca.pem")
             own = ("--keys", folder / f"keys{i}", "--data", folder / "text.txt", "--policy", folder / "policy.yaml")
             log = folder / f"node{i}.log"

@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from agfl_protocol.config.optimizer_config import PortfolioConfig
@@ -45,13 +46,29 @@ def main() -> None:
     arms = PortfolioConfig(type="auto").arms
     steps = {f"{arm.type} lr {arm.lr:g}": arm.model_dump_json() for arm in arms} | {AUTO: "{type: auto}"}
     print(f"{options.config}, {options.rounds} rounds, {options.seeds} seeds")
+    with tempfile.TemporaryDirectory() as name:
+        _compare(options, rates, steps, more, Path(name))
+
+
+def _compare(
+    options: argparse.Namespace,
+    rates: Sequence[float],
+    steps: Mapping[str, str],
+    more: Sequence[str],
+    folder: Path,
+) -> None:
+    """Run every step at every rate, on owners' files in `folder`, which the seed alone says."""
+    owners: dict[int, list[Path]] = {}
     for rate in rates:
         found: dict[str, list[float]] = {}
         for name, step in steps.items():
             for seed in range(options.seeds):
                 overrides = (*_overrides(rate, step, seed, options.rounds), *more)
                 config = load_run_config(SHIPPED_CONFIGS / f"{options.config}.yaml", overrides)
-                found.setdefault(name, []).append(_result(config))
+                if seed not in owners:
+                    (folder / str(seed)).mkdir()
+                    owners[seed] = owner_files(config, folder / str(seed))
+                found.setdefault(name, []).append(_result(config, owners[seed]))
             values = found[name]
             print(f"client lr {rate:<5} {name:<18} {mean(values):8.4f} +- {spread(values):.4f}", flush=True)
         report_auto(rate, found, config.task.main_metric.higher_is_better)
@@ -68,14 +85,11 @@ def _overrides(rate: float, step: str, seed: int, rounds: int) -> list[str]:
     ]
 
 
-def _result(config: RunConfig) -> float:
+def _result(config: RunConfig, owners: Sequence[Path]) -> float:
     """Return the main metric of the run's last model."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "owners").mkdir()
-        owners = owner_files(config, folder / "owners")
-        InlineEngine(config, owners).run(folder / "run", resume=False, observer=Observer())
-        last = json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+        InlineEngine(config, owners).run(Path(name), resume=False, observer=Observer())
+        last = json.loads((Path(name) / "metrics.jsonl").read_text().splitlines()[-1])
         return float(last[config.task.main_metric.name])
 
 

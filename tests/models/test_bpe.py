@@ -11,14 +11,13 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.models.test_tokenizer import merged
+from tests.models.test_tokenizer import ROLES, merged
 from tokenizers import models, pre_tokenizers, trainers
 
-from agfl_models.reading.corpora import CORPORA
 from agfl_models.tokenizers.bpe import PairTable, Words, count_words, train_bpe
 from agfl_models.tokenizers.tokenizer import FIRST_MERGE, MAX_TOKEN_BYTES, Pair, Tokenizer, bytes_of_tokens
 
-ROLES = [[row.texts[0] for row in rows] for rows in CORPORA["shakespeare_roles"].load().values()]
+SPEECHES = list(ROLES.values())
 FEW_LETTERS = st.lists(st.text("ab -é", max_size=30), max_size=8)
 
 
@@ -80,7 +79,7 @@ def library_merges(counts: Mapping[bytes, int], num_merges: int) -> list[Pair]:
 
 @pytest.mark.parametrize("first_role", range(0, 600, 100))
 def test_merges_are_those_of_the_reference_library(first_role: int) -> None:
-    texts = [speech for role in ROLES[first_role : first_role + 20] for speech in role]
+    texts = [speech for role in SPEECHES[first_role : first_role + 20] for speech in role]
     merges = train_bpe(texts, FIRST_MERGE + 700)
     assert len(merges) == 700
     assert list(merges) == library_merges(count_words(texts), 700)
@@ -102,7 +101,7 @@ def test_merges_of_runs_and_ties_are_those_of_the_reference_library(texts: list[
 
 
 def test_a_tokenizer_that_the_library_learned_encodes_the_same_with_our_ids() -> None:
-    texts = [speech for role in ROLES[:40] for speech in role] + ["naïve é日本 😀 \u2003 \n\n1990's"]
+    texts = [speech for role in SPEECHES[:40] for speech in role] + ["naïve é日本 😀 \u2003 \n\n1990's"]
     library = tokenizers.Tokenizer(models.BPE())
     library.pre_tokenizer = by_words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -155,7 +154,7 @@ def test_pairs_that_are_chosen_together_leave_each_others_counts_as_they_are(tex
 
 
 def test_several_merges_at_a_time_are_nearly_as_good() -> None:
-    texts = [speech for role in ROLES[:60] for speech in role]
+    texts = [speech for role in SPEECHES[:60] for speech in role]
     size = sum(map(len, texts))
 
     def characters_a_token(merges_per_round: int) -> float:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agfl_models.errors import ConfigError
-from agfl_models.reading.corpora import CORPORA
 from agfl_models.tokenizers.bpe import train_bpe
 from agfl_models.tokenizers.tokenizer import (
     BPETokenizerConfig,
@@ -23,7 +25,9 @@ from agfl_models.tokenizers.tokenizer import (
 from agfl_models.validation import Config, dump_yaml, read_yaml, validate
 
 BYTES = Tokenizer()
-SPEECHES = [row.texts[0] for row in CORPORA["shakespeare_roles"].load()["hamlet-HAM"]]
+_LINES = gzip.decompress(files("agfl_models").joinpath("data/shakespeare_roles.jsonl.gz").read_bytes()).splitlines()
+ROLES: dict[str, list[str]] = {line["client"]: line["speeches"] for line in map(json.loads, _LINES)}
+SPEECHES = ROLES["hamlet/HAM"]
 # Half of a character of two bytes is a token of its own here, and so is the end of one with the next one's beginning.
 BPE = Tokenizer(train_bpe([*SPEECHES, "éèê 日本語 日本 😀😀😀 \u00a0\u2003\n\n\t " * 20], 700))
 TOKENIZERS = pytest.mark.parametrize("tokenizer", [BYTES, BPE], ids=["bytes", "bpe"])
