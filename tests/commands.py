@@ -29,7 +29,9 @@ MODULES = {
 _context = multiprocessing.get_context("forkserver")
 # With what they load late, too: PyTorch's compiler, which every optimizer imports, takes two seconds.
 _LATE = ("agfl_client.transport.supernode", "agfl_server.transport.superlink", "torch._dynamo", "sacrebleu")
-_context.set_forkserver_preload([*MODULES.values(), "agfl_client.app", "agfl_server.app", "agfl_sim.run", *_LATE])
+_context.set_forkserver_preload(
+    [*MODULES.values(), "agfl_client.app", "agfl_server.app", "agfl_sim.run", *_LATE, "tests.preloaded"]
+)
 
 
 class Started:

@@ -42,7 +42,7 @@ def test_it_shows_the_run_and_the_tests() -> None:
 def test_ci_calls_the_test_command_of_the_readme() -> None:
     test_command = "python -m pytest -n 3 --dist loadfile"
     assert any(line.endswith(test_command) for line in shell_lines())
-    assert test_command in (ROOT / ".ci" / "run").read_text().splitlines()
+    assert f"{test_command} --durations=20" in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
 def test_ci_runs_what_is_numeric_once_more_without_wide_instructions() -> None:

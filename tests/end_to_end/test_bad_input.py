@@ -17,7 +17,7 @@ task: {type: language_modeling, sequence_length: 16}
 model: {vocab_size: 259, dim: 16, layers: [{type: attention, num_heads: 2}]}
 training: {batch_size: 2, local_steps: 1}
 aggregation: {type: plain, min_cohort: 1}
-data: {num_owners: 2}
+data: {partition: natural, num_owners: 2}
 """
 ATTENTION = "{type: attention, num_heads: 2}"
 

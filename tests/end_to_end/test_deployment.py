@@ -18,14 +18,6 @@ if TYPE_CHECKING:
     from tests.end_to_end.conftest import Site
 
 
-def test_deployment_and_simulation_end_with_the_same_bits(site: Site) -> None:
-    server, port = site.start_server()
-    clients = [site.start_client(owner, port) for owner in site.owners]
-    assert server.wait() == 0, server.output()
-    assert [client.wait(20) for client in clients] == [0, 0, 0]
-    assert site.model == site.simulated_model
-
-
 def test_killed_server_resumes_to_the_same_bits(site: Site) -> None:
     server, port = site.start_server()
     clients = [site.start_client(owner, port) for owner in site.owners]
@@ -49,26 +41,26 @@ def test_killed_client_comes_back_and_takes_part_again(site: Site) -> None:
     clients[0] = site.start_client(site.owners[0], port)
     assert server.wait() == 0, server.output()
     rows = [json.loads(line) for line in (site.federation / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["clients"] for row in rows[1:]] == [3] * 5
+    assert [row["clients"] for row in rows[1:]] == [3] * 4
 
 
 def test_a_tokenizer_is_learned_to_the_same_bits_whoever_is_killed_meanwhile(site: Site) -> None:
     """A server that comes back learns it anew; a node that comes back cuts its text up again."""
-    tokenizer = "tokenizer={type: bpe, vocab_size: 300, merges_per_round: 4}"
-    overrides = ("num_rounds=1", "model.vocab_size=300", tokenizer)
+    tokenizer = "tokenizer={type: bpe, vocab_size: 283, merges_per_round: 4}"
+    overrides = ("num_rounds=1", "model.vocab_size=283", tokenizer)
     options = [part for value in overrides for part in ("--set", value)]
     owners = ("--set", f"data.path={site.folder / 'owners'}")
     site.run_ok("agfl-simulate", site.config, "--output", site.folder / "learned", *options, *owners)
     server, port = site.start_server(*options)
     clients = [site.start_client(owner, port) for owner in site.owners]
-    server.wait_for(r"tokenizer: \d+ of 41 merges, counting at 3 nodes\n.*tokenizer: ")
+    server.wait_for(r"tokenizer: \d+ of 24 merges, counting at 3 nodes\n.*tokenizer: ")
     server.kill()
     server, _ = site.start_server("--resume", *options, port=port)
-    server.wait_for(r"tokenizer: \d+ of 41 merges, counting at 3 nodes\n.*tokenizer: ")
+    server.wait_for(r"tokenizer: \d+ of 24 merges, counting at 3 nodes\n.*tokenizer: ")
     clients[0].kill()
     clients[0] = site.start_client(site.owners[0], port)
     assert server.wait() == 0, server.output()
-    assert "tokenizer: 41 of 41 merges, learned" in server.output()
+    assert "tokenizer: 24 of 24 merges, learned" in server.output()
     learned = site.folder / "learned" / "model"
     # Its counts were asked for under numbers that are used up, so the batches after it are others.
     assert (site.federation / "run" / "model" / "config.yaml").read_bytes() == (learned / "config.yaml").read_bytes()

@@ -156,7 +156,7 @@ def test_of_five_groups_one_may_be_lost_and_one_lie(
     assert load_checkpoint(tmp_path / "run" / "checkpoints", config.hash).row["clients"] == 12
 
 
-@pytest.mark.parametrize("ends_at", [1, 2, 3, 5])
+@pytest.mark.parametrize("ends_at", [1, 3, 5])  # with no sum of its round, with all but one, and in a later round
 def test_a_round_that_was_cut_short_goes_on_with_the_sums_that_it_had(
     run_config: Make, make_owners: MakeOwners, tmp_path: Path, sums: Sums, ends_at: int
 ) -> None:

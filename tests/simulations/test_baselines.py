@@ -320,7 +320,7 @@ model: {vocab_size: 259, dim: 16, layers: [{type: ff, hidden_dim: 16}]}
 training: {batch_size: 4, local_steps: 8}
 aggregation: {type: plain, min_cohort: 2}
 evaluation: {every: 4, max_examples: 8}
-data: {num_owners: 8}
+data: {partition: natural, num_owners: 8}
 baselines: true
 """
 

@@ -31,7 +31,7 @@ model: {vocab_size: 259, dim: 16, layers: [{type: attention, num_heads: 2}, {typ
 training: {batch_size: 4, local_steps: 4}
 aggregation: {type: plain, min_cohort: 2, cohort_size: 3, server_optimizer: {type: fedadam}}
 evaluation: {every: 3, max_examples: 8}
-data: {num_owners: 4}
+data: {partition: natural, num_owners: 4}
 """
 Simulate = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -167,7 +167,6 @@ def test_existing_run_is_refused_and_untouched(simulate: Simulate, home: Path) -
 
 REFUSED_RUNS = [
     ["--output", "whole", "--resume", "--set", "seed=4"],
-    ["--output", "whole", "--resume", "--set", "data.num_owners=6"],
     ["--output", "whole"],
     ["--output", "fresh", "--resume"],
     ["--output", "fresh", "--set", "aggregation.type=secure", "--set", "data.num_owners=1"],
@@ -198,6 +197,17 @@ def test_refused_run_writes_nothing(simulate: Simulate, home: Path, arguments: l
     assert not (home / "fresh").exists()
 
 
+def test_a_run_goes_on_with_its_owners_text_alone(simulate: Simulate, home: Path) -> None:
+    dealt = ("small.yaml", "--output", "dealt", "--set", "data.partition=grouped", "--set", "num_rounds=1")
+    done = simulate(*dealt)
+    assert done.returncode == 0, done.stderr
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    done = simulate(*dealt, "--resume", "--set", "data.num_owners=6")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "got other content" in done.stderr
+    assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before
+
+
 def test_a_folder_serves_one_run_at_a_time(simulate: Simulate, home: Path) -> None:
     with RunFolder(home / "busy").hold():
         done = simulate("small.yaml", "--output", "busy")
@@ -209,7 +219,10 @@ def test_a_folder_serves_one_run_at_a_time(simulate: Simulate, home: Path) -> No
 def test_exported_owners_give_the_same_model(simulate: Simulate, home: Path) -> None:
     done = simulate("small.yaml", "--export-owners", "exported")
     assert (done.returncode, done.stdout) == (0, "4 owners in exported\n")
-    assert [path.name for path in sorted((home / "exported").iterdir())] == [f"owner-{i}.jsonl" for i in range(4)]
+    names = [
+        sorted(path.name for path in folder.iterdir()) for folder in (home / "exported", home / "whole" / "owners")
+    ]
+    assert names[0] == names[1]
     again = simulate("small.yaml", "--set", "data.path=exported", "--export-owners", "again")
     found, written = again.stdout.splitlines()
     assert "4 owners in exported: 4 files, " in found

@@ -35,7 +35,7 @@ task: {type: language_modeling, sequence_length: 16}
 model: {vocab_size: 259, dim: 8, layers: [{type: ff}]}
 training: {batch_size: 2, local_steps: 1}
 aggregation: {type: plain, min_cohort: 2}
-data: {num_owners: 3}
+data: {partition: natural, num_owners: 3}
 """
 
 

@@ -1,4 +1,7 @@
-"""Each task as a whole federation: it learns, says every metric, and ends with the same bits under secure sums."""
+"""Each task as a whole federation: it learns and says every metric; in one, secure sums change neither.
+
+That they change no bit of a model in any task, see tests/golden.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from agfl_sim.report.samples import write_samples
 from agfl_sim.run import InlineEngine
 
 ROUNDS, NUM_OWNERS = 3, 10
+BOTH = "question_answering"
 WORDS = {"sea": "Meer", "ship": "Schiff", "shore": "Ufer", "saw": "sah", "old": "alt", "man": "Mann"}
 ENCODER_DECODER = (
     "{family: encoder_decoder, vocab_size: 275, dim: 16, encoder: {layers: [{type: rnn}, {type: ff, hidden_dim: 16}]}, "
@@ -77,12 +81,13 @@ def owners_of(tmp_path: Path) -> Callable[[str], list[Path]]:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_federation_learns_the_task_and_secure_sums_change_no_bit(
+def test_federation_learns_the_task_and_says_every_metric(
     task: str, owners_of: Callable[[str], list[Path]], run_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     settings, model = TASKS[task]
     owners, rows = owners_of(task), {}
-    for aggregation in ("plain", "secure"):
+    aggregations = ("plain", "secure") if task == BOTH else ("plain",)
+    for aggregation in aggregations:
         config = run_config(
             f"num_rounds={ROUNDS}",
             f"task={{type: {task}, validation_fraction: 0.25, {settings}}}",
@@ -96,13 +101,14 @@ def test_federation_learns_the_task_and_secure_sums_change_no_bit(
         lines = (tmp_path / aggregation / "metrics.jsonl").read_text().splitlines()
         keys_of_work = ("seconds", "bytes_up", "bytes_down")
         rows[aggregation] = [{k: v for k, v in json.loads(line).items() if k not in keys_of_work} for line in lines]
-    samples = write_samples(tmp_path / "secure", owners)
+    samples = write_samples(tmp_path / "plain", owners)
     assert all(f'<bdi dir="auto">owner-{i}</bdi>' in samples for i in (0, 4, 9))
     assert all(f'<th scope="col">{name}</th>' in samples for name in SAMPLES[task])
-    assert write_samples(tmp_path / "plain", owners) == samples, "the same model writes the same"
-    weights = [(tmp_path / a / "model" / "model.safetensors").read_bytes() for a in ("plain", "secure")]
+    again = tmp_path / aggregations[-1]
+    assert write_samples(again, owners) == samples, "the same model writes the same"
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (tmp_path / "plain", again)]
     assert weights[0] == weights[1]
-    assert rows["plain"] == rows["secure"]
+    assert rows["plain"] == rows[aggregations[-1]]
     first, *_, last = rows["plain"]
     assert last["eval/loss"] < first["eval/loss"]
     assert all(row["train/loss"] > 0 for row in rows["plain"][1:])
