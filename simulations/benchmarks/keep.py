@@ -33,8 +33,8 @@ COLUMNS = (
     "global model",
     "global, trained further at home",
     "all text in one place",
-    "owners better off with the global / the further trained one",
-    "the median owner: alone, with the global, with the further trained one",
+    "better off",
+    "median owner",
 )
 HEAD = """# What benchmarks and shipped runs printed
 
@@ -85,7 +85,11 @@ def page(results: Path) -> str:
 
 
 def should_i_join(results: Path) -> str:
-    """Return the table of the kept `TASK-full` runs, a row each."""
+    """Return the table of the kept `TASK-full` runs, a row each.
+
+    Better off: owners with the global model, and with it trained further, than alone. Median owner: what it has alone,
+    with the global model, and with it trained further.
+    """
     rows = [COLUMNS, ("---",) * len(COLUMNS)]
     rows += [_joined(path) for path in _files(results) if path.stem.endswith("-full")]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
