@@ -78,7 +78,7 @@ class InlineEngine:
             i: create_client_app(self._node(path, width, folder / NODES_FOLDER / path.stem))
             for i, (path, width) in enumerate(zip(self._owners, self._widths, strict=True), start=1000)
         }
-        with InProcessGrid(nodes, num_workers=usable_cpus()) as grid:
+        with InProcessGrid(nodes, num_workers=usable_cpus(), waits_for_all=True) as grid:
             run_federation(
                 grid,
                 self._config,

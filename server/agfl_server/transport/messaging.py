@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from statistics import median
+from typing import Protocol, runtime_checkable
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -21,6 +22,14 @@ _GONE = 5
 _PULL_AT_ONCE = 4  # replies held in memory at one time, whatever the cohort's size
 
 
+@runtime_checkable
+class PatientGrid(Protocol):
+    """A grid that says itself how long stragglers are waited for."""
+
+    def straggler_wait_s(self, times: Sequence[float]) -> float:
+        """As the function of this name."""
+
+
 def ask_nodes(
     grid: Grid,
     requests: Sequence[Message],
@@ -34,13 +43,15 @@ def ask_nodes(
     its nodes is here, so this is where a signal that was lost elsewhere ends the run. Replies are pulled a few
     at a time and not kept, so memory does not grow with the cohort.
     max_reply_bytes: what the longest honest reply has; no more is taken. enough: once there are so many answers, and
-    half of all, the others have `straggler_wait_s` of the times that these took, instead of `timeout_s`.
+    half of all, the others have `straggler_wait_s` of the times that these took, instead of `timeout_s`, or what the
+    grid says.
     """
     for request in requests:
         request.metadata.ttl = timeout_s + _CLOCK_SKEW_S
     message_ids = push(grid, requests, max_reply_bytes)
     # A message for a node that has just left gets no id.
     nodes = {mid: request.metadata.dst_node_id for mid, request in zip(message_ids, requests, strict=True) if mid}
+    wait_s = grid.straggler_wait_s if isinstance(grid, PatientGrid) else straggler_wait_s
     started = time.monotonic()
     deadline = started + timeout_s
     times: list[float] = []
@@ -58,7 +69,7 @@ def ask_nodes(
                             times.append(time.monotonic() - started)
                         yield node, reply
             if enough is not None and len(times) >= max(enough, (len(requests) + 1) // 2):
-                deadline = started + min(timeout_s, straggler_wait_s(times))
+                deadline = started + min(timeout_s, wait_s(times))
             if not arrived:
                 time.sleep(_POLL_S)
     finally:

@@ -6,7 +6,8 @@ wire would not carry.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event, Lock
 from typing import cast
@@ -19,13 +20,18 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from agfl_server.transport.messaging import straggler_wait_s
+
 _RUN_ID, _SERVER_NODE_ID = 1, 1
 
 
 class InProcessGrid(Grid):
-    """Calls the ClientApps of `nodes` (node id -> app) in a pool of `num_workers` threads, a node in one at a time."""
+    """Calls the ClientApps of `nodes` (node id -> app) in a pool of `num_workers` threads, a node in one at a time.
 
-    def __init__(self, nodes: Mapping[int, ClientApp], num_workers: int) -> None:
+    waits_for_all: nobody is late, since all nodes share this machine: else a busy one would decide who is in a sum.
+    """
+
+    def __init__(self, nodes: Mapping[int, ClientApp], num_workers: int, *, waits_for_all: bool = False) -> None:
         # Message() reads the identity of the task that makes it from here.
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN_ID, _SERVER_NODE_ID
         self._nodes = dict(nodes)
@@ -34,6 +40,11 @@ class InProcessGrid(Grid):
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="client")
         self._pending: dict[str, tuple[int, Future[Message]]] = {}
         self._num_pushed = 0
+        self._waits_for_all = waits_for_all
+
+    def straggler_wait_s(self, times: Sequence[float]) -> float:
+        """See `PatientGrid`."""
+        return math.inf if self._waits_for_all else straggler_wait_s(times)
 
     def __enter__(self) -> InProcessGrid:
         return self
@@ -113,6 +124,10 @@ class StoppableGrid(Grid):
 
     def __init__(self, grid: Grid, stopped: Event) -> None:
         self._grid, self._stopped = grid, stopped
+
+    def straggler_wait_s(self, times: Sequence[float]) -> float:
+        """As `waits_for_all` of `InProcessGrid`."""
+        return math.inf
 
     def _checked(self) -> Grid:
         if self._stopped.is_set():
