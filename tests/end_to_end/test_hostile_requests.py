@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
+
+from tests.commands import run
 
 SCRIPT = Path(__file__).parents[2] / "simulations/benchmarks/hostile_requests.py"
 
 
 def test_rounds_go_on_under_hostile_requests() -> None:
-    done = subprocess.run([sys.executable, str(SCRIPT), "--smoke"], capture_output=True, text=True, timeout=280)
+    done = run(SCRIPT, "--smoke", timeout_s=280)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "requests: 300\n" in done.stdout
     assert "server lives: True\n" in done.stdout
