@@ -18,7 +18,7 @@ from agfl_protocol.messages.header import Header
 from agfl_protocol.messages.wire import RoundRequest
 from agfl_protocol.methods import clipping
 from agfl_protocol.methods.clipping import Clipping
-from agfl_protocol.methods.divergence import DIVERGED
+from agfl_protocol.methods.divergence import DIVERGED, Divergence
 from agfl_protocol.methods.weighting import Weighting
 from agfl_protocol.randomness import generator
 from agfl_protocol.secagg import messages
@@ -63,7 +63,7 @@ class Work:
         metrics = {"loss": 2.0, "predictions": 100.0}
         header = Header((*metrics, DIVERGED, clipping.CLIPPED, *clipping.ABOVE, *quantization.metric_names()), n)
         codec = UpdateCodec(
-            (Clipping(norm), Weighting(MAX_WEIGHT)), Quantization(plan, norm, Basis(d, bytes(48)), header)
+            (Divergence(), Clipping(norm), Weighting(MAX_WEIGHT)), Quantization(plan, norm, Basis(d, bytes(48)), header)
         )
         request = RoundRequest(
             run_id="benchmark",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,6 +60,39 @@ def test_an_open_exchange_is_returned_again_unless_the_model_has_it_behind_it(tm
     assert again.current(0) == entry
     assert again.open(entry).read("3-sum") == {"lanes": b"12345678"}
     assert again.current(1) == Entry("run", 2)
+
+
+@pytest.mark.parametrize("moment", range(5))
+def test_a_kill_while_the_next_one_is_opened_asks_nobody_for_the_last_one_again(
+    tmp_path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    """What its trips brought may be gone already, and its owners are through with it: they would refuse for ever."""
+    first = opened(journal.current(0))
+    journal.open(first).write("shares", {"alice": b"1"})
+    steps = 0
+
+    def until_killed(genuine: Callable[..., None]) -> Callable[..., None]:
+        def step(*given: object) -> None:
+            nonlocal steps
+            if steps == moment:
+                raise InterruptedError
+            steps += 1
+            genuine(*given)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        for name in ("_clear", "_write"):
+            patch.setattr(Journal, name, until_killed(getattr(Journal, name)))
+        with suppress(InterruptedError):
+            journal.open(replace(first, exchange=2))
+    assert steps == min(moment, 4)
+    again = Journal(tmp_path)
+    found = again.current(0)
+    if found.exchange == 1:
+        assert again.open(found).read("shares") == {"alice": b"1"}
+    else:
+        assert found.exchange == 2
 
 
 def test_what_the_trips_brought_goes_with_its_exchange(journal: Journal) -> None:

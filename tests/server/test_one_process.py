@@ -42,7 +42,7 @@ def test_two_machines_with_one_owners_keys_are_named_on_both_sides(
     with site.superlink() as server, site.node_process("alice", server.port) as older:
         site.wait_until(lambda: connected(server) == ["alice"])
         with site.node_process("copy", server.port) as newer:
-            assert older.wait(20) == 2
+            assert older.wait(60) == 2
             assert older.stderr is not None
             said = older.stderr.read().splitlines()
             line = "keys: must serve one node at a time, but another one with the same keys came after this one, from"

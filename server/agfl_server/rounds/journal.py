@@ -104,7 +104,10 @@ class Journal:
 
     def open(self, entry: Entry) -> Records:
         """Use up the number of `entry` before anybody is asked; return what its trips brought so far."""
-        if self._read() != entry:
+        last = self._read()
+        if last != entry:
+            if last is not None and last.exchange != entry.exchange:
+                self.close(last.round, last.refused)  # before it loses what it brought, or it would be asked for again
             self._clear()
             self._write(entry)
         return _Files(self._folder)
