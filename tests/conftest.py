@@ -31,7 +31,7 @@ from tests import kept_corpora  # noqa: F401
 from agfl_client.app import create_client_app
 from agfl_client.node import Node
 from agfl_client.policy import Policy
-from agfl_models.reading.examples import TextRow, write_rows
+from agfl_models.examples import TextRow, write_rows
 from agfl_protocol.config.run_config import RunConfig, load_run_config
 from agfl_protocol.randomness import OwnerRandomness
 from agfl_sim.engines.grid import InProcessGrid

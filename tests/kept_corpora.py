@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import cache
 
+from agfl_models.examples import Row
 from agfl_models.reading.corpora import CORPORA, Corpus
-from agfl_models.reading.examples import Row
 
 _genuine = Corpus.load
 

@@ -16,7 +16,7 @@ from agfl_client.policy import Policy, load_policy
 from agfl_client.secure.secure_member import SecureMember
 from agfl_client.training.device import AUTO
 from agfl_models.errors import AgflError, ConfigError, DataError, PretrainedError
-from agfl_models.reading.examples import parse_columns
+from agfl_models.examples import parse_columns
 from agfl_models.reading.files import list_owners
 from agfl_protocol.messages import wire
 from agfl_protocol.messages.counting import CountRequest

@@ -92,7 +92,7 @@ def start(
     from agfl_client import keys
     from agfl_client.approval.approvals import Approvals
     from agfl_client.transport.server_trust import TrustedServer
-    from agfl_models.reading.examples import parse_columns
+    from agfl_models.examples import parse_columns
     from agfl_protocol.flower_settings import prepare_flower
 
     _refuse_nan("--max-wait", max_wait)
@@ -156,7 +156,7 @@ def probe(
     from agfl_client.training.device import choose_device
     from agfl_client.training.probe import free_memory, measure, proposed
     from agfl_client.training.probe_table import print_proposal, print_table, probe_json
-    from agfl_models.reading.examples import parse_columns
+    from agfl_models.examples import parse_columns
     from agfl_protocol.config.run_config import load_run_config
 
     _refuse_nan("--max-seconds", max_seconds)

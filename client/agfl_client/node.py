@@ -30,10 +30,10 @@ from agfl_client.training.own_error import measure_sigma
 from agfl_client.training.part import Part, whole_layout
 from agfl_client.training.trainer import LocalTrainer, effective_steps, evaluate, validation_loss
 from agfl_models.errors import DataError, WireError
+from agfl_models.examples import Row, check_readable, read_data
 from agfl_models.huggingface.folder import PretrainedFolder
 from agfl_models.model.families import build_model
 from agfl_models.model.rings import Rings
-from agfl_models.reading.examples import Row, check_readable, read_data
 from agfl_models.tasks.dataset import split_rows
 from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_models.version import VERSION

@@ -68,13 +68,13 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Print the task's metrics over all rows of a file: none of them is left out."""
-    from agfl_models.reading.examples import parse_columns
+    from agfl_models.examples import parse_columns
 
     named = parse_columns(columns)
 
-    from agfl_models.decoding.inference import open_model
+    from agfl_models.examples import read_data
+    from agfl_models.inference import open_model
     from agfl_models.metrics.signatures import signatures
-    from agfl_models.reading.examples import read_data
     from agfl_models.tasks.evaluation import evaluate_rows
 
     user, task = open_model(path)
@@ -109,7 +109,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8600,
 ) -> None:
     """Offer the model to a browser and to programs on this machine, until Ctrl-C."""
-    from agfl_models.decoding.inference import open_model
+    from agfl_models.inference import open_model
     from agfl_models.web.facts import model_facts
     from agfl_models.web.serve import serve_model
 

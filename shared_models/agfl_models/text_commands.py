@@ -15,7 +15,7 @@ from agfl_models.errors import ConfigError, DataError
 from agfl_models.files import text_io
 
 if TYPE_CHECKING:
-    from agfl_models.decoding.inference import User
+    from agfl_models.inference import User
 
 UserT = TypeVar("UserT", bound="User")
 
@@ -66,7 +66,7 @@ def answer(
     ] = None,
 ) -> None:
     """Answer a question with a part of a text; an empty line says that there is no answer in it."""
-    from agfl_models.decoding.inference import Answerer
+    from agfl_models.inference import Answerer
 
     if context == text_io.STANDARD_INPUT and question is None:
         raise ConfigError("QUESTION: required with --context -, since standard input holds the text, got none")
@@ -93,7 +93,7 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed writes the same text.")] = 0,
 ) -> None:
     """Continue a text, printing as it is written."""
-    from agfl_models.decoding.inference import Continuer
+    from agfl_models.inference import Continuer
 
     _refuse_both("PROMPT", prompt, file)
     continuer = _open(path, "generate", Continuer)
@@ -110,7 +110,7 @@ def generate(
 
 
 def _rewrite(path: Path, command: str, text: str | None, file: Path | None, given: Mapping[str, float | None]) -> None:
-    from agfl_models.decoding.inference import Rewriter
+    from agfl_models.inference import Rewriter
 
     _refuse_both("TEXT", text, file)
     rewriter = _open(path, command, Rewriter)
@@ -131,7 +131,7 @@ def _rewrite(path: Path, command: str, text: str | None, file: Path | None, give
 
 def _open(path: Path, command: str, kind: type[UserT]) -> UserT:
     """Return what uses the model; a model of another task is refused."""
-    from agfl_models.decoding.inference import open_model
+    from agfl_models.inference import open_model
 
     user, task = open_model(path)
     if task.command != command:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from agfl_models.errors import ConfigError, DataError, NoRows
+from agfl_models.examples import JSONL_SUFFIX, Row, format_rows, read_data
 from agfl_models.files.durable_files import write_atomically
 from agfl_models.reading.corpora import corpus_of
-from agfl_models.reading.examples import JSONL_SUFFIX, Row, format_rows, read_data
 from agfl_models.reading.files import list_owners
 from agfl_models.reading.survey import FEW_ROWS, TOO_FEW, Survey, counted, shorten
 from agfl_models.tasks.dataset import split_rows

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from agfl_models import AutoGenModel
-from agfl_models.decoding.generation import GenerationConfig, generate
 from agfl_models.layers.layer import Memory, State
 from agfl_models.machine import usable_cpus
+from agfl_models.model.generation import GenerationConfig, generate
 
 SENTENCES, BEAMS, SOURCE_LENGTH, VOCAB_SIZE = 64, 4, 32, 2000
 BOS, NO_EOS = 1, -1

@@ -26,7 +26,7 @@ from server_steps import SMOKE, mean, spread
 
 from agfl_client.training.part import Part
 from agfl_client.training.trainer import LocalTrainer, evaluate
-from agfl_models.reading.examples import TextRow, read_rows, write_rows
+from agfl_models.examples import TextRow, read_rows, write_rows
 from agfl_protocol.config.run_config import RunConfig, load_run_config
 from agfl_protocol.randomness import generator
 from agfl_protocol.update import Vector

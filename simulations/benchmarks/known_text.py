@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agfl_models.examples import read_rows
 from agfl_models.model.families import build_model
-from agfl_models.reading.examples import read_rows
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.update import Layout, Vector
 

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agfl_models.reading.examples import TextRow, write_rows
+from agfl_models.examples import TextRow, write_rows
 from agfl_models.validation import validate
 from agfl_protocol.config.run_config import RunConfig
 from agfl_server.rounds.observer import Observer

@@ -17,8 +17,8 @@ from tests.attacks.lies import LIES, Liar, other_rings
 from agfl_client.app import create_client_app
 from agfl_client.training.trainer import evaluate
 from agfl_models.errors import RoundError
+from agfl_models.examples import TextRow, read_rows
 from agfl_models.model.families import build_model
-from agfl_models.reading.examples import TextRow, read_rows
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.update import Layout
 from agfl_server import app

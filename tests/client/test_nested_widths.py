@@ -10,8 +10,8 @@ import torch
 
 from agfl_client.training.part import Part, whole_layout
 from agfl_client.training.trainer import LocalTrainer
+from agfl_models.examples import TextRow
 from agfl_models.model.families import build_model
-from agfl_models.reading.examples import TextRow
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.randomness import generator
 from agfl_protocol.update import Layout

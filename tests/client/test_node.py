@@ -19,7 +19,7 @@ from agfl_client.app import app as stock_app
 from agfl_client.node import Node
 from agfl_client.policy import Policy, PolicyViolation
 from agfl_models.errors import ConfigError, DataError, WireError
-from agfl_models.reading.examples import TextRow, read_rows
+from agfl_models.examples import TextRow, read_rows
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages import wire
 from agfl_protocol.messages.wire import read_vector

@@ -23,7 +23,7 @@ from agfl_client.node import Node
 from agfl_client.policy import Policy, PolicyViolation
 from agfl_client.training import pair_counts
 from agfl_models.errors import AgflError, ConfigError, WireError
-from agfl_models.reading.examples import TextRow, read_rows, write_rows
+from agfl_models.examples import TextRow, read_rows, write_rows
 from agfl_models.tokenizers.bpe import PairTable, Words, count_words, train_bpe
 from agfl_models.tokenizers.tokenizer import FIRST_MERGE, Pair
 from agfl_protocol.config.run_config import RunConfig, load_run_config

@@ -15,9 +15,9 @@ from agfl_client.training.delta_sgd import DeltaSGD
 from agfl_client.training.device import choose_device
 from agfl_client.training.trainer import LocalResult, LocalTrainer, effective_steps, evaluate
 from agfl_models.errors import ConfigError
+from agfl_models.examples import TextRow, read_rows
 from agfl_models.model.families import build_model
 from agfl_models.model.sequence_model import SequenceModel
-from agfl_models.reading.examples import TextRow, read_rows
 from agfl_models.tasks.language_modeling import LanguageModeling, TokenStream
 from agfl_protocol.config.run_config import RunConfig, TrainingConfig
 from agfl_protocol.update import Layout, Vector

@@ -30,8 +30,8 @@ import agfl_sim.run
 from agfl_client.app import create_client_app
 from agfl_client.node import Node
 from agfl_models import machine
+from agfl_models.examples import Row, TextRow, write_rows
 from agfl_models.reading.corpora import corpus_of
-from agfl_models.reading.examples import Row, TextRow, write_rows
 from agfl_protocol.config.run_config import load_run_config
 from agfl_server.rounds.observer import Observer
 from agfl_server.rounds.observer import Row as Metrics

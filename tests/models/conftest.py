@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from agfl_models import AutoGenModel
-from agfl_models.decoding.inference import User, open_model
 from agfl_models.files.store import save_model
+from agfl_models.inference import User, open_model
 from agfl_models.tasks import TaskConfig
 from agfl_models.tasks.language_modeling import LanguageModelingConfig
 from agfl_models.tasks.question_answering import QuestionAnsweringConfig

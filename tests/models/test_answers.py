@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agfl_models.errors import DataError
-from agfl_models.reading.examples import read_data, write_rows
+from agfl_models.examples import read_data, write_rows
 from agfl_models.tasks.answers import FAR, locate
 from agfl_models.tasks.question_answering import QuestionRow
 

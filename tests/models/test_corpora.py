@@ -7,8 +7,8 @@ import re
 import pytest
 
 from agfl_models.errors import ConfigError
+from agfl_models.examples import Row
 from agfl_models.reading.corpora import CORPORA, corpus_of
-from agfl_models.reading.examples import Row
 from agfl_models.tasks.question_answering import QuestionRow
 
 # A name of this rule can be a file's name and a node's; written here again on purpose.

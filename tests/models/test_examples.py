@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agfl_models.errors import ConfigError, DataError
-from agfl_models.reading.examples import Row, TextRow, check_readable, parse_columns, read_rows, write_rows
+from agfl_models.examples import Row, TextRow, check_readable, parse_columns, read_rows, write_rows
 from agfl_models.tasks.question_answering import QuestionRow
 from agfl_models.tasks.summarization import SummaryRow
 from agfl_models.tasks.translation import TranslationRow

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from agfl_models import AutoGenModel
 from agfl_models.cli import app
-from agfl_models.decoding.inference import open_model
 from agfl_models.errors import AgflError
 from agfl_models.files.store import load_model, save_model
 from agfl_models.huggingface.config import HuggingFaceConfig
+from agfl_models.inference import open_model
 from agfl_models.model.families import build_model
 from agfl_models.model.rings import Rings
 from agfl_models.model.sequence_model import trained_parameters

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from agfl_models import AutoGenModel
-from agfl_models.decoding.generation import GenerationConfig, generate, stream
 from agfl_models.errors import ConfigError
 from agfl_models.layers.layer import Memory
+from agfl_models.model.generation import GenerationConfig, generate, stream
 from agfl_models.model.heads import LanguageModelHead
 from agfl_models.tokenizers.tokenizer import Tokenizer
 from agfl_models.validation import validate

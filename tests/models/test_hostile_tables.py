@@ -14,10 +14,10 @@ from pyarrow import parquet
 from tests.table_files import FILES, WRITERS, packed, table_of, write_ipc_file, write_parquet, write_stream
 
 from agfl_models.errors import DataError
+from agfl_models.examples import TextRow, read_rows
 from agfl_models.reading import memory
 from agfl_models.reading.arrow import tables
 from agfl_models.reading.arrow.parquet import MAX_FOOTER
-from agfl_models.reading.examples import TextRow, read_rows
 from agfl_models.reading.files import data_file
 from agfl_models.reading.formats import read_file
 from agfl_models.reading.survey import survey

@@ -11,7 +11,6 @@ import torch
 from tests.tiny_pretrained import ARCHITECTURES, CAUSAL, ENCODERS, SEQ2SEQ, TARGETS, quiet, write_pretrained
 from torch import Tensor, nn
 
-from agfl_models.decoding.generation import GenerationConfig, generate
 from agfl_models.errors import ConfigError
 from agfl_models.huggingface.config import HuggingFaceConfig
 from agfl_models.huggingface.folder import transformers_library
@@ -20,6 +19,7 @@ from agfl_models.huggingface.lora import LoRAConfig
 from agfl_models.huggingface.model import HuggingFaceModel
 from agfl_models.layers.layer import State
 from agfl_models.model.families import build_model
+from agfl_models.model.generation import GenerationConfig, generate
 from agfl_models.model.sequence_model import trained_parameters
 
 LENGTHS = torch.tensor([7, 4, 1])

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agfl_models import AutoGenModel
-from agfl_models.decoding.generation import GenerationConfig, generate
-from agfl_models.decoding.inference import Answerer, Continuer, Rewriter, User, open_model
 from agfl_models.errors import ConfigError
+from agfl_models.examples import Row, TextRow
 from agfl_models.files.store import save_model
+from agfl_models.inference import Answerer, Continuer, Rewriter, User, open_model
 from agfl_models.metrics import span_overlap
-from agfl_models.reading.examples import Row, TextRow
+from agfl_models.model.generation import GenerationConfig, generate
 from agfl_models.tasks import question_answering
 from agfl_models.tasks.evaluation import evaluate_rows, evaluation_sums
 from agfl_models.tasks.question_answering import QuestionRow

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from agfl_models.errors import DataError
+from agfl_models.examples import TextRow
 from agfl_models.model.model import AutoGenModel
-from agfl_models.reading.examples import TextRow
 from agfl_models.tasks.dataset import split_rows
 from agfl_models.tasks.language_modeling import (
     LanguageModeling,

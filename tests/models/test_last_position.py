@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from agfl_models import AutoGenModel
 from agfl_models.cli import app
-from agfl_models.decoding.generation import BLOCK, generate, stream
-from agfl_models.decoding.inference import Continuer
 from agfl_models.errors import ConfigError
 from agfl_models.huggingface.config import HuggingFaceConfig
+from agfl_models.inference import Continuer
 from agfl_models.model.families import build_model
+from agfl_models.model.generation import BLOCK, generate, stream
 from agfl_models.model.sequence_model import SequenceModel
 
 if TYPE_CHECKING:
@@ -116,5 +116,5 @@ def test_a_long_prompt_is_read_in_blocks_as_token_by_token(
     alone = [generate(model, [prompt], config_of(), eos_id=EOS)[0] for prompt in prompts]
     assert read == [2 * BLOCK, 3 * BLOCK]
     assert generate(model, prompts[1:], config_of(), eos_id=EOS) == alone[1:]
-    monkeypatch.setattr("agfl_models.decoding.generation.BLOCK", 10**6)
+    monkeypatch.setattr("agfl_models.model.generation.BLOCK", 10**6)
     assert [generate(model, [prompt], config_of(), eos_id=EOS)[0] for prompt in prompts] == alone

@@ -21,12 +21,12 @@ from typer.testing import CliRunner
 
 from agfl_models import AutoGenModel
 from agfl_models.cli import app
-from agfl_models.decoding.inference import Answerer, Continuer, Rewriter, open_model
 from agfl_models.errors import AgflError
+from agfl_models.examples import write_rows
 from agfl_models.files.store import save_model
+from agfl_models.inference import Answerer, Continuer, Rewriter, open_model
 from agfl_models.metrics.bleu import bleu_signature
 from agfl_models.metrics.chrf import chrf_signature
-from agfl_models.reading.examples import write_rows
 from agfl_models.tasks.evaluation import evaluate_rows
 from agfl_models.tasks.language_modeling import LanguageModelingConfig
 from agfl_models.tasks.translation import TranslationConfig, TranslationRow

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agfl_models.decoding.inference import Answerer, Rewriter, User
+from agfl_models.inference import Answerer, Rewriter, User
 
 if TYPE_CHECKING:
     from tests.models.conftest import Serve

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agfl_models.errors import DataError
+from agfl_models.examples import TextRow, check_readable, read_data, read_rows
 from agfl_models.reading import memory
 from agfl_models.reading.encodings import decode
-from agfl_models.reading.examples import TextRow, check_readable, read_data, read_rows
 from agfl_models.reading.files import list_files, list_owners
 from agfl_models.reading.survey import survey
 from agfl_models.tasks.translation import TranslationRow

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from agfl_models.decoding.generation import GenerationConfig
 from agfl_models.errors import DataError
+from agfl_models.examples import Row
 from agfl_models.metrics import bleu, chrf, rouge
 from agfl_models.model.config import ModelConfig
+from agfl_models.model.generation import GenerationConfig
 from agfl_models.model.model import AutoGenModel
-from agfl_models.reading.examples import Row
 from agfl_models.tasks.dataset import ExampleDataset, split_rows
 from agfl_models.tasks.sequence_to_sequence import Pair, PairBatch, SequenceToSequence
 from agfl_models.tasks.summarization import SummarizationConfig, SummaryRow

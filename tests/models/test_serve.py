@@ -19,9 +19,9 @@ import pytest
 from tests.commands import Started
 
 from agfl_models import AutoGenModel
-from agfl_models.decoding.inference import Answerer, Continuer, Rewriter, open_model
 from agfl_models.errors import TransportError
 from agfl_models.files.store import save_model
+from agfl_models.inference import Answerer, Continuer, Rewriter, open_model
 from agfl_models.tasks.language_modeling import LanguageModelingConfig
 from agfl_models.tokenizers.tokenizer import Tokenizer
 from agfl_models.web.asgi_server import AsgiServer

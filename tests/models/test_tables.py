@@ -25,7 +25,7 @@ from tests.table_files import (
 )
 
 from agfl_models.errors import DataError, NoRows
-from agfl_models.reading.examples import Row, TextRow, check_readable, read_data, read_rows
+from agfl_models.examples import Row, TextRow, check_readable, read_data, read_rows
 from agfl_models.reading.files import list_owners
 from agfl_models.reading.survey import survey
 from agfl_models.tasks.question_answering import QuestionRow

@@ -24,8 +24,8 @@ from tests.conftest import plain_node
 from agfl_client.app import create_client_app
 from agfl_client.training.trainer import evaluate
 from agfl_models.errors import ConfigError, RoundError
+from agfl_models.examples import TextRow, read_rows
 from agfl_models.model.families import build_model
-from agfl_models.reading.examples import TextRow, read_rows
 from agfl_protocol.config.run_config import PROTOCOL_VERSION, RunConfig
 from agfl_protocol.messages import wire
 from agfl_protocol.plans.plan import Plan

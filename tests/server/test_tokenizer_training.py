@@ -20,8 +20,8 @@ from agfl_client.app import create_client_app
 from agfl_client.node import Node
 from agfl_client.policy import Policy
 from agfl_models.errors import CheckpointError, ConfigError, RoundError
+from agfl_models.examples import TextRow, read_rows, write_rows
 from agfl_models.files.store import load_model
-from agfl_models.reading.examples import TextRow, read_rows, write_rows
 from agfl_models.tokenizers.bpe import train_bpe
 from agfl_models.tokenizers.tokenizer import BPETokenizerConfig, Pair, Tokenizer
 from agfl_protocol.config.run_config import RunConfig, load_run_config

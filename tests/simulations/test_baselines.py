@@ -15,8 +15,8 @@ import pytest
 from tests.commands import Started
 
 from agfl_client.training.trainer import LocalTrainer, evaluate
+from agfl_models.examples import read_rows
 from agfl_models.model.families import build_model
-from agfl_models.reading.examples import read_rows
 from agfl_models.tasks.language_modeling import TokenStream
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.randomness import generator

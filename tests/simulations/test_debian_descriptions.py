@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from agfl_models.reading.examples import read_rows
+from agfl_models.examples import read_rows
 from agfl_models.tasks.summarization import SummaryRow
 from agfl_models.tasks.translation import TranslationRow
 

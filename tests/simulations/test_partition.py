@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agfl_models.errors import ConfigError, DataError
+from agfl_models.examples import Row, TextRow, read_rows
 from agfl_models.reading.corpora import CORPORA
-from agfl_models.reading.examples import Row, TextRow, read_rows
 from agfl_models.tasks.dataset import split_rows
 from agfl_protocol.config.run_config import DataConfig, RunConfig
 from agfl_sim import partition as partition_module

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agfl_models.reading.examples import TextRow, read_rows, write_rows
+from agfl_models.examples import TextRow, read_rows, write_rows
 from agfl_models.tasks.dataset import split_rows
 from agfl_protocol.config.run_config import RunConfig
 from agfl_server.rounds.observer import Observer

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from agfl_models.reading.examples import Row, TextRow, write_rows
+from agfl_models.examples import Row, TextRow, write_rows
 from agfl_models.tasks.question_answering import QuestionRow
 from agfl_models.tasks.summarization import SummaryRow
 from agfl_models.tasks.translation import TranslationRow

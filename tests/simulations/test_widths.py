@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agfl_models.errors import DataError
-from agfl_models.reading.examples import TextRow, write_rows
+from agfl_models.examples import TextRow, write_rows
 from agfl_protocol.config.run_config import RunConfig
 from agfl_server.rounds.observer import Observer
 from agfl_sim.baselines.widths import choose, read_widths, write_widths

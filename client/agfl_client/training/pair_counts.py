@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from agfl_models.errors import WireError
-from agfl_models.reading.examples import Row
+from agfl_models.examples import Row
 from agfl_models.tokenizers.bpe import Words, count_words
 from agfl_models.tokenizers.tokenizer import FIRST_MERGE, BPETokenizerConfig, Pair, bytes_of_tokens
 from agfl_protocol.config.run_config import RunConfig, run_config_from_json

@@ -17,8 +17,8 @@ from torch import Tensor
 from agfl_client.training.part import Part
 from agfl_client.training.trainer import LocalTrainer
 from agfl_models import machine
+from agfl_models.examples import read_rows
 from agfl_models.model.rings import Rings
-from agfl_models.reading.examples import read_rows
 from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_models.tokenizers.tokenizer import BPETokenizerConfig
 from agfl_protocol.config.run_config import RunConfig

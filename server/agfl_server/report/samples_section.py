@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from agfl_models.decoding.inference import Continuer, User, open_model
 from agfl_models.files.store import CONFIG_FILE, MODEL_FOLDER
+from agfl_models.inference import Continuer, User, open_model
 from agfl_server.report.plain_text import plain
 from agfl_server.report.table import table
 

@@ -15,7 +15,7 @@ from itertools import count
 import numpy as np
 
 from agfl_models.errors import ConfigError, DataError, RoundError
-from agfl_models.reading.examples import TextRow, read_data
+from agfl_models.examples import TextRow, read_data
 from agfl_models.reading.survey import Survey
 from agfl_models.tokenizers.bpe import PairTable, train_bpe
 from agfl_models.tokenizers.tokenizer import BPETokenizerConfig, Pair

@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from agfl_models.errors import ConfigError
-from agfl_models.reading.examples import Row, TextRow
+from agfl_models.examples import Row, TextRow
 from agfl_models.tasks.question_answering import QuestionRow
 from agfl_models.tasks.summarization import SummaryRow
 from agfl_models.tasks.translation import TranslationRow

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, StrictInt
 
-from agfl_models.reading.examples import Text
+from agfl_models.examples import Text
 
 FAR = 32  # characters: what counting otherwise, or a context that was trimmed, moves an answer by at most
 _FORMS = 'must be a text, a list of texts, or text and answer_start as in SQuAD; [] or "" where there is no answer'

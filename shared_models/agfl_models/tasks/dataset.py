@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from agfl_models.reading.examples import Row, RowT
+from agfl_models.examples import Row, RowT
 from agfl_models.tasks.task import BatchT, MainMetric
 from agfl_models.validation import Config
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from agfl_models.examples import Row
 from agfl_models.model.sequence_model import SequenceModel
-from agfl_models.reading.examples import Row
 from agfl_models.tasks.task import AnyTask, BatchT, Dataset
 
 BATCH_SIZE = 32

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from agfl_models.bounded import Length
 from agfl_models.errors import DataError
+from agfl_models.examples import Row, TextRow
 from agfl_models.model.families import AnyModelConfig
 from agfl_models.model.sequence_model import SequenceModel
-from agfl_models.reading.examples import Row, TextRow
 from agfl_models.tasks import distribution
 from agfl_models.tasks.dataset import SplitConfig, split_rows
 from agfl_models.tasks.task import IGNORED, MainMetric, check_kind

@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 from agfl_models.bounded import Length
 from agfl_models.errors import DataError
+from agfl_models.examples import Row, Text
 from agfl_models.metrics import span_overlap
 from agfl_models.model.families import AnyModelConfig
 from agfl_models.model.sequence_model import SequenceModel
-from agfl_models.reading.examples import Row, Text
 from agfl_models.tasks import distribution
 from agfl_models.tasks.answers import Answers, as_columns, as_starts, locate
 from agfl_models.tasks.dataset import ExampleDataset, SplitConfig, pad, real_positions, split_rows

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
+from agfl_models.examples import Row, Text
 from agfl_models.metrics import bleu, chrf
-from agfl_models.reading.examples import Row, Text
 from agfl_models.tasks.sequence_to_sequence import SequenceToSequence, SequenceToSequenceConfig, TextScore
 from agfl_models.tasks.task import MainMetric
 from agfl_models.tokenizers.tokenizer import TextTokenizer

@@ -17,8 +17,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from agfl_models.decoding.inference import Answerer, Continuer, Rewriter, User
 from agfl_models.errors import ConfigError
+from agfl_models.inference import Answerer, Continuer, Rewriter, User
 from agfl_models.validation import problem_line
 from agfl_models.web.bodies import (
     AnswerReply,

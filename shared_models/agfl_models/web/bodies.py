@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from agfl_models.reading.examples import ENCODABLE, NOT_BLANK
+from agfl_models.examples import ENCODABLE, NOT_BLANK
 from agfl_models.validation import Config
 
 MAX_CHARACTERS = 20_000

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agfl_models.decoding.inference import User
 from agfl_models.files.durable_files import read_json_lines
 from agfl_models.files.store import METRICS_FILE
+from agfl_models.inference import User
 from agfl_models.tasks import TaskConfig
 from agfl_models.tokenizers.tokenizer import TextTokenizer, Tokenizer
 from agfl_models.validation import Config

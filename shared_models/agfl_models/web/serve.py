@@ -8,7 +8,7 @@ import os
 import typer
 
 from agfl_models.console import EXIT_INTERRUPTED
-from agfl_models.decoding.inference import User
+from agfl_models.inference import User
 from agfl_models.web.app import create_app
 from agfl_models.web.asgi_server import AsgiServer, without_brackets
 from agfl_models.web.facts import ModelFacts

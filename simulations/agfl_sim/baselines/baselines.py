@@ -16,11 +16,11 @@ from typing import Any
 
 from agfl_client.training.device import AUTO, choose_device
 from agfl_models.errors import CheckpointError, DataError
+from agfl_models.examples import Row, read_rows
 from agfl_models.files.durable_files import read_json_lines, write_atomically
 from agfl_models.files.file_systems import sync
 from agfl_models.files.store import CONFIG_FILE
 from agfl_models.machine import usable_cpus
-from agfl_models.reading.examples import Row, read_rows
 from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_protocol.config.run_config import RunConfig, load_run_config
 from agfl_server.methods.optimizers import build_optimizer

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from agfl_client.training.trainer import LocalTrainer, evaluate
+from agfl_models.examples import Row
 from agfl_models.model.families import build_model, build_tokenizer
 from agfl_models.model.sequence_model import SequenceModel
-from agfl_models.reading.examples import Row
 from agfl_models.tasks.dataset import split_rows
 from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_protocol.config.run_config import RunConfig

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from agfl_models.errors import CheckpointError, DataError
+from agfl_models.examples import read_rows
 from agfl_models.files.durable_files import read_json_lines, write_atomically
 from agfl_models.files.store import CONFIG_FILE, METRICS_FILE
 from agfl_models.model.families import build_model
-from agfl_models.reading.examples import read_rows
 from agfl_protocol.config.run_config import RunConfig, load_run_config
 
 FILE = "widths.json"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from agfl_models.decoding.inference import Answerer, Continuer, Rewriter, User
 from agfl_models.errors import DataError
+from agfl_models.examples import Row, read_rows
 from agfl_models.files.store import CONFIG_FILE
-from agfl_models.reading.examples import Row, read_rows
+from agfl_models.inference import Answerer, Continuer, Rewriter, User
 from agfl_models.tasks.dataset import split_rows
 from agfl_models.tasks.question_answering import QuestionRow
 from agfl_protocol.config.run_config import RunConfig, load_run_config

@@ -9,12 +9,12 @@ from typing import TypeAlias
 
 import torch
 
-from agfl_models.decoding.generation import GenerationConfig, room, stream
 from agfl_models.errors import ConfigError
 from agfl_models.files.store import load_model
 from agfl_models.layers.layer import Memory
 from agfl_models.machine import usable_cpus
 from agfl_models.model.families import build_tokenizer
+from agfl_models.model.generation import GenerationConfig, room, stream
 from agfl_models.model.sequence_model import SequenceModel
 from agfl_models.tasks import TaskConfig
 from agfl_models.tasks.dataset import pad, real_positions
