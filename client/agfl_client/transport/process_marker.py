@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import httpx
 
 from agfl_protocol.process_mark import PROCESS_HEADER, PROCESS_MARK_BYTES, SUPERSEDED_STATUS
 
-_MARK = os.urandom(PROCESS_MARK_BYTES).hex()  # one for the life of the process, whichever connections it makes
+
+@cache
+def _mark_of(process: int) -> str:
+    """Return the mark of a process for its whole life; one that is forked from it has its own."""
+    return os.urandom(PROCESS_MARK_BYTES).hex()
 
 
 class ProcessMarker:
@@ -18,7 +23,7 @@ class ProcessMarker:
 
     def intercept(self, context: Any, call_next: Callable[[Any], httpx.Response]) -> httpx.Response:
         """Mark and send; `context.request` is the httpx request."""
-        context.request.headers[PROCESS_HEADER] = _MARK
+        context.request.headers[PROCESS_HEADER] = _mark_of(os.getpid())
         return call_next(context)
 
 
