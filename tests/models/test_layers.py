@@ -221,7 +221,7 @@ def test_padding_anywhere_does_not_change_real_positions(config: dict[str, Any],
     for row, (x_TD, y_TE, mask_T) in enumerate(zip(x_BTD, y_BTE, mask_BT, strict=True)):
         if mask_T.any():
             alone_TE = layer(x_TD[mask_T].unsqueeze(0), None, memory(1, first=row)).squeeze(0)
-            torch.testing.assert_close(y_TE[mask_T], alone_TE, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(y_TE[mask_T], alone_TE, atol=1e-4, rtol=1e-4)
 
 
 @each_layer
