@@ -63,6 +63,20 @@ def answer(node: Node, config: RunConfig, request: RoundRequest) -> Total:
     return codec.decode_sum(read_vector(node.handle_round(request), "lanes", np.uint64))
 
 
+@pytest.mark.parametrize("kappa", [0.0, 1.0])
+@pytest.mark.parametrize("size", [3e38, -3e38])
+def test_attack_no_way_of_the_model_makes_an_owner_refuse(
+    run_config: Config, node: Node, size: float, kappa: float
+) -> None:
+    """The server makes up the model before, too: the product of an update with a way so long is infinite."""
+    kind = ("aggregation.weighting=alignment", f"aggregation.alignment_kappa={kappa}")
+    config = run_config(*kind, "training.optimizer.lr=30", "training.max_grad_norm=null")
+    request = request_of(config)
+    total = answer(node, config, replace(request, control=np.full(request.model.size, size, np.float32)))
+    assert (total.count, total.metrics[DIVERGED]) == (1, 0)
+    assert 0 < total.weight <= 1
+
+
 @pytest.mark.parametrize("max_cohort", [3, 2**20])
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("method", METHODS)

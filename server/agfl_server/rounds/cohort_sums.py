@@ -222,11 +222,12 @@ def _models(federation: Federation, state: ServerState, train: bool) -> Vector:
 
 
 def _control(federation: Federation, state: ServerState) -> Vector:
-    """Return the vector that is broadcast beside the model: of the optimizer, or of a method."""
-    told = (method.broadcast(state.of(method)) for method in federation.methods)
-    vectors = [value for own in told for value in own.values() if value.dtype == np.float32]
-    control: Vector = np.concatenate([federation.optimizer.control(state.optimizer), *vectors])
-    return control
+    """Return the vector that is broadcast beside the model, itself and no copy: of the optimizer, or of one method."""
+    broadcasts = (method.broadcast(state.of(method)) for method in federation.methods)
+    vectors = [value for arrays in broadcasts for value in arrays.values() if value.dtype == np.float32]
+    vectors = [vector for vector in (federation.optimizer.control(state.optimizer), *vectors) if vector.size]
+    assert len(vectors) <= 1, "a request has room for one"
+    return vectors[0] if vectors else state.model[:0]
 
 
 def _as_asked(parties: Parties, state: ServerState) -> tuple[wire.Used, ...]:

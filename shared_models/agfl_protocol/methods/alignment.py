@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agfl_protocol.methods.fair_weighting import refuse_without
 from agfl_protocol.methods.method import Method, Round, State
-from agfl_protocol.methods.weighting import Weighting
+from agfl_protocol.methods.weighting import Weighting, refuse_without
 from agfl_protocol.update import Total, Update, Vector, inner_product, square_sum
 
 if TYPE_CHECKING:
     from agfl_protocol.config.run_config import RunConfig
 
 PREVIOUS = "previous"
-
 _MAX_EXPONENT = math.log(3)
 
 
@@ -51,7 +49,8 @@ class AlignmentWeighting(Method):
     def encode(self, update: Update, state: State, rng: np.random.Generator) -> Update:
         """Scale gain and weight."""
         previous = state[PREVIOUS]
-        alignment = cosine(update.delta, update.start - previous) if previous.size else 0.0
+        with np.errstate(over="ignore", invalid="ignore"):  # the server made both models up
+            alignment = cosine(update.delta, update.start - previous) if previous.size else 0.0
         exponent = min(max(self.kappa * alignment, -_MAX_EXPONENT), _MAX_EXPONENT)
         return self.weighting.encode(replace(update, weight=update.weight * math.exp(exponent)), state, rng)
 

@@ -15,8 +15,6 @@ from agfl_protocol.update import Total, Update
 
 PREDICTIONS, _LOSS = "candidates/predictions", "candidates/loss_"
 MAX_LOSS = 1e3  # a prediction; a model that is worse, or says NaN, counts as this
-
-
 LOSSES, COUNT = "losses", "count"
 
 
@@ -45,7 +43,7 @@ class Candidates(Method):
         return names(self.num_models)
 
     @property
-    def most(self) -> Mapping[str, float]:
+    def bounds(self) -> Mapping[str, float]:
         """The examples of one owner."""
         return {PREDICTIONS: float(self.max_predictions)}
 

@@ -81,7 +81,7 @@ class Clipping(Method):
         return (CLIPPED, *ABOVE)
 
     @property
-    def most(self) -> Mapping[str, float]:
+    def bounds(self) -> Mapping[str, float]:
         """Each owner is one."""
         return dict.fromkeys(self.sums, 1.0)
 

@@ -40,7 +40,7 @@ class Divergence(Method):
         return (DIVERGED,)
 
     @property
-    def most(self) -> Mapping[str, float]:
+    def bounds(self) -> Mapping[str, float]:
         """Each owner is one."""
         return {DIVERGED: 1.0}
 

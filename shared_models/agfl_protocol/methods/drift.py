@@ -129,7 +129,7 @@ class OwnerStates(Method):
         return (LOST,)
 
     @property
-    def most(self) -> Mapping[str, float]:
+    def bounds(self) -> Mapping[str, float]:
         """Each owner is one."""
         return {LOST: 1.0}
 

@@ -86,7 +86,7 @@ class Elastic(Method):
         return ring_losses.names(self.num_rings)
 
     @property
-    def most(self) -> Mapping[str, float]:
+    def bounds(self) -> Mapping[str, float]:
         """Each owner is one, of weight 1 at most."""
         return dict.fromkeys(self.sums, 1.0)
 

@@ -10,6 +10,7 @@ import numpy as np
 from agfl_protocol.config.optimizer_config import FedExPConfig
 from agfl_protocol.messages.header import RESOLUTION, as_it_travels
 from agfl_protocol.methods.method import Method, Round, State
+from agfl_protocol.methods.weighting import refuse_without
 from agfl_protocol.update import Total, Update
 
 if TYPE_CHECKING:
@@ -72,13 +73,3 @@ class FairWeighting(Method):
         """Turn the sum into the step."""
         denominator = total.weight + total.metrics[CURVATURE]
         return replace(total, delta=total.delta / total.delta.dtype.type(denominator)), state
-
-
-def refuse_without(config: RunConfig, weighting: str, *fields: str) -> None:
-    """Raise ValueError where a field of `aggregation` is set that only another weighting reads."""
-    aggregation = config.aggregation
-    for field in fields:
-        value = getattr(aggregation, field)
-        if value != type(aggregation).model_fields[field].default and aggregation.weighting != weighting:
-            got = f"{value} with weighting {aggregation.weighting}"
-            raise ValueError(f"aggregation.{field}: needs weighting {weighting}, got {got}")

@@ -65,7 +65,7 @@ class Method:
         return ()
 
     @property
-    def most(self) -> Mapping[str, float]:
+    def bounds(self) -> Mapping[str, float]:
         """What one honest client's sums are at most, where that follows from the broadcast."""
         return {}
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from agfl_protocol.messages.header import as_it_travels
 from agfl_protocol.methods.method import Method, Round, State
 from agfl_protocol.update import Total, Update
+
+if TYPE_CHECKING:
+    from agfl_protocol.config.run_config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -40,3 +44,13 @@ class Weighting(Method):
     def decode(self, total: Total, state: State) -> tuple[Total, State]:
         """Turn the sum of weighted deltas into their mean."""
         return replace(total, delta=total.delta / total.delta.dtype.type(total.weight)), state
+
+
+def refuse_without(config: RunConfig, weighting: str, *fields: str) -> None:
+    """Raise ValueError where a field of `aggregation` is set that only another weighting reads."""
+    aggregation = config.aggregation
+    for field in fields:
+        value = getattr(aggregation, field)
+        if value != type(aggregation).model_fields[field].default and aggregation.weighting != weighting:
+            got = f"{value} with weighting {aggregation.weighting}"
+            raise ValueError(f"aggregation.{field}: needs weighting {weighting}, got {got}")

@@ -58,14 +58,16 @@ class UpdateCodec:
         methods = methods_of(Round(config, num_models, plan.clip_step, rings))
         sums = (task.train_sums if train else ()) + (task.eval_sums if evaluate else ())
         sums += tuple(name for method in methods for name in method.eval_sums if evaluate)
-        most = _most(config, task) | {name: value for method in methods for name, value in method.most.items()}
+        bounds = _task_bounds(config, task) | {
+            name: value for method in methods for name, value in method.bounds.items()
+        }
         if not train:
             methods, plan = (Divergence(),), QuantizationPlan(1, plan.max_cohort, 0)
         sums += tuple(name for method in methods for name in method.sums)
         if not train:
-            return UpdateCodec(methods, Quantization(plan, 1.0, _NOTHING, Header(sums, plan.max_cohort, most)))
-        most |= quantization.most_of_metrics(plan.max_cohort)
-        header = Header((*sums, *quantization.metric_names()), plan.max_cohort, most)
+            return UpdateCodec(methods, Quantization(plan, 1.0, _NOTHING, Header(sums, plan.max_cohort, bounds)))
+        bounds |= quantization.most_of_metrics(plan.max_cohort)
+        header = Header((*sums, *quantization.metric_names()), plan.max_cohort, bounds)
         basis = Basis(layout.size, rotation_seed(config.seed, round_number), rings.ring if rings is not None else None)
         return UpdateCodec(methods, Quantization(plan, clipping.bound(config, plan.clip_step), basis, header))
 
@@ -115,10 +117,10 @@ class UpdateCodec:
         return total, after
 
 
-def _most(config: RunConfig, task: AnyTask) -> dict[str, float]:
+def _task_bounds(config: RunConfig, task: AnyTask) -> dict[str, float]:
     """Return what one honest client's sums of the task are at most; of others, such as a loss, nothing is known."""
-    most = dict.fromkeys(distribution.BINS, 1.0)
+    bounds = dict.fromkeys(distribution.BINS, 1.0)
     training = config.training
     if training.local_steps is not None:
-        most[task.train_sums[1]] = float(training.local_steps * training.batch_size * config.task.max_predictions)
-    return most
+        bounds[task.train_sums[1]] = float(training.local_steps * training.batch_size * config.task.max_predictions)
+    return bounds
