@@ -46,5 +46,5 @@ def refusal(server: HostileServer, request: RoundRequest | CountRequest, **sets:
 def counting(server: HostileServer) -> CountRequest:
     """A request to count all pairs, of round 1."""
     asked = server.request(model_of(server))
-    numbers = asked.run_id, 1, asked.exchange, asked.plan_hash, asked.config_json, asked.config_hash
+    numbers = asked.run_id, 1, asked.exchange, asked.plan_hash, asked.client_plan
     return CountRequest(*numbers, merges=(), num_new=0, max_cohort=asked.max_cohort)

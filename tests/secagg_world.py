@@ -35,7 +35,7 @@ from agfl_server.aggregation.secure_sum import SecureSum
 from agfl_server.rounds.observer import Observer
 
 TRIPS = (wire.TRAIN, sw.SHARE, sw.MASK, sw.AGREE, sw.UNMASK)
-PLAN_HASH, CONFIG_HASH = "a" * 64, "c" * 64
+PLAN_HASH = "a" * 64
 MODEL = np.array([0.5, -1.25, 3e-8], np.float32)
 READERS: dict[str, Callable[[RecordDict], wire.SumRequest]] = {
     wire.TRAIN: wire.RoundRequest.from_record,
@@ -54,7 +54,7 @@ def round_request(
     run_id: str = "run", round_number: int = 1, exchange: int = 0, model: Vector | None = None, max_cohort: int = 1000
 ) -> wire.RoundRequest:
     """The request of trip 1; the secure sum never looks into model or configuration."""
-    plan = QuantizationPlan(2, max_cohort, 40)
+    plan = QuantizationPlan(2, max_cohort)
     vector = MODEL if model is None else model
     return wire.RoundRequest(
         run_id,
@@ -62,7 +62,6 @@ def round_request(
         exchange,
         PLAN_HASH,
         "{}",
-        CONFIG_HASH,
         evaluate=False,
         train=True,
         model=vector,
@@ -75,7 +74,7 @@ def count_request(
 ) -> CountRequest:
     """As `round_request`, but to count pairs."""
     merges = ((97, 98), (259, 99))
-    return CountRequest(run_id, round_number, exchange, PLAN_HASH, "{}", CONFIG_HASH, merges, 1, max_cohort)
+    return CountRequest(run_id, round_number, exchange, PLAN_HASH, "{}", merges, 1, max_cohort)
 
 
 def rules_of(request: wire.SumRequest, drawn: Iterable[str], groups: Iterable[tuple[str, ...]] = ()) -> SumRules:
@@ -87,7 +86,7 @@ def rules_of(request: wire.SumRequest, drawn: Iterable[str], groups: Iterable[tu
         evaluate=request.kind == wire.EVALUATE,
         count=request.kind == COUNT,
         cohort=len(names),
-        stage=f"{request.kind} {request.config_hash[:16]}",
+        stage=f"{request.kind} {request.client_plan_hash[:16]}",
     )
     return SumRules(asked, names, cut)
 

@@ -39,9 +39,11 @@ from agfl_models.model.families import build_model
 from agfl_models.tasks import TaskName
 from agfl_models.tokenizers.tokenizer import TokenizerConfig
 from agfl_models.validation import validate
-from agfl_protocol.config.optimizer_config import ClientOptimizerConfig, ServerOptimizerConfig
+from agfl_protocol.config.optimizer_config import ServerOptimizerConfig
 from agfl_protocol.config.run_config import AggregationConfig, RunConfig, load_with_defaults
-from agfl_protocol.methods import drift
+from agfl_protocol.config.training_config import ClientOptimizerConfig
+from agfl_protocol.methods.method import Round
+from agfl_protocol.methods.registry import methods_of
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.update import Layout
@@ -288,15 +290,13 @@ def names_in_sum(config: RunConfig) -> set[str]:
     layout = Layout.of(build_model(config.model, seed=0))
     return set(
         UpdateCodec.for_round(
-            config,
+            Round(config.client_plan, config.client_plan.max_models, rings=config.build_rings()),
             config.build_task(),
             layout,
-            QuantizationPlan(4, 8, 46),
+            QuantizationPlan(4, 8),
             round_number=1,
             train=True,
             evaluate=False,
-            num_models=config.max_models,
-            rings=config.build_rings(),
         ).quantization.header.metrics
     )
 
@@ -307,12 +307,14 @@ def test_a_row_of_the_table_says_what_the_code_does(method: Method, tmp_path: Pa
     plain = Method("aggregation.", ["FedAvg", "`server_optimizer: {type: fedavg}`", "", "", "", ""]).config(tmp_path)
     if not method.adds.startswith(NOT_ADDED_BY_IT):
         assert (method.adds == "nothing") == (names_in_sum(config) == names_in_sum(plain))
-    assert ("owner:" in method.keeps) == (drift.drift_of(config) is not None)
+    assert ("owner:" in method.keeps) == config.client_plan.keeps_state
     if any(setting.startswith("aggregation.server_optimizer") for setting in method.settings):
         model = Layout.of(build_model(config.model, seed=0)).flatten(build_model(config.model, seed=0))
         state = build_optimizer(config.aggregation.server_optimizer).initial_state(model)
-        assert ("server:" in method.keeps) == bool(state)
-        assert (method.broadcast.startswith("every third round")) == (config.max_models > 1)
+        asked = [one for one in methods_of(Round(config.client_plan)) if one.config is not None]
+        kept = [state, *(one.initial_state(model) for one in asked)]
+        assert ("server:" in method.keeps) == any(kept)
+        assert (method.broadcast.startswith("every third round")) == (config.client_plan.max_models > 1)
 
 
 # Names, pages and links

@@ -162,7 +162,7 @@ def probe(
     _refuse_nan("--max-seconds", max_seconds)
     for line in _data_lines(data):
         typer.echo(line, err=as_json)
-    run = load_run_config(config).with_pretrained(pretrained, "--pretrained")
+    run = load_run_config(config).client_plan.with_pretrained(pretrained, "--pretrained")
     where = choose_device(device)
     found = measure(run, data, parse_columns(columns), where, threads)
     steps, free = run.training.local_steps, free_memory(where)

@@ -5,41 +5,33 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import RecordDict
-from numpy.typing import NDArray
 
 from agfl_client.approval.announced import Announced
 from agfl_client.approval.approval_files import Status
 from agfl_client.approval.approvals import Approvals
+from agfl_client.approval.text_check import TextCheck, sigma_of
 from agfl_client.own_screen import round_shown
 from agfl_client.policy import Policy, PolicyViolation
 from agfl_client.saved_model import SavedModel
 from agfl_client.secure.secure_member import SecureMember, SumRules
 from agfl_client.secure.sum_rules import approved_plan, sum_rules
 from agfl_client.training import pair_counts
-from agfl_client.training.client_state import ClientStates, Recollection, StateKey
+from agfl_client.training.client_state import ClientStates, Memory, StateKey, last_used
 from agfl_client.training.deadline import Deadline
 from agfl_client.training.device import AUTO, choose_device
-from agfl_client.training.own_error import measure_sigma
-from agfl_client.training.part import Part, whole_layout
-from agfl_client.training.trainer import LocalTrainer, effective_steps, evaluate, validation_loss
-from agfl_models.errors import DataError, WireError
+from agfl_client.training.local_round import LocalRound
+from agfl_client.training.workspace import Workspace
+from agfl_models.errors import WireError
 from agfl_models.examples import Row, check_readable, read_data
 from agfl_models.huggingface.folder import PretrainedFolder
-from agfl_models.model.families import build_model
-from agfl_models.model.rings import Rings
 from agfl_models.tasks.dataset import split_rows
-from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_models.version import VERSION
-from agfl_protocol.config.optimizer_config import PortfolioConfig
-from agfl_protocol.config.run_config import RunConfig, run_config_from_json
-from agfl_protocol.messages.control import check_control
+from agfl_protocol.messages.arrays import check_arrays
 from agfl_protocol.messages.counting import CountCodec, CountRequest
 from agfl_protocol.messages.wire import (
     Answer,
@@ -52,33 +44,16 @@ from agfl_protocol.messages.wire import (
     RoundRequest,
     SumRequest,
 )
-from agfl_protocol.methods import alignment, candidates, clipping, drift, elastic, ring_losses
-from agfl_protocol.methods.alignment import AlignmentWeighting
-from agfl_protocol.methods.elastic import Elastic
-from agfl_protocol.methods.method import State
-from agfl_protocol.plans.plan import Plan, plan_from_json
-from agfl_protocol.randomness import SECRET_BYTES, OwnerRandomness, first_model_seed
+from agfl_protocol.methods.elastic import rings_by_tier
+from agfl_protocol.methods.method import NO_STATES, Method, Round
+from agfl_protocol.methods.owner_state import OwnerState
+from agfl_protocol.methods.registry import methods_of
+from agfl_protocol.plans.client_plan import ClientPlan, client_plan_from_json, model_of
+from agfl_protocol.plans.plan import plan_from_json
+from agfl_protocol.randomness import SECRET_BYTES, OwnerRandomness
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms.codec import UpdateCodec
-from agfl_protocol.update import Layout, Update
-
-_READ_AGAIN_S = 5.0  # the server asks more often whether a text that was of no use has been mended
-
-
-@dataclass(frozen=True)
-class _Workspace:
-    """What is kept warm for one run configuration."""
-
-    config_json: str
-    config_hash: str
-    config: RunConfig
-    task: AnyTask
-    dataset: Dataset[Any]
-    layout: Layout
-    rings: Rings | None
-    tier: int
-    part: Part
-    num_rows: int
+from agfl_protocol.update import Update
 
 
 class Node:
@@ -134,10 +109,9 @@ class Node:
         self._approvals = approvals
         self._tell = tell
         self._deadline = Deadline()
-        self._workspace: _Workspace | None = None
+        self._workspace: Workspace | None = None
         self._words: pair_counts.CutWords | None = None
-        self._checked = ""  # the hash of the last plan for which the text was found good
-        self._useless: tuple[float, DataError] | None = None  # when it was read last, and why it is of no use
+        self._text_check = TextCheck()
 
     def identify(self) -> IdentifyReply:
         """Say who this is."""
@@ -150,7 +124,8 @@ class Node:
             ConfigError, PolicyViolation, PlanViolation: the plan is none, or not what this owner permits.
         """
         plan = plan_from_json(request.plan_json)
-        self._policy.tier(plan.run_config.with_pretrained(self._pretrained, "--pretrained"))
+        config = plan.client_plan.with_pretrained(self._pretrained, "--pretrained")
+        tier = self._policy.tier(config)
         if plan.groups or self._member is not None:
             plan.check_roster(self.member.roster_hash, self.member.names)
             plan.check_groups(self.member.names, self.member.min_cohort, self.name)
@@ -158,50 +133,19 @@ class Node:
             self._policy.check_unasked()
             return ProposeReply(Answer.APPROVED, self._saved is not None)
         status = self._approvals.propose(plan)
-        if status is Status.APPROVED:
-            self._check_text(plan)  # now, while nobody waits for this owner in a sum
+        if status is Status.APPROVED and self._workspace is None:
+            # Now, while nobody waits for this owner in a sum; what was read stays warm for round 1.
+            is_first = config.tokenizer.is_trained and not plan.candidates
+            read = (lambda: self._make_workspace(config.to_json(), config, tier)) if is_first else None
+            self._workspace = self._text_check.run(plan.hash, read or (lambda: self._rows(config)))
         try:
             if self._policy.runs != "all" and self._approvals.sigma(plan.run_id) is None:
-                sigma = self._sigma(plan)
+                torch.set_num_threads(self._num_threads)
+                sigma = sigma_of(config, self._rows, self._device)
                 status = status if sigma is None else self._approvals.note_sigma(plan.run_id, sigma)
         finally:
             self._approvals.announce()  # not before: whoever answers at once is to see what was measured
         return ProposeReply(Answer(status.value), self._saved is not None)
-
-    def _check_text(self, plan: Plan) -> None:
-        """Raise DataError where this owner's text is of no use to the run; what was read stays warm for round 1."""
-        config = plan.run_config
-        config_json = config.to_json()
-        if self._workspace is not None or self._checked == plan.hash:
-            return
-        if self._useless is not None and time.monotonic() - self._useless[0] < _READ_AGAIN_S:
-            raise self._useless[1]
-        try:
-            if config.tokenizer.is_trained and config.search is None:
-                own = config.with_pretrained(self._pretrained, "--pretrained")
-                self._workspace = self._make_workspace(config_json, own, self._policy.tier(own))
-            else:
-                self._rows(config)
-        except DataError as error:
-            self._useless = time.monotonic(), error
-            raise
-        self._checked, self._useless = plan.hash, None
-
-    def _sigma(self, plan: Plan) -> float | None:
-        """Return how much of an update of the first model is the noise of its batches; None where that is not drawn."""
-        config = plan.run_config.with_pretrained(self._pretrained, "--pretrained")
-        if config.training.local_steps is None or not config.tokenizer.is_trained:
-            return None
-        torch.set_num_threads(self._num_threads)
-        space = self._make_workspace("", config, 1)
-        part, trainer = space.part, LocalTrainer(config.training, self._device)
-        first = part.layout.flatten(build_model(config.narrowed_model(1), first_model_seed(config.seed)))
-        updates = []
-        for _ in range(2):
-            part.layout.load(part.model, first)
-            rng = np.random.default_rng()
-            updates.append(trainer.train(part.model, part.layout, space.task, space.dataset, rng, widths=part.widths))
-        return measure_sigma(*(update.delta for update in updates))
 
     @property
     def member(self) -> SecureMember:
@@ -238,39 +182,24 @@ class Node:
             return again
         self._deadline, started = Deadline.after(self._policy.max_seconds_per_round), time.monotonic()
         space, rules = self._workspace_for(request)
-        config, task, layout = space.config, space.task, space.layout
-        num_models, rest = divmod(request.model.size, layout.size)
-        if rest or num_models not in (1, config.max_models if request.train else 1):
-            raise WireError(f"model: must have {layout.size} parameters as configured, got {request.model.size}")
-        if request.plan.clip_step and not clipping.varies(config):
-            raise WireError(f"clip_step: must be 0 where the bound stays, got {request.plan.clip_step}")
-        codec = UpdateCodec.for_round(
-            config,
-            task,
-            layout,
-            request.plan,
-            round_number=request.round,
-            train=request.train,
-            evaluate=request.evaluate,
-            num_models=num_models,
-            rings=space.rings,
-        )
-        check_control(config, request, layout.size)
+        round_ = _round(space, request)
+        methods, codec = methods_of(round_), _codec(space, request, round_)
         self._words = None  # the tokenizer is there
-        memory = self._recall(space, request)
-        update, states = self._update(space, request, memory)
+        memory = self._recall(space, request, methods) if request.train else None
+        local = LocalRound(space, request, lambda purpose: self._draw(request, purpose), self._deadline)
+        update, states = local.run(methods, NO_STATES if memory is None else memory.states)
         lanes = codec.encode(update, self._draw(request, "rounding"), states)
         self._say_round(space, request, update, time.monotonic() - started)
         if memory is not None:
             sent = codec.decode_mean(codec.decode_sum(lanes))[0].delta
-            self.states.keep(_state_key(request), request.exchange, memory, sent)
+            self.states.keep(_state_key(space, request), request.exchange, memory, sent)
         return self._answer(request, rules, lanes, space.part.num_rings)
 
-    def _say_round(self, space: _Workspace, request: RoundRequest, update: Update, seconds: float) -> None:
+    def _say_round(self, space: Workspace, request: RoundRequest, update: Update, seconds: float) -> None:
         """Tell the owner, and nobody else, what its node did."""
         predictions = update.metrics.get(space.task.train_sums[1], 0.0)
         loss = update.metrics[space.task.train_sums[0]] / predictions if request.train and predictions else None
-        rounds, rows = space.config.num_rounds, space.num_rows
+        rounds, rows = space.plan.num_rounds, space.num_rows
         self._tell(round_shown(request.round, rounds, rows, seconds, loss=loss, evaluated=request.evaluate))
 
     def handle_count(self, request: CountRequest) -> RecordDict:
@@ -283,10 +212,10 @@ class Node:
         again = self._answered(request)
         if again is not None:
             return again
-        config = pair_counts.check_request(request)
-        self._policy.tier(config)
-        rules = self._rules(config, request)
-        self._words = pair_counts.cut(self._words, request, config, lambda: self._rows(config))
+        plan = pair_counts.check_request(request)
+        self._policy.tier(plan)
+        rules = self._rules(plan, request)
+        self._words = pair_counts.cut(self._words, request, plan, lambda: self._rows(plan))
         counts = self._words.words.pairs(request.first_new)
         return self._answer(request, rules, CountCodec.of(request).encode(counts))
 
@@ -300,7 +229,7 @@ class Node:
         if self._saved is None or self._approvals is None:
             raise PolicyViolation("model: this owner was not started with --save-model, so it keeps none")
         plan = approved_plan(self._approvals.approved(request.run_id), request.run_id, request.plan_hash)
-        config = run_config_from_json(request.config_json).with_pretrained(self._pretrained, "--pretrained")
+        config = client_plan_from_json(request.client_plan).with_pretrained(self._pretrained, "--pretrained")
         self._policy.tier(config)
         plan.covers(config, None if self._member is None else self._member.ledger.merges(request.run_id))
         self._workspace = self._words = None  # the memory is needed
@@ -317,7 +246,7 @@ class Node:
         if self._states is not None:
             self._states.finish(request.run_id)
 
-    def _rows(self, config: RunConfig) -> list[Row]:
+    def _rows(self, config: ClientPlan) -> list[Row]:
         rows, survey = read_data(self._data, config.task.row, self._columns)
         train, held_out = split_rows(rows, config.task.validation_fraction)
         self._tell(f"data for {config.task.type}: {survey.line}; {len(train):,} train, {len(held_out):,} held out")
@@ -329,7 +258,7 @@ class Node:
         """Return the reply to this very request, if the server has lost it."""
         return None if self._member is None else self._member.answered(request)
 
-    def _rules(self, config: RunConfig, request: SumRequest) -> SumRules | None:
+    def _rules(self, config: ClientPlan, request: SumRequest) -> SumRules | None:
         """Check, before any text is touched, that the plan has this sum and that it may be answered.
 
         Return what a secure sum goes by.
@@ -354,143 +283,63 @@ class Node:
         """Return what enters the sum, or what goes before it where the lanes are to be masked."""
         if rules is not None:
             return self.member.advertise(request, rules, lanes, num_rings)
-        return RoundReply(request.config_hash, request.round, request.exchange, lanes).to_record()
+        return RoundReply(request.client_plan_hash, request.round, request.exchange, lanes).to_record()
 
     def _draw(self, request: SumRequest, purpose: str) -> np.random.Generator:
         """Return the owner's randomness for one purpose in this exchange, the same each time."""
         return self._randomness.generator(request.run_id, request.exchange, purpose)
 
-    def _recall(self, space: _Workspace, request: RoundRequest) -> Recollection | None:
-        """Return the state with which this round begins, where the method has owners keep one."""
-        method = drift.drift_of(space.config) if request.train else None
+    def _recall(self, space: Workspace, request: RoundRequest, methods: tuple[Method, ...]) -> Memory | None:
+        """Return the state with which this round begins, where a method has owners keep one."""
+        method = next((method for method in methods if isinstance(method, OwnerState)), None)
         if method is None:
             return None
-        last, is_known = self._last_used(request)
-        own, is_lost = self.states.recall(_state_key(request), last if is_known else -1, space.layout.size)
-        return Recollection(method, request.control, own, last, is_lost)
+        ledger = None if self._member is None else self._member.ledger
+        arrays = request.arrays[method.name]
+        last, is_known = last_used(arrays, ledger, request.run_id, self.name)
+        own, is_lost = self.states.recall(_state_key(space, request), last if is_known else -1, space.layout.size)
+        return Memory(method, arrays, own, last, is_lost)
 
-    def _last_used(self, request: RoundRequest) -> tuple[int | None, bool]:
-        """Return the last exchange whose sum, that was used, had this owner in it, and whether that is sure."""
-        if self._member is None:
-            used = [exchange for exchange, names in request.used if self.name in names]
-            return (used[-1] if used else None), True
-        ledger = self._member.ledger
-        used = [exchange for exchange, _ in request.used if ledger.has_left(request.run_id, exchange)]
-        signed = ledger.signed(request.run_id)
-        for exchange in reversed(used):
-            if exchange not in signed:  # the vector left, but nobody told whether it was in the sum
-                return exchange, False
-            if self.name in signed[exchange]:
-                return exchange, True
-        return None, True
-
-    def _update(
-        self, space: _Workspace, request: RoundRequest, memory: Recollection | None
-    ) -> tuple[Update, dict[str, State]]:
-        """Return what this owner makes of the model, and what each method knows of it."""
-        config, task, part = space.config, space.task, space.part
-        metrics: dict[str, float] = {}
-        models = request.model.reshape(-1, space.layout.size)
-        states: dict[str, State] = {
-            AlignmentWeighting.name: {alignment.PREVIOUS: request.control},
-            Elastic.name: {elastic.TIER: np.array([space.tier]), elastic.TRAINED: np.array([part.num_rings])},
-        }
-        if len(models) > 1:
-            states[candidates.Candidates.name] = self._candidate_losses(space, request, models)
-        part.load(models[0])
-        if request.evaluate:
-            size, examples = config.training.batch_size, config.evaluation.max_examples
-            drawn = None if request.full else self._draw(request, "evaluation")
-            stop = self._deadline
-            metrics |= evaluate(part.model, task, space.dataset, size, examples, self._device, drawn, stop)
-            metrics |= self._ring_losses(space, request)
-        if not request.train:
-            return Update(np.zeros(0, np.float32), 1.0, metrics), states
-        rng = self._draw(request, "batches")
-        training, correction = config.training, None
-        if memory is not None:
-            training, correction = memory.training(training), memory.correction
-            states[drift.OwnerStates.name] = {drift.IS_LOST: np.array([memory.is_lost])}
-        trainer = LocalTrainer(training, self._device)
-        result = trainer.train(
-            part.model,
-            part.layout,
-            task,
-            space.dataset,
-            rng,
-            widths=part.widths,
-            correction=correction,
-            deadline=self._deadline,
-        )
-        sums = (result.loss, float(result.num_predictions))
-        metrics |= dict(zip(task.train_sums, sums, strict=True))
-        steps = effective_steps(config.training, result.num_steps)
-        delta, count = part.spread(result.delta), result.num_predictions
-        return Update(delta, count, metrics, loss=result.first_loss, steps=steps, start=models[0]), states
-
-    def _ring_losses(self, space: _Workspace, request: RoundRequest) -> dict[str, float]:
-        """Return what each ring of this owner's part is worth to it; nothing where the model is not elastic."""
-        part, widths, config = space.part, space.part.widths, space.config
-        if widths is None:
-            return {}
-        losses, predictions = [], 0
-        for k in range(1, part.num_rings + 1):
-            with widths.at(k):
-                loss, predictions = self._loss(space, config.evaluation.max_examples, self._draw(request, "rings"))
-            losses.append(loss)
-        return ring_losses.sums(losses, predictions, config.max_rings)
-
-    def _candidate_losses(self, space: _Workspace, request: RoundRequest, models: NDArray[np.float32]) -> State:
-        optimizer, losses, predictions = space.config.aggregation.server_optimizer, [], 0
-        assert isinstance(optimizer, PortfolioConfig), optimizer.type
-        for vector in models:
-            space.part.load(vector)
-            loss, predictions = self._loss(space, optimizer.max_examples, self._draw(request, "candidates"))
-            losses.append(loss)
-        return {candidates.LOSSES: np.array(losses), candidates.COUNT: np.array([predictions])}
-
-    def _loss(self, space: _Workspace, max_examples: int, rng: np.random.Generator) -> tuple[float, int]:
-        size = space.config.training.batch_size
-        model, stop = space.part.model, self._deadline
-        return validation_loss(model, space.task, space.dataset, size, max_examples, self._device, rng, stop)
-
-    def _workspace_for(self, request: RoundRequest) -> tuple[_Workspace, SumRules | None]:
-        """Return the warm workspace of the request's configuration, or make it; and what the sum goes by."""
-        if self._workspace is not None and self._workspace.config_json == request.config_json:
-            space = self._workspace
-            rules = self._rules(space.config, request)
+    def _workspace_for(self, request: RoundRequest) -> tuple[Workspace, SumRules | None]:
+        """Return what belongs to a request, kept from last time if it can be, and what its sum goes by."""
+        space = self._workspace
+        if space is not None and space.text == request.client_plan:
+            rules = self._rules(space.plan, request)
+            check_arrays(space.plan, request.arrays, space.layout.size, train=request.train)
         else:
             self._workspace = None
-            config = run_config_from_json(request.config_json).with_pretrained(self._pretrained, "--pretrained")
-            tier = self._policy.tier(config)  # before the model is built and the text is touched
-            rules = self._rules(config, request)
-            self._workspace = space = self._make_workspace(request.config_json, config, tier)
-        num_rings = _num_rings(space, request)
-        if num_rings != space.part.num_rings:
-            part = Part.of(space.config, space.rings, num_rings, self._device)
-            self._workspace = space = replace(space, part=part)
-        if request.config_hash != space.config_hash:
-            got = request.config_hash[:12]
-            raise WireError(f"config_hash: must be {space.config_hash[:12]} as of the configuration, got {got}")
+            plan = client_plan_from_json(request.client_plan).with_pretrained(self._pretrained, "--pretrained")
+            tier = self._policy.tier(plan)  # before the model is built and the text is touched
+            check_arrays(plan, request.arrays, plan.model.num_parameters(), train=request.train)
+            rules = self._rules(plan, request)
+            space = self._make_workspace(request.client_plan, plan, tier)
+        self._workspace = space = space.with_rings(rings_by_tier(request.arrays)[space.tier - 1])
         return space, rules
 
-    def _make_workspace(self, config_json: str, config: RunConfig, tier: int) -> _Workspace:
-        task = config.build_task()
-        rows = self._rows(config)
-        dataset = task.prepare(rows)
-        rings = config.build_rings()
-        part = Part.of(config, rings, 1, self._device)  # the server's weights replace what is trained
-        layout = part.layout if rings is None else whole_layout(config)
-        return _Workspace(config_json, config.hash, config, task, dataset, layout, rings, tier, part, len(rows))
+    def _make_workspace(self, text: str, plan: ClientPlan, tier: int) -> Workspace:
+        return Workspace.of(text, plan, tier, self._rows, self._device)
 
 
-def _state_key(request: RoundRequest) -> StateKey:
-    return StateKey(request.run_id, request.config_hash)
+def _state_key(space: Workspace, request: RoundRequest) -> StateKey:
+    return StateKey(request.run_id, model_of(space.plan))
 
 
-def _num_rings(space: _Workspace, request: RoundRequest) -> int:
-    """Return how many rings the request lets this owner's tier train."""
-    expected, got = space.config.max_rings, len(request.rings_by_tier)
-    if got != expected:
-        raise WireError(f"rings_by_tier: must have {expected} numbers, one for each width, got {got}")
-    return request.rings_by_tier[space.tier - 1]
+def _round(space: Workspace, request: RoundRequest) -> Round:
+    """Return what methods are built from; raises WireError where the models do not fit."""
+    plan, size = space.plan, space.layout.size
+    num_models, rest = divmod(request.model.size, size)
+    if rest or num_models not in (1, plan.max_models if request.train else 1):
+        raise WireError(f"model: must have {size} parameters as configured, got {request.model.size}")
+    return Round(plan, num_models, request.arrays, space.rings)
+
+
+def _codec(space: Workspace, request: RoundRequest, round_: Round) -> UpdateCodec:
+    return UpdateCodec.for_round(
+        round_,
+        space.task,
+        space.layout,
+        request.plan,
+        round_number=request.round,
+        train=request.train,
+        evaluate=request.evaluate,
+    )

@@ -28,7 +28,7 @@ from agfl_models.machine import usable_memory
 from agfl_models.tasks import TaskName
 from agfl_models.validation import Config, read_yaml, validate
 from agfl_protocol.config.elastic_config import Width
-from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.plans.client_plan import ClientPlan
 from agfl_protocol.secagg.parameters import Parameters
 
 _MAX_FILE_BYTES = 1 << 16
@@ -63,7 +63,7 @@ class Policy(Config):
         """
         return Parameters.of(roster_size, self.max_colluders, self.min_cohort)
 
-    def tier(self, config: RunConfig) -> int:
+    def tier(self, config: ClientPlan) -> int:
         """Check a run before any text is touched; return how many rings of its model this owner may train.
 
         That is 1 where the model is not elastic, and else as many as `max_width`, `max_parameters` and `max_memory`
@@ -104,7 +104,7 @@ class Policy(Config):
         if self.max_pairs is not None and pairs >= self.max_pairs:
             raise PolicyViolation("max_pairs: this owner takes no further part in the run")
 
-    def _check_kind(self, config: RunConfig) -> None:
+    def _check_kind(self, config: ClientPlan) -> None:
         if config.aggregation.type == "plain" and not self.allow_plain:
             raise PolicyViolation("allow_plain: must be true in this owner's policy for aggregation 'plain'")
         if self.tasks is not None and config.task.type not in self.tasks:

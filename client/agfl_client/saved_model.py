@@ -20,8 +20,8 @@ from agfl_models.files.store import CONFIG_FILE, WEIGHTS_FILE, save_model
 from agfl_models.huggingface.config import HuggingFaceConfig
 from agfl_models.model.families import build_model
 from agfl_models.model.rings import outline
-from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages.wire import ModelRequest
+from agfl_protocol.plans.client_plan import ClientPlan
 from agfl_protocol.update import Layout
 
 RECEIPT_FILE = "received.json"
@@ -53,7 +53,7 @@ class SavedModel:
         """How a line names the folder, and how a person types it."""
         return str(self.folder), shlex.quote(str(self.folder))
 
-    def write(self, request: ModelRequest, config: RunConfig) -> None:
+    def write(self, request: ModelRequest, config: ClientPlan) -> None:
         """Write a received model, which `config` describes.
 
         Raises:
@@ -78,7 +78,7 @@ class SavedModel:
             raise CheckpointError("model: cannot be written at this owner") from None
 
 
-def _layout(config: RunConfig) -> Layout:
+def _layout(config: ClientPlan) -> Layout:
     """Return the whole model's layout, where possible without the memory that its weights would take."""
     if isinstance(config.model, HuggingFaceConfig):
         return Layout.of(build_model(config.model, seed=0))

@@ -116,7 +116,7 @@ def _plan(
     config = config.with_pretrained(config.pretrained, "model.folder")
     candidates = () if config.search is None else (one.config.model for one in make_slate(config).candidates)
     known = folder.read_plan()
-    plan = Plan.of(config, run_id, owners, min_cohort, candidates, known, roster)
+    plan = Plan.of(config.client_plan, run_id, owners, min_cohort, candidates, known, roster)
     if plan.is_by_group and len(plan.groups) < MIN_GROUPS:
         rule = f"must be {MIN_GROUPS} groups or more with group_rule {config.aggregation.group_rule}"
         raise ConfigError(f"plan.groups: {rule}, those who joined and left made {len(plan.groups)}")
@@ -132,7 +132,7 @@ def _asks_more(plan: Plan, known: Plan, config: RunConfig) -> bool:
     if any(getattr(plan, field) != getattr(known, field) for field in fields):
         return True
     try:
-        known.covers(config)
+        known.covers(config.client_plan)
     except PlanViolation:
         return True
     return False
@@ -202,7 +202,7 @@ def refuse_run(config: RunConfig, folder: Path, *, resume: bool, roster: Signing
 
 def _refuse_before_writing(config: RunConfig, folder: RunFolder, resume: bool) -> None:
     aggregation = config.aggregation
-    if aggregation.type == "secure" and aggregation.weighting == "alignment" and may_train_exactly(config):
+    if aggregation.type == "secure" and aggregation.weighting == "alignment" and may_train_exactly(config.client_plan):
         raise ConfigError(
             "aggregation.weighting: must not be alignment where owners train or evaluate on more than "
             f"{MAX_SAMPLED_EXAMPLES} examples a round, since they refuse that"

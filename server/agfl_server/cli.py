@@ -354,8 +354,8 @@ class LogObserver(Observer):
     def rings_planned(self, num_open: int, width_by_tier: Sequence[float]) -> None:
         log.info("owners now train the model in widths, by tier: %s", ", ".join(f"{w:g}" for w in width_by_tier))
 
-    def states_lost(self, owners: int) -> None:
-        log.warning("%d owners have lost their state: all begin anew with none", owners)
+    def remarked(self, line: str) -> None:
+        log.warning("%s", line)
 
     def diverged(self, owners: int) -> None:
         log.warning("updates or losses of %d owners are not finite and count as none", owners)

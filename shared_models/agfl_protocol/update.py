@@ -63,7 +63,7 @@ class Layout:
             for parameter, part in zip(trained_parameters(model).values(), self.split(vector), strict=True):
                 parameter.copy_(part)
 
-    def split(self, vector: Vector) -> list[torch.Tensor]:
+    def split(self, vector: NDArray[np.floating[Any]]) -> list[torch.Tensor]:
         """Return views of `vector` (d,) with the tensors' shapes, on the CPU."""
         flat = torch.from_numpy(vector if vector.flags.writeable else vector.copy())
         return [flat[s].view(shape) for s, shape in zip(self.slices, self.shapes, strict=True)]

@@ -65,9 +65,9 @@ class ProgressObserver(Observer):
         """Name the method."""
         self._say(f"the server now steps by {escape(method)}")
 
-    def states_lost(self, owners: int) -> None:
-        """Say how many."""
-        self._say(f"[yellow]{owners} owners have lost their state: all begin anew with none[/]")
+    def remarked(self, line: str) -> None:
+        """Say it."""
+        self._say(f"[yellow]{escape(line)}[/]")
 
     def diverged(self, owners: int) -> None:
         """Say how many."""

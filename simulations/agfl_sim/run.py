@@ -64,7 +64,7 @@ class InlineEngine:
         """
         self._config, self._owners, self._device = config, owners, choose_device(device)
         self._widths = device_widths(config, len(owners))
-        known = config.with_pretrained(config.pretrained, "model.folder")
+        known = config.with_pretrained(config.pretrained, "model.folder").client_plan
         for width in set(self._widths):
             self._policy(width).tier(known)
         self._keys = {path.stem: Ed25519PrivateKey.generate() for path in owners}

@@ -105,7 +105,7 @@ def run(case: Case, rounds: int, in_outages: bool, folder: Path) -> str:
     names = tuple(f"owner-{i:03}" for i in range(case.owners))
     policy = Policy(max_colluders=case.colluders)
     parameters = policy.parameters(case.owners)
-    plan = Plan.of(config, "run", names, parameters.min_cohort)
+    plan = Plan.of(config.client_plan, "run", names, parameters.min_cohort)
     rng = np.random.default_rng(1)
     owners = {name: PaperOwner.of(name, plan, policy, parameters, folder / name) for name in names}
     lost = Lost(rng, LOST)
@@ -135,7 +135,7 @@ def _rounds(parties: Parties, config: RunConfig, rounds: int) -> Tally:
     number = 1
     while number <= rounds:
         kind = kind_of(
-            config,
+            config.client_plan,
             train=True,
             evaluate=False,
             full=False,
@@ -169,14 +169,13 @@ def _sum(parties: Parties, wanted: Request, *, train: bool) -> int:
     config, plan = parties.config, parties.plan
 
     def broadcast(entry: Entry, room: int) -> tuple[RoundRequest, OneLane]:
-        quantizer = QuantizationPlan(2, room, 0)
+        quantizer = QuantizationPlan(2, room)
         request = RoundRequest(
             run_id=plan.run_id,
             round=wanted.round,
             exchange=entry.exchange,
             plan_hash=plan.hash,
-            config_json=config.to_json(),
-            config_hash=config.hash,
+            client_plan=config.client_plan.to_json(),
             evaluate=not train,
             train=train,
             model=np.zeros(1, np.float32),

@@ -32,8 +32,8 @@ from torch.nn import functional as F
 from agfl_client.training.trainer import LocalTrainer, validation_loss
 from agfl_models import AutoGenModel
 from agfl_models.tasks.task import AnyTask, Dataset
-from agfl_protocol.config.optimizer_config import PortfolioConfig, ServerOptimizerConfig, SGDConfig
-from agfl_protocol.config.run_config import TrainingConfig
+from agfl_protocol.config.optimizer_config import PortfolioConfig, ServerOptimizerConfig
+from agfl_protocol.config.training_config import SGDConfig, TrainingConfig
 from agfl_protocol.methods import candidates
 from agfl_protocol.methods.square_norm import SQUARE_NORM
 from agfl_protocol.update import Layout, Total, Vector, square_sum

@@ -18,11 +18,13 @@ from agfl_client.policy import Policy
 from agfl_client.secure.secure_member import SecureMember
 from agfl_models.errors import AgflError
 from agfl_models.model.families import build_model
-from agfl_protocol.config.run_config import RunConfig, run_config_from_json
+from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages import secure_wire, wire
 from agfl_protocol.messages.counting import CountRequest
-from agfl_protocol.methods import clipping
-from agfl_protocol.methods.clipping import START
+from agfl_protocol.methods.elastic import BY_TIER, Elastic
+from agfl_protocol.methods.method import Round, States
+from agfl_protocol.methods.registry import broadcast_of, methods_of
+from agfl_protocol.plans.client_plan import ClientPlan, client_plan_from_json
 from agfl_protocol.plans.plan import Plan
 from agfl_protocol.randomness import SECRET_BYTES, OwnerRandomness
 from agfl_protocol.secagg import messages
@@ -93,7 +95,7 @@ class HostileServer:
         self.propose(self._plan(run_id))
 
     def _plan(self, run_id: str) -> Plan:
-        return Plan.of(self.config, run_id, self.names, self.parameters.min_cohort, roster=self.roster.hash)
+        return Plan.of(self.config.client_plan, run_id, self.names, self.parameters.min_cohort, roster=self.roster.hash)
 
     def propose(self, plan: Plan | None = None) -> None:
         """Have every owner asked for its approval of a plan, that of this server by default."""
@@ -108,21 +110,20 @@ class HostileServer:
             self.round += 1
         return self.request_of(self.config, model, **changes)
 
-    def request_of(self, config: RunConfig, model: Vector, **changes: Any) -> wire.RoundRequest:
+    def request_of(self, config: RunConfig | ClientPlan, model: Vector, **changes: Any) -> wire.RoundRequest:
         """Return a request with another configuration, under the numbers of now."""
-        quantizer = QuantizationPlan(2, self.plan.room, START if clipping.varies(config) else 0)
+        plan = config.client_plan if isinstance(config, RunConfig) else config
         request = wire.RoundRequest(
             run_id=self.plan.run_id,
             round=max(self.round, 1),
             exchange=self.exchange,
             plan_hash=self.plan.hash,
-            config_json=config.to_json(),
-            config_hash=config.hash,
+            client_plan=plan.to_json(),
             evaluate=False,
             train=True,
             model=model,
-            plan=quantizer,
-            rings_by_tier=tuple(range(1, config.max_rings + 1)),
+            plan=QuantizationPlan(2, self.plan.room),
+            arrays=first_arrays(plan, self.layout.size, train=changes.get("train", True)),
         )
         return replace(request, **changes)
 
@@ -183,25 +184,14 @@ class HostileServer:
 
     def in_the_open(self, name: str, request: wire.RoundRequest) -> Lanes:
         """Return a node's vector without its masks, which no server ever sees."""
-        config = wire_config(request)
-        plain = config.model_copy(update={"aggregation": config.aggregation.model_copy(update={"type": "plain"})})
-        asked = replace(request, config_json=plain.to_json(), config_hash=plain.hash)
+        plan = plan_in(request)
+        plain = plan.model_copy(update={"aggregation": plan.aggregation.model_copy(update={"type": "plain"})})
+        asked = replace(request, client_plan=plain.to_json())
         return wire.read_vector(self.shadows[name].handle_round(asked), "lanes", np.uint64)
 
     def codec(self, request: wire.RoundRequest) -> UpdateCodec:
         """Return what a request's lanes hold."""
-        config = wire_config(request)
-        return UpdateCodec.for_round(
-            config,
-            config.build_task(),
-            self.layout,
-            request.plan,
-            round_number=request.round,
-            train=request.train,
-            evaluate=request.evaluate,
-            num_models=request.model.size // self.layout.size,
-            rings=config.build_rings(),
-        )
+        return codec_of(request, self.layout)
 
     def _begin(
         self, request: wire.RoundRequest | CountRequest, names: Sequence[str]
@@ -232,9 +222,36 @@ class HostileServer:
             raise Refused(name, str(error)) from None
 
 
-def wire_config(request: wire.RoundRequest) -> RunConfig:
-    """Return the configuration that a request carries."""
-    return run_config_from_json(request.config_json)
+def plan_in(request: wire.RoundRequest) -> ClientPlan:
+    """Return the client plan that a request carries."""
+    return client_plan_from_json(request.client_plan)
+
+
+def codec_of(request: wire.RoundRequest, layout: Layout) -> UpdateCodec:
+    """Return what a request's lanes hold."""
+    plan = plan_in(request)
+    return UpdateCodec.for_round(
+        Round(plan, request.model.size // layout.size, request.arrays, plan.build_rings()),
+        plan.build_task(),
+        layout,
+        request.plan,
+        round_number=request.round,
+        train=request.train,
+        evaluate=request.evaluate,
+    )
+
+
+def first_arrays(plan: ClientPlan, size: int, *, train: bool = True) -> States:
+    """Return what methods broadcast in round 1 beside a model of `size` parameters; of an elastic one all train all."""
+    model = np.zeros(size, np.float32)
+    methods = methods_of(Round(plan, rings=plan.build_rings()))
+    sent = broadcast_of(methods, {method.name: method.initial_state(model) for method in methods}, train=train)
+    return sent if plan.elastic is None else {**sent, **by_tier(*range(1, plan.max_rings + 1))}
+
+
+def by_tier(*rings: int) -> States:
+    """Return the broadcast by which owners of each tier train so many rings."""
+    return {Elastic.name: {BY_TIER: np.array(rings, np.uint8)}}
 
 
 def _mask_request(exchange: Any, dealt: dict[str, dict[str, messages.SealedShares]], holder: str) -> RecordDict:

@@ -15,9 +15,9 @@ from agfl_client.policy import Policy
 from agfl_client.secure.secure_member import SumRules
 from agfl_client.secure.sum_rules import sum_rules
 from agfl_models.errors import AgflError
-from agfl_protocol.config.run_config import run_config_from_json
 from agfl_protocol.messages.secure_wire import exchange_of
 from agfl_protocol.messages.wire import RoundRequest, SumRequest
+from agfl_protocol.plans.client_plan import client_plan_from_json
 from agfl_protocol.plans.groups import is_union
 from agfl_protocol.plans.plan import Plan
 from agfl_protocol.secagg.errors import require
@@ -147,7 +147,7 @@ class PaperSum:
         """All owners of a case have the same plan and policy, so the rules of a request are found once."""
         assert isinstance(request, RoundRequest)
         first = next(iter(self.owners.values()))
-        config = run_config_from_json(request.config_json)
+        config = client_plan_from_json(request.client_plan)
         try:
             rules = sum_rules(first.plan, config, request, first.policy, None)
         except AgflError as error:

@@ -30,11 +30,11 @@ from agfl_protocol.config.run_config import RunConfig, load_run_config
 from agfl_protocol.flower_settings import prepare_flower
 from agfl_protocol.messages.wire import RoundRequest
 from agfl_protocol.methods.clipping import Clipping
-from agfl_protocol.methods.method import State, States
+from agfl_protocol.methods.method import NO_STATES, State, States
 from agfl_protocol.plans.groups import groups_of
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.parameters import Parameters
-from agfl_protocol.transforms.codec import NO_STATES, UpdateCodec
+from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.update import Update
 from agfl_server.rounds.observer import Observer
 from agfl_sim.partition import owners_of

@@ -201,7 +201,7 @@ def print_refused(study: Study, run_ids: int) -> None:
 
 def _refusal(server: HostileServer, config: RunConfig, run_id: str) -> bool:
     request = server.request(np.zeros(server.layout.size, np.float32))
-    asked = replace(request, run_id=run_id, config_json=config.to_json(), config_hash=config.hash)
+    asked = replace(request, run_id=run_id, client_plan=config.client_plan.to_json())
     try:
         server.train(asked)
     except Refused:

@@ -59,7 +59,7 @@ class Work:
         """Plan the round as the server does, after a sum of updates that had nothing in common."""
         delta = random_delta(d)
         norm = float(np.linalg.norm(delta))
-        plan = quantization.plan_round(0, norm, norm / n**0.5, 1, n)
+        plan = quantization.plan_round(norm, norm / n**0.5, 1, n)
         metrics = {"loss": 2.0, "predictions": 100.0}
         header = Header((*metrics, DIVERGED, clipping.CLIPPED, *clipping.ABOVE, *quantization.metric_names()), n)
         codec = UpdateCodec(
@@ -70,8 +70,7 @@ class Work:
             round=1,
             exchange=1,
             plan_hash="0" * 64,
-            config_json="{}",
-            config_hash="0" * 64,
+            client_plan="{}",
             evaluate=False,
             train=True,
             model=np.zeros(d, np.float32),

@@ -31,9 +31,11 @@ from agfl_client.node import Node
 from agfl_client.policy import Policy
 from agfl_client.secure.secure_member import SecureMember
 from agfl_models.machine import usable_cpus
-from agfl_protocol.config.run_config import RunConfig, run_config_from_json
+from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.flower_settings import prepare_flower
 from agfl_protocol.messages import wire
+from agfl_protocol.methods.method import Round
+from agfl_protocol.methods.registry import broadcast_of
 from agfl_protocol.plans.plan import Plan
 from agfl_protocol.randomness import OwnerRandomness
 from agfl_protocol.secagg.identity import SigningRoster
@@ -72,7 +74,7 @@ class Side:
         self._task = config.build_task()
         self._layout, state = initial_state(config, build_optimizer(config.aggregation.server_optimizer), "benchmark")
         self._state, self._round = state, 0
-        self.plan = Plan.of(config, state.run_id, cohort, min_cohort, roster=roster)
+        self.plan = Plan.of(config.client_plan, state.run_id, cohort, min_cohort, roster=roster)
         self.fields_per_lane = 0
 
     @property
@@ -85,19 +87,25 @@ class Side:
         self._round += 1
         config, plan = self._config, quantizer_of(self._config, self._state, len(self._cohort))
         codec = UpdateCodec.for_round(
-            config, self._task, self._layout, plan, round_number=self._round, train=True, evaluate=False
+            Round(config.client_plan, arrays=self._state.methods),
+            self._task,
+            self._layout,
+            plan,
+            round_number=self._round,
+            train=True,
+            evaluate=False,
         )
         request = wire.RoundRequest(
             run_id=self.plan.run_id,
             round=self._round,
             exchange=self._round,
             plan_hash=self.plan.hash,
-            config_json=config.to_json(),
-            config_hash=config.hash,
+            client_plan=config.client_plan.to_json(),
             evaluate=False,
             train=True,
             model=self._state.model,
             plan=plan,
+            arrays=broadcast_of(codec.methods, self._state.methods, train=True),
         )
         self.fields_per_lane = plan.fields_per_lane
         began = time.perf_counter()
@@ -149,7 +157,7 @@ def federation(folder: Path) -> Iterator[tuple[InProcessGrid, Side, Side, dict[s
         nodes[plain[name]] = Node(name, text, policy=policy, randomness=drawn)
     observer, parameters = Observer(), Parameters.of(NUM_CLIENTS)
     apps = {node_id: create_client_app(node) for node_id, node in nodes.items()}
-    configs = [run_config_from_json(CONFIG.replace("TYPE", name)) for name in ("secure", "plain")]
+    configs = [RunConfig.model_validate_json(CONFIG.replace("TYPE", name)) for name in ("secure", "plain")]
     with InProcessGrid(apps, num_workers=usable_cpus()) as grid:
         sides = (
             Side(configs[0], SecureSum(observer, roster, parameters), secure, parameters.min_cohort, roster.hash),

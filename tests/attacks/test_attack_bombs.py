@@ -28,10 +28,11 @@ from agfl_models.bounded import MAX_DEPTH, MAX_SHOWN, load_json, shown
 from agfl_models.errors import AgflError, CheckpointError, ConfigError
 from agfl_models.files.store import load_model, save_model
 from agfl_models.validation import load_yaml
-from agfl_protocol.config.run_config import RunConfig, load_run_config, run_config_from_json
+from agfl_protocol.config.run_config import RunConfig, load_run_config
 from agfl_protocol.identity.identity import PublicIdentity
 from agfl_protocol.identity.roster_file import read_roster
 from agfl_protocol.messages import wire
+from agfl_protocol.plans.client_plan import client_plan_from_json
 from agfl_sim.engines.grid import InProcessGrid
 
 MakeConfig = Callable[..., RunConfig]
@@ -151,11 +152,11 @@ WIRE_BOMBS: dict[str, Callable[[dict[str, Any]], object]] = {
 
 @pytest.mark.parametrize("kind", WIRE_BOMBS)
 def test_attack_a_configuration_from_the_server_fails_in_many_places(run_config: MakeConfig, kind: str) -> None:
-    content = json.loads(run_config().to_json())
+    content = json.loads(run_config().client_plan.to_json())
     WIRE_BOMBS[kind](content)
     text = json.dumps(content).replace('"DEEP"', "[" * 90_000 + "]" * 90_000)
     with cheap(), pytest.raises(ConfigError) as refusal:
-        run_config_from_json(text)
+        client_plan_from_json(text)
     is_one_short_line(refusal.value)
 
 
@@ -299,8 +300,8 @@ def test_attack_a_run_that_does_not_fit_is_refused_before_anything_is_built(
     policy = Policy(allow_plain=True, max_parameters=10**12, max_memory="64MB")
     monkeypatch.setattr(Part, "of", lambda *_: pytest.fail("the model was built"))
     small = request_of(run_config())
-    request = replace(small, config_json=config.to_json(), config_hash=config.hash)
-    need = estimate(config, 1)
+    request = replace(small, client_plan=config.client_plan.to_json())
+    need = estimate(config.client_plan, 1)
     line = rf"^max_memory: must be at least {need} bytes, the run's by estimate, to take part; it is not$"
     with cheap(20), pytest.raises(PolicyViolation, match=line):
         Node("alice", owner, device="cpu", policy=policy).handle_round(request)
@@ -309,16 +310,16 @@ def test_attack_a_run_that_does_not_fit_is_refused_before_anything_is_built(
 def test_without_a_key_no_run_takes_more_than_this_machine_has(run_config: MakeConfig) -> None:
     config = run_config("training.batch_size=65536", "task.sequence_length=131072")  # terabytes
     with pytest.raises(PolicyViolation, match=r"^max_memory: "):
-        Policy(allow_plain=True, runs="all").tier(config)
-    Policy(allow_plain=True, runs="all").tier(run_config())
+        Policy(allow_plain=True, runs="all").tier(config.client_plan)
+    Policy(allow_plain=True, runs="all").tier(run_config().client_plan)
 
 
 def test_memory_decides_the_width_of_an_elastic_model(run_config: MakeConfig) -> None:
     config = run_config("elastic={widths: [0.25, 0.5, 1.0]}")
-    needs = [estimate(config, k) for k in (1, 2, 3)]
+    needs = [estimate(config.client_plan, k) for k in (1, 2, 3)]
     assert needs == sorted(set(needs))
     for bytes_, tier in ((needs[0], 1), (needs[1] - 1, 1), (needs[1], 2), (needs[2], 3)):
-        assert Policy(allow_plain=True, max_memory=bytes_).tier(config) == tier
+        assert Policy(allow_plain=True, max_memory=bytes_).tier(config.client_plan) == tier
 
 
 SEQUENCES = "[{type: %s}, {type: ff}]"
@@ -333,8 +334,8 @@ def test_the_estimate_is_above_what_training_takes_and_not_far(
 ) -> None:
     shape = ("model.dim=128", "task.sequence_length=32") if size == "wide" else ("task.sequence_length=256",)
     config = run_config(f"model.layers={SEQUENCES % layer}", *shape)
-    found = measure(config, owner, {}, "cpu", 1)[0].memory_bytes
-    assert found <= estimate(config, 1) <= 8 * found
+    found = measure(config.client_plan, owner, {}, "cpu", 1)[0].memory_bytes
+    assert found <= estimate(config.client_plan, 1) <= 8 * found
 
 
 # --- a model from somebody else

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.client.test_node import UNASKED, request_of
+from hostile_server import codec_of
+from tests.client.test_node import UNASKED, request_of, with_previous
 
 from agfl_client.node import Node
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages.wire import RoundRequest, read_vector
 from agfl_protocol.methods.divergence import DIVERGED
-from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.update import Total, Vector
 from agfl_server.methods.optimizers import build_optimizer
 from agfl_server.rounds.state import initial_state
@@ -50,16 +50,7 @@ def node(make_owners: Callable[..., Path]) -> Node:
 def answer(node: Node, config: RunConfig, request: RoundRequest) -> Total:
     """What the answer adds to a sum, which the server sees here because nothing masks it."""
     layout, _ = initial_state(config, build_optimizer(config.aggregation.server_optimizer), "r")
-    codec = UpdateCodec.for_round(
-        config,
-        config.build_task(),
-        layout,
-        request.plan,
-        round_number=request.round,
-        train=request.train,
-        evaluate=request.evaluate,
-        rings=config.build_rings(),
-    )
+    codec = codec_of(request, layout)
     return codec.decode_sum(read_vector(node.handle_round(request), "lanes", np.uint64))
 
 
@@ -72,7 +63,9 @@ def test_attack_no_way_of_the_model_makes_an_owner_refuse(
     kind = ("aggregation.weighting=alignment", f"aggregation.alignment_kappa={kappa}")
     config = run_config(*kind, "training.optimizer.lr=30", "training.max_grad_norm=null")
     request = request_of(config)
-    total = answer(node, config, replace(request, control=np.full(request.model.size, size, np.float32)))
+    total = answer(
+        node, config, replace(request, arrays=with_previous(request, np.full(request.model.size, size, np.float32)))
+    )
     assert (total.count, total.metrics[DIVERGED]) == (1, 0)
     assert 0 < total.weight <= 1
 
@@ -84,7 +77,7 @@ def test_attack_no_model_makes_an_owner_refuse(
     run_config: Config, node: Node, method: str, kind: str, max_cohort: int
 ) -> None:
     config = run_config(*METHODS[method])
-    request = replace(request_of(config), rings_by_tier=tuple(range(1, config.max_rings + 1)))
+    request = request_of(config)
     plan = replace(request.plan, max_cohort=max_cohort, fields_per_lane=1)
     total = answer(node, config, replace(request, model=MODELS[kind](request.model), plan=plan))
     assert total.count == 1

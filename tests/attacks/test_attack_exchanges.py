@@ -70,7 +70,7 @@ OTHERS: dict[str, Callable[[RoundRequest], RoundRequest]] = {
     "an evaluation beside it": lambda r: replace(r, evaluate=True),
     "an evaluation alone": lambda r: replace(r, train=False, evaluate=True),
     "another round": lambda r: replace(r, round=2),
-    "another stage": lambda r: replace(r, config_hash="d" * 64),
+    "another stage": lambda r: replace(r, client_plan='{"model": 1}'),
 }
 STAGES = ("after trip 3", "after trip 3, alone", "after trip 4", "after a refused trip 4", "after trip 5")
 

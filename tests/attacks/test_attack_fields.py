@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hostile_server import HostileServer, Refused
+from hostile_server import HostileServer, Refused, by_tier
+from numpy.typing import NDArray
 from tests.repeats_world import BPE, EXACT, LEAST, counting, model_of, own_errors, refusal
 
 from agfl_client.policy import Policy
 from agfl_models.errors import WireError
 from agfl_protocol.messages.counting import CountRequest
 from agfl_protocol.messages.wire import RoundRequest
+from agfl_protocol.methods.elastic import rings_by_tier
 from agfl_protocol.transforms.quantization import QuantizationPlan
 
 Serve = Callable[..., HostileServer]
@@ -23,9 +25,9 @@ Serve = Callable[..., HostileServer]
 # Two values of each field of a request, over everybody, in sums that are exact.
 
 
-def clipped(request: RoundRequest) -> RoundRequest:
-    """By so low a bound that every update is above it."""
-    return replace(request, plan=replace(request.plan, clip_step=1))
+def with_arrays(method: str, **arrays: NDArray[Any]) -> Callable[[RoundRequest], RoundRequest]:
+    """Change what a method broadcasts, or broadcast it although the run is without."""
+    return lambda r: replace(r, arrays={**r.arrays, method: {**r.arrays.get(method, {}), **arrays}})
 
 
 def refused(pattern: str) -> Callable[[str | dict[str, float]], None]:
@@ -56,9 +58,8 @@ FIELDS: dict[str, list[tuple[tuple[str, ...], Change, Callable[[str | dict[str, 
         (EXACT, lambda r: replace(r, exchange=1), refused("exchange: must come after")),
     ],
     "plan_hash": [(EXACT, lambda r: replace(r, plan_hash="0" * 64), refused("plan: must be"))],
-    "config_hash": [(EXACT, lambda r: replace(r, config_hash="0" * 64), refused("config_hash: must be"))],
-    "config_json": [
-        (EXACT, lambda r: replace(r, config_json=r.config_json.replace(": 4096", ": 4095")), refused("size"))
+    "client_plan": [
+        (EXACT, lambda r: replace(r, client_plan=r.client_plan.replace(":4096", ":4095")), refused("size")),
     ],
     "evaluate": [
         (EXACT, lambda r: replace(r, evaluate=True), refused("evaluate: must be every 2 rounds")),
@@ -73,18 +74,19 @@ FIELDS: dict[str, list[tuple[tuple[str, ...], Change, Callable[[str | dict[str, 
         (AUTO, lambda r: replace(r, model=np.tile(r.model, 2)), refused("model: must have")),
         (AUTO, lambda r: replace(r, model=np.tile(r.model, 4)), harmless),
     ],
-    "control": [
-        (EXACT, lambda r: replace(r, control=r.model), refused("control: must have 0 elements")),
-        (ALIGNED, lambda r: replace(r, control=r.model * np.float32(0.5)), refused("aggregation.weighting: must")),
+    "arrays": [
+        (EXACT, with_arrays("scaffold", control=np.zeros(9, np.float32)), refused("must not be there as configured")),
+        (ALIGNED, with_arrays("alignment", previous=np.zeros(0, np.float32)), refused("aggregation.weighting: must")),
+        (FEDDYN, with_arrays("feddyn", used=np.array([1])), harmless),
+        (EXACT, with_arrays("elastic", by_tier=np.ones(2, np.uint8)), refused("elastic/by_tier: must not be there")),
+        # By so low a bound that every update is above it.
+        (EXACT, with_arrays("clipping", step=np.array([1])), refused("clipping/step: must not be there")),
     ],
-    "used": [(FEDDYN, lambda r: replace(r, used=((1, ()),)), harmless)],
-    "rings_by_tier": [(EXACT, lambda r: replace(r, rings_by_tier=(1, 1)), refused("rings_by_tier: must have 1"))],
     "fields_per_lane": [(EXACT, lambda r: replace(r, plan=replace(r.plan, fields_per_lane=1)), harmless)],
     "max_cohort": [
         (EXACT, lambda r: replace(r, plan=replace(r.plan, max_cohort=122_052)), refused("max_cohort: must be 5")),
         (EXACT, lambda r: replace(r, plan=replace(r.plan, max_cohort=6)), refused("max_cohort: must be 5")),
     ],
-    "clip_step": [(EXACT, clipped, refused("clip_step: must be 0"))],
 }
 ALL_FIELDS = [f.name for c in (RoundRequest, QuantizationPlan) for f in fields(c) if f.name != "plan"]
 
@@ -111,8 +113,7 @@ COUNT_FIELDS: dict[str, tuple[dict[str, Any], str | None]] = {
     "round": ({"round": 9}, "round: must be at most 4 by the plan"),
     "exchange": ({"exchange": 1}, "exchange: must come after"),
     "plan_hash": ({"plan_hash": "0" * 64}, "plan: must be"),
-    "config_json": ({"config_json": "{}"}, "required"),
-    "config_hash": ({"config_hash": "0" * 64}, "config_hash: must be"),
+    "client_plan": ({"client_plan": "{}"}, "required"),
     "merges": ({"merges": ((97, 98),), "num_new": 1}, None),  # another question, over whole groups all the same
     "num_new": ({"num_new": 1}, "num_new"),
     "max_cohort": ({"max_cohort": 122_052}, "max_cohort: must be 5"),
@@ -137,10 +138,10 @@ def test_tiers_of_an_elastic_model_are_not_parted_in_an_exact_sum(serve: Serve) 
     widths = [0.5] * 3 + [0.75] + [1.0] * 3
     server = serve(*elastic, owners=7, policy=Policy(max_colluders=1, min_cohort=3), widths=widths)
     server.propose(server.plan.model_copy(update={"run_id": "whole", "groups": (server.names,)}))
-    asked = [server.request(model_of(server), rings_by_tier=rings) for rings in ((1, 1, 3), (1, 2, 2))]
+    asked = [server.request(model_of(server), arrays=by_tier(*rings)) for rings in ((1, 1, 3), (1, 2, 2))]
     for request in asked:
-        if request.rings_by_tier == (1, 1, 3):
-            assert "rings_by_tier: must be" in refusal(server, request)
+        if rings_by_tier(request.arrays) == (1, 1, 3):
+            assert "elastic/by_tier: must be" in refusal(server, request)
         else:
             assert server.sum(request)[0] == 7
 

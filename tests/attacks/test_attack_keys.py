@@ -224,7 +224,7 @@ def test_attack_a_cohort_of_the_victim_and_colluders_only(tmp_path: Path) -> Non
     "config", ['{"aggregation": {"min_cohort": 1}}', '{"max_colluders": 0, "threshold": 1, "quorum": 1}']
 )
 def test_attack_no_configuration_lowers_what_protects_the_owner(world: World, config: str) -> None:
-    lowered = replace(round_request(), config_json=config)
+    lowered = replace(round_request(), client_plan=config)
     exchange = Attempt(world, requests=dict.fromkeys(world.names, lowered))
     for name in world.names[2:]:
         del exchange.records[name]
@@ -246,23 +246,20 @@ BASE = round_request()
     [
         replace(BASE, model=np.array([0.5, -1.25, 3.1e-8], np.float32)),
         replace(BASE, plan_hash="b" * 64),
-        replace(BASE, config_json="{} "),
-        replace(BASE, config_hash="d" * 64),
+        replace(BASE, client_plan="{} "),
         replace(BASE, evaluate=True),
         replace(BASE, train=False),
         replace(BASE, full=True),
-        replace(BASE, control=np.zeros(3, np.float32)),
-        replace(BASE, used=((0, ()),)),
-        replace(BASE, rings_by_tier=(1, 1)),
-        replace(BASE, plan=QuantizationPlan(3, 1000, 40)),
-        replace(BASE, plan=QuantizationPlan(2, 999, 40)),
-        replace(BASE, plan=QuantizationPlan(2, 1000, 41)),
+        replace(BASE, arrays={"scaffold": {"control": np.zeros(3, np.float32)}}),
+        replace(BASE, arrays={"scaffold": {"used": np.zeros(0, np.int64)}}),
+        replace(BASE, arrays={"elastic": {"by_tier": np.array([1, 1], np.uint8)}}),
+        replace(BASE, plan=QuantizationPlan(3, 1000)),
+        replace(BASE, plan=QuantizationPlan(2, 999)),
     ],
     ids=[
         "model",
         "plan",
         "config",
-        "config hash",
         "evaluate",
         "train",
         "full",
@@ -271,7 +268,6 @@ BASE = round_request()
         "rings",
         "fields",
         "max_cohort",
-        "clip step",
     ],
 )
 def test_attack_one_client_is_told_something_else(world: World, told: RoundRequest) -> None:
@@ -293,12 +289,11 @@ MERGES = np.array(COUNTED.merges, np.uint32)
         replace(COUNTED, num_new=2),
         replace(COUNTED, max_cohort=999),
         replace(COUNTED, plan_hash="b" * 64),
-        replace(COUNTED, config_json="{} "),
-        replace(COUNTED, config_hash="d" * 64),
+        replace(COUNTED, client_plan="{} "),
         replace(BASE, train=False, model=MERGES.reshape(-1).view(np.float32)),
-        replace(BASE, train=False, plan=QuantizationPlan(1, 1000, 0), model=MERGES.reshape(-1).view("f4")),
+        replace(BASE, train=False, plan=QuantizationPlan(1, 1000), model=MERGES.reshape(-1).view("f4")),
     ],
-    ids=["merges", "new merges", "max_cohort", "plan", "config", "config hash", "a round", "a round with equal bytes"],
+    ids=["merges", "new merges", "max_cohort", "plan", "config", "a round", "a round with equal bytes"],
 )
 def test_attack_one_client_is_asked_to_count_something_else(world: World, told: SumRequest) -> None:
     """Whoever counts other pairs, or trains instead, has other masks."""

@@ -33,8 +33,9 @@ from agfl_client.transport import supernode
 from agfl_client.transport.bounded_http import bounded_client
 from agfl_client.transport.pulling import pull_message, take_little
 from agfl_models.errors import AgflError, WireError
-from agfl_protocol.config.run_config import PROTOCOL_VERSION, RunConfig
+from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages import wire
+from agfl_protocol.version import PROTOCOL_VERSION
 from agfl_sim.engines.grid import InProcessGrid
 
 MakeConfig = Callable[..., RunConfig]
@@ -176,16 +177,23 @@ def test_a_message_that_is_its_own_child_ends() -> None:
         pull(store)
 
 
+STEP = 8  # of the grid of clips, which is broadcast
+
+
 def test_what_a_run_may_weigh_follows_from_its_configuration_and_the_policy(run_config: MakeConfig) -> None:
     def allowed(config: RunConfig, kind: str = wire.TRAIN, **policy: int) -> int:
-        told = RecordDict({"config": ConfigRecord({"version": PROTOCOL_VERSION, "config_json": config.to_json()})})
+        told = RecordDict(
+            {"config": ConfigRecord({"version": PROTOCOL_VERSION, "client_plan": config.client_plan.to_json()})}
+        )
         return Announced(Policy(allow_plain=True, **policy)).most_bytes(kind, told)
 
     config = run_config()
     size = config.model.num_parameters()
-    assert allowed(config) == allowed(config, wire.EVALUATE) == 4 * 2 * size + (1 << 20)
+    assert allowed(config) == allowed(config, wire.EVALUATE) == 4 * size + STEP + (1 << 20)
     several = run_config("aggregation.server_optimizer={type: auto}")
-    assert allowed(several) == 4 * 5 * size + (1 << 20)
+    assert allowed(several) == 4 * 4 * size + STEP + (1 << 20)
+    control = run_config("aggregation.server_optimizer={type: scaffold}", "aggregation.weighting=uniform")
+    assert allowed(control) > 4 * 2 * size + STEP + (1 << 20)
     assert allowed(config, "query.finish") == 1 << 20
     with pytest.raises(PolicyViolation, match=r"^max_parameters: "):
         allowed(config, max_parameters=size - 1)
@@ -226,7 +234,7 @@ def test_attack_a_model_above_the_limit_is_refused_before_it_is_here(
     large = run_config("model.dim=1024")
     rng = np.random.default_rng(0)
     lie = replace(honest, model=rng.standard_normal(15_000_000, dtype=np.float32))  # 60 MB under a small configuration
-    open_ = replace(lie, config_json=large.to_json(), config_hash=large.hash)
+    open_ = replace(lie, client_plan=large.client_plan.to_json())
     with federation.superlink() as server, node_thread(federation, server.port, node):
         federation.wait_until(lambda: len(list(server.grid.get_node_ids())) == 1)
         (node_id,) = server.grid.get_node_ids()

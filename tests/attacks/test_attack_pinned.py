@@ -1,4 +1,4 @@
-"""Every field of a run's configuration: the approved plan pins it, or there is a reason why it parts nobody."""
+"""Every field that travels to a client: the approved plan pins it, or there is a reason why it parts nobody."""
 
 from __future__ import annotations
 
@@ -11,33 +11,25 @@ import pytest
 from hostile_server import HostileServer
 from tests.repeats_world import BPE, EXACT, model_of
 
-from agfl_models.errors import AgflError, ConfigError
-from agfl_protocol.config.run_config import RunConfig, run_config_from_json
-from agfl_protocol.plans.plan_fields import PlanViolation, check_fields
+from agfl_models.errors import AgflError
+from agfl_protocol.plans.client_plan import ClientPlan
+from agfl_protocol.plans.plan_fields import PlanViolation, canonical, check_fields
 
 Serve = Callable[..., HostileServer]
 
-_STEPS = ("lr", "preset", "momentum", "beta1", "beta2", "tau", "epsilon", "max_lr", "margin")
 # What a plan leaves open, and why that parts nobody.
 OPEN = {
     "num_rounds": "a ceiling: fewer sums tell less",
     "aggregation.max_attempts": "a ceiling",
     "evaluation.every": "a floor",
-    "aggregation.round_timeout_s": "the server's patience",
-    "elastic.shrinkage": "what the server makes of the sum",
-    "elastic.growth": "which rings the server opens; each request names them",
-    "elastic.growth.patience": "the same",
-    "elastic.growth.min_gain": "the same",
-    **{f"aggregation.server_optimizer.{name}": "the server's step" for name in _STEPS},
-    **{f"aggregation.server_optimizer.arms.0.{name}": "the server's step" for name in _STEPS[:6]},
 }
-LOCAL = {"data", "baselines", "search", "model.folder", "tokenizer.text"}  # never sent
+LOCAL = {"model.folder", "tokenizer.text"}  # never sent
 
 
 def test_the_plan_pins_every_field_of_the_schema_but_those_with_a_reason() -> None:
-    schema = RunConfig.model_json_schema()
+    schema = ClientPlan.model_json_schema()
     paths = sorted(set(_paths(schema, schema["$defs"], "", ())))
-    assert len(paths) > 150
+    assert len(paths) > 100
     assert {path for path in paths if not _is_pinned(path)} == set(OPEN)
 
 
@@ -93,15 +85,9 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_a_node_refuses_another_value_of_every_field(name: str, serve: Serve) -> None:
     server = serve(*RUNS[name])
-    node, content = server.nodes[server.names[0]], json.loads(server.config.to_json())
+    node, content = server.nodes[server.names[0]], json.loads(server.config.client_plan.to_json())
     for path, other in _changed(content):
-        text = json.dumps(other)
-        try:
-            config_hash = run_config_from_json(text).hash
-        except ConfigError:
-            config_hash = "0" * 64
-        rings = tuple(range(1, server.config.max_rings + 1))
-        asked = server.request(model_of(server), config_json=text, config_hash=config_hash, rings_by_tier=rings)
+        asked = server.request(model_of(server), client_plan=canonical(other))
         try:
             node.handle_round(replace(asked, round=1))
         except AgflError:
@@ -141,4 +127,6 @@ def _other(value: Any) -> Any:
         return value + 1
     if isinstance(value, float):
         return value * 0.9375 + 0.01
+    if isinstance(value, list):
+        return [{"type": "square_norm"}]
     return {"secure": "plain", "float32": "bfloat16", "mean": "normalized", "tokens": "uniform"}.get(value, 1)

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from agfl_models.errors import ImplausibleSum
 from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.methods.method import NO_STATES, Round
 from agfl_protocol.secagg.lanes import Lanes
-from agfl_protocol.transforms.codec import NO_STATES, UpdateCodec
+from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.update import Layout, Total, Update
 from agfl_server.rounds.observer import Observer
@@ -61,8 +62,16 @@ def updates(n: int, seed: int = 0) -> NDArray[np.float32]:
 
 def sums_of(config: RunConfig, n: int, lie: Callable[..., Lanes]) -> tuple[UpdateCodec, Lanes, NDArray[np.float64]]:
     """Return the codec, the sum of n owners of whom the last lies, and the honest mean of the others."""
-    layout, plan = Layout(("t",), ((SIZE,),)), QuantizationPlan(3, n, CLIP_STEP)
-    codec = UpdateCodec.for_round(config, config.build_task(), layout, plan, round_number=3, train=True, evaluate=False)
+    layout, plan = Layout(("t",), ((SIZE,),)), QuantizationPlan(3, n)
+    codec = UpdateCodec.for_round(
+        Round(config.client_plan, arrays={"clipping": {"step": np.array([CLIP_STEP])}}),
+        config.build_task(),
+        layout,
+        plan,
+        round_number=3,
+        train=True,
+        evaluate=False,
+    )
     lanes, deltas = np.zeros(codec.num_lanes, np.uint64), updates(n)
     for i, delta in enumerate(deltas):
         encode = lie if i == n - 1 else UpdateCodec.encode

@@ -33,7 +33,10 @@ def test_another_run_needs_an_approval_of_its_own(serve: Serve) -> None:
 def test_a_plan_that_was_not_approved_is_not_served(serve: Serve) -> None:
     server = serve()
     longer = Plan.of(
-        server.config.model_copy(update={"num_rounds": 51}), "run", server.names, server.parameters.min_cohort
+        server.config.model_copy(update={"num_rounds": 51}).client_plan,
+        "run",
+        server.names,
+        server.parameters.min_cohort,
     )
     line = refusal(server, replace(server.request(model_of(server)), plan_hash=longer.hash))
     assert line.startswith("plan: must be ")
@@ -53,7 +56,9 @@ def test_no_later_plan_holds_out_another_share(serve: Serve) -> None:
     task = server.config.task.model_copy(update={"validation_fraction": 0.11})
     other = server.config.model_copy(update={"task": task})
     with pytest.raises(Refused, match="validation_fraction: must be that of this owner's earlier runs"):
-        server.propose(Plan.of(other, "second", server.names, server.parameters.min_cohort, roster=server.roster.hash))
+        server.propose(
+            Plan.of(other.client_plan, "second", server.names, server.parameters.min_cohort, roster=server.roster.hash)
+        )
 
 
 # Sampled sums.

@@ -14,6 +14,7 @@ import agfl_sim.run
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages import secure_wire, wire
 from agfl_protocol.messages.header import RESOLUTION
+from agfl_protocol.methods.method import Round
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.quantization import QuantizationPlan
@@ -75,16 +76,15 @@ def listen(
 def read(config: RunConfig, lanes: Lanes) -> dict[str, float]:
     """Read a client's vector as the server reads the sum."""
     layout, _ = initial_state(config, build_optimizer(config.aggregation.server_optimizer), "r")
-    plan = QuantizationPlan(2, 6, 40)
+    plan = QuantizationPlan(2, 6)
     codec = UpdateCodec.for_round(
-        config,
+        Round(config.client_plan, rings=config.build_rings()),
         config.build_task(),
         layout,
         plan,
         round_number=1,
         train=True,
         evaluate=True,
-        rings=config.build_rings(),
     )
     header = codec.quantization.header
     return dict(zip(("count", "weight", *header.metrics), lanes[: header.size] / RESOLUTION, strict=True))

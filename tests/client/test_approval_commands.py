@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def plan(run_config: Callable[..., RunConfig]) -> Plan:
     """A plan of five owners."""
-    return Plan.of(run_config("aggregation.type=secure"), "run-1", NAMES, 3)
+    return Plan.of(run_config("aggregation.type=secure").client_plan, "run-1", NAMES, 3)
 
 
 class Terminal(io.StringIO):

@@ -29,7 +29,7 @@ def make_plan(run_config: MakeConfig) -> Callable[..., Plan]:
     """Return a plan of the tiny run with overrides."""
 
     def make(*overrides: str, run_id: str = "run", members: list[str] = NAMES) -> Plan:
-        return Plan.of(run_config("aggregation.type=secure", *overrides), run_id, members, 3)
+        return Plan.of(run_config("aggregation.type=secure", *overrides).client_plan, run_id, members, 3)
 
     return make
 
@@ -76,7 +76,7 @@ def test_files_are_the_owners_only(tmp_path: Path, make_plan: MakePlan) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [("training.batch_size=5",), ("num_rounds=4",), ("aggregation.clip_l2=1",), ("aggregation.round_timeout_s=1",)],
+    [("training.batch_size=5",), ("num_rounds=4",), ("aggregation.clip_l2=1",), ("evaluation.every=1",)],
 )
 @pytest.mark.parametrize("runs", ["ask", "same_operator_and_task"])
 def test_a_changed_plan_of_a_run_waits_again_and_says_what_has_changed(
@@ -139,14 +139,14 @@ def test_the_policy_approves_what_is_like_an_approved_run(
 @pytest.mark.parametrize("runs", ["ask", "same_operator_and_task"])
 def test_a_new_roster_is_a_new_approval(runs: str, tmp_path: Path, run_config: MakeConfig) -> None:
     config = run_config("aggregation.type=secure")
-    first, second = (Plan.of(config, "run", NAMES, 3, roster=bytes([key]) * 32) for key in (1, 2))
+    first, second = (Plan.of(config.client_plan, "run", NAMES, 3, roster=bytes([key]) * 32) for key in (1, 2))
     approvals = open_as(tmp_path, runs)
     approvals.propose(first)
     answer(tmp_path, first, Status.APPROVED)
     assert approvals.propose(first) is Status.APPROVED
     assert approvals.propose(second) is Status.PENDING
     assert approvals.approved("run") is None
-    other = Plan.of(config, "next", NAMES, 3, roster=bytes([2]) * 32)
+    other = Plan.of(config.client_plan, "next", NAMES, 3, roster=bytes([2]) * 32)
     assert approvals.propose(other) is Status.PENDING
 
 

@@ -10,28 +10,27 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from agfl_client.training.client_state import ClientStates, Recollection, StateKey
+from agfl_client.training.client_state import ClientStates, Memory, StateKey
 from agfl_models.errors import ConfigError, IdentityError
 from agfl_protocol.config.search_config import MAX_CANDIDATES
 from agfl_protocol.identity.private_files import write_private
-from agfl_protocol.methods.drift import ControlVariates, DynamicRegularizer
+from agfl_protocol.methods.feddyn import FedDyn
 from agfl_protocol.update import Vector
 
 SIZE = 3
-DRIFT = DynamicRegularizer(0.5)
-NOTHING = np.zeros(0, np.float32)
+METHOD = FedDyn(is_secure=False, alpha=0.5)
 Recalled = tuple[Vector, bool]
 
 
-CONFIG = "c" * 64
+MODEL = "c" * 16
 
 
-def answer(folder: Path, exchange: int, last: int | None, run_id: str = "run", config: str = CONFIG) -> Recalled:
+def answer(folder: Path, exchange: int, last: int | None, run_id: str = "run", model: str = MODEL) -> Recalled:
     """A node that starts anew for every exchange: recall, train, keep; return what it recalled."""
-    states, key = ClientStates(folder), StateKey(run_id, config)
+    states, key = ClientStates(folder), StateKey(run_id, model)
     own, is_lost = states.recall(key, last, SIZE)
     update = np.full(SIZE, exchange, np.float32)
-    states.keep(key, exchange, Recollection(DRIFT, NOTHING, own, last, is_lost), update)
+    states.keep(key, exchange, Memory(METHOD, {}, own, last, is_lost), update)
     return own, is_lost
 
 
@@ -58,9 +57,9 @@ def test_what_was_not_used_leaves_no_trace(tmp_path: Path) -> None:
 
 
 def test_the_exchange_0_is_one_like_any_other(tmp_path: Path) -> None:
-    states, key = ClientStates(tmp_path), StateKey("run", CONFIG)
+    states, key = ClientStates(tmp_path), StateKey("run", MODEL)
     zero = np.zeros(SIZE, np.float32)
-    states.keep(key, 0, Recollection(DRIFT, NOTHING, zero, None, False), np.full(SIZE, 5, np.float32))
+    states.keep(key, 0, Memory(METHOD, {}, zero, None, False), np.full(SIZE, 5, np.float32))
     expect(states.recall(key, 0, SIZE), -5)
     expect(answer(tmp_path, 1, 0), -5)
     expect(answer(tmp_path, 2, 0), -5)
@@ -92,7 +91,7 @@ def test_a_state_that_is_not_here_is_lost_and_said_so(
 def test_a_state_of_which_nobody_knows_whether_it_was_used_is_lost(tmp_path: Path) -> None:
     """A vector that left of which this owner never signed the sum: the node asks for the exchange -1."""
     answer(tmp_path, 10, None)
-    expect(ClientStates(tmp_path).recall(StateKey("run", CONFIG), -1, SIZE), 0, is_lost=True)
+    expect(ClientStates(tmp_path).recall(StateKey("run", MODEL), -1, SIZE), 0, is_lost=True)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no safetensors"])
@@ -105,7 +104,7 @@ def test_a_damaged_or_missing_file_is_a_lost_state(tmp_path: Path, content: byte
 
 def test_a_state_of_another_size_is_lost(tmp_path: Path) -> None:
     answer(tmp_path, 10, None)
-    vector, is_lost = ClientStates(tmp_path).recall(StateKey("run", CONFIG), 10, SIZE + 1)
+    vector, is_lost = ClientStates(tmp_path).recall(StateKey("run", MODEL), 10, SIZE + 1)
     assert is_lost
     assert vector.tolist() == [0.0] * (SIZE + 1)
 
@@ -123,11 +122,11 @@ def test_the_file_is_its_owners_alone_and_holds_two_states(tmp_path: Path) -> No
 
 def test_each_training_of_a_run_has_a_state_of_its_own(tmp_path: Path) -> None:
     """A search trains candidates in turn, in one run and under one counter."""
-    expect(answer(tmp_path, 1, None, config="a" * 64), 0)
-    expect(answer(tmp_path, 2, None, config="b" * 64), 0)
-    expect(answer(tmp_path, 3, 1, config="a" * 64), -1)
-    expect(answer(tmp_path, 4, 2, config="b" * 64), -2)
-    expect(answer(tmp_path, 5, 3, config="a" * 64), -4)
+    expect(answer(tmp_path, 1, None, model="a" * 16), 0)
+    expect(answer(tmp_path, 2, None, model="b" * 16), 0)
+    expect(answer(tmp_path, 3, 1, model="a" * 16), -1)
+    expect(answer(tmp_path, 4, 2, model="b" * 16), -2)
+    expect(answer(tmp_path, 5, 3, model="a" * 16), -4)
 
 
 def test_runs_have_their_own_states_and_the_last_one_outlives_the_others(tmp_path: Path) -> None:
@@ -135,7 +134,7 @@ def test_runs_have_their_own_states_and_the_last_one_outlives_the_others(tmp_pat
         answer(tmp_path, 10, None, run_id)
     expect(answer(tmp_path, 20, 10, "b"), -10)
     ClientStates(tmp_path).finish("b")
-    assert [path.name for path in tmp_path.iterdir()] == [f"state-b-{CONFIG[:16]}.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == [f"state-b-{MODEL}.safetensors"]
     expect(answer(tmp_path, 30, 20, "b"), -30)
 
 
@@ -147,7 +146,7 @@ def test_a_server_that_opens_run_after_run_does_not_fill_the_disk(tmp_path: Path
         assert len(list(tmp_path.iterdir())) <= MAX_CANDIDATES
     kept = {path.name for path in tmp_path.iterdir()}
     last = (f"{number:02}" for number in range(3 * MAX_CANDIDATES + 1, 4 * MAX_CANDIDATES))
-    assert kept == {f"state-{run_id}-{CONFIG[:16]}.safetensors" for run_id in ("loved", *last)}
+    assert kept == {f"state-{run_id}-{MODEL}.safetensors" for run_id in ("loved", *last)}
     expect(answer(tmp_path, 20, 10, "01"), 0, is_lost=True)
     expect(answer(tmp_path, 20, 10, f"{4 * MAX_CANDIDATES - 1}"), -10)
 
@@ -156,7 +155,7 @@ def test_what_a_kill_left_half_written_goes_with_its_run(tmp_path: Path) -> None
     write_private(tmp_path / ".writing-state-a.safetensors", b"half")
     answer(tmp_path, 10, None, "b")
     ClientStates(tmp_path).finish("b")
-    assert [path.name for path in tmp_path.iterdir()] == [f"state-b-{CONFIG[:16]}.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == [f"state-b-{MODEL}.safetensors"]
 
 
 def test_a_state_that_cannot_be_written_stops_the_answer_and_leaves_the_old_one(tmp_path: Path) -> None:
@@ -171,6 +170,6 @@ def test_a_state_that_cannot_be_written_stops_the_answer_and_leaves_the_old_one(
     expect(answer(tmp_path, 21, 10), -10)
 
 
-def test_nothing_of_a_state_is_printed_with_a_recollection() -> None:
-    shown = repr(Recollection(ControlVariates(2.0), NOTHING, np.full(SIZE, 0.123, np.float32), 1, False))
+def test_nothing_of_a_state_is_printed_with_a_memory() -> None:
+    shown = repr(Memory(METHOD, {"control": np.full(SIZE, 0.123)}, np.full(SIZE, 0.123, np.float32), 1, False))
     assert "0.123" not in shown

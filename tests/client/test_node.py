@@ -6,12 +6,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from hostile_server import first_arrays
 from numpy.typing import NDArray
 
 from agfl_client.app import OWNERS_VARIABLE, REFUSED, create_client_app
@@ -23,8 +25,8 @@ from agfl_models.examples import TextRow, read_rows
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages import wire
 from agfl_protocol.messages.wire import read_vector
-from agfl_protocol.methods import clipping
 from agfl_protocol.methods.clipping import START
+from agfl_protocol.methods.method import States
 from agfl_protocol.plans.plan import Plan
 from agfl_protocol.plans.plan_fields import PlanViolation
 from agfl_protocol.randomness import OwnerRandomness
@@ -50,13 +52,18 @@ def request_of(
         round=number,
         exchange=exchange,
         plan_hash="",
-        config_json=config.to_json(),
-        config_hash=config.hash,
+        client_plan=config.client_plan.to_json(),
         evaluate=evaluate,
         train=train,
         model=state.model,
-        plan=QuantizationPlan(2, 3, START if clipping.varies(config) else 0),
+        plan=QuantizationPlan(2, 3),
+        arrays=first_arrays(config.client_plan, state.model.size, train=train),
     )
+
+
+def with_previous(request: wire.RoundRequest, previous: Vector) -> States:
+    """The arrays of a request with weights by alignment, after a step from the model `previous`."""
+    return {**request.arrays, "alignment": {"previous": previous}}
 
 
 @pytest.fixture
@@ -189,8 +196,8 @@ def test_next_run_finds_a_workspace_of_its_own(run_config: MakeConfig, make_node
 
 
 BAD_REQUESTS: dict[str, tuple[Callable[[wire.RoundRequest], wire.RoundRequest], type[Exception], str]] = {
-    "hash": (lambda r: replace(r, config_hash="0" * 64), WireError, "config_hash: must be .* got 000000000000"),
-    "config": (lambda r: replace(r, config_json="{}"), ConfigError, "configuration from the server: .*: required"),
+    "spaces": (lambda r: replace(r, client_plan=r.client_plan + " "), ConfigError, "must be canonical JSON"),
+    "config": (lambda r: replace(r, client_plan="{}"), ConfigError, "configuration from the server: .*: required"),
     "model": (lambda r: replace(r, model=r.model[:-1]), WireError, r"model: must have \d+ parameters"),
 }
 
@@ -212,31 +219,72 @@ def test_request_that_does_not_fit_is_refused_by_name_and_leaves_no_trace(
 def test_a_bound_that_stays_is_the_configurations(run_config: MakeConfig, make_node: MakeNode, pinned: str) -> None:
     """Sums over all text must not differ in the bound, nor those of a run whose file states it."""
     node, request = make_node(), request_of(run_config(pinned, "aggregation.weighting=uniform"))
-    with pytest.raises(WireError, match="clip_step: must be 0 where the bound stays, got 46"):
-        node.handle_round(replace(request, plan=replace(request.plan, clip_step=START)))
+    assert "clipping" not in request.arrays
+    with pytest.raises(WireError, match="clipping/step: must not be there as configured"):
+        node.handle_round(replace(request, arrays={**request.arrays, "clipping": {"step": np.array([START])}}))
     lanes(node, request)
 
 
 SCAFFOLD = ("aggregation.server_optimizer={type: scaffold}", "aggregation.weighting=uniform")
-CONTROLS: dict[str, tuple[tuple[str, ...], Callable[[wire.RoundRequest], Vector], str]] = {
-    "for none": ((), lambda r: r.model, r"control: must have 0 elements as configured, got \d+"),
-    "missing": (SCAFFOLD, lambda r: r.model[:0], r"control: must have \d+ elements as configured, got 0"),
-    "short": (("aggregation.weighting=alignment",), lambda r: r.model[1:], r"control: must have 0 or \d+ elements"),
-    "NaN": (SCAFFOLD, lambda r: r.model * np.float32(np.nan), "control: must be finite, got NaN or infinity"),
+ALIGNED = ("aggregation.weighting=alignment",)
+ELASTIC = ("elastic={widths: [0.5, 1.0]}",)
+Arrays = dict[str, dict[str, Any]]
+BAD_ARRAYS: dict[str, tuple[tuple[str, ...], Callable[[Vector], Arrays], str]] = {
+    "for none": ((), lambda m: {"scaffold": {"control": m}}, "scaffold/control: must not be there as configured"),
+    "unknown": ((), lambda m: {"fedtruth": {"way": m}}, "fedtruth/way: must not be there as configured"),
+    "one more": (SCAFFOLD, lambda m: {"scaffold": {"way": m}}, "scaffold/way: must not be there as configured"),
+    "empty": (SCAFFOLD, lambda m: {"scaffold": {"control": m[:0]}}, r"scaffold/control: must have \d+ elements"),
+    "short": (
+        ALIGNED,
+        lambda m: {"alignment": {"previous": m[1:]}},
+        r"alignment/previous: must have 0 or \d+ elements",
+    ),
+    "type": (
+        SCAFFOLD,
+        lambda m: {"scaffold": {"control": m.astype(int)}},
+        "scaffold/control: must be float32, got int64",
+    ),
+    "NaN": (SCAFFOLD, lambda m: {"scaffold": {"control": m * np.float32(np.nan)}}, "scaffold/control: must be finite"),
+    "range": ((), lambda m: {"clipping": {"step": np.array([81])}}, r"clipping/step: must be in \[1, 80\], got 81"),
+    "order": (SCAFFOLD, lambda m: {"scaffold": {"used": np.array([2, 1])}}, "used: must be exchanges, ascending"),
+    "twice": (SCAFFOLD, lambda m: {"scaffold": {"used": np.array([1, 1])}}, "used: must be exchanges, ascending"),
+    "names": (
+        SCAFFOLD,
+        lambda m: {"scaffold": {"names": np.frombuffer(b"a\nb", np.uint8)}},
+        "used: must be exchanges, ascending, each with its names",
+    ),
+    "tiers": (
+        ELASTIC,
+        lambda m: {"elastic": {"by_tier": np.array([2, 2], np.uint8)}},
+        r"the i-th number must be in \[1, i",
+    ),
+    "no ring": (ELASTIC, lambda m: {"elastic": {"by_tier": np.array([0, 1], np.uint8)}}, r"must be in \[1, 2\], got 0"),
 }
 
 
-@pytest.mark.parametrize("kind", CONTROLS)
-def test_vector_beside_the_model_that_the_method_does_not_have_is_refused(
+@pytest.mark.parametrize("kind", BAD_ARRAYS)
+def test_arrays_beside_the_model_that_no_method_has_are_refused(
     run_config: MakeConfig, make_node: MakeNode, kind: str
 ) -> None:
-    overrides, control_of, rule = CONTROLS[kind]
+    overrides, change, rule = BAD_ARRAYS[kind]
     request = request_of(run_config(*overrides))
+    own = change(request.model)
+    arrays = {**request.arrays, **{name: {**request.arrays.get(name, {}), **some} for name, some in own.items()}}
     with pytest.raises(WireError, match=rule):
-        make_node().handle_round(replace(request, control=control_of(request)))
-    evaluation = replace(request, train=False, control=request.model)
-    with pytest.raises(WireError, match="control: must have 0 elements"):
-        make_node().handle_round(evaluation)
+        make_node().handle_round(replace(request, arrays=arrays))
+
+
+@pytest.mark.parametrize("overrides", [SCAFFOLD, ALIGNED, ELASTIC, ()])
+def test_an_array_that_a_method_needs_is_missed_by_its_name(
+    run_config: MakeConfig, make_node: MakeNode, overrides: tuple[str, ...]
+) -> None:
+    request = request_of(run_config(*overrides))
+    assert request.arrays
+    for method, own in request.arrays.items():
+        for name in own:
+            less = {**request.arrays, method: {key: value for key, value in own.items() if key != name}}
+            with pytest.raises(WireError, match=f"^{method}/{name}: required but missing$"):
+                make_node().handle_round(replace(request, arrays=less))
 
 
 def test_a_node_without_a_folder_keeps_no_state_and_refuses_before_it_trains(
@@ -246,7 +294,7 @@ def test_a_node_without_a_folder_keeps_no_state_and_refuses_before_it_trains(
     rule = "^aggregation.server_optimizer: scaffold and feddyn need a node that was started with a folder of its own"
     node = make_node()
     with pytest.raises(PolicyViolation, match=rule):
-        node.handle_round(replace(request, control=request.model))
+        node.handle_round(request)
     lanes(node, request_of(run_config(*SCAFFOLD), train=False))  # to evaluate needs none
 
 
@@ -254,20 +302,18 @@ def test_who_moves_as_the_model_did_weighs_more(run_config: MakeConfig, make_nod
     request = request_of(run_config("aggregation.weighting=alignment"))
     way = np.random.default_rng(0).standard_normal(request.model.size).astype(np.float32)
     weights = [
-        int(lanes(make_node(), replace(request, control=(request.model - scale * way).astype(np.float32)))[1])
+        int(
+            lanes(
+                make_node(),
+                replace(request, arrays=with_previous(request, (request.model - scale * way).astype(np.float32))),
+            )[1]
+        )
         for scale in (-1, 0, 1)
     ]
     first = int(lanes(make_node(), request)[1])
     assert weights[1] == first
     assert min(weights[0], weights[2]) < first < max(weights[0], weights[2])
     assert weights[0] * weights[2] == pytest.approx(first**2, rel=1e-4), "exp(cos) exp(-cos) = 1"
-
-
-def test_wrong_hash_is_refused_by_a_warm_node(run_config: MakeConfig, make_node: MakeNode) -> None:
-    node, request = make_node(), request_of(run_config())
-    node.handle_round(request)
-    with pytest.raises(WireError, match="config_hash"):
-        node.handle_round(replace(request, config_hash="0" * 64))
 
 
 def said(reply: Message) -> bytes:
@@ -327,7 +373,7 @@ def test_other_version_is_refused_before_anything_else(make_node: MakeNode, deli
     record.config_records["config"]["version"] = 9
     reply = deliver(create_client_app(make_node()), record, wire.IDENTIFY)
     assert reply.error.code == REFUSED
-    assert reply.error.reason == "version: this side speaks protocol 2, the other side 9"
+    assert reply.error.reason == "version: this side speaks protocol 3, the other side 9"
 
 
 def test_node_says_its_name_and_hears_that_the_run_is_over(
@@ -414,7 +460,7 @@ def test_a_plan_or_sum_that_this_node_cannot_protect_touches_no_text(run_config:
     data.write_text("no JSON\n")
     config = run_config("aggregation={type: secure, server_optimizer: {type: fedavg}}")
     node = Node("alice", data, device="cpu", policy=UNASKED)
-    plan = Plan.of(config, "r", ("alice", "bob", "carol"), 3)
+    plan = Plan.of(config.client_plan, "r", ("alice", "bob", "carol"), 3)
     with pytest.raises(PolicyViolation, match=r"^aggregation.type: secure needs a node that was started with"):
         node.propose(wire.ProposeRequest(plan.to_json()))
     with pytest.raises(PlanViolation, match=r"^plan: this owner must approve run r first; it has not$"):

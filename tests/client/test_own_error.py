@@ -53,12 +53,12 @@ def test_sigma_of_updates_that_are_alike_or_nothing_is_zero() -> None:
 
 
 def test_a_plan_is_told_in_words(run_config: MakeConfig) -> None:
-    plan = Plan.of(run_config("aggregation.type=secure"), "run", NAMES, 6)
+    plan = Plan.of(run_config("aggregation.type=secure").client_plan, "run", NAMES, 6)
     text = describe(plan, None, 0.86, operator="9f" * 32)
     assert f"run run, plan {plan.hash}" in text
     assert f"operator: CA certificate {'9f' * 32}" in text
     assert "task: language_modeling" in text
-    assert f"model: {plan.run_config.model.num_parameters():,} parameters" in text
+    assert f"model: {plan.client_plan.model.num_parameters():,} parameters" in text
     assert "members: 12: owner-00, owner-01" in text
     assert text.count("\ngroup ") == 2
     assert "training: sampled sums, 8 examples drawn afresh each time" in text
@@ -71,39 +71,39 @@ def test_a_plan_is_told_in_words(run_config: MakeConfig) -> None:
 
 
 def test_fewer_in_a_sum_or_more_who_conspire_show(run_config: MakeConfig) -> None:
-    plan = Plan.of(run_config("aggregation.type=secure", "aggregation.cohort_size=8"), "run", NAMES, 6)
+    plan = Plan.of(run_config("aggregation.type=secure", "aggregation.cohort_size=8").client_plan, "run", NAMES, 6)
     assert "with 3 honest others" in describe(plan, None, 0.5)
     assert "with 5 honest others" in describe(plan, None, 0.5, policy=Policy(max_colluders=2))
     assert "not known before your node has measured" in describe(plan, None, None)
 
 
 def test_draws_that_hardly_differ_are_warned_of(run_config: MakeConfig) -> None:
-    plan = Plan.of(run_config("aggregation.type=secure"), "run", NAMES, 6)
+    plan = Plan.of(run_config("aggregation.type=secure").client_plan, "run", NAMES, 6)
     assert "WARNING: they vary by less than 0.1" in describe(plan, None, 0.09)
 
 
 def test_exact_and_plain_sums_are_told_as_such(run_config: MakeConfig) -> None:
     epochs = ("training.local_steps=null", "training.local_epochs=1", "aggregation.max_weight=100")
-    exact = describe(Plan.of(run_config("aggregation.type=secure", *epochs), "run", NAMES, 6), None, 0.5)
+    exact = describe(Plan.of(run_config("aggregation.type=secure", *epochs).client_plan, "run", NAMES, 6), None, 0.5)
     assert "training: exact sums over whole groups, each of 6 owners or more" in exact
     assert "own error" not in exact
     small = describe(
-        Plan.of(run_config("aggregation.type=secure"), "run", NAMES, 6),
+        Plan.of(run_config("aggregation.type=secure").client_plan, "run", NAMES, 6),
         None,
         0.5,
         policy=Policy(max_sampled_examples=7),
     )
     assert "training: exact sums" in small
-    plain = describe(Plan.of(run_config(), "run", NAMES, 6), None, 0.5)
+    plain = describe(Plan.of(run_config().client_plan, "run", NAMES, 6), None, 0.5)
     assert "PLAIN: the server sees your update itself" in plain
     bpe = ("tokenizer={type: bpe, vocab_size: 300}", "model.vocab_size=300")
-    counted = describe(Plan.of(run_config("aggregation.type=secure", *bpe), "run", NAMES, 6), None, 0.5)
+    counted = describe(Plan.of(run_config("aggregation.type=secure", *bpe).client_plan, "run", NAMES, 6), None, 0.5)
     assert "counts for the tokenizer: exact, over whole groups" in counted
 
 
 def test_an_earlier_run_on_the_text_is_named_with_what_differs(run_config: MakeConfig) -> None:
-    old = Plan.of(run_config("aggregation.type=secure"), "old", NAMES, 6)
-    new = Plan.of(run_config("aggregation.type=secure", "training.batch_size=3"), "new", NAMES[:-1], 6)
+    old = Plan.of(run_config("aggregation.type=secure").client_plan, "old", NAMES, 6)
+    new = Plan.of(run_config("aggregation.type=secure", "training.batch_size=3").client_plan, "new", NAMES[:-1], 6)
     text = describe(new, old, 0.5)
     assert "you approved run old on this text; sums of both together tell more than each alone" in text
     assert "  training.batch_size: 4 before, 3 now" in text

@@ -10,8 +10,8 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from agfl_client import node as node_module
 from agfl_client.app import REFUSED, create_client_app
+from agfl_client.approval import text_check
 from agfl_client.approval.approvals import Approvals
 from agfl_client.node import Node
 from agfl_client.own_screen import OwnScreen, round_shown, size_shown
@@ -39,12 +39,12 @@ def test_text_that_is_no_use_is_refused_with_the_plan_and_taken_once_it_is_mende
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level(logging.INFO, "agfl.client")
-    monkeypatch.setattr(node_module, "_READ_AGAIN_S", 0.0)
+    monkeypatch.setattr(text_check, "_READ_AGAIN_S", 0.0)
     data = tmp_path / "zanzibar.txt"
     data.write_text("")
     node = Node("alice", data, "cpu", policy=POLICY, approvals=Approvals(tmp_path, POLICY, "operator"))
     app = create_client_app(node)
-    content = wire.ProposeRequest(Plan.of(run_config(), "run", ["alice", "bob"], 2).to_json()).to_record()
+    content = wire.ProposeRequest(Plan.of(run_config().client_plan, "run", ["alice", "bob"], 2).to_json()).to_record()
     for _ in range(3):
         reply = deliver(app, content, wire.PROPOSE)
         assert reply.has_error()
@@ -64,7 +64,7 @@ def test_text_that_was_no_use_is_not_read_each_time_that_the_server_asks(
     data = tmp_path / "own.txt"
     data.write_text("")
     node = Node("alice", data, "cpu", policy=POLICY, approvals=Approvals(tmp_path, POLICY, "operator"))
-    request = wire.ProposeRequest(Plan.of(run_config(), "run", ["alice", "bob"], 2).to_json())
+    request = wire.ProposeRequest(Plan.of(run_config().client_plan, "run", ["alice", "bob"], 2).to_json())
     reads = 0
 
     def read(config: RunConfig) -> list[object]:
@@ -87,7 +87,7 @@ def test_no_text_is_read_before_its_owner_approves(tmp_path: Path, run_config: C
     config = run_config(
         "training.local_steps=null", "training.local_epochs=1", "aggregation.max_weight=2000"
     )  # of epochs no own error is measured
-    request = wire.ProposeRequest(Plan.of(config, "run", ["alice", "bob"], 2).to_json())
+    request = wire.ProposeRequest(Plan.of(config.client_plan, "run", ["alice", "bob"], 2).to_json())
     assert node.propose(request).answer is wire.Answer.PENDING
 
 

@@ -44,7 +44,7 @@ SECRET = "Zanzibar"
 def count_request(
     config: RunConfig, merges: tuple[Pair, ...] = (), num_new: int = 0, number: int = 1, exchange: int = 0
 ) -> CountRequest:
-    return CountRequest("r", number, exchange, "", config.to_json(), config.hash, merges, num_new, 3)
+    return CountRequest("r", number, exchange, "", config.client_plan.to_json(), merges, num_new, 3)
 
 
 @pytest.fixture
@@ -119,8 +119,7 @@ def test_words_stay_warm_and_go_with_the_first_round_and_with_the_run(
 DOUBLING = ((97, 97), *((token_id, token_id) for token_id in range(259, 280)))
 Changes = dict[str, Any]
 BAD_REQUESTS: dict[str, tuple[Changes, type[AgflError], str]] = {
-    "hash": ({"config_hash": "0" * 64}, WireError, "config_hash: must be .* got 000000000000"),
-    "config": ({"config_json": "{}"}, ConfigError, "configuration from the server: .*: required"),
+    "config": ({"client_plan": "{}"}, ConfigError, "configuration from the server: .*: required"),
     "too many new": (
         {"merges": (*MERGES, (0, 1)), "num_new": 5},
         WireError,
@@ -180,7 +179,7 @@ def test_nothing_is_counted_for_a_run_with_nothing_to_learn(
 
 def test_a_round_without_a_tokenizer_is_refused(run_config: MakeConfig, make_node: MakeNode) -> None:
     config = run_config(*BPE)
-    request = replace(request_of(config.with_merges(())), config_json=config.to_json(), config_hash=config.hash)
+    request = replace(request_of(config.with_merges(())), client_plan=config.client_plan.to_json())
     with pytest.raises(ConfigError, match=r"^tokenizer\.merges: required to encode text, got none"):
         make_node().handle_round(request)
 
@@ -212,7 +211,7 @@ def test_secure_counts_need_a_node_with_a_roster(
 ) -> None:
     monkeypatch.setattr(pair_counts, "cut", None)
     config = run_config(*BPE, "aggregation={type: secure}")
-    plan = Plan.of(config, "r", ("alice", "bob", "carol"), 3)
+    plan = Plan.of(config.client_plan, "r", ("alice", "bob", "carol"), 3)
     with pytest.raises(PolicyViolation, match=r"^aggregation\.type: secure needs a node that was started with"):
         make_node().propose(ProposeRequest(plan.to_json()))
     with pytest.raises(PlanViolation, match=r"^plan: this owner must approve run r first; it has not$"):

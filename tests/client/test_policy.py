@@ -61,33 +61,33 @@ def test_a_bad_file_is_refused_by_name(tmp_path: Path, content: str, line: str) 
 def test_each_key_refuses_by_its_name(run_config: Config) -> None:
     config = run_config()
     size = config.model.num_parameters()
-    assert Policy(allow_plain=True, max_parameters=size).tier(config) == 1
+    assert Policy(allow_plain=True, max_parameters=size).tier(config.client_plan) == 1
     with pytest.raises(PolicyViolation, match=r"^allow_plain: must be true in this owner's policy"):
-        Policy().tier(config)
+        Policy().tier(config.client_plan)
     rule = r"^tasks: must hold language_modeling to take part; it does not$"
     with pytest.raises(PolicyViolation, match=rule):
-        Policy(allow_plain=True, tasks=("summarization", "translation")).tier(config)
+        Policy(allow_plain=True, tasks=("summarization", "translation")).tier(config.client_plan)
     with pytest.raises(
         PolicyViolation, match=rf"^max_parameters: must be at least {size}, the run's, to take part; it is not$"
     ):
-        Policy(allow_plain=True, max_parameters=99).tier(config)
+        Policy(allow_plain=True, max_parameters=99).tier(config.client_plan)
     with pytest.raises(
         PolicyViolation, match=r"^max_width: must be at least 1, the run's least width, to take part; it is not$"
     ):
-        Policy(allow_plain=True, max_width=0.5).tier(config)
+        Policy(allow_plain=True, max_width=0.5).tier(config.client_plan)
 
 
 def test_an_owner_trains_as_many_rings_as_its_policy_permits(run_config: Config) -> None:
     config = run_config("elastic={widths: [0.5, 0.75, 1.0]}")
     sizes = [config.narrowed_model(k).num_parameters() for k in (1, 2, 3)]
     for max_width, tier in ((0.5, 1), (0.74, 1), (0.75, 2), (0.9, 2), (1.0, 3)):
-        assert Policy(allow_plain=True, max_width=max_width).tier(config) == tier
+        assert Policy(allow_plain=True, max_width=max_width).tier(config.client_plan) == tier
     for max_parameters, tier in ((sizes[0], 1), (sizes[1] - 1, 1), (sizes[1], 2), (sizes[2], 3)):
-        assert Policy(allow_plain=True, max_parameters=max_parameters).tier(config) == tier
+        assert Policy(allow_plain=True, max_parameters=max_parameters).tier(config.client_plan) == tier
     with pytest.raises(PolicyViolation, match=r"^max_width: must be at least 0.5, the run's least width"):
-        Policy(allow_plain=True, max_width=0.49).tier(config)
+        Policy(allow_plain=True, max_width=0.49).tier(config.client_plan)
     with pytest.raises(PolicyViolation, match=rf"^max_parameters: must be at least {sizes[0]}, the run's"):
-        Policy(allow_plain=True, max_parameters=sizes[0] - 1).tier(config)
+        Policy(allow_plain=True, max_parameters=sizes[0] - 1).tier(config.client_plan)
 
 
 def test_a_policy_that_a_roster_cannot_meet_is_refused_at_the_start() -> None:

@@ -23,7 +23,7 @@ def probe(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_each_width_is_measured(run_config: Callable[..., RunConfig], make_owners: Callable[..., Path]) -> None:
     config, data = run_config(WIDTHS), next(make_owners(1).iterdir())
-    found = measure(config, data, {}, "cpu", 1)
+    found = measure(config.client_plan, data, {}, "cpu", 1)
     assert [one.width for one in found] == [0.25, 0.5, 1.0]
     assert [one.num_parameters for one in found] == [config.narrowed_model(k).num_parameters() for k in (1, 2, 3)]
     memory = [one.memory_bytes for one in found]
@@ -36,15 +36,17 @@ def test_every_model_that_a_round_may_broadcast_takes_memory(
 ) -> None:
     data = next(make_owners(1).iterdir())
     auto = run_config("aggregation.server_optimizer={type: auto}")
-    (one,), (several,) = (measure(config, data, {}, "cpu", 1) for config in (run_config(), auto))
-    assert several.memory_bytes - one.memory_bytes == 4 * (auto.max_models - 1) * auto.model.num_parameters()
+    (one,), (several,) = (measure(config.client_plan, data, {}, "cpu", 1) for config in (run_config(), auto))
+    assert (
+        several.memory_bytes - one.memory_bytes == 4 * (auto.client_plan.max_models - 1) * auto.model.num_parameters()
+    )
 
 
 def test_a_tokenizer_that_is_not_learned_yet_is_no_obstacle(
     run_config: Callable[..., RunConfig], make_owners: Callable[..., Path]
 ) -> None:
     config = run_config("tokenizer={type: bpe, vocab_size: 300}", "model.vocab_size=300")
-    (found,) = measure(config, next(make_owners(1).iterdir()), {}, "cpu", 1)
+    (found,) = measure(config.client_plan, next(make_owners(1).iterdir()), {}, "cpu", 1)
     assert (found.width, found.num_parameters) == (1.0, config.model.num_parameters())
 
 

@@ -26,6 +26,7 @@ from agfl_protocol.messages import wire
 from agfl_protocol.plans.plan import Plan
 from agfl_protocol.plans.plan_fields import PlanViolation
 from agfl_protocol.update import Layout
+from agfl_protocol.version import PROTOCOL_VERSION
 from agfl_server.app import run_federation
 from agfl_sim.engines.grid import InProcessGrid
 
@@ -40,13 +41,13 @@ class Site:
 
     def __init__(self, config: RunConfig, data: Path, folder: Path, policy: Policy = POLICY) -> None:
         self.folder = folder / "my model"
-        self.plan = Plan.of(config, "run", NAMES, 2)
+        self.plan = Plan.of(config.client_plan, "run", NAMES, 2)
         approvals = Approvals(folder, policy, "operator")
         saved = SavedModel(self.folder)
         self.node = Node("owner-00", data, "cpu", policy=policy, approvals=approvals, saved=saved)
         self.layout = Layout.of(build_model(config.model, seed=1))
         vector = self.layout.flatten(build_model(config.model, seed=5))
-        self.request = wire.ModelRequest("run", self.plan.hash, 3, config.to_json(), vector)
+        self.request = wire.ModelRequest("run", self.plan.hash, 3, config.client_plan.to_json(), vector)
 
     def propose(self) -> wire.ProposeReply:
         return self.node.propose(wire.ProposeRequest(self.plan.to_json()))
@@ -66,7 +67,7 @@ def test_the_model_is_kept_as_agfl_model_reads_it_and_the_next_takes_its_place(s
         assert {stat.S_IMODE(path.stat().st_mode) for path in site.folder.iterdir()} == {0o644}
         model, saved = load_model(site.folder)
         assert np.array_equal(site.layout.flatten(model), request.model)
-        assert saved.task == site.plan.run_config.task
+        assert saved.task == site.plan.client_plan.task
         assert json.loads((site.folder / "received.json").read_text()) == {"run": "run", "round": request.round}
         SavedModel(site.folder)  # and the command may be started with it again
 
@@ -93,7 +94,7 @@ def test_neither_another_model_nor_one_that_is_not_finite(site: Site, run_config
     site.propose()
     wider = run_config("model.dim=32")
     with pytest.raises(PlanViolation, match=r"model\.dim: must be 16"):
-        site.node.keep_model(replace(site.request, config_json=wider.to_json()))
+        site.node.keep_model(replace(site.request, client_plan=wider.client_plan.to_json()))
     site.request.model[5] = np.nan
     with pytest.raises(WireError, match="must be finite"):
         site.node.keep_model(site.request)
@@ -125,7 +126,7 @@ def test_an_owner_that_wants_no_model_takes_none(
 
 
 def test_no_more_is_fetched_than_the_model_has(site: Site) -> None:
-    told = RecordDict({"config": ConfigRecord({"version": 2, "config_json": site.request.config_json})})
+    told = RecordDict({"config": ConfigRecord({"version": PROTOCOL_VERSION, "client_plan": site.request.client_plan})})
     keeping, not_keeping = (Announced(POLICY, None, keeps_model=keeps) for keeps in (True, False))
     most = keeping.most_bytes(wire.MODEL, told)
     assert most == not_keeping.most_bytes(wire.MODEL, told) + 4 * site.layout.size

@@ -19,7 +19,9 @@ from agfl_models.examples import TextRow, read_rows
 from agfl_models.model.families import build_model
 from agfl_models.model.sequence_model import SequenceModel
 from agfl_models.tasks.language_modeling import LanguageModeling, TokenStream
-from agfl_protocol.config.run_config import RunConfig, TrainingConfig
+from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.config.training_config import TrainingConfig
+from agfl_protocol.methods.method import Gradient
 from agfl_protocol.update import Layout, Vector
 
 MakeConfig = Callable[..., RunConfig]
@@ -160,7 +162,7 @@ def test_a_correction_is_a_linear_part_of_the_loss(bench: Callable[..., Bench], 
     delta = layout.flatten(model) - start
     model = one.model()
     trainer, seeded = LocalTrainer(one.config.training, "cpu"), np.random.default_rng(0)
-    result = trainer.train(model, layout, one.task, one.text, seeded, correction=correction)
+    result = trainer.train(model, layout, one.task, one.text, seeded, gradients=[Gradient(shift=correction)])
     assert np.linalg.norm(result.delta - delta) <= 1e-4 * np.linalg.norm(delta)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile_server import codec_of
 from tests.client.test_node import UNASKED, request_of
 
 from agfl_client.node import Node
@@ -15,7 +16,7 @@ from agfl_models.errors import ImplausibleSum
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages.counting import CountCodec
 from agfl_protocol.messages.wire import read_vector
-from agfl_protocol.methods import candidates, clipping, elastic
+from agfl_protocol.methods import candidates, elastic
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.update import Total
@@ -32,20 +33,9 @@ METHODS = {
 
 def answered(node: Node, config: RunConfig) -> tuple[UpdateCodec, Lanes]:
     """The lanes of a node that trains and evaluates, and their codec."""
-    asked = request_of(config)
-    plan = asked.plan if clipping.varies(config) else replace(asked.plan, clip_step=0)
-    request = replace(asked, plan=plan, evaluate=True, rings_by_tier=tuple(range(1, config.max_rings + 1)))
+    request = replace(request_of(config), evaluate=True)
     layout, _ = initial_state(config, build_optimizer(config.aggregation.server_optimizer), "r")
-    codec = UpdateCodec.for_round(
-        config,
-        config.build_task(),
-        layout,
-        request.plan,
-        round_number=request.round,
-        train=True,
-        evaluate=True,
-        rings=config.build_rings(),
-    )
+    codec = codec_of(request, layout)
     return codec, read_vector(node.handle_round(request), "lanes", np.uint64)
 
 
@@ -93,7 +83,7 @@ def test_a_sum_with_an_owner_in_two_tiers_is_not_used(
 
 def test_losses_of_candidates_have_a_bound_by_prediction() -> None:
     honest = {name: candidates.MAX_LOSS * 5 for name in candidates.names(2)} | {candidates.PREDICTIONS: 5.0}
-    method = candidates.Candidates(2, 5)
+    method = candidates.Candidates(2, 1, 5)
     method.check(total_of(honest, 2))
     with pytest.raises(ImplausibleSum, match=r"^candidates: losses must be at most 5000, got 5001$"):
         method.check(total_of(honest | {candidates.names(2)[1]: 5003.0}, 2))

@@ -14,7 +14,7 @@ from agfl_models.errors import ImplausibleSum
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.methods.clipping import ABOVE, CLIPPED, MAX_STEP, START, Clipping, bound, next_step
 from agfl_protocol.methods.divergence import DIVERGED
-from agfl_protocol.methods.method import State
+from agfl_protocol.methods.method import Round, State
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.update import Layout, Total, Update
@@ -67,11 +67,13 @@ def test_one_vote_of_five_decides_nothing() -> None:
 
 def test_a_stated_bound_and_one_of_exact_sums_stay(run_config: Callable[..., RunConfig]) -> None:
     epochs = "training={optimizer: {type: sgd, lr: 0.5}, batch_size: 4, local_epochs: 1}"
-    assert bound(run_config("aggregation.clip_l2=1.5"), 0) == 1.5
-    assert bound(run_config(epochs, "aggregation.weighting=uniform"), 0) == 100
-    assert bound(run_config("evaluation.max_examples=513"), 42) == 100, "rounds that evaluate are exact sums"
-    assert bound(run_config(), 42) == 2
-    assert math.isclose(bound(run_config(), 41), 2**0.5)
+    assert bound(run_config("aggregation.clip_l2=1.5").client_plan, 0) == 1.5
+    assert bound(run_config(epochs, "aggregation.weighting=uniform").client_plan, 0) == 100
+    assert bound(run_config("evaluation.max_examples=513").client_plan, 42) == 100, (
+        "rounds that evaluate are exact sums"
+    )
+    assert bound(run_config().client_plan, 42) == 2
+    assert math.isclose(bound(run_config().client_plan, 41), 2**0.5)
 
 
 @pytest.mark.parametrize("votes", [(1.0, 0.0, 3.0), (3.0, 4.0, 3.0), (0.0, 0.0, 4.0)], ids=str)
@@ -79,8 +81,16 @@ def test_votes_that_nobody_can_cast_are_not_used(
     run_config: Callable[..., RunConfig], votes: tuple[float, ...]
 ) -> None:
     config, layout = run_config(), Layout(("t",), ((50,),))
-    plan = QuantizationPlan(2, 3, START)
-    codec = UpdateCodec.for_round(config, config.build_task(), layout, plan, round_number=1, train=True, evaluate=False)
+    plan = QuantizationPlan(2, 3)
+    codec = UpdateCodec.for_round(
+        Round(config.client_plan, arrays={"clipping": {"step": np.array([START])}}),
+        config.build_task(),
+        layout,
+        plan,
+        round_number=1,
+        train=True,
+        evaluate=False,
+    )
     lanes = np.zeros(codec.num_lanes, np.uint64)
     for number in range(3):
         delta = np.full(50, 1e-3, np.float32)
@@ -112,5 +122,9 @@ def test_a_fixed_bound_keeps_no_state() -> None:
     clip = Clipping(1.0)
     total = Total(np.zeros(1, np.float32), 5, 1.0, {**dict.fromkeys(VOTES, 5.0), DIVERGED: 0.0})
     assert (
-        clip.initial_state(total.delta) == clip.decode(total, {})[1] == clip.restarted({}) == clip.broadcast({}) == {}
+        clip.initial_state(total.delta)
+        == clip.decode(total, {})[1]
+        == clip.restarted({})
+        == clip.broadcast({}, train=True, is_retry=False)
+        == {}
     )

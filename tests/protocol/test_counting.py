@@ -23,7 +23,7 @@ from agfl_protocol.messages.counting import COUNT, CountCodec, CountRequest
 from agfl_protocol.secagg.lanes import Lanes
 
 MERGES = ((97, 98), (259, 32), (1, 2), (260, 261))
-REQUEST = CountRequest("0123abcd", 3, 1, "e" * 64, '{"num_rounds": 3}', "f" * 64, MERGES, 2, 24)
+REQUEST = CountRequest("0123abcd", 3, 1, "e" * 64, '{"num_rounds": 3}', MERGES, 2, 24)
 FIRST = replace(REQUEST, round=1, merges=(), num_new=0)
 SHAPES = st.integers(0, 12).flatmap(lambda m: st.tuples(st.just(m), st.integers(min(m, 1), m)))
 Read = Callable[[RecordDict], object]
@@ -38,7 +38,7 @@ def test_a_request_survives_its_bytes(
 
 def test_a_request_is_a_query_and_its_answer_is_that_to_a_round() -> None:
     assert REQUEST.kind == COUNT == "query.count"
-    reply = wire.RoundReply("f" * 64, 3, 1, np.zeros(3, np.uint64)).to_record()
+    reply = wire.RoundReply(REQUEST.client_plan_hash, 3, 1, np.zeros(3, np.uint64)).to_record()
     assert wire.RoundReply.from_record(reply, REQUEST, 3).lanes.size == 3
     with pytest.raises(WireError, match=r"^round: must be 4 as in the request, got 3$"):
         wire.RoundReply.from_record(reply, replace(REQUEST, round=4), 3)
@@ -47,7 +47,7 @@ def test_a_request_is_a_query_and_its_answer_is_that_to_a_round() -> None:
 @pytest.mark.parametrize(
     ("key", "kind"),
     [
-        *((key, "str") for key in ("run_id", "plan_hash", "config_json", "config_hash")),
+        *((key, "str") for key in ("run_id", "plan_hash", "client_plan")),
         *((key, "int") for key in ("version", "round", "exchange", "num_new", "max_cohort")),
     ],
 )
@@ -99,7 +99,7 @@ def test_merges_that_no_vocabulary_has_room_for_are_refused(size: int) -> None:
         CountRequest.from_record(record)
 
 
-FIELDS = ["version", "run_id", "round", "exchange", "config_json", "config_hash", "num_new", "max_cohort"]
+FIELDS = ["version", "run_id", "round", "exchange", "client_plan", "num_new", "max_cohort"]
 VALUES = st.one_of(
     st.integers(-(2**63), 2**64 - 1),
     st.text(max_size=50),
@@ -167,7 +167,7 @@ def test_a_count_that_could_make_the_sum_overflow_is_refused_on_both_sides() -> 
 
 
 CHANGES: list[dict[str, Any]] = [
-    {"config_json": "{}"},
+    {"client_plan": "{}"},
     {"num_new": 1},
     {"max_cohort": 25},
     {"merges": MERGES[:3]},

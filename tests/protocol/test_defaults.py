@@ -15,7 +15,8 @@ from agfl_models.errors import ConfigError
 from agfl_protocol.config.defaults import with_defaults
 from agfl_protocol.config.optimizer_config import ServerOptimizerConfig
 from agfl_protocol.config.presets import Preset
-from agfl_protocol.config.run_config import RunConfig, load_run_config, load_with_defaults, run_config_from_json
+from agfl_protocol.config.run_config import RunConfig, load_run_config, load_with_defaults
+from agfl_protocol.plans.client_plan import client_plan_from_json
 
 OPEN = """
 num_rounds: 2
@@ -62,7 +63,12 @@ def taken(content: Mapping[str, Any]) -> dict[str, Any]:
 def test_what_is_taken_and_what_is_stated_are_one_run(run: MakeRun, tmp_path: Path) -> None:
     (tmp_path / "stated.yaml").write_text(OPEN + STATED)
     stated, none = load_with_defaults(tmp_path / "stated.yaml")
-    assert (none, stated, stated.hash, stated.to_json()) == ((), run(), run().hash, run().to_json())
+    assert (none, stated, stated.hash, stated.client_plan.to_json()) == (
+        (),
+        run(),
+        run().hash,
+        run().client_plan.to_json(),
+    )
 
 
 def test_the_written_run_leaves_nothing_open_and_is_the_same(run: MakeRun, tmp_path: Path) -> None:
@@ -71,12 +77,12 @@ def test_the_written_run_leaves_nothing_open_and_is_the_same(run: MakeRun, tmp_p
 
 
 def test_a_client_fills_in_nothing(run: MakeRun) -> None:
-    assert run_config_from_json(run().to_json()).hash == run().hash
-    for section, key in (("training", "optimizer"), ("aggregation", "server_optimizer"), ("training", "local_steps")):
-        content = json.loads(run().to_json())
+    assert client_plan_from_json(run().client_plan.to_json()) == run().client_plan
+    for section, key in (("training", "optimizer"), ("training", "local_steps")):
+        content = json.loads(run().client_plan.to_json())
         del content[section][key]
         with pytest.raises(ConfigError, match=rf"{section}.*{key}.*(missing|must be given)"):
-            run_config_from_json(json.dumps(content))
+            client_plan_from_json(json.dumps(content))
 
 
 PRETRAINED = {"model": {"family": "huggingface"}}

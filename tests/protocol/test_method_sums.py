@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from agfl_client.training.trainer import effective_steps
 from agfl_models.errors import ConfigError
-from agfl_protocol.config.run_config import RunConfig, TrainingConfig
+from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.config.training_config import TrainingConfig
 from agfl_protocol.methods.alignment import AlignmentWeighting, cosine
 from agfl_protocol.methods.fair_weighting import MIN_WEIGHT, FairWeighting
 from agfl_protocol.methods.method import Method, State
@@ -156,7 +157,11 @@ def test_a_loss_beyond_the_bound_counts_as_the_bound() -> None:
         ),
         (
             ("weighting=loss", "averaging=normalized"),
-            "loss needs averaging mean and another server_optimizer than fedexp, got normalized and nesterov",
+            "loss needs averaging mean, got normalized",
+        ),
+        (
+            ("weighting=loss", "server_optimizer={type: fedexp}"),
+            r"aggregation\.weighting: must not be loss with server_optimizer fedexp",
         ),
         *(
             (

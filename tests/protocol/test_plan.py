@@ -13,13 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agfl_models.errors import ConfigError
-from agfl_protocol.config.run_config import RunConfig, run_config_from_json
+from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.identity.fingerprint import to_words
 from agfl_protocol.plans import plan as plans
+from agfl_protocol.plans.client_plan import ClientPlan, client_plan_from_json, model_of
 from agfl_protocol.plans.groups import draw_groups, draw_members, groups_after, groups_of, is_union
-from agfl_protocol.plans.plan import Plan, differences, merges_of, model_of, plan_from_json
+from agfl_protocol.plans.plan import Plan, differences, merges_of, plan_from_json
 from agfl_protocol.plans.plan_fields import PlanViolation, canonical, changes
 from agfl_protocol.plans.sum_kind import Kind, kind_of, num_examples
+from agfl_server.search.slate import make_slate
 
 MakeConfig = Callable[..., RunConfig]
 NAMES = [f"owner-{i:02}" for i in range(12)]
@@ -28,11 +30,11 @@ BPE = ("tokenizer={type: bpe, vocab_size: 262, merges_per_round: 2}", "model.voc
 
 
 def plan_of(config: RunConfig, **changed: Any) -> Plan:
-    return Plan.of(config, **{"run_id": "run", "members": NAMES, "min_cohort": 4, **changed})
+    return Plan.of(config.client_plan, **{"run_id": "run", "members": NAMES, "min_cohort": 4, **changed})
 
 
-def as_received(config: RunConfig) -> RunConfig:
-    return run_config_from_json(config.to_json())
+def as_received(config: RunConfig) -> ClientPlan:
+    return client_plan_from_json(config.client_plan.to_json())
 
 
 @given(st.sets(st.sampled_from([f"n{i}" for i in range(60)]), min_size=1), st.integers(1, 12))
@@ -84,7 +86,7 @@ def test_a_plan_is_its_canonical_text(run_config: MakeConfig) -> None:
     assert plan.hash == hashlib.sha256(text.encode()).hexdigest()
     assert plan_from_json(text) == plan
     assert plan_from_json(text).hash == plan.hash
-    assert plan.run_config == as_received(run_config(SECURE))
+    assert plan.client_plan == as_received(run_config(SECURE))
     assert plan_of(run_config(SECURE), members=reversed(NAMES)).hash == plan.hash
     assert len(plan.groups) == 3
     assert plan_of(run_config()).groups == ()
@@ -92,8 +94,9 @@ def test_a_plan_is_its_canonical_text(run_config: MakeConfig) -> None:
 
 def test_a_plan_shows_the_owner_the_search(run_config: MakeConfig) -> None:
     config = run_config("search={slate: [attention, mingru], rungs: [1, 1]}")
-    assert plan_of(config).config["search"]["slate"] == ["attention", "mingru"]
-    assert "search" not in plan_of(run_config()).config
+    candidates = [one.config.model for one in make_slate(config).candidates]
+    assert len(plan_of(config, candidates=candidates).candidates) == len(candidates) == 2
+    assert "search" not in plan_of(config).config
 
 
 @pytest.mark.parametrize(
@@ -110,7 +113,7 @@ def test_a_plan_shows_the_owner_the_search(run_config: MakeConfig) -> None:
         (lambda c: c | {"config": {}}, r"^plan: config: "),
         (lambda c: c | {"config": c["config"] | {"num_rounds": 0}}, r"^plan: config: num_rounds: .* got 0$"),
         (lambda c: c | {"config": c["config"] | {"num_rounds": 3.0}}, r"^plan: config: must have every field"),
-        (lambda c: c | {"config": c["config"] | {"baselines": True}}, r"^plan: config: must have every field"),
+        (lambda c: c | {"config": c["config"] | {"baselines": True}}, r"^plan: config: unknown key 'baselines'"),
         (lambda c: c | {"candidates": [c["config"]["model"]] * 17}, r"^plan: candidates: must be at most 16, got 17"),
         (lambda c: c | {"candidates": [{"dim": -1}]}, r"^plan: config: model"),
     ],
@@ -219,20 +222,13 @@ def test_every_pinned_field_is_refused_by_its_name(field: str, value: str, run_c
 
 def test_no_field_is_forgotten(run_config: MakeConfig) -> None:
     """Whatever else is changed in a configuration, at any depth, is refused: what is not listed as open is pinned."""
-    config = as_received(run_config("model.layers=[{type: attention, num_heads: 2}, {type: ff, hidden_dim: 24}]"))
-    plan = plan_of(config)
-    open_fields = {
-        "num_rounds",
-        "aggregation.max_attempts",
-        "aggregation.round_timeout_s",
-        "evaluation.every",
-        "aggregation.server_optimizer.lr",
-        "aggregation.server_optimizer.momentum",
-    }
+    run = run_config("model.layers=[{type: attention, num_heads: 2}, {type: ff, hidden_dim: 24}]")
+    config, plan = as_received(run), plan_of(run)
+    open_fields = {"num_rounds", "aggregation.max_attempts", "evaluation.every"}
     seen = set()
     for field, change in _single_changes(json.loads(config.to_json())):
         try:
-            changed = run_config_from_json(canonical(change))
+            changed = client_plan_from_json(canonical(change))
         except ConfigError:
             continue
         if changed == config:
@@ -305,27 +301,26 @@ def test_growth_and_shrinkage_are_free_and_widths_are_not(run_config: MakeConfig
     plan.covers(as_received(run_config(elastic([0.5, 1.0], 0.1, "{patience: 5}"))))
     with pytest.raises(PlanViolation, match=r"^elastic\.widths\.0: must be 0\.5"):
         plan.covers(as_received(run_config(elastic([0.25, 1.0], 0.5, "null"))))
-    with pytest.raises(PlanViolation, match=r"^elastic: must be 3 fields as in the approved plan, got None$"):
+    with pytest.raises(PlanViolation, match=r"^elastic: must be 1 fields as in the approved plan, got None$"):
         plan.covers(as_received(run_config()))
 
 
 @pytest.mark.parametrize(
     ("before", "now", "field"),
     [
-        ("{type: fedavg}", "{type: scaffold}", "type"),
-        ("{type: feddyn, alpha: 0.1}", "{type: feddyn, alpha: 0.2}", "alpha"),
-        ("{type: auto}", "{type: auto, max_examples: 65}", "max_examples"),
-        ("{type: auto}", "{type: auto, every: 1}", "every"),
-        ("{type: auto}", "{type: auto, arms: [{type: fedavg}, {type: fedavg, lr: 2}]}", "arms"),
+        ("{type: fedavg}", "{type: scaffold}", ""),
+        ("{type: feddyn, alpha: 0.1}", "{type: feddyn, alpha: 0.2}", ".0.alpha"),
+        ("{type: auto}", "{type: auto, max_examples: 65}", ".0.max_examples"),
+        ("{type: auto}", "{type: auto, arms: [{type: fedavg}, {type: fedavg, lr: 2}]}", ".0.num_models"),
     ],
 )
 def test_what_a_server_step_asks_of_owners_is_pinned(before: str, now: str, field: str, run_config: MakeConfig) -> None:
     def of(optimizer: str) -> RunConfig:
         return run_config("aggregation.weighting=uniform", f"aggregation.server_optimizer={optimizer}")
 
-    with pytest.raises(PlanViolation, match=rf"^aggregation\.server_optimizer\.{field}: must be "):
+    with pytest.raises(PlanViolation, match=rf"^methods{field}: must be "):
         plan_of(of(before)).covers(as_received(of(now)))
-    free = now.replace("scaffold", "fedavg") if field == "type" else before
+    free = now.replace("scaffold", "fedadam") if not field else before
     plan_of(of(before)).covers(as_received(of(free)))
 
 
@@ -405,15 +400,15 @@ def test_only_small_fresh_draws_are_sampled(
     changes: tuple[str, ...], asked: dict[str, Any], kind: Kind, run_config: MakeConfig
 ) -> None:
     default = {"train": True, "evaluate": False, "full": False, "counts": False, "max_sampled_examples": 512}
-    assert kind_of(run_config(*changes), **{**default, **asked}) is kind
+    assert kind_of(run_config(*changes).client_plan, **{**default, **asked}) is kind
 
 
 def test_the_ledger_can_say_how_many_examples_were_drawn(run_config: MakeConfig) -> None:
     config = run_config()
-    assert [num_examples(config, train=True, evaluate=evaluate) for evaluate in (False, True)] == [8, 16]
-    assert num_examples(config, train=False, evaluate=True) == 8
+    assert [num_examples(config.client_plan, train=True, evaluate=evaluate) for evaluate in (False, True)] == [8, 16]
+    assert num_examples(config.client_plan, train=False, evaluate=True) == 8
     epochs = run_config("training.local_steps=null", "training.local_epochs=1", "aggregation.max_weight=1")
-    assert num_examples(epochs, train=True, evaluate=True) is None
+    assert num_examples(epochs.client_plan, train=True, evaluate=True) is None
 
 
 def test_a_plan_draws_and_evaluates_as_its_run_does(run_config: MakeConfig) -> None:
@@ -432,7 +427,7 @@ def test_differences_say_what_was_and_what_is(run_config: MakeConfig) -> None:
         run_config(SECURE, "training.batch_size=32", "elastic={widths: [0.5, 1]}"), members=[*NAMES[1:], "zoe"]
     )
     assert differences(old, new) == [
-        "elastic: None before, 3 fields now",
+        "elastic: None before, 1 fields now",
         "training.batch_size: 4 before, 32 now",
         "members: zoe joined",
         "members: owner-00 left",
@@ -470,9 +465,9 @@ def test_groups_are_never_cut_anew_while_one_is_whole() -> None:
 def test_a_plan_that_goes_on_keeps_its_groups(run_config: MakeConfig) -> None:
     """An owner of a group that lost somebody is still a member, for sums of what is drawn afresh."""
     config = run_config(SECURE)
-    plan = Plan.of(config, "run", NAMES, 4)
+    plan = Plan.of(config.client_plan, "run", NAMES, 4)
     members = [name for name in NAMES if name != plan.groups[0][0]]
-    after = Plan.of(config, "run", members, 4, before=plan)
+    after = Plan.of(config.client_plan, "run", members, 4, before=plan)
     assert (after.groups, after.members) == (plan.groups[1:], tuple(members))
     rest = plan.groups[0][1]
     after.check_groups(NAMES, 4, rest)
@@ -482,8 +477,8 @@ def test_a_plan_that_goes_on_keeps_its_groups(run_config: MakeConfig) -> None:
 
 def test_a_group_that_is_too_small_by_now_is_cut_anew(run_config: MakeConfig) -> None:
     """A fourth owner joins three: four are the fewest that each of four owners wants in a sum."""
-    first = Plan.of(run_config(SECURE), "run", NAMES[:3], 3)
-    after = Plan.of(run_config(SECURE), "run", NAMES[:4], 4, before=first)
+    first = Plan.of(run_config(SECURE).client_plan, "run", NAMES[:3], 3)
+    after = Plan.of(run_config(SECURE).client_plan, "run", NAMES[:4], 4, before=first)
     assert (after.groups, after.retired) == ((tuple(NAMES[:4]),), ())
     after.check_groups(NAMES[:4], 4, NAMES[3])
 

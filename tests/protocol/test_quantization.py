@@ -18,6 +18,7 @@ from agfl_models.errors import ImplausibleSum, WireError
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages.header import Header
 from agfl_protocol.methods.clipping import Clipping
+from agfl_protocol.methods.method import Round
 from agfl_protocol.secagg.lanes import Lanes, field_bits
 from agfl_protocol.transforms.basis import BOX, Basis
 from agfl_protocol.transforms.codec import UpdateCodec
@@ -41,12 +42,20 @@ def quantizer(
     size: int, fields: int, n: int, clip_l2: float = 1.0, ring: NDArray[np.uint8] | None = None
 ) -> Quantization:
     basis = Basis(size, rotation_seed(0, 1), ring)
-    return Quantization(QuantizationPlan(fields, n, 0), clip_l2, basis, Header(metric_names(), n))
+    return Quantization(QuantizationPlan(fields, n), clip_l2, basis, Header(metric_names(), n))
 
 
 def codec_of(config: RunConfig, size: int, n: int) -> UpdateCodec:
-    plan, layout = QuantizationPlan(1, n, 46), Layout(("t",), ((size,),))
-    return UpdateCodec.for_round(config, config.build_task(), layout, plan, round_number=1, train=True, evaluate=False)
+    plan, layout = QuantizationPlan(1, n), Layout(("t",), ((size,),))
+    return UpdateCodec.for_round(
+        Round(config.client_plan, arrays={"clipping": {"step": np.array([46])}}),
+        config.build_task(),
+        layout,
+        plan,
+        round_number=1,
+        train=True,
+        evaluate=False,
+    )
 
 
 def random_deltas(rng: np.random.Generator, n: int, size: int, clip_l2: float) -> NDArray[np.float32]:
@@ -170,7 +179,7 @@ def test_error_of_realistic_rounds_is_measured_and_at_most_one_percent(n: int) -
         deltas = heavy_tailed(rng, n, sizes, [1e-3, 1e-1, 1e-6, 3e-2])
         clip_l2 = float(np.median(np.linalg.norm(deltas, axis=1)))
         deltas *= np.minimum(1, clip_l2 / np.linalg.norm(deltas, axis=1, keepdims=True)).astype(np.float32)
-        plan = plan_round(0, clip_l2, norm, 1, n)
+        plan = plan_round(clip_l2, norm, 1, n)
         basis = Basis(sum(sizes), rotation_seed(0, number))
         quantization = Quantization(plan, clip_l2, basis, Header(metric_names(), n))
         total = quantization.decode(summed(quantization, deltas, number))
@@ -189,7 +198,7 @@ def test_error_with_one_heavy_owner_is_at_most_one_percent(weights: list[float])
     rng, n, norm = np.random.default_rng(0), len(weights), 1.0
     for number in range(3):
         deltas = random_deltas(rng, n, 5000, 1.0) * np.array(weights, np.float32)[:, None]
-        plan = plan_round(0, 1.0, norm, 1, n)
+        plan = plan_round(1.0, norm, 1, n)
         quantization = Quantization(plan, 1.0, Basis(5000, bytes(48)), Header(metric_names(), n))
         total = quantization.decode(summed(quantization, deltas))
         norm = float(np.linalg.norm(total.delta)) / n
@@ -224,7 +233,7 @@ def test_honest_sums_are_plausible_whatever_the_updates_are() -> None:
             ):
                 basis = Basis(size, rotation_seed(0, number))
                 for fields in (2, 4):
-                    quantization = Quantization(QuantizationPlan(fields, n, 0), 1.0, basis, Header(metric_names(), n))
+                    quantization = Quantization(QuantizationPlan(fields, n), 1.0, basis, Header(metric_names(), n))
                     quantization.check_sum(quantization.decode(summed(quantization, deltas, number)))
 
 
@@ -240,7 +249,7 @@ def test_a_mean_above_the_bound_is_not_used() -> None:
     """Who leaves its own range, but not that of the sum, moves every element as far as all others together."""
     rng, n = np.random.default_rng(0), 5
     quantization = quantizer(5000, 2, n)
-    alone = Quantization(QuantizationPlan(2, 1, 0), float(n), quantization.basis, quantization.header)
+    alone = Quantization(QuantizationPlan(2, 1), float(n), quantization.basis, quantization.header)
     assert abs(alone.plan.levels - n * quantization.plan.levels) <= n  # it fills what the sum has room for
     for norm, is_used in ((1.0, True), (1.1 * n + 2, False)):
         total = summed(quantization, random_deltas(rng, n - 1, 5000, 1.0))

@@ -9,7 +9,8 @@ import pytest
 
 from agfl_models.errors import ConfigError
 from agfl_models.tokenizers.tokenizer import BPETokenizerConfig, BytesTokenizerConfig
-from agfl_protocol.config.run_config import RunConfig, load_run_config, run_config_from_json
+from agfl_protocol.config.run_config import RunConfig, load_run_config
+from agfl_protocol.plans.client_plan import client_plan_from_json
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -77,9 +78,9 @@ def test_hash_does_not_depend_on_the_order_of_keys(config_file: Path) -> None:
 )
 def test_client_reads_the_same_run_without_the_data(run_config: MakeConfig, override: str) -> None:
     config = run_config(override, "baselines=true")
-    text = config.to_json()
-    read = run_config_from_json(text)
-    assert read.hash == config.hash
+    text = config.client_plan.to_json()
+    read = client_plan_from_json(text)
+    assert read == config.client_plan
     assert read.model == config.model
     assert read.to_json() == text
     assert "private" not in text
@@ -256,13 +257,13 @@ def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", "{}", '{"model": {"layers": 3}}'])
 def test_configuration_from_the_wire_is_refused_by_source(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^run configuration from the server: "):
-        run_config_from_json(text)
+        client_plan_from_json(text)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000], ids=["deep", "long"])
 def test_hostile_configuration_from_the_wire_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^run configuration from the server: malformed JSON"):
-        run_config_from_json(text)
+        client_plan_from_json(text)
 
 
 BPE = ("model.vocab_size=300", "tokenizer={type: bpe, vocab_size: 300}")
@@ -304,9 +305,10 @@ def test_merges_define_the_run_and_travel_with_it(run_config: MakeConfig, tmp_pa
     assert not config.tokenizer.is_trained
     assert len({run_config().hash, config.hash, trained.hash, config.with_merges(()).hash}) == 4
     (tmp_path / "config.yaml").write_text(trained.to_yaml())
-    for read in (load_run_config(tmp_path / "config.yaml"), run_config_from_json(trained.to_json())):
+    written = load_run_config(tmp_path / "config.yaml")
+    assert written.hash == trained.hash
+    for read in (written, client_plan_from_json(trained.client_plan.to_json())):
         assert read.tokenizer == trained.tokenizer
-        assert read.hash == trained.hash
         assert isinstance(read.tokenizer, BPETokenizerConfig)
         assert read.tokenizer.build().merges == MERGES
 

@@ -16,25 +16,27 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from agfl_models.errors import WireError
-from agfl_protocol.config.run_config import PROTOCOL_VERSION
 from agfl_protocol.messages import wire
+from agfl_protocol.methods.method import States
 from agfl_protocol.transforms.quantization import QuantizationPlan
+from agfl_protocol.version import PROTOCOL_VERSION
 
 REQUEST = wire.RoundRequest(
     run_id="0123abcd",
     round=3,
     exchange=11,
     plan_hash="e" * 64,
-    config_json='{"num_rounds": 3}',
-    config_hash="f" * 64,
+    client_plan='{"num_rounds": 3}',
     evaluate=True,
     train=False,
     model=np.array([0.5, -1.25, 3e-8], np.float32),
-    plan=QuantizationPlan(3, 24, 46),
-    control=np.array([-0.0, 2.5, 1e-30], np.float32),
-    used=((0, ()), (7, ("alice", "bob-1.x")), (2**31 - 1, ("carol",))),
+    plan=QuantizationPlan(3, 24),
+    arrays={
+        "scaffold": {"control": np.array([-0.0, 2.5, 1e-30], np.float32), "used": np.array([0, 7, 2**31 - 1])},
+        "elastic": {"by_tier": np.array([1, 2, 255], np.uint8)},
+    },
 )
-REPLY = wire.RoundReply("f" * 64, 3, 11, np.array([1, 2**64 - 1, 7], np.uint64))
+REPLY = wire.RoundReply(REQUEST.client_plan_hash, 3, 11, np.array([1, 2**64 - 1, 7], np.uint64))
 FINISH = wire.FinishRequest("0123abcd")
 IDENTITY = wire.IdentifyReply("alice")
 PROPOSAL = wire.ProposeRequest('{"run_id":"0123abcd"}')
@@ -70,6 +72,10 @@ def npy(array: NDArray[np.generic]) -> bytes:
     return stream.getvalue()
 
 
+def by_name(arrays: States) -> dict[tuple[str, str], tuple[str, bytes]]:
+    return {(m, n): (array.dtype.name, array.tobytes()) for m, own in arrays.items() for n, array in own.items()}
+
+
 def assert_equal(left: object, right: object) -> None:
     assert type(left) is type(right)
     for field in fields(left):  # type: ignore[arg-type]
@@ -78,6 +84,8 @@ def assert_equal(left: object, right: object) -> None:
             assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), field.name
         elif isinstance(a, QuantizationPlan):
             assert_equal(a, b)
+        elif field.name == "arrays":
+            assert by_name(a) == by_name(b)
         else:
             assert (type(a), a) == (type(b), b), field.name
 
@@ -88,7 +96,7 @@ def assert_equal(left: object, right: object) -> None:
         (REQUEST, read_request),
         (replace(REQUEST, evaluate=False, train=True, exchange=0), read_request),
         (replace(REQUEST, model=np.zeros(0, np.float32)), read_request),
-        (replace(REQUEST, control=np.zeros(0, np.float32), used=()), read_request),
+        (replace(REQUEST, arrays={}), read_request),
         (REPLY, read_reply),
         (replace(REQUEST, full=True), read_request),
         (FINISH, wire.FinishRequest.from_record),
@@ -121,7 +129,7 @@ def test_messages_without_content_survive_their_bytes(through_bytes: Callable[[R
 def test_a_client_sends_nothing_but_its_name_its_owners_answer_and_its_vector() -> None:
     """The schema, pinned: a new field that a client sends is a privacy decision."""
     assert set(IDENTITY.to_record().config_records["config"]) == {"version", "name", "software"}
-    assert set(REPLY.to_record().config_records["config"]) == {"version", "config_hash", "round", "exchange"}
+    assert set(REPLY.to_record().config_records["config"]) == {"version", "client_plan_hash", "round", "exchange"}
     assert set(REPLY.to_record().array_records["arrays"]) == {"lanes"}
     assert set(ANSWER.to_record().config_records["config"]) == {"version", "answer", "keeps_model"}
     assert set(wire.Answer) == {"approved", "pending", "refused"}
@@ -154,8 +162,8 @@ WRONG_TYPES: dict[str, tuple[object, ...]] = {
     "bool": (MISSING, 1, 0, "true", 1.5, [True]),
 }
 REQUEST_FIELDS = {
-    "str": ("run_id", "plan_hash", "config_json", "config_hash", "used"),
-    "int": ("version", "round", "exchange", "fields_per_lane", "max_cohort", "clip_step"),
+    "str": ("run_id", "plan_hash", "client_plan"),
+    "int": ("version", "round", "exchange", "fields_per_lane", "max_cohort"),
     "bool": ("evaluate", "train", "full"),
 }
 
@@ -164,7 +172,7 @@ REQUEST_FIELDS = {
     ("record", "read", "key", "kind"),
     [
         *((REQUEST.to_record(), read_request, key, kind) for kind, keys in REQUEST_FIELDS.items() for key in keys),
-        (REPLY.to_record(), read_reply, "config_hash", "str"),
+        (REPLY.to_record(), read_reply, "client_plan_hash", "str"),
         *((REPLY.to_record(), read_reply, key, "int") for key in ("version", "round", "exchange")),
         (FINISH.to_record(), wire.FinishRequest.from_record, "run_id", "str"),
         (FINISH.to_record(), wire.FinishRequest.from_record, "version", "int"),
@@ -194,8 +202,6 @@ def test_scalar_that_is_missing_or_of_another_type_is_named(
         ("fields_per_lane", 5, r"must be in \[1, 4\], got 5"),
         ("max_cohort", 0, r"must be in \[1, 1048576\], got 0"),
         ("max_cohort", 2**20 + 1, r"must be in \[1, 1048576\], got 1048577"),
-        ("clip_step", -1, r"must be in \[0, 80\], got -1"),
-        ("clip_step", 81, r"must be in \[0, 80\], got 81"),
     ],
 )
 def test_number_out_of_range_is_named(key: str, value: int, rule: str) -> None:
@@ -212,7 +218,7 @@ def test_cohort_too_large_for_its_fields_is_refused() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "rule"),
     [
-        ("config_hash", "0" * 64, f"must be '{'f' * 64}' as in the request, got '{'0' * 64}'"),
+        ("client_plan_hash", "0" * 64, f"must be '{REQUEST.client_plan_hash}' as in the request, got '{'0' * 64}'"),
         ("round", 2, "must be 3 as in the request, got 2"),
         ("exchange", 0, "must be 11 as in the request, got 0"),
     ],
@@ -223,34 +229,24 @@ def test_reply_to_another_request_is_refused(key: str, value: object, rule: str)
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "alice",
-        "alice 1",
-        "one alice",
-        "1 alice\n",
-        " ",
-        " 1",
-        "01",
-        "+1",
-        "-1",
-        "1_0",
-        "1.0",
-        "1\n1",
-        "2\n1",
-        "1 a\n1 b",
-        "\n1",
-        "1" * 5000,
-    ],
+    "key",
+    ["scaffold", "/", "a/", "/a", "a/b/c", "A/b", "a/B", "a b/c", "a/b\n", "../a", "models", "9/a", "a" * 65 + "/b"],
 )
-def test_which_exchanges_were_used_is_a_line_each_in_order_or_refused(text: str) -> None:
-    with pytest.raises(WireError, match=r"^used: must be lines of an exchange and names, ascending, got '"):
-        read_request(with_scalar(REQUEST.to_record(), "used", text))
+def test_an_array_of_no_method_is_not_read(key: str) -> None:
+    with pytest.raises(WireError, match=r"^arrays: names must be METHOD/ARRAY, got '") as caught:
+        read_request(with_array(REQUEST.to_record(), key, Array(np.zeros(3, np.float32))))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "complex64", "uint64", "bool", "<U1"])
+def test_an_array_has_one_of_few_types(dtype: str) -> None:
+    with pytest.raises(WireError, match=r"^a/b: must be one of float32, int64, uint8, got '"):
+        read_request(with_array(REQUEST.to_record(), "a/b", Array(np.zeros(3, dtype))))
 
 
 def test_other_version_is_named() -> None:
     for record, read in ((REQUEST.to_record(), read_request), (REPLY.to_record(), read_reply)):
-        with pytest.raises(WireError, match=r"^version: this side speaks protocol 2, the other side 1"):
+        with pytest.raises(WireError, match=r"^version: this side speaks protocol 3, the other side 1"):
             read(with_scalar(record, "version", 1))
     with pytest.raises(WireError, match=r"^version: must be a int, got NoneType"):
         wire.check_version(RecordDict())
@@ -298,7 +294,8 @@ def lying_arrays(kind: str, bomb: Path) -> dict[str, Array | None]:
     ("record", "read", "key", "kind"),
     [
         (REQUEST.to_record(), read_request, "model", "float32"),
-        (REQUEST.to_record(), read_request, "control", "float32"),
+        (REQUEST.to_record(), read_request, "scaffold/control", "float32"),
+        (REQUEST.to_record(), read_request, "scaffold/used", "int64"),
         (REPLY.to_record(), read_reply, "lanes", "uint64"),
     ],
 )
@@ -306,6 +303,8 @@ def test_lying_array_is_named_and_never_unpickled(
     tmp_path: Path, record: RecordDict, read: Callable[[RecordDict], object], key: str, kind: str, lie: str
 ) -> None:
     bomb = tmp_path / "exploded"
+    if lie == "missing" and "/" in key:
+        pytest.skip("what a method must have broadcast is known from the plan: see test_node")
     with pytest.raises(WireError, match=f"^{key}: (must (be|hold exactly)|required but missing)"):
         read(with_array(record, key, lying_arrays(kind, bomb)[lie]))
     assert not bomb.exists()

@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from agfl_models.errors import CheckpointError
 from agfl_models.files.durable_files import write_atomically
 from agfl_models.version import VERSION
+from agfl_protocol.methods.owner_state import as_arrays
 from agfl_server.rounds.checkpoint import load_checkpoint, save_checkpoint
 from agfl_server.rounds.state import ServerState
 
@@ -36,10 +37,13 @@ def state_of(round_number: int, size: int = 50) -> ServerState:
         model=model,
         optimizer={"m": rng.standard_normal(size).astype(np.float32), "v": np.full(size, 1e-6, np.float32)},
         norm=0.1 + 0.2 if round_number else None,
-        methods={"clipping": {"step": np.array([41])}, "alignment": {"previous": model[::-1].copy()}},
+        methods={
+            "clipping": {"step": np.array([41])},
+            "alignment": {"previous": model[::-1].copy()},
+            "feddyn": as_arrays([(1, ("alice", "bob")), (3, ()), (2**30, ("alice",))]),
+        },
         row={"round": round_number, "train/loss": 2 / 3, "eval/loss": None, "clients": 3, "seconds": 1e-9},
         exchange=2 * round_number,
-        used={1: ("alice", "bob"), 3: (), 2**30: ("alice",)},
     )
 
 
@@ -51,7 +55,7 @@ def arrays_of(state: ServerState) -> dict[str, NDArray[Any]]:
 def assert_same(left: ServerState, right: ServerState) -> None:
     assert (left.run_id, left.round, left.norm) == (right.run_id, right.round, right.norm)
     assert json.dumps(left.row) == json.dumps(right.row)
-    assert (left.exchange, left.used) == (right.exchange, right.used)
+    assert left.exchange == right.exchange
     assert arrays_of(left).keys() == arrays_of(right).keys()
     for name, array in arrays_of(left).items():
         other = arrays_of(right)[name]
@@ -144,12 +148,11 @@ def test_garbage_is_damaged(tmp_path: Path, content: bytes) -> None:
 
 
 FACTS = {
-    "format": 2,
+    "format": 3,
     "version": VERSION,
     "run_id": "0",
     "round": 1,
     "exchange": 1,
-    "used": {},
     "row": {},
     "norm": None,
     "rings": None,
@@ -165,7 +168,7 @@ FACTS = {
         ((), FACTS),
         (("model",), FACTS),
         (("model", "previous"), {key: value for key, value in FACTS.items() if key != "exchange"}),
-        (("model", "confirmed"), FACTS | {"used": {"one": ["alice"]}}),
+        (("model", "confirmed"), FACTS | {"confirmed": {"evaluated": 3}}),
         (("model", "previous"), {}),
         (("model", "previous"), []),
     ],
@@ -222,9 +225,9 @@ def test_many_changed_keys_are_counted(tmp_path: Path) -> None:
     ("change", "told"),
     [
         (lambda facts: facts.update(config_hash="c" * 64), "for which the same configuration means another run"),
-        (lambda facts: facts.pop("used"), "which misses something in it: 'used'"),
-        (lambda facts: facts.update(format=1), "which reads checkpoints of format 2, got 1"),
-        (lambda facts: facts.pop("format"), "which reads checkpoints of format 2, got None"),
+        (lambda facts: facts.pop("norm"), "which misses something in it: 'norm'"),
+        (lambda facts: facts.update(format=1), "which reads checkpoints of format 3, got 1"),
+        (lambda facts: facts.pop("format"), "which reads checkpoints of format 3, got None"),
     ],
 )
 def test_a_checkpoint_of_another_version_is_named_as_such(

@@ -13,10 +13,12 @@ import pytest
 from numpy.typing import NDArray
 
 from agfl_protocol.config.optimizer_config import FedAvgConfig, FedDynConfig, ScaffoldConfig, ServerOptimizerConfig
-from agfl_protocol.methods.drift import LOST, ControlVariates, Drift, DynamicRegularizer
+from agfl_protocol.methods.feddyn import FedDyn
+from agfl_protocol.methods.method import State, Step
+from agfl_protocol.methods.owner_state import LOST, OWN, OwnerState
+from agfl_protocol.methods.scaffold import CONTROL, Scaffold
 from agfl_protocol.update import Total
 from agfl_server.methods.optimizers import build_optimizer
-from agfl_server.methods.server_optimizer import OptimizerState
 
 SIZE, OWNERS, STEPS, LR, SERVER_LR, ALPHA = 5, 4, 6, 0.1, 0.7, 0.3
 Real = NDArray[np.floating[Any]]
@@ -69,33 +71,36 @@ def feddyn(cohorts: Cohorts, noise: Real) -> Iterator[tuple[Real, list[Real]]]:
         yield x, [own / ALPHA for own in states]
 
 
-METHODS: dict[str, tuple[ServerOptimizerConfig, Drift, Callable[..., Iterator[tuple[Real, list[Real]]]]]] = {
-    "scaffold": (ScaffoldConfig(type="scaffold", lr=SERVER_LR), ControlVariates(STEPS * LR), scaffold),
-    "feddyn": (FedDynConfig(type="feddyn", alpha=ALPHA), DynamicRegularizer(ALPHA), feddyn),
+METHODS: dict[str, tuple[ServerOptimizerConfig, OwnerState, Callable[..., Iterator[tuple[Real, list[Real]]]]]] = {
+    "scaffold": (ScaffoldConfig(type="scaffold", lr=SERVER_LR), Scaffold(False, STEPS * LR), scaffold),
+    "feddyn": (FedDynConfig(type="feddyn", alpha=ALPHA), FedDyn(False, ALPHA), feddyn),
 }
 all_methods = pytest.mark.parametrize("method", METHODS)
 
 
 def ours(
     method: str, cohorts: Cohorts, noise: Real, owners: int = OWNERS, lost: tuple[int, int] = (-1, -1)
-) -> Iterator[tuple[Real, list[Real], OptimizerState]]:
+) -> Iterator[tuple[Real, list[Real], State]]:
     """What owners and server of the product do; in round `lost[0]` the owner `lost[1]` finds its state gone."""
-    config, drift, _ = METHODS[method]
+    config, one, _ = METHODS[method]
     optimizer, x = build_optimizer(config), START
-    state, own = optimizer.initial_state(x), [START] * OWNERS
+    state, steps, own = one.initial_state(x), optimizer.initial_state(x), [START] * OWNERS
     for t, cohort in enumerate(cohorts):
-        control, updates = optimizer.control(state), []
+        arrays, updates = one.broadcast(state, train=True, is_retry=False), []
         if t == lost[0]:
             own[lost[1]] = START
         for i in cohort:
-            y, correction = x.copy(), drift.correction(own[i], control)
+            y, change = x.copy(), one.gradient({**arrays, OWN: own[i]})
+            assert change is not None
+            assert change.shift is not None
             for k in range(STEPS):
-                y -= LR * (gradient(i, y) + noise[t % len(noise), i, k] + drift.proximal_mu * (y - x) + correction)
+                y -= LR * (gradient(i, y) + noise[t % len(noise), i, k] + change.pull * (y - x) + change.shift)
             updates.append(y - x)
-            own[i] = own[i] + drift.change(control, updates[-1])
+            own[i] = own[i] + one.change(arrays, updates[-1])
         metrics = {LOST: float(t == lost[0])}
         mean = Total(np.mean(updates, axis=0), len(cohort), float(len(cohort)), metrics, owners)
-        x, state = optimizer.step(x, mean, state)
+        after, steps = optimizer.step(x, mean, steps)
+        x, state = one.stepped(state, Step(x, after, mean, t))
         if t == lost[0]:
             own = [START] * OWNERS
         yield x, own, state
@@ -147,11 +152,14 @@ def test_a_lost_state_costs_no_more_than_to_begin_anew(method: str) -> None:
 
 @all_methods
 def test_float32_stays_float32_and_inputs_stay_as_they_are(method: str) -> None:
-    optimizer, model = build_optimizer(METHODS[method][0]), np.ones(SIZE, np.float32)
+    one, model = METHODS[method][1], np.ones(SIZE, np.float32)
     mean = Total(np.full(SIZE, 0.25, np.float32), 2, 2.0, {LOST: 0.0}, 3)
-    first, state = optimizer.step(model, mean, optimizer.initial_state(model))
+    first, state = one.stepped(one.initial_state(model), Step(model, model + mean.delta, mean, 1))
     kept = {name: value.copy() for name, value in state.items()}
-    again, _ = optimizer.step(first, mean, state)
-    assert first.dtype == again.dtype == state["sum"].dtype == optimizer.control(state).dtype == np.float32
+    again, _ = one.stepped(state, Step(first, first + mean.delta, mean, 2))
+    assert first.dtype == again.dtype == state["sum"].dtype == np.float32
+    control = one.broadcast(state, train=True, is_retry=False).get(CONTROL)
+    assert (control is None) == (method == "feddyn")
+    assert control is None or control.dtype == np.float32
     assert all(np.array_equal(state[name], value) for name, value in kept.items())
     np.testing.assert_array_equal(model, 1)

@@ -50,15 +50,20 @@ def test_what_follows_a_round_that_was_given_up_has_another_number(
     run_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     config = run_config("aggregation.type=secure", "aggregation.min_cohort=null", "aggregation.max_attempts=2")
-    plan, journal, silent, grid = Plan.of(config, "run", NAMES, 4), Journal(tmp_path), Silent(), InProcessGrid({}, 1)
+    plan, journal, silent, grid = (
+        Plan.of(config.client_plan, "run", NAMES, 4),
+        Journal(tmp_path),
+        Silent(),
+        InProcessGrid({}, 1),
+    )
     journal.begin("run")
     nodes = AllThere(grid, Observer())
     parties = Parties(config, grid, nodes, silent, Observer(), 4, journal, plan)  # type: ignore[arg-type]
 
     def ask(wanted: Request, *, train: bool) -> None:
         def broadcast(entry: Entry, room: int) -> tuple[RoundRequest, Any]:
-            quantizer = QuantizationPlan(2, room, 0)
-            numbers = plan.run_id, wanted.round, entry.exchange, plan.hash, config.to_json(), config.hash
+            quantizer = QuantizationPlan(2, room)
+            numbers = plan.run_id, wanted.round, entry.exchange, plan.hash, config.client_plan.to_json()
             return RoundRequest(*numbers, not train, train, np.zeros(1, np.float32), quantizer), None
 
         with pytest.raises(RoundError, match="failed in 2 attempts"):

@@ -132,7 +132,7 @@ def test_an_owner_that_is_started_anew_is_asked_for_its_approval_at_once(
     owners, observer = make_owners(2), Recorder()
     grid = open_grid(owners)
     nodes = ConnectedNodes(grid, observer, names_of(owners))
-    nodes.propose(Plan.of(run_config(), "run", ["owner-00", BAD], 2))
+    nodes.propose(Plan.of(run_config().client_plan, "run", ["owner-00", BAD], 2))
     assert len(nodes.connected()) == 2
     nodes.note_answers((), {BAD: REASON})
     assert nodes.connected().keys() == {"owner-00"}

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from agfl_protocol.config.optimizer_config import FedAvgMConfig
 from agfl_protocol.methods.alignment import AlignmentWeighting
 from agfl_protocol.methods.clipping import Clipping
+from agfl_protocol.methods.feddyn import FedDyn
+from agfl_protocol.methods.owner_state import as_arrays, used_in
 from agfl_protocol.methods.weighting import Weighting
 from agfl_protocol.update import Vector
 from agfl_server.methods.optimizers import build_optimizer
@@ -22,7 +24,8 @@ from agfl_server.rounds.rollback import EVAL_RISE, LAST_RISE, TRAIN_RISE, Confir
 from agfl_server.rounds.state import ServerState
 
 CLIP, ALIGNMENT = Clipping(1.0, is_learned=True), AlignmentWeighting(Weighting(1.0), 1.0)
-METHODS = (CLIP, ALIGNMENT)
+OWNERS = FedDyn(is_secure=False, alpha=0.1)
+METHODS = (CLIP, ALIGNMENT, OWNERS)
 OPTIMIZER = build_optimizer(FedAvgMConfig(type="fedavgm"))
 EVERY = 4
 
@@ -81,6 +84,7 @@ def state_of(number: int, row: Row, confirmed: Confirmed) -> ServerState:
     methods = {
         CLIP.name: {"step": np.array([44]), "highest": np.array([50])},
         ALIGNMENT.name: {"previous": model_of(0)},
+        OWNERS.name: {"sum": model_of(3), "owners": np.array([4]), **as_arrays([(1, ("alice",))])},
     }
     return ServerState(
         "r",
@@ -89,7 +93,6 @@ def state_of(number: int, row: Row, confirmed: Confirmed) -> ServerState:
         moved,
         row,
         methods,
-        used={1: ("alice",)},
         confirmed=confirmed,
     )
 
@@ -105,7 +108,9 @@ def test_what_came_of_the_refuted_model_is_given_up() -> None:
     assert np.array_equal(after.model, model_of(1))
     assert not after.optimizer["m"].any()
     assert after.of(CLIP) == {"step": 42, "highest": 42}
-    assert (after.used, after.of(ALIGNMENT)["previous"].size, after.round) == ({}, 0, 5)
+    assert (after.of(ALIGNMENT)["previous"].size, after.round) == (0, 5)
+    assert not after.of(OWNERS)["sum"].any()
+    assert used_in(after.of(OWNERS)) == ()
     assert (after.row["eval/loss"], after.row["eval/accuracy"], after.row["train/loss"]) == (2.0, 0.7, 2.1)
 
 

@@ -94,7 +94,7 @@ def test_where_too_few_hold_the_roster_the_server_names_the_others_and_what_they
     held = dict.fromkeys(owners.names, older) | {"owner-03": ours}
     with owners.grid(held) as grid:
         nodes = ConnectedNodes(grid, observer, None)
-        nodes.propose(Plan.of(run_config(*SECURE), "run", owners.names, 4, roster=ours.hash))
+        nodes.propose(Plan.of(run_config(*SECURE).client_plan, "run", owners.names, 4, roster=ours.hash))
         assert nodes.connected().keys() == {"owner-03"}
         reason = (
             f"plan.roster: must be this owner's, {roster_shown(3, older.hash.hex())}; "

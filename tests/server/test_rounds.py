@@ -26,13 +26,16 @@ from agfl_client.training.trainer import evaluate
 from agfl_models.errors import ConfigError, RoundError
 from agfl_models.examples import TextRow, read_rows
 from agfl_models.model.families import build_model
-from agfl_protocol.config.run_config import PROTOCOL_VERSION, RunConfig
+from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages import wire
+from agfl_protocol.methods.method import Round
+from agfl_protocol.methods.registry import methods_of
 from agfl_protocol.plans.plan import Plan
 from agfl_protocol.randomness import OwnerRandomness
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.update import Layout, Total, Vector
+from agfl_protocol.version import PROTOCOL_VERSION
 from agfl_server.aggregation.aggregator import AttemptFailed, CohortSum, Groups, LaneCodec
 from agfl_server.aggregation.plain_sum import PlainSum
 from agfl_server.app import build_aggregator, run_federation
@@ -102,9 +105,10 @@ def start(
         observer=observer,
         min_cohort=min_cohort,
         journal=journal,
-        plan=Plan.of(config, RUN_ID, ["owner-00", BAD], min_cohort),
+        plan=Plan.of(config.client_plan, RUN_ID, ["owner-00", BAD], min_cohort),
     )
-    return Federation(parties, config.build_task(), layout, optimizer, sum_of_round), state, observer
+    methods = methods_of(Round(config.client_plan, config=config))
+    return Federation(parties, config.build_task(), layout, optimizer, sum_of_round, methods), state, observer
 
 
 def altered(change: Callable[[wire.RoundReply], wire.RoundReply]) -> Fault:
@@ -113,7 +117,7 @@ def altered(change: Callable[[wire.RoundReply], wire.RoundReply]) -> Fault:
     def fault(answer: Answer, message: Message) -> Message:
         request = wire.RoundRequest.from_record(message.content)
         lanes = answer(message).content.array_records["arrays"]["lanes"].numpy()
-        reply = wire.RoundReply(request.config_hash, request.round, request.exchange, lanes)
+        reply = wire.RoundReply(request.client_plan_hash, request.round, request.exchange, lanes)
         return Message(change(reply).to_record(), reply_to=message)
 
     return fault
@@ -147,14 +151,14 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "shape": (altered(lambda r: replace(r, lanes=r.lanes[:-1])), "lanes: must be uint64 of shape"),
     "two dimensions": (altered(lambda r: replace(r, lanes=r.lanes[None])), "lanes: must be uint64 of shape"),
     "dtype": (altered(lambda r: replace(r, lanes=r.lanes.view(np.int64))), "lanes: must be uint64 of shape"),
-    "hash": (altered(lambda r: replace(r, config_hash="0" * 64)), "config_hash: must be"),
+    "hash": (altered(lambda r: replace(r, client_plan_hash="0" * 64)), "client_plan_hash: must be"),
     "round": (altered(lambda r: replace(r, round=r.round + 1)), "round: must be 1 as in the request, got 2"),
     "exchange": (altered(lambda r: replace(r, exchange=5)), "exchange: must be 1 as in the request, got 5"),
     "version": (
         with_version,
         f"version: this side speaks protocol {PROTOCOL_VERSION}, the other side {PROTOCOL_VERSION + 1}",
     ),
-    "no round": (lambda a, m: Message(wire.acknowledgment(), reply_to=m), "config_hash: must be a str"),
+    "no round": (lambda a, m: Message(wire.acknowledgment(), reply_to=m), "client_plan_hash: must be a str"),
     "count": (with_lane(0, 2), "count: must be 1, got 2"),
     "no count": (with_lane(0, 0), "count: must be 1, got 0"),
     "weight": (with_lane(1, 2**20 + 1), "weight: must be in (0, 1], got 1.00000"),

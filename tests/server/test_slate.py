@@ -15,7 +15,8 @@ from agfl_models.model.config import ModelConfig
 from agfl_models.model.families import build_model
 from agfl_models.model.model import AutoGenModel
 from agfl_models.validation import dump_yaml, load_yaml, validate
-from agfl_protocol.config.run_config import RunConfig, run_config_from_json
+from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.plans.client_plan import client_plan_from_json
 from agfl_server.search.slate import CONFIGURED, VARIANTS, make_slate
 
 MakeConfig = Callable[..., RunConfig]
@@ -61,9 +62,9 @@ def test_a_candidate_is_an_ordinary_run_that_clients_can_read(searching: RunConf
     for candidate in make_slate(searching).candidates:
         config = candidate.config
         assert config.search is None
-        received = run_config_from_json(config.to_json())
-        assert received.hash == config.hash
-        assert "search" not in config.to_json()
+        received = client_plan_from_json(config.client_plan.to_json())
+        assert received == config.client_plan
+        assert "search" not in config.client_plan.to_json()
         written = dump_yaml(config.model_dump(mode="json", exclude_unset=True), is_compact=True)
         assert validate(RunConfig, load_yaml(written), "chosen") == config
 

@@ -152,7 +152,7 @@ def test_all_that_follows_has_the_merges_and_the_models_folder_says_them(
     state = run_federation(open_grid(owners, {BAD: Listening}), config, tmp_path / "run")
     merges = central(config, owners.iterdir(), 8)
     resolved = config.with_merges(merges)
-    assert {(r.config_json, r.config_hash) for r in seen} == {(resolved.to_json(), resolved.hash)}
+    assert {r.client_plan for r in seen} == {resolved.client_plan.to_json()}
     assert load_run_config(tmp_path / "run" / "config.yaml") == resolved
     assert {r.run_id for r in seen} == {state.run_id}
     _, saved = load_model(tmp_path / "run")
@@ -207,7 +207,7 @@ def parties_of(config: RunConfig, grid: Grid, observer: Observer, folder: Path) 
         observer=observer,
         min_cohort=min_cohort,
         journal=journal,
-        plan=Plan.of(config, journal.run_id, ["owner-00", BAD, "owner-02"], min_cohort),
+        plan=Plan.of(config.client_plan, journal.run_id, ["owner-00", BAD, "owner-02"], min_cohort),
     )
 
 
@@ -277,7 +277,7 @@ def test_counts_that_do_not_hold_are_refused_by_name(
 
     def fault(answer: Answer, message: Message, request: CountRequest) -> Message:
         lanes = answer(message).content.array_records["arrays"]["lanes"].numpy()
-        reply = wire.RoundReply(request.config_hash, request.round, request.exchange, change(lanes))
+        reply = wire.RoundReply(request.client_plan_hash, request.round, request.exchange, change(lanes))
         return Message(reply.to_record(), reply_to=message)
 
     diary = Diary()

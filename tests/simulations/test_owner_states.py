@@ -23,6 +23,8 @@ from agfl_models.errors import ConfigError
 from agfl_protocol.config.run_config import RunConfig, load_run_config
 from agfl_protocol.identity.private_files import write_private
 from agfl_protocol.messages import wire
+from agfl_protocol.methods.method import State
+from agfl_protocol.methods.owner_state import Used, used_in
 from agfl_protocol.randomness import OwnerRandomness
 from agfl_server.app import run_federation
 from agfl_server.rounds.checkpoint import load_checkpoint
@@ -55,8 +57,8 @@ class Diary(Observer):
     failed: list[tuple[int, int]] = field(default_factory=list)
     diverged_owners: list[int] = field(default_factory=list)
 
-    def states_lost(self, owners: int) -> None:
-        self.lost.append(owners)
+    def remarked(self, line: str) -> None:
+        self.lost.append(int(line.split()[0]))
 
     def diverged(self, owners: int) -> None:
         self.diverged_owners.append(owners)
@@ -87,9 +89,20 @@ class DiesAfterWork(ClientApp):
         return Message(Error(100, "killed"), reply_to=message)
 
 
+def own_of(state: ServerState) -> State:
+    """What the server keeps of the method."""
+    (own,) = (own for name, own in state.methods.items() if name in METHODS)
+    return own
+
+
+def used_by(state: ServerState) -> tuple[Used, ...]:
+    """The exchanges whose sums the model took in."""
+    return used_in(own_of(state))
+
+
 def last_used(state: ServerState) -> dict[str, int]:
     """The last exchange of each owner whose sum the model took in."""
-    return {name: exchange for exchange, names in sorted(state.used.items()) for name in names}
+    return {name: exchange for exchange, names in used_by(state) for name in names}
 
 
 @dataclass
@@ -145,9 +158,9 @@ def test_the_server_has_the_sum_of_the_states_also_after_an_attempt_that_failed(
     state = federation.run("run", config, diary)
     assert not diary.lost
     found = federation.sum_of_states("run", state)
-    scale = np.abs(state.optimizer["sum"]).max()
+    scale = np.abs(own_of(state)["sum"]).max()
     assert scale > 0
-    np.testing.assert_allclose(found, state.optimizer["sum"], atol=1e-5 * scale)
+    np.testing.assert_allclose(found, own_of(state)["sum"], atol=1e-5 * scale)
     assert len(last_used(state)) == 4, "each was drawn at some time"
 
 
@@ -165,8 +178,8 @@ def test_the_server_has_the_sum_of_the_states_also_where_an_owner_diverged(
     diary = Diary()
     state = federation.run("run", run_config("num_rounds=4", "aggregation.min_cohort=3", *METHODS[method]), diary)
     assert diary.diverged_owners == [1]
-    scale = np.abs(state.optimizer["sum"]).max()
-    np.testing.assert_allclose(federation.sum_of_states("run", state), state.optimizer["sum"], atol=1e-5 * scale)
+    scale = np.abs(own_of(state)["sum"]).max()
+    np.testing.assert_allclose(federation.sum_of_states("run", state), own_of(state)["sum"], atol=1e-5 * scale)
 
 
 @with_state
@@ -203,7 +216,7 @@ def test_a_run_that_is_made_longer_loses_no_state(method: str, federation: Feder
         state = federation.run("parts", run_config(f"num_rounds={length}", *overrides), diary, resume=number > 0)
     assert not diary.lost
     found = federation.sum_of_states("parts", state)
-    np.testing.assert_allclose(found, state.optimizer["sum"], atol=1e-5 * np.abs(found).max())
+    np.testing.assert_allclose(found, own_of(state)["sum"], atol=1e-5 * np.abs(found).max())
 
 
 @with_state
@@ -217,12 +230,12 @@ def test_an_owner_that_lost_its_state_is_noticed_and_all_begin_anew(
     lost.unlink()
     state = federation.run("run", run_config("num_rounds=3", *overrides), diary, resume=True)
     assert diary.lost == [1]
-    assert not state.used
-    assert not state.optimizer["sum"].any()
+    assert used_by(state) == ()
+    assert not own_of(state)["sum"].any()
     state = federation.run("run", run_config("num_rounds=5", *overrides), diary, resume=True)
     assert diary.lost == [1]
     found = federation.sum_of_states("run", state)
-    np.testing.assert_allclose(found, state.optimizer["sum"], atol=1e-5 * np.abs(found).max())
+    np.testing.assert_allclose(found, own_of(state)["sum"], atol=1e-5 * np.abs(found).max())
 
 
 def test_secure_owners_keep_the_states_of_plain_ones(
@@ -242,7 +255,7 @@ def test_secure_owners_keep_the_states_of_plain_ones(
         assert all(path.stat().st_mode & 0o777 == 0o600 for path in files)
         held[kind] = [{name: state.tobytes() for name, state in load_file(path).items()} for path in files]
         state = load_checkpoint(tmp_path / kind / "checkpoints", config.hash)
-        assert state.used == {3: tuple(f"owner-{i:02}" for i in range(4))}
+        assert used_by(state) == ((3, tuple(f"owner-{i:02}" for i in range(4))),)
     assert held["plain"] == held["secure"]
     assert len(held["plain"]) == 4
 
@@ -257,7 +270,7 @@ def test_candidates_of_a_search_keep_the_states_of_their_owners_while_others_hav
     chosen = load_run_config(tmp_path / "run" / "search" / CHOSEN_FILE)
     state = load_checkpoint(tmp_path / "run" / "checkpoints", chosen.hash)
     found = federation.sum_of_states("run", state, chosen.hash)
-    np.testing.assert_allclose(found, state.optimizer["sum"], atol=1e-5 * np.abs(found).max())
+    np.testing.assert_allclose(found, own_of(state)["sum"], atol=1e-5 * np.abs(found).max())
 
 
 @with_state

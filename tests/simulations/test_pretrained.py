@@ -25,8 +25,9 @@ from agfl_models import cli as model_cli
 from agfl_models.errors import AgflError, CheckpointError, ConfigError
 from agfl_models.files.store import load_model
 from agfl_models.huggingface.folder import PretrainedFolder, transformers_library
-from agfl_protocol.config.run_config import RunConfig, load_run_config, run_config_from_json
+from agfl_protocol.config.run_config import RunConfig, load_run_config
 from agfl_protocol.messages import wire
+from agfl_protocol.plans.client_plan import client_plan_from_json
 from agfl_protocol.plans.plan import Plan
 from agfl_server.app import run_federation
 from agfl_server.rounds.observer import Observer
@@ -136,7 +137,7 @@ def test_what_travels_is_what_is_trained_and_no_path(
         assert request.content.array_records["arrays"]["model"].shape == (ADAPTER,)
         lanes = reply.content.array_records["arrays"]["lanes"].shape[0]
         assert ADAPTER / 2 < lanes < ADAPTER / 2 + 100
-        sent = str(request.content["config"]["config_json"])
+        sent = str(request.content["config"]["client_plan"])
         assert PretrainedFolder(llama).fingerprint in sent
         assert str(llama) not in sent
         assert str(tmp_path) not in sent
@@ -297,9 +298,9 @@ def test_an_owner_with_another_copy_or_none_is_one_line_on_both_sides(
 
 
 def test_a_server_can_name_no_folder_of_an_owner(config: Callable[..., RunConfig], llama: Path) -> None:
-    content = json.loads(config().with_pretrained(llama, "model.folder").to_json())
+    content = json.loads(config().with_pretrained(llama, "model.folder").client_plan.to_json())
     content["model"]["folder"] = str(llama)
-    received = run_config_from_json(json.dumps(content))
+    received = client_plan_from_json(json.dumps(content))
     with pytest.raises(ConfigError, match=r"^--pretrained: required with model\.family huggingface, got none$"):
         received.with_pretrained(None, "--pretrained")
 
@@ -375,7 +376,7 @@ def test_an_owners_policy_counts_what_is_trained(
         pretrained=llama,
         policy=Policy(allow_plain=True, runs="all", max_parameters=ADAPTER - 1),
     )
-    plan = Plan.of(config().with_pretrained(llama, "model.folder"), "run", ["owner-00"], 1)
+    plan = Plan.of(config().with_pretrained(llama, "model.folder").client_plan, "run", ["owner-00"], 1)
     line = rf"^max_parameters: must be at least {ADAPTER}, the run's, to take part; it is not$"
     with pytest.raises(PolicyViolation, match=line):
         node.propose(wire.ProposeRequest(plan.to_json()))

@@ -8,8 +8,9 @@ from pathlib import Path
 from flwr.app import RecordDict
 
 from agfl_client.policy import Policy
-from agfl_protocol.config.run_config import run_config_from_json
+from agfl_protocol.messages.arrays import most_bytes
 from agfl_protocol.messages.wire import EVALUATE, MODEL, TRAIN, read_scalar
+from agfl_protocol.plans.client_plan import client_plan_from_json
 
 _OTHER_BYTES = 1 << 20  # scales of the tensors, merges, and all arrays of the messages that carry no model
 _FLOAT_BYTES = 4
@@ -36,16 +37,16 @@ class Announced:
             AgflError: its configuration breaks a rule, or there is no copy of the model that it starts from.
         """
         if kind == MODEL and self.keeps_model:
-            config = run_config_from_json(read_scalar(told, "config_json", str))
-            config = config.with_pretrained(self.pretrained, "--pretrained")
-            self.policy.tier(config)
-            return _FLOAT_BYTES * config.model.num_parameters() + _OTHER_BYTES
+            plan = client_plan_from_json(read_scalar(told, "client_plan", str))
+            plan = plan.with_pretrained(self.pretrained, "--pretrained")
+            self.policy.tier(plan)
+            return _FLOAT_BYTES * plan.model.num_parameters() + _OTHER_BYTES
         if kind not in (TRAIN, EVALUATE):
             return _OTHER_BYTES
-        text = read_scalar(told, "config_json", str)
+        text = read_scalar(told, "client_plan", str)
         if text != self._last[0]:
-            config = run_config_from_json(text).with_pretrained(self.pretrained, "--pretrained")
-            self.policy.tier(config)
-            models = config.max_models + 1  # and one vector beside them (`control`)
-            self._last = text, _FLOAT_BYTES * models * config.model.num_parameters()
+            plan = client_plan_from_json(text).with_pretrained(self.pretrained, "--pretrained")
+            self.policy.tier(plan)
+            size = plan.model.num_parameters()
+            self._last = text, _FLOAT_BYTES * plan.max_models * size + most_bytes(plan, size, train=True)
         return self._last[1] + _OTHER_BYTES

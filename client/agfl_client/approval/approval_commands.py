@@ -46,7 +46,7 @@ def print_runs(folder: Path, *, as_json: bool) -> None:
     rows = []
     for run_id, one in _files(folder).read_all().items():
         plan = one.read_plan()
-        task, members = plan.run_config.task.type, len(plan.members)
+        task, members = plan.client_plan.task.type, len(plan.members)
         rows.append({"run": run_id, "status": one.status.value, "by": one.by, "task": task, "members": members})
         rows[-1]["since"] = one.time
     if as_json:

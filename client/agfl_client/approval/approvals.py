@@ -133,7 +133,7 @@ def decide(files: ApprovalFiles, plan: Plan, status: Status) -> None:
 
 def fix_split(files: ApprovalFiles, plan: Plan) -> None:
     """Note how much this node holds out for a task: another share later would tell one document from all others."""
-    task = plan.run_config.task
+    task = plan.client_plan.task
     splits = files.splits()
     if task.type not in splits:
         files.write_splits({**splits, task.type: task.validation_fraction})
@@ -150,7 +150,7 @@ def earlier_run(files: ApprovalFiles, plan: Plan) -> Plan | None:
 
 
 def _check_split(splits: Mapping[str, float], plan: Plan) -> None:
-    task = plan.run_config.task
+    task = plan.client_plan.task
     fixed = splits.get(task.type)
     if fixed is not None and fixed != task.validation_fraction:
         rule = f"must be that of this owner's earlier runs with task {task.type}"
@@ -164,7 +164,7 @@ def _approved_before(known: Approval | None) -> str | None:
 
 
 def _is_like(earlier: Plan, plan: Plan) -> bool:
-    is_same_task = earlier.run_config.task.type == plan.run_config.task.type
+    is_same_task = earlier.client_plan.task.type == plan.client_plan.task.type
     # A new roster is a new approval: other keys are other owners.
     return (
         is_same_task

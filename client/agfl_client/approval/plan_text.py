@@ -8,8 +8,8 @@ from agfl_client.policy import Policy
 from agfl_client.training.own_error import MIN_SIGMA, own_error
 from agfl_models.tokenizers.tokenizer import BPETokenizerConfig
 from agfl_models.validation import validate
-from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.identity.fingerprint import to_words
+from agfl_protocol.plans.client_plan import ClientPlan
 from agfl_protocol.plans.plan import Plan, differences
 from agfl_protocol.plans.sum_kind import Kind, kind_of, num_examples
 from agfl_protocol.secagg.parameters import MIN_ROSTER, Parameters
@@ -29,7 +29,7 @@ def describe(
 
 def honest_others(plan: Plan, policy: Policy) -> int:
     """Return how many others in a sampled sum are honest, if all who may conspire are in it; at least one."""
-    aggregation = plan.run_config.aggregation
+    aggregation = plan.client_plan.aggregation
     size = min(aggregation.cohort_size or len(plan.members), len(plan.members))
     if plan.is_by_group:
         size = _min_cohort(plan, policy)
@@ -45,8 +45,8 @@ def _colluders(plan: Plan, policy: Policy) -> int:
 
 
 def _lines(plan: Plan, earlier: Plan | None, sigma: float | None, operator: str, policy: Policy) -> Iterator[str]:
-    config = plan.run_config
-    models = [validate(RunConfig, plan.config | {"model": model}, "plan").model for model in plan.candidates]
+    config = plan.client_plan
+    models = [validate(ClientPlan, plan.config | {"model": model}, "plan").model for model in plan.candidates]
     sizes = sorted({model.num_parameters() for model in models or [config.model]})
     yield f"run {plan.run_id}, plan {plan.hash}"
     if operator:
@@ -70,7 +70,7 @@ def _candidates(plan: Plan) -> str:
     return f", {len(plan.candidates)} candidates of a search" if plan.candidates else ""
 
 
-def _sums(plan: Plan, config: RunConfig, sigma: float | None, policy: Policy) -> Iterator[str]:
+def _sums(plan: Plan, config: ClientPlan, sigma: float | None, policy: Policy) -> Iterator[str]:
     colluders = _colluders(plan, policy)
     most = policy.max_sampled_examples
     kind = kind_of(config, train=True, evaluate=True, full=False, counts=False, max_sampled_examples=most)

@@ -6,16 +6,17 @@ from agfl_client.ledger.ledger_state import Asked
 from agfl_client.policy import Policy
 from agfl_client.secure.secure_member import SumRules
 from agfl_models.tokenizers.tokenizer import BPETokenizerConfig
-from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages.wire import RoundRequest, SumRequest
-from agfl_protocol.methods import clipping
-from agfl_protocol.plans.plan import Plan, merges_of, model_of
+from agfl_protocol.methods.elastic import rings_by_tier
+from agfl_protocol.methods.registry import METHODS
+from agfl_protocol.plans.client_plan import ClientPlan, model_of
+from agfl_protocol.plans.plan import Plan, merges_of
 from agfl_protocol.plans.plan_fields import PlanViolation
 from agfl_protocol.plans.sum_kind import Kind, kind_of, num_examples
 
 
 def sum_rules(
-    plan: Plan | None, config: RunConfig, request: SumRequest, policy: Policy, merges: str | None
+    plan: Plan | None, config: ClientPlan, request: SumRequest, policy: Policy, merges: str | None
 ) -> SumRules:
     """Check a request against the plan, before any text is touched; return what its sum goes by.
 
@@ -38,7 +39,8 @@ def sum_rules(
         max_sampled_examples=policy.max_sampled_examples,
     )
     if kind is Kind.EXACT and isinstance(request, RoundRequest) and train:
-        _check_exact_training(config, request)
+        for method in METHODS:  # nothing beside the model may pick who counts in sums that subtract to the last bit
+            method.refuse_exact(config, request.arrays.get(method.name, {}))
     if plan.groups and request.max_cohort != plan.room:
         raise PlanViolation(f"max_cohort: must be {plan.room} as of the plan, got {request.max_cohort}")
     if counts or (full and not plan.is_by_group):
@@ -57,7 +59,7 @@ def sum_rules(
         request=request.broadcast_hash.hex(),
         merges=merges_of(config),
     )
-    max_rings = max(request.rings_by_tier) if isinstance(request, RoundRequest) else 1
+    max_rings = max(rings_by_tier(request.arrays)) if isinstance(request, RoundRequest) else 1
     return SumRules(asked, frozenset(drawn), plan.groups if kind is Kind.EXACT else (), max_rings)
 
 
@@ -77,12 +79,12 @@ def _asked(request: SumRequest) -> tuple[bool, bool, bool]:
     return request.train, request.evaluate, request.full
 
 
-def _check_schedule(plan: Plan, config: RunConfig, request: SumRequest, *, train: bool, evaluate: bool) -> None:
+def _check_schedule(plan: Plan, config: ClientPlan, request: SumRequest, *, train: bool, evaluate: bool) -> None:
     """Check that the plan has a sum of this round: how many there are is what its owner approved."""
     if train:
         last = config.num_rounds
         if evaluate and not plan.evaluates_in(request.round):
-            every = plan.run_config.evaluation.every
+            every = plan.client_plan.evaluation.every
             raise PlanViolation(f"evaluate: must be every {every} rounds from the first, got round {request.round}")
     elif evaluate:
         last = config.num_rounds + plan.max_evaluations
@@ -95,26 +97,7 @@ def _check_schedule(plan: Plan, config: RunConfig, request: SumRequest, *, train
         raise PlanViolation(f"round: must be at most {last} by the plan, got {request.round}")
 
 
-def _check_exact_training(config: RunConfig, request: RoundRequest) -> None:
-    """Check that nothing beside the model picks who counts how much in updates that subtract to the last bit.
-
-    Weights by alignment follow from a direction that the server chooses. Two ways to cut an elastic model among tiers
-    differ by the owners of one, unless tiers only ever join the one below from some ring on.
-    """
-    if config.aggregation.type == "plain":
-        return
-    if config.aggregation.weighting == "alignment":
-        raise PlanViolation("aggregation.weighting: must not be alignment in an exact sum, where it picks owners")
-    if clipping.varies(config):
-        raise PlanViolation(
-            "aggregation.clip_l2: must be a number in an exact sum, where a bound that moves picks owners"
-        )
-    rings = request.rings_by_tier
-    if rings != tuple(min(tier, max(rings)) for tier in range(1, len(rings) + 1)):
-        raise PlanViolation(f"rings_by_tier: must be 1, 2, ... up to some ring in an exact sum, got {rings}")
-
-
-def _stage(config: RunConfig, request: SumRequest, train: bool) -> str:
+def _stage(config: ClientPlan, request: SumRequest, train: bool) -> str:
     """Return of what `round` is a number: of training one of the plan's models, evaluating it, or counting."""
     what = "train" if train else "evaluate" if isinstance(request, RoundRequest) else "count"
     return f"{what} {model_of(config)}"

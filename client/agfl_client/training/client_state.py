@@ -1,11 +1,11 @@
-"""What an owner keeps from round to round for methods that need it (`agfl_protocol.methods.drift`); it never leaves.
+"""What an owner keeps from round to round for methods that need it (`methods.owner_state`); it never leaves.
 
 A state counts only if the server used the update that it follows from, and an owner cannot know that by itself: its
 reply may have come too late, or its node may have crashed. So the file holds two states, each under the exchange that
 it follows from: the one known to count, and the one that may. The next request lists the exchanges that were used, the
 same list for all owners, and so says which of them holds:
 
-    state-RUN_ID-CONFIG.safetensors    float32 (d,) each: "12", "13"
+    state-RUN_ID-MODEL.safetensors    float32 (d,) each: "12", "13"
 
 An owner of which nothing was used has the state zero. One whose used state is not here (a new machine, an old backup,
 a vector that left but of which it never signed the sum) has lost it: the server's sum of states then holds a part that
@@ -26,49 +26,65 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from agfl_client.ledger.ledger import Ledger
 from agfl_models.errors import ConfigError
 from agfl_models.files.durable_files import write_atomically
-from agfl_protocol.config.run_config import TrainingConfig
 from agfl_protocol.config.search_config import MAX_CANDIDATES
 from agfl_protocol.identity.private_files import check_private
-from agfl_protocol.methods.drift import Drift
+from agfl_protocol.methods.method import State, States
+from agfl_protocol.methods.owner_state import IS_LOST, OWN, OwnerState, used_in
 from agfl_protocol.update import Vector
 
 log = logging.getLogger("agfl.client")
 
 
 @dataclass(frozen=True)
-class Recollection:
-    """An owner's state `own` (d,) at the beginning of an exchange, and what a method does with it.
+class Memory:
+    """An owner's state `own` (d,) at the beginning of an exchange, and the method that has it keep one.
 
-    last: the exchange that it follows from, None where it is zero; is_lost: it is zero in place of that.
+    arrays: what was broadcast of the method. last: the exchange that the state follows from, None where it is zero;
+    is_lost: it is zero in place of that.
     """
 
-    drift: Drift
-    control: Vector
+    method: OwnerState
+    arrays: State = field(repr=False)
     own: Vector = field(repr=False)
     last: int | None
     is_lost: bool
 
-    def training(self, config: TrainingConfig) -> TrainingConfig:
-        """Return how this owner trains: with the method's own pull toward the global model."""
-        return config.model_copy(update={"proximal_mu": self.drift.proximal_mu})
-
     @property
-    def correction(self) -> Vector:
-        """What is added to each gradient, (d,)."""
-        return self.drift.correction(self.own, self.control)
+    def states(self) -> States:
+        """What the method is to know of it."""
+        return {self.method.name: {OWN: self.own, IS_LOST: np.array([self.is_lost])}}
 
     def after(self, sent: Vector) -> Vector:
         """Return the state that follows if the update `sent` (d,) is counted."""
-        return (self.own + self.drift.change(self.control, sent)).astype(np.float32, copy=False)
+        return (self.own + self.method.change(self.arrays, sent)).astype(np.float32, copy=False)
 
 
 class StateKey(NamedTuple):
     """Of which training a state is: a search trains several models in one run."""
 
     run_id: str
-    config_hash: str
+    model: str
+
+
+def last_used(arrays: State, ledger: Ledger | None, run_id: str, name: str) -> tuple[int | None, bool]:
+    """Return the last exchange whose sum, that was used, had this owner in it, and whether that is sure.
+
+    ledger: of secure sums; without one the names that were broadcast say it.
+    """
+    if ledger is None:
+        used = [exchange for exchange, names in used_in(arrays) if name in names]
+        return (used[-1] if used else None), True
+    used = [exchange for exchange, _ in used_in(arrays) if ledger.has_left(run_id, exchange)]
+    signed = ledger.signed(run_id)
+    for exchange in reversed(used):
+        if exchange not in signed:  # the vector left, but nobody told whether it was in the sum
+            return exchange, False
+        if name in signed[exchange]:
+            return exchange, True
+    return None, True
 
 
 class ClientStates:
@@ -95,7 +111,7 @@ class ClientStates:
         )
         return np.zeros(size, np.float32), True
 
-    def keep(self, key: StateKey, exchange: int, before: Recollection, sent: Vector) -> None:
+    def keep(self, key: StateKey, exchange: int, before: Memory, sent: Vector) -> None:
         """Write the state that was known to count and the one that may, durably, before the reply leaves.
 
         Of others the files that were written longest ago are dropped, or a server could fill the disk with runs.
@@ -131,7 +147,7 @@ class ClientStates:
             return {}
 
     def _path(self, key: StateKey) -> Path:
-        return self._folder / f"state-{key.run_id}-{key.config_hash[:16]}.safetensors"
+        return self._folder / f"state-{key.run_id}-{key.model}.safetensors"
 
     def _paths(self) -> list[Path]:
         """Return all files, and what a kill has left half written of one."""

@@ -12,14 +12,14 @@ from agfl_models.layers.recurrent import RNNConfig
 from agfl_models.model.config import ModelConfig, ResolvedModelConfig
 from agfl_models.model.stack_config import StackConfig
 from agfl_models.tasks.sequence_to_sequence import SequenceToSequenceConfig
-from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.plans.client_plan import ClientPlan
 
 _FLOAT_BYTES = 4
 _MOMENTS = {"adamw": 2, "sgd": 1, "delta_sgd": 2}
 _SUM = 10  # copies of the whole model, about, that clipping, rounding and masking an update take
 
 
-def estimate(config: RunConfig, num_rings: int) -> int:
+def estimate(config: ClientPlan, num_rings: int) -> int:
     """Return the bytes that training the first rings of a run's model takes, with all that a round holds beside it."""
     part, whole = config.narrowed_model(num_rings), config.model
     weights = (4 + _MOMENTS[config.training.optimizer.type]) * part.num_parameters()
@@ -27,7 +27,7 @@ def estimate(config: RunConfig, num_rings: int) -> int:
     return _FLOAT_BYTES * (weights + config.training.batch_size * _floats_of_example(config, part))
 
 
-def _floats_of_example(config: RunConfig, model: ModelConfig | HuggingFaceConfig) -> int:
+def _floats_of_example(config: ClientPlan, model: ModelConfig | HuggingFaceConfig) -> int:
     """Return the numbers that one example of a batch has in memory when the backward pass begins."""
     task = config.task
     if isinstance(model, HuggingFaceConfig):
@@ -37,7 +37,7 @@ def _floats_of_example(config: RunConfig, model: ModelConfig | HuggingFaceConfig
     if not isinstance(task, SequenceToSequenceConfig):
         return _floats(resolved, resolved.stack, task.context_length, task.context_length)
     encoder = resolved.encoder_stack
-    assert encoder is not None, "`RunConfig` has checked it"
+    assert encoder is not None, "`ClientPlan` has checked it"
     read = _floats(resolved, encoder, task.source_length, task.source_length, has_head=False)
     write = _floats(resolved, resolved.stack, task.target_length, task.context_length)
     return read + max(1, task.num_beams) * write

@@ -9,31 +9,28 @@ from agfl_models.errors import WireError
 from agfl_models.examples import Row
 from agfl_models.tokenizers.bpe import Words, count_words
 from agfl_models.tokenizers.tokenizer import FIRST_MERGE, BPETokenizerConfig, Pair, bytes_of_tokens
-from agfl_protocol.config.run_config import RunConfig, run_config_from_json
 from agfl_protocol.messages.counting import CountRequest
+from agfl_protocol.plans.client_plan import ClientPlan, client_plan_from_json
 
 
 @dataclass(frozen=True)
 class CutWords:
     """What is kept warm from one request to the next. Held-out text is not in it."""
 
-    config_json: str
+    client_plan: str
     merges: tuple[Pair, ...]
     words: Words
 
 
-def check_request(request: CountRequest) -> RunConfig:
-    """Return the configuration of a request that fits it, before any text is touched.
+def check_request(request: CountRequest) -> ClientPlan:
+    """Return the client plan of a request that fits it, before any text is touched.
 
     Raises:
         ConfigError: the configuration or a merge breaks a rule.
         WireError: there is nothing to learn, or more is asked for than the configuration says.
     """
-    config = run_config_from_json(request.config_json)
-    if request.config_hash != config.hash:
-        got = request.config_hash[:12]
-        raise WireError(f"config_hash: must be {config.hash[:12]} as of the configuration, got {got}")
-    tokenizer = config.tokenizer
+    plan = client_plan_from_json(request.client_plan)
+    tokenizer = plan.tokenizer
     if not isinstance(tokenizer, BPETokenizerConfig) or tokenizer.is_trained:
         raise WireError(f"tokenizer: must have merges to learn for pairs to be counted, got type {tokenizer.type}")
     if request.num_new > tokenizer.merges_per_round:
@@ -42,14 +39,14 @@ def check_request(request: CountRequest) -> RunConfig:
     if len(request.merges) >= tokenizer.max_merges:
         raise WireError(f"merges: must be fewer than the {tokenizer.max_merges} to learn, got {len(request.merges)}")
     bytes_of_tokens(request.merges)
-    return config
+    return plan
 
 
-def cut(warm: CutWords | None, request: CountRequest, config: RunConfig, read: Callable[[], Sequence[Row]]) -> CutWords:
+def cut(warm: CutWords | None, request: CountRequest, plan: ClientPlan, read: Callable[[], Sequence[Row]]) -> CutWords:
     """Return the words cut up by the merges of the request: on from what is warm, else from the rows that are read."""
     merges = request.merges
-    if warm is None or warm.config_json != request.config_json or warm.merges != merges[: len(warm.merges)]:
-        words = Words.of(count_words(config.task.training_texts(read())))
-        warm = CutWords(request.config_json, (), words)
+    if warm is None or warm.client_plan != request.client_plan or warm.merges != merges[: len(warm.merges)]:
+        words = Words.of(count_words(plan.task.training_texts(read())))
+        warm = CutWords(request.client_plan, (), words)
     done = len(warm.merges)
-    return CutWords(request.config_json, merges, warm.words.merged(merges[done:], FIRST_MERGE + done))
+    return CutWords(request.client_plan, merges, warm.words.merged(merges[done:], FIRST_MERGE + done))

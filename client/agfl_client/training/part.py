@@ -12,7 +12,7 @@ from agfl_models.model.config import ModelConfig
 from agfl_models.model.families import build_model
 from agfl_models.model.rings import Rings, outline
 from agfl_models.model.sequence_model import SequenceModel
-from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.plans.client_plan import RunBase
 from agfl_protocol.update import Layout, Vector
 
 
@@ -30,7 +30,7 @@ class Part:
     widths: NestedWidths | None = None
 
     @staticmethod
-    def of(config: RunConfig, rings: Rings | None, num_rings: int, device: str) -> Part:
+    def of(config: RunBase, rings: Rings | None, num_rings: int, device: str) -> Part:
         """Build the model of the first `num_rings` rings; its weights are those of `load`."""
         model = build_model(config.narrowed_model(num_rings), seed=0).to(device)
         layout = Layout.of(model)
@@ -52,7 +52,7 @@ class Part:
         return whole
 
 
-def whole_layout(config: RunConfig) -> Layout:
+def whole_layout(config: RunBase) -> Layout:
     """Return the layout of an elastic model as a whole, without the memory that its weights would take."""
     assert isinstance(config.model, ModelConfig), "`RunConfig` has checked it"
     return Layout.of(outline(config.model))

@@ -21,7 +21,7 @@ from agfl_models.examples import read_rows
 from agfl_models.model.rings import Rings
 from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_models.tokenizers.tokenizer import BPETokenizerConfig
-from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.plans.client_plan import ClientPlan
 from agfl_protocol.randomness import generator
 
 _STEPS = 4  # timed, after one that warms up
@@ -44,7 +44,7 @@ class Measured:
     holds_out: bool = True
 
 
-def measure(config: RunConfig, data: Path, columns: dict[str, str], device: str, num_threads: int) -> list[Measured]:
+def measure(config: ClientPlan, data: Path, columns: dict[str, str], device: str, num_threads: int) -> list[Measured]:
     """Return the measurements of each width of the run's model, the narrowest first.
 
     Raises:
@@ -73,7 +73,7 @@ def free_memory(device: str) -> int:
 
 
 def _measure(
-    config: RunConfig, rings: Rings | None, num_rings: int, task: AnyTask, dataset: Dataset[Any], device: str
+    config: ClientPlan, rings: Rings | None, num_rings: int, task: AnyTask, dataset: Dataset[Any], device: str
 ) -> Measured:
     part = Part.of(config, rings, num_rings, device)
     train = _training(config, part, task, dataset, device)
@@ -93,7 +93,7 @@ def _measure(
 
 
 def _training(
-    config: RunConfig, part: Part, task: AnyTask, dataset: Dataset[Any], device: str
+    config: ClientPlan, part: Part, task: AnyTask, dataset: Dataset[Any], device: str
 ) -> Callable[[int], object]:
     def train(steps: int) -> object:
         update = {"local_steps": steps, "local_epochs": None}
@@ -104,7 +104,7 @@ def _training(
     return train
 
 
-def _activation_bytes(part: Part, task: AnyTask, dataset: Dataset[Any], config: RunConfig, device: str) -> int:
+def _activation_bytes(part: Part, task: AnyTask, dataset: Dataset[Any], config: ClientPlan, device: str) -> int:
     """Return the bytes that a forward pass keeps for the backward pass, each tensor once."""
     kept: dict[int, int] = {}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +19,8 @@ from agfl_models.model.sequence_model import SequenceModel, trained_parameters
 from agfl_models.tasks import distribution
 from agfl_models.tasks.evaluation import evaluation_sums, validation_batches
 from agfl_models.tasks.task import AnyTask, BatchT, Dataset, Task
-from agfl_protocol.config.optimizer_config import DeltaSGDConfig, SGDConfig
-from agfl_protocol.config.run_config import TrainingConfig
+from agfl_protocol.config.training_config import DeltaSGDConfig, SGDConfig, TrainingConfig
+from agfl_protocol.methods.method import Gradient
 from agfl_protocol.update import Layout, Vector
 
 
@@ -55,13 +55,13 @@ class LocalTrainer:
         rng: np.random.Generator,
         optimizer: Optimizer | None = None,
         widths: NestedWidths | None = None,
-        correction: Vector | None = None,
+        gradients: Sequence[Gradient] = (),
         deadline: Deadline = NO_DEADLINE,
     ) -> LocalResult:
         """Train `model` in place; all randomness comes from `rng`. Without an optimizer to go on with, begin anew.
 
         widths: of an elastic model, which are trained in turn.
-        correction: added to each gradient before that is clipped, so that the bound is one of the whole step, (d,).
+        gradients: what methods make of each gradient before it is clipped, so that the bound is one of the whole step.
 
         Raises:
             PolicyViolation: `deadline` passes.
@@ -69,14 +69,13 @@ class LocalTrainer:
         before = layout.flatten(model)
         optimizer = optimizer or self.optimizer(model)
         model.train()
-        anchor = [part.to(self.device) for part in layout.split(before)] if self.config.proximal_mu > 0 else []
-        extra = [] if correction is None else [part.to(self.device) for part in layout.split(correction)]
+        shaping = _Shaping.of(layout, before, self.config.proximal_mu, gradients, self.device)
         loss, count, steps, first_loss = torch.zeros((), dtype=torch.float64), 0, 0, 0.0
         for batch in self._batches(dataset, rng):
             deadline.check()
             with nullcontext() if widths is None else widths.of_step(steps, rng):
                 batch_loss, predictions = self._differentiate(model, task, optimizer, batch.to(self.device))
-            self._step(model, optimizer, anchor, extra)
+            self._step(model, optimizer, shaping)
             loss, count, steps = loss + batch_loss.double().cpu(), count + predictions, steps + 1
             if steps == 1:
                 first_loss = float(loss) / max(count, 1)
@@ -100,20 +99,11 @@ class LocalTrainer:
         torch.autograd.backward(loss / max(predictions, 1))
         return loss.detach(), predictions
 
-    def _step(self, model: SequenceModel, optimizer: Optimizer, anchor: list[Tensor], extra: list[Tensor]) -> None:
-        if anchor:
-            self._pull(model, anchor)
-        if extra:
-            _add(model, extra)
+    def _step(self, model: SequenceModel, optimizer: Optimizer, shaping: _Shaping) -> None:
+        shaping.apply(model)
         if self.config.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
         optimizer.step()
-
-    def _pull(self, model: SequenceModel, anchor: list[Tensor]) -> None:
-        """Add the gradient of mu / 2 |x - x_0|^2."""
-        for parameter, start in zip(trained_parameters(model).values(), anchor, strict=True):
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter.detach() - start, alpha=self.config.proximal_mu)
 
     def _batches(self, dataset: Dataset[BatchT], rng: np.random.Generator) -> Iterator[BatchT]:
         if self.config.local_steps is not None:
@@ -127,11 +117,40 @@ class LocalTrainer:
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=enabled)
 
 
-def _add(model: SequenceModel, extra: list[Tensor]) -> None:
-    """Add to the gradient of each parameter that has one."""
-    for parameter, part in zip(trained_parameters(model).values(), extra, strict=True):
-        if parameter.grad is not None:
-            parameter.grad.add_(part)
+@dataclass(frozen=True)
+class _Shaping:
+    """What becomes of each gradient. start: of each parameter, for a pull of strength `pull`; changes: in turn."""
+
+    pull: float
+    start: list[Tensor]
+    changes: list[tuple[float, list[Tensor]]]
+
+    @staticmethod
+    def of(layout: Layout, before: Vector, proximal_mu: float, gradients: Sequence[Gradient], device: str) -> _Shaping:
+        """Return it for training that begins at `before` (d,)."""
+
+        def tensors(vector: Vector) -> list[Tensor]:
+            return [part.to(device) for part in layout.split(vector)]
+
+        pull = proximal_mu + sum(one.pull for one in gradients)
+        changes = [(one.scale, [] if one.shift is None else tensors(one.shift)) for one in gradients]
+        return _Shaping(pull, tensors(before) if pull > 0 else [], changes)
+
+    def apply(self, model: nn.Module) -> None:
+        """Change the gradient of each parameter that has one."""
+        parameters = list(trained_parameters(model).values())
+        if self.start:  # the gradient of mu / 2 |x - x_0|^2
+            for parameter, start in zip(parameters, self.start, strict=True):
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter.detach() - start, alpha=self.pull)
+        for scale, shift in self.changes:
+            for i, parameter in enumerate(parameters):
+                if parameter.grad is None:
+                    continue
+                if scale != 1:
+                    parameter.grad.mul_(scale)
+                if shift:
+                    parameter.grad.add_(shift[i])
 
 
 def effective_steps(config: TrainingConfig, num_steps: int) -> float:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 from agfl_models.model.rings import Rings
 from agfl_protocol.config.elastic_config import ElasticConfig
+from agfl_protocol.methods.elastic import Elastic
 from agfl_server.methods.per_ring import without_ring
-from agfl_server.methods.ring_plan import after_round
+from agfl_server.methods.ring_plan import RingState, after_round
 from agfl_server.methods.server_optimizer import ServerOptimizer
 from agfl_server.rounds.cohort_sums import RoundSum
 from agfl_server.rounds.observer import Observer
@@ -26,12 +27,12 @@ class NextRings:
 
     def __call__(self, state: ServerState, found: RoundSum, loss: float | None) -> ServerState:
         """Return the state with the rings of the next round; loss: on validation text, where the round evaluated."""
-        before = state.rings
-        assert before is not None, "of an elastic model"
+        before = RingState.read(state.methods[Elastic.name], self.config)
         rings = after_round(before, self.config, found.mean.metrics, loss, self.min_cohort)
         if (rings.open, rings.by_tier) != (before.open, before.by_tier):
             self.observer.rings_planned(rings.open, [self.config.widths[k - 1] for k in rings.by_tier])
+        state = replace(state, methods={**state.methods, Elastic.name: rings.written})
         if rings.open >= before.open:
-            return replace(state, rings=rings)
+            return state
         model, optimizer = without_ring(before.open, self.rings, self.optimizer, state.model, state.optimizer)
-        return replace(state, rings=rings, model=model, optimizer=optimizer)
+        return replace(state, model=model, optimizer=optimizer)

@@ -26,7 +26,6 @@ from agfl_protocol.config.optimizer_config import (
 )
 from agfl_protocol.methods.square_norm import SQUARE_NORM
 from agfl_protocol.update import Total
-from agfl_server.methods.drift_optimizers import FedDyn, Scaffold
 from agfl_server.methods.portfolio import Portfolio
 from agfl_server.methods.server_optimizer import Array, OptimizerState, ServerOptimizer
 
@@ -130,9 +129,9 @@ def build_optimizer(
         case FedExPConfig():
             return wrap(FedExP(config))
         case ScaffoldConfig():
-            return Scaffold(config)
+            return FedAvg(FedAvgConfig(type="fedavg", lr=config.lr))  # its method does all else
         case FedDynConfig():
-            return FedDyn(config)
+            return FedAvg(FedAvgConfig(type="fedavg"))
         case FedAdagradConfig() | FedAdamConfig() | FedYogiConfig():
             return wrap(Adaptive(config))
 

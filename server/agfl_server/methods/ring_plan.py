@@ -9,9 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+import numpy as np
+
 from agfl_protocol.config.elastic_config import ElasticConfig, GrowthConfig
 from agfl_protocol.methods import elastic
+from agfl_protocol.methods.method import State
 from agfl_protocol.methods.ring_losses import RingLoss, ring_losses
+
+_OPEN, _BEST_LOSS, _WAITED, _IS_FINAL = "open", "best_loss", "waited", "is_final"
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,31 @@ class RingState:
         """The state before round 1, when nobody knows how many owners hold more than the first ring."""
         num_rings = len(config.widths)
         return RingState((1,) * num_rings, num_rings if config.growth is None else 1, is_final=config.growth is None)
+
+    @staticmethod
+    def read(state: State, config: ElasticConfig) -> RingState:
+        """Return what `written` wrote; the state before round 1 where it wrote nothing yet."""
+        if _OPEN not in state:
+            return RingState.of(config)
+        best_loss = state[_BEST_LOSS].tolist()
+        return RingState(
+            by_tier=tuple(state[elastic.BY_TIER].tolist()),
+            open=int(state[_OPEN][0]),
+            best_loss=best_loss[0] if best_loss else None,
+            waited=int(state[_WAITED][0]),
+            is_final=bool(state[_IS_FINAL][0]),
+        )
+
+    @property
+    def written(self) -> State:
+        """As the state of `Elastic`."""
+        return {
+            elastic.BY_TIER: np.array(self.by_tier, np.uint8),
+            _OPEN: np.array([self.open]),
+            _BEST_LOSS: np.array([] if self.best_loss is None else [self.best_loss], np.float64),
+            _WAITED: np.array([self.waited]),
+            _IS_FINAL: np.array([int(self.is_final)]),
+        }
 
 
 def plan_rings(tiers: Sequence[int], min_cohort: int, num_open: int) -> tuple[int, ...]:

@@ -37,10 +37,6 @@ class ServerOptimizer(ABC):
         """Return what a round of training broadcasts: the model (d,), and models that are only evaluated after it."""
         return model
 
-    def control(self, state: OptimizerState) -> Array:
-        """Return the vector that a round of training broadcasts beside the model, where clients need one."""
-        return np.zeros(0, np.float32)
-
     def chosen(self, state: OptimizerState) -> str | None:
         """Say in words which of several methods is at work, where there are several."""
         return None

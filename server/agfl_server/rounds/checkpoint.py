@@ -18,7 +18,6 @@ from agfl_models.errors import CheckpointError
 from agfl_models.files.durable_files import write_atomically
 from agfl_models.files.folder_kinds import folder_hint
 from agfl_models.version import VERSION, written_by
-from agfl_server.methods.ring_plan import RingState
 from agfl_server.rounds.rollback import Confirmed
 from agfl_server.rounds.state import ServerState
 from agfl_server.run.other_run import refuse_other
@@ -26,7 +25,7 @@ from agfl_server.run.other_run import refuse_other
 # The newest one may be lost with the disk sector it stood on.
 _KEPT = 2
 # Of what a checkpoint holds and means: one that this version would misread has another number.
-_FORMAT = 2
+_FORMAT = 3
 _MODEL, _CONFIRMED, _OPTIMIZER, _METHODS = "model", "confirmed", "optimizer.", "methods."
 
 
@@ -50,9 +49,7 @@ def save_checkpoint(
         "norm": state.norm,
         "confirmed": {**asdict(replace(state.confirmed, model=state.model[:0])), "model": None},
         "exchange": state.exchange,
-        "used": dict(state.used),
         "config_hash": config_hash,
-        "rings": asdict(state.rings) if state.rings is not None else None,
     }
     tensors: dict[str, NDArray[Any]] = {
         _MODEL: state.model,
@@ -123,9 +120,7 @@ def load_checkpoint(folder: Path, config_hash: str, defining: Mapping[str, Any] 
             methods=_methods(tensors),
             confirmed=_confirmed(facts["confirmed"], tensors[_CONFIRMED]),
             row=facts["row"],
-            rings=_rings(facts["rings"]),
             exchange=facts["exchange"],
-            used={int(exchange): tuple(names) for exchange, names in facts["used"].items()},
         )
 
 
@@ -167,10 +162,6 @@ def _methods(tensors: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArray
             method, _, name = path.removeprefix(_METHODS).partition(".")
             found.setdefault(method, {})[name] = value
     return found
-
-
-def _rings(facts: dict[str, Any] | None) -> RingState | None:
-    return None if facts is None else RingState(**{**facts, "by_tier": tuple(facts["by_tier"])})
 
 
 def _checkpoints(folder: Path) -> list[Path]:

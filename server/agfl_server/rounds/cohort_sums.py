@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
-
 from agfl_models.errors import ImplausibleSum
 from agfl_models.model.rings import Rings
 from agfl_models.tasks.task import AnyTask
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages import wire
 from agfl_protocol.methods.divergence import DIVERGED
-from agfl_protocol.methods.method import Method, State, States
+from agfl_protocol.methods.method import Method, Round, State, States
+from agfl_protocol.methods.registry import broadcast_of
 from agfl_protocol.plans.groups import Names
 from agfl_protocol.plans.sum_kind import MAX_SAMPLED_EXAMPLES, Kind, kind_of
 from agfl_protocol.secagg.lanes import Lanes
@@ -44,7 +43,7 @@ class Federation:
     layout: Layout
     optimizer: ServerOptimizer
     sum_up: SumUp
-    methods: tuple[Method, ...] = ()
+    methods: tuple[Method, ...]
     after_round: tuple[AfterRound, ...] = ()
     rings: Rings | None = None
 
@@ -124,23 +123,22 @@ def decoded(
 def codec_of(federation: Federation, state: ServerState, room: int, *, train: bool, evaluate: bool) -> UpdateCodec:
     """Return the codec of the next round, for sums over at most `room` clients."""
     config = federation.parties.config
+    num_models = _models(federation, state, train).size // federation.layout.size
     return UpdateCodec.for_round(
-        config,
+        Round(config.client_plan, num_models, state.methods, federation.rings, config),
         federation.task,
         federation.layout,
         quantizer_of(config, state, room),
         round_number=state.round + 1,
         train=train,
         evaluate=evaluate,
-        num_models=_models(federation, state, train).size // federation.layout.size,
-        rings=federation.rings,
     )
 
 
 def kind_of_sum(config: RunConfig, *, train: bool, evaluate: bool, full: bool) -> Kind:
     """Return the kind of a sum as the server takes it; an owner with a lower bound of its own may differ."""
     asked = {"train": train, "evaluate": evaluate, "full": full, "counts": False}
-    return kind_of(config, **asked, max_sampled_examples=MAX_SAMPLED_EXAMPLES)
+    return kind_of(config.client_plan, **asked, max_sampled_examples=MAX_SAMPLED_EXAMPLES)
 
 
 def sum_of_cohort(
@@ -161,28 +159,22 @@ def sum_of_cohort(
     """
     parties = federation.parties
     config, number = parties.config, state.round + 1
-    models = _models(federation, state, train)
-    control = _control(federation, state) if train else state.model[:0]
+    models, client_plan = _models(federation, state, train), config.client_plan.to_json()
 
     def broadcast(entry: Entry, room: int) -> tuple[wire.RoundRequest, UpdateCodec]:
         codec = codec_of(federation, state, room, train=train, evaluate=evaluate)
-        # An exchange may have failed because too few who hold a ring were left: then nobody trains more than the first.
-        by_tier = state.rings.by_tier if state.rings is not None and not entry.refused else (1,) * config.max_rings
         request = wire.RoundRequest(
             run_id=state.run_id,
             round=number,
             exchange=entry.exchange,
             plan_hash=parties.plan.hash,
-            config_json=config.to_json(),
-            config_hash=config.hash,
+            client_plan=client_plan,
             evaluate=evaluate,
             train=train,
             full=full,
             model=models,
             plan=quantizer_of(config, state, room),
-            control=control,
-            used=_as_asked(parties, state) if train else (),
-            rings_by_tier=by_tier,
+            arrays=broadcast_of(federation.methods, state.methods, train=train, is_retry=bool(entry.refused)),
         )
         parties.observer.round_started(number, config.num_rounds, len(entry.cohort))
         return request, codec
@@ -219,18 +211,3 @@ def checked(federation: Federation, codec: UpdateCodec, lanes: Lanes) -> Total:
 
 def _models(federation: Federation, state: ServerState, train: bool) -> Vector:
     return federation.optimizer.broadcast(state.model, state.optimizer) if train else state.model
-
-
-def _control(federation: Federation, state: ServerState) -> Vector:
-    """Return the vector that is broadcast beside the model, itself and no copy: of the optimizer, or of one method."""
-    broadcasts = (method.broadcast(state.of(method)) for method in federation.methods)
-    vectors = [value for arrays in broadcasts for value in arrays.values() if value.dtype == np.float32]
-    vectors = [vector for vector in (federation.optimizer.control(state.optimizer), *vectors) if vector.size]
-    assert len(vectors) <= 1, "a request has room for one"
-    return vectors[0] if vectors else state.model[:0]
-
-
-def _as_asked(parties: Parties, state: ServerState) -> tuple[wire.Used, ...]:
-    """Return `used` as clients get it: of secure sums they know themselves who was in one."""
-    is_secure = bool(parties.plan.groups)
-    return tuple((exchange, () if is_secure else names) for exchange, names in state.used.items())

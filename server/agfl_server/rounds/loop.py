@@ -6,15 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
-
 from agfl_models.errors import RoundError
-from agfl_protocol.update import square_sum
 from agfl_server.rounds import rollback
-from agfl_server.rounds.cohort_sums import DivergedError, Federation, RoundSum
+from agfl_server.rounds.cohort_sums import Federation
 from agfl_server.rounds.observer import Row
 from agfl_server.rounds.rows import completed, round_row
 from agfl_server.rounds.state import ServerState
+from agfl_server.rounds.step import step
 
 
 def run_rounds(
@@ -68,31 +66,6 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
     if is_back and not federation.parties.plan.is_by_group:  # there the sums of several groups made the model
         federation.parties.suspects.note_refuted()
     return _judged(federation, state.round, after, is_back), previous
-
-
-def step(federation: Federation, state: ServerState, found: RoundSum) -> ServerState:
-    """Return the state after the server's step by a round's mean.
-
-    Raises:
-        DivergedError: the model is not finite.
-    """
-    optimizer = federation.optimizer
-    with np.errstate(over="ignore", invalid="ignore"):
-        model, own = optimizer.step(state.model, found.mean, state.optimizer)
-    if not np.isfinite(model).all():
-        raise DivergedError(f"round {state.round + 1}: the model must be finite after the server's step; it is not")
-    chosen = optimizer.chosen(own)
-    if chosen is not None and chosen != optimizer.chosen(state.optimizer):
-        federation.parties.observer.optimizer_chosen(chosen)
-    return replace(
-        state,
-        round=state.round + 1,
-        exchange=found.cohort.exchange,
-        model=model,
-        optimizer=own,
-        methods={one.name: one.stepped(found.state_of(one), state.model, model) for one in federation.methods},
-        norm=square_sum(found.total.delta) ** 0.5 / found.total.count,
-    )
 
 
 def evaluate_round(federation: Federation, state: ServerState) -> ServerState:

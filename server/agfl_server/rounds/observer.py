@@ -66,8 +66,8 @@ class Observer:
     def rings_planned(self, num_open: int, width_by_tier: Sequence[float]) -> None:
         """From the next round on, owners of each tier train the model in this width; `num_open` rings are open."""
 
-    def states_lost(self, owners: int) -> None:
-        """So many owners no longer have the state that their method keeps; all owners begin anew with none."""
+    def remarked(self, line: str) -> None:
+        """What a method says of a round."""
 
     def diverged(self, owners: int) -> None:
         """What so many owners computed in this round is not finite; it is not in the sum."""

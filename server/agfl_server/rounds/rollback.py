@@ -106,7 +106,6 @@ def _restored(optimizer: ServerOptimizer, methods: Sequence[Method], state: Serv
         model=confirmed.model,
         optimizer=optimizer.restarted(confirmed.model, state.optimizer),
         methods={method.name: method.restarted(state.of(method)) for method in methods},
-        used={},
         row={**state.row, **_cleared(state.row), **confirmed.metrics},
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from agfl_models.model.families import build_model
@@ -15,7 +15,6 @@ from agfl_protocol.randomness import first_model_seed
 from agfl_protocol.transforms import quantization
 from agfl_protocol.transforms.quantization import QuantizationPlan, plan_round
 from agfl_protocol.update import Layout, Vector
-from agfl_server.methods.ring_plan import RingState
 from agfl_server.methods.server_optimizer import OptimizerState, ServerOptimizer
 from agfl_server.rounds.observer import Row
 from agfl_server.rounds.rollback import Confirmed
@@ -27,8 +26,7 @@ class ServerState:
 
     exchange: the last that this state has behind it. model: float32 (d,); row: the metrics of this round, to which its
     evaluation is still to come. methods: the state of each, by its name; norm: L2 norm of a client's share of the last
-    sum, None before the first. used: where owners keep state, the last exchange of each whose sum the model took in,
-    with all who were in it. rings: of an elastic model; confirmed: the model to which `rollback` goes back.
+    sum, None before the first. confirmed: the model to which `rollback` goes back.
     """
 
     run_id: str
@@ -39,8 +37,6 @@ class ServerState:
     methods: States = field(default_factory=dict)
     norm: float | None = None
     exchange: int = 0
-    used: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
-    rings: RingState | None = None
     confirmed: Confirmed = field(default_factory=Confirmed)
 
     def of(self, method: Method) -> State:
@@ -60,7 +56,7 @@ def initial_state(config: RunConfig, optimizer: ServerOptimizer, run_id: str) ->
         vector[rings.reads] = 0.0
         narrowest = build_model(config.narrowed_model(1), seed)
         vector[rings.held(1)] = Layout.of(narrowest).flatten(narrowest)
-    methods = methods_of(Round(config, rings=rings))
+    methods = methods_of(Round(config.client_plan, rings=rings, config=config))
     return layout, ServerState(
         run_id=run_id,
         round=0,
@@ -68,14 +64,13 @@ def initial_state(config: RunConfig, optimizer: ServerOptimizer, run_id: str) ->
         optimizer=optimizer.initial_state(vector),
         row=empty_row(config.build_task(), methods),
         methods={method.name: method.initial_state(vector) for method in methods},
-        rings=RingState.of(config.elastic) if config.elastic is not None else None,
     )
 
 
 def quantizer_of(config: RunConfig, state: ServerState, cohort: int) -> QuantizationPlan:
     """Return the quantizer of the next round, for a cohort of so many."""
-    step = clipping.step_of(state.methods)
-    return plan_round(step, clipping.bound(config, step), state.norm, config.max_rings, cohort)
+    clip_l2 = clipping.bound(config.client_plan, clipping.step_of(state.methods))
+    return plan_round(clip_l2, state.norm, config.max_rings, cohort)
 
 
 def empty_row(task: AnyTask, methods: Sequence[Method] = ()) -> Row:

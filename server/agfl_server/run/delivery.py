@@ -19,7 +19,7 @@ def deliver_model(federation: Federation, state: ServerState) -> None:
     if not keepers:
         return
     request = wire.ModelRequest(
-        parties.journal.run_id, parties.plan.hash, state.round, parties.config.to_json(), state.model
+        parties.journal.run_id, parties.plan.hash, state.round, parties.config.client_plan.to_json(), state.model
     )
     content = request.to_record()  # one object for all, so that it is stored once
     requests = [Message(content, node, wire.MODEL) for node in keepers.values()]

@@ -6,13 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from agfl_models.model.rings import Rings
-from agfl_protocol.methods.drift import drift_of
 from agfl_protocol.methods.method import Round
 from agfl_protocol.methods.registry import methods_of
 from agfl_server.aggregation.group_rule import sum_of_groups
 from agfl_server.methods.next_rings import NextRings
 from agfl_server.methods.optimizers import build_optimizer
-from agfl_server.methods.owner_states import UsedExchanges
 from agfl_server.methods.per_ring import PerRing
 from agfl_server.methods.server_optimizer import ServerOptimizer
 from agfl_server.rounds.attempts import Parties
@@ -50,7 +48,7 @@ def open_run(
         layout,
         optimizer,
         sum_of_groups if parties.plan.is_by_group else sum_of_round,
-        methods_of(Round(config, rings=rings)),
+        methods_of(Round(config.client_plan, rings=rings, config=config)),
         tuple(_after_round(parties, rings, optimizer)),
         rings,
     )
@@ -59,7 +57,5 @@ def open_run(
 
 def _after_round(parties: Parties, rings: Rings | None, optimizer: ServerOptimizer) -> Iterator[AfterRound]:
     config = parties.config
-    if drift_of(config) is not None:
-        yield UsedExchanges(parties.observer)
     if rings is not None and config.elastic is not None:
         yield NextRings(config.elastic, rings, optimizer, parties.min_cohort, parties.observer)

@@ -25,19 +25,14 @@ class GrowthConfig(Config):
     min_gain: Annotated[float, Field(ge=0, lt=1)] = 0.002
 
 
-class ElasticConfig(Config):
+class WidthsConfig(Config):
     """Widths in which the model is trained; each owner trains the widest that its device holds.
 
     widths: shares of the inner width of every layer, ascending, the last one 1. A narrower model is the beginning of a
     wider one; what a width has more than the one before is its ring.
-    shrinkage: lambda in [0, 1]. Of a ring that owners with weight C of W train, the step is their mean times
-    C / (C + lambda (W - C)): 0 is HeteroFL (Diao et al. 2021, arXiv:2010.01264), 1 counts all others as zeros.
-    growth: None opens every ring from the start.
     """
 
     widths: Annotated[tuple[Width, ...], Field(min_length=2, max_length=MAX_RINGS)] = (0.25, 0.5, 1.0)
-    shrinkage: Annotated[float, Field(ge=0, le=1)] = 0.5
-    growth: GrowthConfig | None = None
 
     @field_validator("widths")
     @classmethod
@@ -45,3 +40,15 @@ class ElasticConfig(Config):
         if any(a >= b for a, b in pairwise(widths)) or widths[-1] != 1:
             raise ValueError("must ascend to 1.0")
         return widths
+
+
+class ElasticConfig(WidthsConfig):
+    """What the server does with the widths, which no client needs to know.
+
+    shrinkage: lambda in [0, 1]. Of a ring that owners with weight C of W train, the step is their mean times
+    C / (C + lambda (W - C)): 0 is HeteroFL (Diao et al. 2021, arXiv:2010.01264), 1 counts all others as zeros.
+    growth: None opens every ring from the start.
+    """
+
+    shrinkage: Annotated[float, Field(ge=0, le=1)] = 0.5
+    growth: GrowthConfig | None = None

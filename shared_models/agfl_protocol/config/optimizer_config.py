@@ -1,4 +1,4 @@
-"""The optimizers that a run can name: those that train on a client, and those that step on the server."""
+"""The server optimizers that a run can name, and what each needs of clients."""
 
 from __future__ import annotations
 
@@ -9,44 +9,24 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from agfl_models.bounded import Examples, Rounds
 from agfl_models.validation import Config
 from agfl_protocol.config.presets import Preset, is_preset, server_settings
-
-Beta = Annotated[float, Field(ge=0, lt=1)]  # decay of a moving average
-
-
-class SGDConfig(Config):
-    """Plain SGD on the client."""
-
-    type: Literal["sgd"]
-    lr: PositiveFloat
-    momentum: Beta = 0.0
-    weight_decay: NonNegativeFloat = 0.0
+from agfl_protocol.config.training_config import Beta
+from agfl_protocol.methods.candidates import CandidatesConfig
+from agfl_protocol.methods.feddyn import FedDynMethodConfig
+from agfl_protocol.methods.method import MethodConfig
+from agfl_protocol.methods.scaffold import ScaffoldMethodConfig
+from agfl_protocol.methods.square_norm import SquareNormConfig
 
 
-class AdamWConfig(Config):
-    """AdamW on the client; its moments start anew each round."""
+class OptimizerConfig(Config):
+    """A server optimizer."""
 
-    type: Literal["adamw"]
-    lr: PositiveFloat
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
-    weight_decay: NonNegativeFloat = 0.1
-
-
-class DeltaSGDConfig(Config):
-    """SGD that finds its own step size (Delta-SGD, Kim et al. 2024, arXiv:2306.11201); it starts anew each round.
-
-    lr: the first step of a round. gamma: how far to trust the measured smoothness. delta: how fast steps may grow.
-    """
-
-    type: Literal["delta_sgd"]
-    lr: PositiveFloat = 0.2
-    gamma: PositiveFloat = 2.0
-    delta: PositiveFloat = 0.1
+    @property
+    def client_methods(self) -> tuple[MethodConfig, ...]:
+        """What clients must do for it, beside what they do for any."""
+        return ()
 
 
-ClientOptimizerConfig = Annotated[SGDConfig | AdamWConfig | DeltaSGDConfig, Field(discriminator="type")]
-
-
-class _TunedConfig(Config):
+class _TunedConfig(OptimizerConfig):
     """A method that Reddi et al. 2021 tuned: `preset` fills in what is not stated of `lr` and `tau`."""
 
     preset: Preset | None = None
@@ -74,7 +54,7 @@ class FedAvgMConfig(_TunedConfig):
     momentum: Beta = 0.9
 
 
-class NesterovConfig(Config):
+class NesterovConfig(OptimizerConfig):
     """Nesterov momentum on the mean delta (DiLoCo, Douillard et al. 2023, arXiv:2311.08105)."""
 
     type: Literal["nesterov"]
@@ -108,7 +88,7 @@ class FedYogiConfig(_AdaptiveConfig):
     beta2: Beta = 0.99
 
 
-class FedExPConfig(Config):
+class FedExPConfig(OptimizerConfig):
     """A step as long as the clients' updates differ (FedExP, Jhunjhunwala et al. 2023, arXiv:2301.09604).
 
     max_lr: ours; without it the step has no bound where updates cancel out.
@@ -118,8 +98,13 @@ class FedExPConfig(Config):
     epsilon: PositiveFloat = 1e-3
     max_lr: Annotated[float, Field(ge=1)] = 5.0
 
+    @property
+    def client_methods(self) -> tuple[MethodConfig, ...]:
+        """The squares of updates."""
+        return (SquareNormConfig(type="square_norm"),)
 
-class ScaffoldConfig(Config):
+
+class ScaffoldConfig(OptimizerConfig):
     """Control variates at each owner (SCAFFOLD, Karimireddy et al. 2020, arXiv:1910.06378); see `drift`.
 
     lr: of the server's step.
@@ -128,8 +113,13 @@ class ScaffoldConfig(Config):
     type: Literal["scaffold"]
     lr: PositiveFloat = 1.0
 
+    @property
+    def client_methods(self) -> tuple[MethodConfig, ...]:
+        """Owners keep state."""
+        return (ScaffoldMethodConfig(type="scaffold"),)
 
-class FedDynConfig(Config):
+
+class FedDynConfig(OptimizerConfig):
     """A regularizer that each owner learns (FedDyn, Acar et al. 2021, arXiv:2111.04263); see `drift`.
 
     alpha: of the pull toward the global model, alpha / 2 |x - x_0|^2, and of what an owner remembers of past rounds.
@@ -138,12 +128,17 @@ class FedDynConfig(Config):
     type: Literal["feddyn"]
     alpha: PositiveFloat = 0.1
 
+    @property
+    def client_methods(self) -> tuple[MethodConfig, ...]:
+        """Owners keep state."""
+        return (FedDynMethodConfig(type="feddyn", alpha=self.alpha),)
+
 
 _Arm = FedAvgConfig | FedAvgMConfig | NesterovConfig | FedAdagradConfig | FedAdamConfig | FedYogiConfig
 ArmConfig = Annotated[_Arm, Field(discriminator="type")]
 
 
-class PortfolioConfig(Config):
+class PortfolioConfig(OptimizerConfig):
     """Several optimizers on the same updates: the server takes the first one's step, or that of a better one.
 
     every: rounds from one choice to the next; in such a round the models of all arms are broadcast.
@@ -166,6 +161,12 @@ class PortfolioConfig(Config):
     def num_models(self) -> int:
         """How many models are broadcast where a choice is due: one of each arm."""
         return len(self.arms)
+
+    @property
+    def client_methods(self) -> tuple[MethodConfig, ...]:
+        """The losses of all arms' models."""
+        num_models, max_examples = self.num_models, self.max_examples
+        return (CandidatesConfig(type="candidates", num_models=num_models, max_examples=max_examples),)
 
 
 _Server = _Arm | FedExPConfig | ScaffoldConfig | FedDynConfig | PortfolioConfig

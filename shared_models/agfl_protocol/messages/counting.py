@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from agfl_models.errors import ImplausibleSum, WireError
 from agfl_models.tokenizers.tokenizer import FIRST_MERGE, MAX_MERGES_PER_ROUND, MAX_VOCAB_SIZE, NUM_BYTES, Pair
 from agfl_protocol.messages.wire import Scalar, new_record, read_bounded, read_scalar, read_vector
+from agfl_protocol.plans.client_plan import hash_of
 from agfl_protocol.secagg.context import CountBroadcast
 from agfl_protocol.secagg.lanes import Lanes
 
@@ -39,8 +40,7 @@ class CountRequest:
     round: int
     exchange: int
     plan_hash: str
-    config_json: str
-    config_hash: str
+    client_plan: str
     merges: tuple[Pair, ...]
     num_new: int
     max_cohort: int
@@ -51,6 +51,11 @@ class CountRequest:
         return COUNT
 
     @property
+    def client_plan_hash(self) -> str:
+        """SHA-256 of the client plan, in hexadecimal."""
+        return hash_of(self.client_plan)
+
+    @property
     def first_new(self) -> int:
         """The lowest id whose pairs are counted; 0 for all of them."""
         return FIRST_MERGE + len(self.merges) - self.num_new if self.num_new else 0
@@ -58,7 +63,7 @@ class CountRequest:
     @property
     def broadcast_hash(self) -> bytes:
         """SHA-256 of all that this request says and every client must have received alike."""
-        return CountBroadcast(self.plan_hash, self.config_json, self.num_new, self.max_cohort, _flat(self.merges)).hash
+        return CountBroadcast(self.plan_hash, self.client_plan, self.num_new, self.max_cohort, _flat(self.merges)).hash
 
     def to_record(self) -> RecordDict:
         """Return the message content."""
@@ -67,8 +72,7 @@ class CountRequest:
             "round": self.round,
             "exchange": self.exchange,
             "plan_hash": self.plan_hash,
-            "config_json": self.config_json,
-            "config_hash": self.config_hash,
+            "client_plan": self.client_plan,
             "num_new": self.num_new,
             "max_cohort": self.max_cohort,
         }
@@ -87,8 +91,7 @@ class CountRequest:
             round=read_bounded(record, "round", 1, 2**31),
             exchange=read_bounded(record, "exchange", 0, 2**31),
             plan_hash=read_scalar(record, "plan_hash", str),
-            config_json=read_scalar(record, "config_json", str),
-            config_hash=read_scalar(record, "config_hash", str),
+            client_plan=read_scalar(record, "client_plan", str),
             merges=tuple(zip(flat[::2].tolist(), flat[1::2].tolist(), strict=True)),
             num_new=read_bounded(record, "num_new", min(1, most), most),
             max_cohort=read_bounded(record, "max_cohort", 1, 2**20),

@@ -9,7 +9,6 @@ import numpy as np
 from flwr.app import RecordDict
 
 from agfl_models.errors import WireError
-from agfl_protocol.config.run_config import PROTOCOL_VERSION
 from agfl_protocol.messages.wire import Scalar, SumRequest, new_record, read_bounded, read_scalar, read_vector
 from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.context import MAX_COUNTER, ExchangeId, exchange_context
@@ -19,6 +18,7 @@ from agfl_protocol.secagg.messages import KeyRecord, SealedShares
 from agfl_protocol.secagg.parameters import MAX_MEMBERS
 from agfl_protocol.secagg.rings import RINGS_BYTES
 from agfl_protocol.secagg.shamir import SHARE_BYTES
+from agfl_protocol.version import PROTOCOL_VERSION
 
 SHARE, MASK, AGREE, UNMASK = "query.share", "query.mask", "query.agree", "query.unmask"
 _MAX_NAME = 64
@@ -34,7 +34,7 @@ def exchange_of(request: SumRequest) -> ExchangeId:
 def context_of(request: SumRequest, roster: SigningRoster) -> bytes:
     """Return ctx0 of an exchange, as the holder of `roster` sees it."""
     exchange, broadcast = exchange_of(request), request.broadcast_hash
-    return exchange_context(PROTOCOL_VERSION, exchange, roster.hash, request.config_hash, broadcast)
+    return exchange_context(PROTOCOL_VERSION, exchange, roster.hash, request.client_plan_hash, broadcast)
 
 
 def write_advertise_reply(reply: messages.AdvertiseReply) -> RecordDict:

@@ -10,10 +10,9 @@ Legend: d parameters.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import pairwise
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -21,20 +20,21 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from numpy.typing import DTypeLike, NDArray
 
 from agfl_models.errors import WireError
-from agfl_protocol.config.run_config import PROTOCOL_VERSION
-from agfl_protocol.methods.clipping import MAX_STEP
+from agfl_protocol.methods.method import NO_STATES, States
+from agfl_protocol.plans.client_plan import hash_of
 from agfl_protocol.secagg.context import Broadcast
 from agfl_protocol.secagg.lanes import Lanes
-from agfl_protocol.secagg.rings import MAX_RINGS
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.update import Vector
+from agfl_protocol.version import PROTOCOL_VERSION
 
 IDENTIFY, PROPOSE, MODEL, FINISH = "query.identify", "query.propose", "query.model", "query.finish"
 TRAIN, EVALUATE = "train", "evaluate"
 _CONFIG, _ARRAYS = "config", "arrays"
 _MAX_SOFTWARE = 64
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}/[a-z][a-z0-9_]{0,63}")
+_DTYPES = ("float32", "int64", "uint8")
 
-Used: TypeAlias = tuple[int, tuple[str, ...]]  # an exchange, and who was in its sum
 Scalar: TypeAlias = bool | int | str | bytes
 ScalarT = TypeVar("ScalarT", bool, int, str, bytes)
 
@@ -127,7 +127,9 @@ class SumRequest(Protocol):
     @property
     def plan_hash(self) -> str: ...
     @property
-    def config_hash(self) -> str: ...
+    def client_plan(self) -> str: ...
+    @property
+    def client_plan_hash(self) -> str: ...
     @property
     def kind(self) -> str:
         """The message type."""
@@ -149,31 +151,24 @@ class RoundRequest:
     """Server to each client of a cohort: the global model and what to do with it.
 
     round: what the run counts; exchange: what no message is ever asked for again under. plan_hash: of the plan that the
-    owner approved. evaluate: add the evaluation sums of `model`; train: add the update trained from `model`; full:
-    evaluate on all validation examples instead of some drawn afresh, never beside training. model: float32 (d,), or
-    (m d,) where m - 1 models follow of which only the loss is asked for (`candidates`).
-    rings_by_tier: how many rings an owner of each tier trains and evaluates, never more than it holds; (1,) for a
-    model that is not elastic.
+    owner approved; client_plan: the part of it by which this round goes, as canonical JSON. evaluate: add the
+    evaluation sums of `model`; train: add the update trained from `model`; full: evaluate on all validation examples
+    instead of some drawn afresh, never beside training. model: float32 (d,), or (m d,) where m - 1 models follow of
+    which only the loss is asked for (`candidates`).
     plan: the public quantizer of this round; where it only evaluates, just `max_cohort` counts.
-    control: float32 (d,), SCAFFOLD's control variate or, for weights by alignment, the model before; else empty.
-    used: where owners keep state (`drift`), the exchanges whose sums the model took in, ascending: only so an owner
-    knows whether what it sent last counts. All owners get the same list. Of plain sums it has the names of those who
-    were in one; of secure ones an owner goes by what it signed.
+    arrays: what methods broadcast beside the model, by their names; `Method.arrays` tells what each may be.
     """
 
     run_id: str
     round: int
     exchange: int
     plan_hash: str
-    config_json: str
-    config_hash: str
+    client_plan: str
     evaluate: bool
     train: bool
     model: Vector
     plan: QuantizationPlan
-    control: Vector = field(default_factory=lambda: np.zeros(0, np.float32))
-    used: tuple[Used, ...] = ()
-    rings_by_tier: tuple[int, ...] = (1,)
+    arrays: States = field(default_factory=lambda: NO_STATES)
     full: bool = False
 
     @property
@@ -187,22 +182,23 @@ class RoundRequest:
         return self.plan.max_cohort
 
     @property
+    def client_plan_hash(self) -> str:
+        """SHA-256 of the client plan as it travels, in hexadecimal."""
+        return hash_of(self.client_plan)
+
+    @property
     def broadcast_hash(self) -> bytes:
         """SHA-256 of all that this request says and that every client must have received alike."""
-        plan = self.plan
         return Broadcast(
             self.plan_hash,
-            self.config_json,
+            self.client_plan,
             self.train,
             self.evaluate,
             self.full,
-            plan.fields_per_lane,
-            plan.max_cohort,
-            plan.clip_step,
+            self.plan.fields_per_lane,
+            self.plan.max_cohort,
             self.model,
-            self.control,
-            _used_text(self.used),
-            self.rings_by_tier,
+            _flat(self.arrays),
         ).hash
 
     def to_record(self) -> RecordDict:
@@ -212,22 +208,14 @@ class RoundRequest:
             "round": self.round,
             "exchange": self.exchange,
             "plan_hash": self.plan_hash,
-            "config_json": self.config_json,
-            "config_hash": self.config_hash,
+            "client_plan": self.client_plan,
             "evaluate": self.evaluate,
             "train": self.train,
             "full": self.full,
             "fields_per_lane": self.plan.fields_per_lane,
             "max_cohort": self.plan.max_cohort,
-            "clip_step": self.plan.clip_step,
-            "used": _used_text(self.used),
         }
-        vectors: dict[str, NDArray[Any]] = {
-            "model": self.model,
-            "control": self.control,
-            "rings_by_tier": np.array(self.rings_by_tier, np.uint8),
-        }
-        return new_record(scalars, vectors)
+        return new_record(scalars, {"model": self.model, **_flat(self.arrays)})
 
     @staticmethod
     def from_record(record: RecordDict) -> RoundRequest:
@@ -235,13 +223,9 @@ class RoundRequest:
         plan = QuantizationPlan(
             fields_per_lane=read_bounded(record, "fields_per_lane", 1, 4),
             max_cohort=read_bounded(record, "max_cohort", 1, 2**20),
-            clip_step=read_bounded(record, "clip_step", 0, MAX_STEP),
         )
         if plan.levels < 2:
             raise WireError(f"max_cohort: must leave levels in {plan.fields_per_lane} fields, got {plan.max_cohort}")
-        rings = read_vector(record, "rings_by_tier", np.uint8).tolist()
-        if not 1 <= len(rings) <= MAX_RINGS or any(not 1 <= rings[i] <= i + 1 for i in range(len(rings))):
-            raise WireError(f"rings_by_tier: must be 1 to {MAX_RINGS} numbers, the i-th in [1, i], got {rings[:80]}")
         train, full = read_scalar(record, "train", bool), read_scalar(record, "full", bool)
         if train and full:
             raise WireError("full: must be false in a request that trains, got true")
@@ -250,16 +234,13 @@ class RoundRequest:
             round=read_bounded(record, "round", 1, 2**31),
             exchange=read_bounded(record, "exchange", 0, 2**31),
             plan_hash=read_scalar(record, "plan_hash", str),
-            config_json=read_scalar(record, "config_json", str),
-            config_hash=read_scalar(record, "config_hash", str),
+            client_plan=read_scalar(record, "client_plan", str),
             evaluate=read_scalar(record, "evaluate", bool),
             train=train,
             full=full,
             model=read_vector(record, "model", np.float32),
             plan=plan,
-            control=read_vector(record, "control", np.float32),
-            used=_read_used(record),
-            rings_by_tier=tuple(rings),
+            arrays=_read_arrays(record),
         )
 
 
@@ -267,14 +248,18 @@ class RoundRequest:
 class RoundReply:
     """A client's contribution to the sum: lanes, uint64, of the length that the round prescribes."""
 
-    config_hash: str
+    client_plan_hash: str
     round: int
     exchange: int
     lanes: Lanes
 
     def to_record(self) -> RecordDict:
         """Return the message content."""
-        scalars: dict[str, Scalar] = {"config_hash": self.config_hash, "round": self.round, "exchange": self.exchange}
+        scalars: dict[str, Scalar] = {
+            "client_plan_hash": self.client_plan_hash,
+            "round": self.round,
+            "exchange": self.exchange,
+        }
         return new_record(scalars, {"lanes": self.lanes})
 
     @staticmethod
@@ -282,13 +267,13 @@ class RoundReply:
         """Read a reply to `request`.
 
         Raises:
-            WireError: wrong version, configuration hash, round, exchange, type or length.
+            WireError: wrong version, hash of the client plan, round, exchange, type or length.
         """
-        _expect(record, "config_hash", request.config_hash)
+        _expect(record, "client_plan_hash", request.client_plan_hash)
         _expect(record, "round", request.round)
         _expect(record, "exchange", request.exchange)
         lanes = read_vector(record, "lanes", np.uint64, num_lanes)
-        return RoundReply(request.config_hash, request.round, request.exchange, lanes)
+        return RoundReply(request.client_plan_hash, request.round, request.exchange, lanes)
 
 
 @dataclass(frozen=True)
@@ -298,7 +283,7 @@ class ModelRequest:
     run_id: str
     plan_hash: str
     round: int
-    config_json: str
+    client_plan: str
     model: Vector
 
     def to_record(self) -> RecordDict:
@@ -307,7 +292,7 @@ class ModelRequest:
             "run_id": self.run_id,
             "plan_hash": self.plan_hash,
             "round": self.round,
-            "config_json": self.config_json,
+            "client_plan": self.client_plan,
         }
         return new_record(scalars, {"model": self.model})
 
@@ -318,7 +303,7 @@ class ModelRequest:
             run_id=read_scalar(record, "run_id", str),
             plan_hash=read_scalar(record, "plan_hash", str),
             round=read_bounded(record, "round", 0, 2**31),
-            config_json=read_scalar(record, "config_json", str),
+            client_plan=read_scalar(record, "client_plan", str),
             model=read_vector(record, "model", np.float32),
         )
 
@@ -409,22 +394,25 @@ def read_vector(record: RecordDict, key: str, dtype: DTypeLike, size: int | None
     return np.frombuffer(array.data, kind, offset=len(header))
 
 
-def _used_text(used: Sequence[Used]) -> str:
-    """Return the canonical text: lines of an exchange and names; no NAME has a space in it."""
-    return "\n".join(" ".join((str(exchange), *names)) for exchange, names in used)
+def _flat(arrays: States) -> dict[str, NDArray[Any]]:
+    """Return the arrays of all methods by METHOD/ARRAY."""
+    return {f"{method}/{name}": array for method, own in arrays.items() for name, array in own.items()}
 
 
-def _read_used(record: RecordDict) -> tuple[Used, ...]:
-    text = read_scalar(record, "used", str)
-    try:
-        lines = [line.split(" ") for line in text.split("\n")] if text else []
-        used = tuple((int(exchange), tuple(names)) for exchange, *names in lines)
-    except ValueError:
-        used = ()
-    ascending = all(a < b for (a, _), (b, _) in pairwise(used)) and all(exchange >= 0 for exchange, _ in used[:1])
-    if not ascending or _used_text(used) != text:
-        raise WireError(f"used: must be lines of an exchange and names, ascending, got {text[:80]!r}")
-    return used
+def _read_arrays(record: RecordDict) -> States:
+    """Return what methods broadcast, of types that a message may have; what each must be the plan says."""
+    found: dict[str, dict[str, NDArray[Any]]] = {}
+    arrays = record.get(_ARRAYS)
+    for key, array in arrays.items() if isinstance(arrays, ArrayRecord) else ():
+        if key == "model":
+            continue
+        if _NAME.fullmatch(key) is None:
+            raise WireError(f"arrays: names must be METHOD/ARRAY, got {key[:80]!r}")
+        if array.dtype not in _DTYPES:
+            raise WireError(f"{key}: must be one of {', '.join(_DTYPES)}, got {array.dtype[:80]!r}")
+        method, _, name = key.partition("/")
+        found.setdefault(method, {})[name] = read_vector(record, key, array.dtype)
+    return found
 
 
 def _npy_header(dtype: np.dtype[Any], size: int) -> bytes:

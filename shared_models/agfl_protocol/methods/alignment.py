@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agfl_protocol.methods.method import Method, Round, State
+from agfl_protocol.methods.method import ArraySpec, Method, Round, Specs, State, Step
 from agfl_protocol.methods.weighting import Weighting, refuse_without
+from agfl_protocol.plans.plan_fields import PlanViolation
 from agfl_protocol.update import Total, Update, Vector, inner_product, square_sum
 
 if TYPE_CHECKING:
-    from agfl_protocol.config.run_config import RunConfig
+    from agfl_protocol.plans.client_plan import ClientPlan
 
 PREVIOUS = "previous"
 _MAX_EXPONENT = math.log(3)
@@ -36,15 +37,27 @@ class AlignmentWeighting(Method):
     @classmethod
     def of(cls, round_: Round) -> AlignmentWeighting | None:
         """By alignment."""
-        aggregation = round_.config.aggregation
+        aggregation = round_.plan.aggregation
         if aggregation.weighting != "alignment":
             return None
-        return AlignmentWeighting(Weighting(round_.config.max_weight), aggregation.alignment_kappa)
+        return AlignmentWeighting(Weighting(round_.plan.max_weight), aggregation.alignment_kappa)
 
     @staticmethod
-    def refuse_misfit(config: RunConfig) -> None:
+    def refuse_misfit(plan: ClientPlan) -> None:
         """Refuse its settings without it."""
-        refuse_without(config, "alignment", "alignment_kappa")
+        refuse_without(plan, "alignment", "alignment_kappa")
+
+    @staticmethod
+    def arrays(plan: ClientPlan, size: int, *, train: bool) -> Specs:
+        """The model before this one; none before the first step."""
+        is_asked = train and plan.aggregation.weighting == "alignment"
+        return {PREVIOUS: ArraySpec("float32", (0, size))} if is_asked else {}
+
+    @staticmethod
+    def refuse_exact(plan: ClientPlan, arrays: State) -> None:
+        """Weights follow from a direction that the server chooses."""
+        if plan.aggregation.type == "secure" and plan.aggregation.weighting == "alignment":
+            raise PlanViolation("aggregation.weighting: must not be alignment in an exact sum, where it picks owners")
 
     def encode(self, update: Update, state: State, rng: np.random.Generator) -> Update:
         """Scale gain and weight."""
@@ -62,13 +75,13 @@ class AlignmentWeighting(Method):
         """There is no model before the first one."""
         return {PREVIOUS: model[:0]}
 
-    def broadcast(self, state: State) -> State:
+    def broadcast(self, state: State, *, train: bool, is_retry: bool) -> State:
         """The model before this one."""
-        return state
+        return state if train else {}
 
-    def stepped(self, state: State, before: Vector, after: Vector) -> State:
+    def stepped(self, state: State, step: Step) -> tuple[Vector, State]:
         """The model from which the step was."""
-        return {PREVIOUS: before}
+        return step.after, {PREVIOUS: step.before}
 
     def restarted(self, state: State) -> State:
         """A model that was given up shows no way."""

@@ -5,17 +5,37 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
+from agfl_models.bounded import Examples
 from agfl_models.errors import ImplausibleSum
-from agfl_protocol.config.optimizer_config import PortfolioConfig
-from agfl_protocol.methods.method import Method, Round, State
+from agfl_protocol.methods.method import Local, Method, MethodConfig, Round, State
 from agfl_protocol.update import Total, Update
 
 PREDICTIONS, _LOSS = "candidates/predictions", "candidates/loss_"
 MAX_LOSS = 1e3  # a prediction; a model that is worse, or says NaN, counts as this
 LOSSES, COUNT = "losses", "count"
+
+
+class CandidatesConfig(MethodConfig):
+    """num_models: that some rounds broadcast; max_examples: on which an owner evaluates each."""
+
+    type: Literal["candidates"]
+    num_models: Annotated[int, Field(ge=2, le=8)]
+    max_examples: Examples
+
+    @property
+    def max_models(self) -> int:
+        """All of them."""
+        return self.num_models
+
+    @property
+    def max_drawn(self) -> int:
+        """All models see the same examples."""
+        return self.max_examples
 
 
 @dataclass(frozen=True)
@@ -26,16 +46,19 @@ class Candidates(Method):
     """
 
     name = "candidates"
+    config = CandidatesConfig
     num_models: int
+    max_examples: int
     max_predictions: int
 
     @classmethod
     def of(cls, round_: Round) -> Candidates | None:
         """Where a round broadcasts several models."""
-        optimizer = round_.config.aggregation.server_optimizer
-        if round_.num_models == 1 or not isinstance(optimizer, PortfolioConfig):
+        config = round_.plan.method(CandidatesConfig)
+        if round_.num_models == 1 or config is None:
             return None
-        return Candidates(round_.num_models, optimizer.max_examples * round_.config.task.max_predictions)
+        max_examples = config.max_examples
+        return Candidates(round_.num_models, max_examples, max_examples * round_.plan.task.max_predictions)
 
     @property
     def sums(self) -> tuple[str, ...]:
@@ -46,6 +69,11 @@ class Candidates(Method):
     def bounds(self) -> Mapping[str, float]:
         """The examples of one owner."""
         return {PREDICTIONS: float(self.max_predictions)}
+
+    def observe(self, local: Local) -> State:
+        """The losses, of all models on the same examples."""
+        found = [local.loss(model, self.max_examples, "candidates") for model in local.models]
+        return {LOSSES: np.array([loss for loss, _ in found]), COUNT: np.array([found[0][1]])}
 
     def encode(self, update: Update, state: State, rng: np.random.Generator) -> Update:
         """Add the losses."""

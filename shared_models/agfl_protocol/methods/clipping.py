@@ -16,12 +16,13 @@ import numpy as np
 
 from agfl_models.errors import ImplausibleSum
 from agfl_protocol.methods.divergence import DIVERGED
-from agfl_protocol.methods.method import Method, Round, State, States
+from agfl_protocol.methods.method import ArraySpec, Method, Round, Specs, State, States
+from agfl_protocol.plans.plan_fields import PlanViolation
 from agfl_protocol.plans.sum_kind import may_train_exactly
 from agfl_protocol.update import Total, Update, Vector
 
 if TYPE_CHECKING:
-    from agfl_protocol.config.run_config import RunConfig
+    from agfl_protocol.plans.client_plan import ClientPlan
 
 CLIPPED = "clip/clipped"
 ABOVE = ("clip/above_1", "clip/above_2")  # exceed a bound that is one step lower, two
@@ -33,19 +34,19 @@ PINNED_L2 = 100.0
 _SHRUNK = 2  # steps of the grid: half the bound
 
 
-def varies(config: RunConfig) -> bool:
+def varies(plan: ClientPlan) -> bool:
     """Whether the bound moves from round to round: it is left open, and sums are of text drawn afresh.
 
     Sums over all of an owner's text differ exactly where the bound does, and then who is clipped is told (SECURITY.md).
     """
-    return config.aggregation.clip_l2 == "auto" and not may_train_exactly(config)
+    return plan.aggregation.clip_l2 == "auto" and not may_train_exactly(plan)
 
 
-def bound(config: RunConfig, step: int) -> float:
-    """Return the bound of a round of which the broadcast says the step of the grid; 0 where it stays."""
-    if varies(config):
+def bound(plan: ClientPlan, step: int) -> float:
+    """Return the bound of a round; step: of the grid, where it varies."""
+    if varies(plan):
         return float(2.0 ** ((step - MAX_STEP // 2) / 2))
-    stated = config.aggregation.clip_l2
+    stated = plan.aggregation.clip_l2
     return PINNED_L2 if stated == "auto" else stated
 
 
@@ -73,7 +74,19 @@ class Clipping(Method):
     @classmethod
     def of(cls, round_: Round) -> Clipping:
         """Always."""
-        return Clipping(bound(round_.config, round_.clip_step), varies(round_.config))
+        return Clipping(bound(round_.plan, step_of(round_.arrays)), varies(round_.plan))
+
+    @staticmethod
+    def arrays(plan: ClientPlan, size: int, *, train: bool) -> Specs:
+        """The step of the grid, where the bound is learned."""
+        return {STEP: ArraySpec("int64", (1,), 1, MAX_STEP)} if train and varies(plan) else {}
+
+    @staticmethod
+    def refuse_exact(plan: ClientPlan, arrays: State) -> None:
+        """Which owners a bound clips is told by two bounds."""
+        if plan.aggregation.type == "secure" and varies(plan):
+            rule = "must be a number in an exact sum, where a bound that moves picks owners"
+            raise PlanViolation(f"aggregation.clip_l2: {rule}")
 
     @property
     def sums(self) -> tuple[str, ...]:
@@ -120,9 +133,9 @@ class Clipping(Method):
         """Where the bound is learned, it begins high."""
         return _state(START, MAX_STEP) if self.is_learned else {}
 
-    def broadcast(self, state: State) -> State:
+    def broadcast(self, state: State, *, train: bool, is_retry: bool) -> State:
         """The bound."""
-        return {STEP: state[STEP]} if state else {}
+        return {STEP: state[STEP]} if train and state else {}
 
     def restarted(self, state: State) -> State:
         """Halve the bound; it comes back by a step a round that nothing refutes."""
@@ -137,7 +150,7 @@ class Clipping(Method):
 
 
 def step_of(states: States) -> int:
-    """Return the step of the grid in the server's states; 0 where the bound stays."""
+    """Return the step of the grid in the states of all methods; 0 where the bound stays."""
     state = states.get(Clipping.name)
     return int(state[STEP][0]) if state else 0
 

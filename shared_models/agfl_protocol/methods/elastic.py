@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from agfl_models.errors import ImplausibleSum
+from agfl_models.errors import ImplausibleSum, WireError
 from agfl_models.huggingface.config import HuggingFaceConfig
-from agfl_protocol.config.optimizer_config import FedDynConfig, ScaffoldConfig
 from agfl_protocol.methods import ring_losses
 from agfl_protocol.methods.divergence import DIVERGED
-from agfl_protocol.methods.method import Method, Round, State
-from agfl_protocol.update import Total, Update
+from agfl_protocol.methods.method import ArraySpec, Local, Method, Round, Specs, State, States
+from agfl_protocol.plans.plan_fields import PlanViolation
+from agfl_protocol.update import Total, Update, Vector
 
 if TYPE_CHECKING:
-    from agfl_protocol.config.run_config import RunConfig
+    from agfl_protocol.plans.client_plan import ClientPlan
 
 TIER, TRAINED = "tier", "trained"
+BY_TIER = "by_tier"
 
 _TIER, _HOLDERS, _WEIGHT = "rings/tier_", "rings/holders_", "rings/weight_"
 
@@ -42,8 +43,9 @@ class Elastic(Method):
     """Comes after weighting. ring: uint8 (d,), from 0; shrinkage: lambda.
 
     A posterior mean: the fewer owners a ring has been moved by, the less their mean is to be believed.
+    Broadcast: `by_tier`: how many rings an owner of each tier trains and evaluates, never more than it holds, (R,).
     State of a client: `tier`: of this owner; `trained`: how many rings it trained. One that diverged is of its tier,
-    but trained no outer ring.
+    but trained no outer ring. State of the server: `by_tier`, and what `ring_plan` keeps of growth.
     """
 
     name = "elastic"
@@ -54,26 +56,44 @@ class Elastic(Method):
     @classmethod
     def of(cls, round_: Round) -> Elastic | None:
         """Where the model is elastic."""
-        if round_.rings is None or round_.config.elastic is None:
+        if round_.rings is None:
             return None
-        return Elastic(round_.rings.ring, round_.config.max_rings, round_.config.elastic.shrinkage)
+        own = round_.config.elastic if round_.config is not None else None
+        shrinkage = 0.0 if own is None else own.shrinkage  # the server's own
+        return Elastic(round_.rings.ring, round_.plan.max_rings, shrinkage)
 
     @staticmethod
-    def refuse_misfit(config: RunConfig) -> None:
+    def refuse_misfit(plan: ClientPlan) -> None:
         """Refuse what it cannot go with: a model that is not made of layers, owners' states, sums by group."""
-        if config.elastic is None:
+        if plan.elastic is None:
             return
-        if isinstance(config.model, HuggingFaceConfig):
+        if isinstance(plan.model, HuggingFaceConfig):
             raise ValueError("elastic: needs a model made of layers, got model.family huggingface")
-        optimizer = config.aggregation.server_optimizer
-        if isinstance(optimizer, ScaffoldConfig | FedDynConfig):
-            rule = "needs owners that keep no state"
-            raise ValueError(f"elastic: {rule}, got aggregation.server_optimizer {optimizer.type}")
-        if config.aggregation.group_rule != "mean":
-            raise ValueError(f"elastic: needs aggregation.group_rule mean, got {config.aggregation.group_rule}")
-        sizes = [config.narrowed_model(k).num_parameters() for k in range(1, config.max_rings + 1)]
+        if plan.aggregation.group_rule != "mean":
+            raise ValueError(f"elastic: needs aggregation.group_rule mean, got {plan.aggregation.group_rule}")
+        sizes = [plan.narrowed_model(k).num_parameters() for k in range(1, plan.max_rings + 1)]
         if any(a >= b for a, b in pairwise(sizes)):
             raise ValueError(f"elastic.widths: must make models of different size, got {sizes} parameters")
+
+    @staticmethod
+    def arrays(plan: ClientPlan, size: int, *, train: bool) -> Specs:
+        """How many rings each tier trains."""
+        return {} if plan.elastic is None else {BY_TIER: ArraySpec("uint8", (plan.max_rings,), 1, plan.max_rings)}
+
+    @staticmethod
+    def refuse_arrays(plan: ClientPlan, arrays: State) -> None:
+        """No tier trains more rings than it holds."""
+        rings = arrays[BY_TIER].tolist()
+        if any(number > tier for tier, number in enumerate(rings, start=1)):
+            raise WireError(f"elastic/by_tier: the i-th number must be in [1, i], got {rings}")
+
+    @staticmethod
+    def refuse_exact(plan: ClientPlan, arrays: State) -> None:
+        """Two ways to cut a model among tiers differ by one's owners, but where tiers just join the one below."""
+        rings = arrays[BY_TIER].tolist() if arrays else [1]
+        if plan.aggregation.type == "secure" and rings != [min(t, max(rings)) for t in range(1, len(rings) + 1)]:
+            rule = "must be 1, 2, ... up to some ring in an exact sum"
+            raise PlanViolation(f"elastic/by_tier: {rule}, got {tuple(rings)}")
 
     @property
     def sums(self) -> tuple[str, ...]:
@@ -94,6 +114,23 @@ class Elastic(Method):
     def metrics(self) -> tuple[str, ...]:
         """Of each ring from the second on: owners that trained it, and its gain."""
         return tuple(f"rings/{what}_{k}" for k in range(2, self.num_rings + 1) for what in ("owners", "gain"))
+
+    def observe(self, local: Local) -> State:
+        """Of which tier the owner is, and how many rings it trains."""
+        return {TIER: np.array([local.tier]), TRAINED: np.array([local.num_rings])}
+
+    def observe_eval(self, local: Local, max_examples: int) -> Mapping[str, float]:
+        """What each ring that this owner holds is worth to it."""
+        losses, predictions = local.losses_by_ring(max_examples, "rings")
+        return ring_losses.sums(losses, predictions, self.num_rings)
+
+    def initial_state(self, model: Vector) -> State:
+        """Nobody knows yet how many owners hold more than the first ring."""
+        return {BY_TIER: np.ones(self.num_rings, np.uint8)}
+
+    def broadcast(self, state: State, *, train: bool, is_retry: bool) -> State:
+        """What was planned; an exchange may have failed because too few who hold a ring were left: then the first."""
+        return {BY_TIER: np.ones(self.num_rings, np.uint8) if is_retry else state[BY_TIER]}
 
     def encode(self, update: Update, state: State, rng: np.random.Generator) -> Update:
         """Add to the sum of which tier the owner is, which rings it trained, and its weight on each."""
@@ -127,6 +164,12 @@ class Elastic(Method):
         """What each ring is worth."""
         found = ring_losses.ring_losses(sums, self.num_rings)
         return {f"rings/gain_{k}": None if loss is None else loss.gain for k, loss in enumerate(found, start=2)}
+
+
+def rings_by_tier(arrays: States) -> tuple[int, ...]:
+    """Return how many rings owners of each tier train, of what was broadcast; (1,) where a model is not elastic."""
+    own = arrays.get(Elastic.name)
+    return (1,) if own is None else tuple(own[BY_TIER].tolist())
 
 
 def tiers(metrics: Mapping[str, float], num_rings: int) -> list[int]:

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agfl_protocol.config.optimizer_config import FedExPConfig
 from agfl_protocol.messages.header import RESOLUTION, as_it_travels
 from agfl_protocol.methods.method import Method, Round, State
 from agfl_protocol.methods.weighting import refuse_without
 from agfl_protocol.update import Total, Update
 
 if TYPE_CHECKING:
-    from agfl_protocol.config.run_config import RunConfig
+    from agfl_protocol.plans.client_plan import ClientPlan
 
 CURVATURE = "fairness/curvature"
 MIN_WEIGHT = 1 / 16  # of the largest: else a sum could be made the update of the one owner with the largest loss
@@ -38,22 +37,22 @@ class FairWeighting(Method):
     @classmethod
     def of(cls, round_: Round) -> FairWeighting | None:
         """By the loss."""
-        aggregation = round_.config.aggregation
+        aggregation = round_.plan.aggregation
         if aggregation.weighting != "loss":
             return None
-        return FairWeighting(aggregation.fairness_q, 1 / round_.config.training.optimizer.lr, aggregation.max_loss)
+        return FairWeighting(aggregation.fairness_q, 1 / round_.plan.training.optimizer.lr, aggregation.max_loss)
 
     @staticmethod
-    def refuse_misfit(config: RunConfig) -> None:
+    def refuse_misfit(plan: ClientPlan) -> None:
         """Its sum is a step already, which no other rule can make a mean of."""
-        aggregation = config.aggregation
-        refuse_without(config, "loss", "fairness_q", "max_loss")
+        aggregation = plan.aggregation
+        refuse_without(plan, "loss", "fairness_q", "max_loss")
         if aggregation.weighting != "loss":
             return
-        if aggregation.averaging != "mean" or isinstance(aggregation.server_optimizer, FedExPConfig):
-            got = f"{aggregation.averaging} and {aggregation.server_optimizer.type}"
-            rule = "loss needs averaging mean and another server_optimizer than fedexp"
-            raise ValueError(f"aggregation.weighting: {rule}, got {got}")
+        if aggregation.averaging != "mean":
+            raise ValueError(f"aggregation.weighting: loss needs averaging mean, got {aggregation.averaging}")
+        if aggregation.group_rule != "mean":
+            raise ValueError(f"aggregation.weighting: loss needs group_rule mean, got {aggregation.group_rule}")
 
     @property
     def sums(self) -> tuple[str, ...]:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agfl_protocol.config.optimizer_config import FedExPConfig, SGDConfig
+from agfl_protocol.config.training_config import SGDConfig
 from agfl_protocol.methods.method import Method, Round, State
 from agfl_protocol.update import Total, Update
 
 if TYPE_CHECKING:
-    from agfl_protocol.config.run_config import RunConfig
+    from agfl_protocol.plans.client_plan import ClientPlan
 
 STEPS = "normalization/steps"
 
@@ -30,19 +30,17 @@ class NormalizedAveraging(Method):
     @classmethod
     def of(cls, round_: Round) -> NormalizedAveraging | None:
         """Where `aggregation.averaging` says so."""
-        return NormalizedAveraging() if round_.config.aggregation.averaging == "normalized" else None
+        return NormalizedAveraging() if round_.plan.aggregation.averaging == "normalized" else None
 
     @staticmethod
-    def refuse_misfit(config: RunConfig) -> None:
-        """Refuse a step that goes by whole updates, and local steps that the pull toward the global model turns back.
+    def refuse_misfit(plan: ClientPlan) -> None:
+        """Refuse local steps that the pull toward the global model turns back.
 
         Then an owner's may count zero or less.
         """
-        if config.aggregation.averaging != "normalized":
+        if plan.aggregation.averaging != "normalized":
             return
-        if isinstance(config.aggregation.server_optimizer, FedExPConfig):
-            raise ValueError("aggregation.averaging: must be mean with server_optimizer fedexp, got normalized")
-        optimizer, mu = config.training.optimizer, config.training.proximal_mu
+        optimizer, mu = plan.training.optimizer, plan.training.proximal_mu
         if not isinstance(optimizer, SGDConfig) or mu == 0:
             return
         bound = 2 * (1 - optimizer.momentum)

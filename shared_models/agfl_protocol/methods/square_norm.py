@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from agfl_protocol.config.optimizer_config import FedExPConfig
-from agfl_protocol.methods.method import Method, Round, State
+from agfl_protocol.methods.method import Method, MethodConfig, Round, State
 from agfl_protocol.update import Total, Update
 
+if TYPE_CHECKING:
+    from agfl_protocol.plans.client_plan import ClientPlan
+
 SQUARE_NORM = "update/square_norm"
+_WITH = "server_optimizer fedexp"
+
+
+class SquareNormConfig(MethodConfig):
+    """Has no settings."""
+
+    type: Literal["square_norm"]
 
 
 @dataclass(frozen=True)
@@ -18,11 +28,25 @@ class SquareNorm(Method):
     """Add w_i * |delta_i|^2 to the sum; comes after weighting. The server gets sum(p_i * |delta_i|^2)."""
 
     name = "square_norm"
+    config = SquareNormConfig
 
     @classmethod
     def of(cls, round_: Round) -> SquareNorm | None:
-        """Where the server steps by FedExP."""
-        return SquareNorm() if isinstance(round_.config.aggregation.server_optimizer, FedExPConfig) else None
+        """Where the server steps by it."""
+        return None if round_.plan.method(SquareNormConfig) is None else SquareNorm()
+
+    @staticmethod
+    def refuse_misfit(plan: ClientPlan) -> None:
+        """It squares whole updates, of which the server must make a plain mean."""
+        aggregation = plan.aggregation
+        if plan.method(SquareNormConfig) is None:
+            return
+        if aggregation.averaging != "mean":
+            raise ValueError(f"aggregation.averaging: must be mean with {_WITH}, got {aggregation.averaging}")
+        if aggregation.weighting == "loss":
+            raise ValueError(f"aggregation.weighting: must not be loss with {_WITH}")
+        if aggregation.group_rule != "mean":
+            raise ValueError(f"aggregation.group_rule: must be mean with {_WITH}, got {aggregation.group_rule}")
 
     @property
     def sums(self) -> tuple[str, ...]:

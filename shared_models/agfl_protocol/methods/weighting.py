@@ -12,7 +12,7 @@ from agfl_protocol.methods.method import Method, Round, State
 from agfl_protocol.update import Total, Update
 
 if TYPE_CHECKING:
-    from agfl_protocol.config.run_config import RunConfig
+    from agfl_protocol.plans.client_plan import ClientPlan
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Weighting(Method):
     @classmethod
     def of(cls, round_: Round) -> Weighting | None:
         """By predictions, or alike."""
-        weighting = round_.config.aggregation.weighting
+        weighting = round_.plan.aggregation.weighting
         if weighting not in ("tokens", "uniform"):
             return None
-        return Weighting(round_.config.max_weight, weighting == "uniform")
+        return Weighting(round_.plan.max_weight, weighting == "uniform")
 
     def encode(self, update: Update, state: State, rng: np.random.Generator) -> Update:
         """Scale gain and weight into units of `max_weight`."""
@@ -46,9 +46,9 @@ class Weighting(Method):
         return replace(total, delta=total.delta / total.delta.dtype.type(total.weight)), state
 
 
-def refuse_without(config: RunConfig, weighting: str, *fields: str) -> None:
+def refuse_without(plan: ClientPlan, weighting: str, *fields: str) -> None:
     """Raise ValueError where a field of `aggregation` is set that only another weighting reads."""
-    aggregation = config.aggregation
+    aggregation = plan.aggregation
     for field in fields:
         value = getattr(aggregation, field)
         if value != type(aggregation).model_fields[field].default and aggregation.weighting != weighting:

@@ -16,9 +16,9 @@ from agfl_models.model.config import ModelConfig
 from agfl_models.model.families import AnyModelConfig
 from agfl_models.tokenizers.tokenizer import BPETokenizerConfig
 from agfl_models.validation import Config, first_problem, validate
-from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.config.search_config import MAX_CANDIDATES
 from agfl_protocol.identity.identity import NAME_RULE
+from agfl_protocol.plans.client_plan import ClientPlan, RunBase
 from agfl_protocol.plans.groups import Names, draw_groups, draw_members, groups_after, is_union
 from agfl_protocol.plans.plan_fields import PlanViolation, canonical, changes, check_fields, members_changed
 from agfl_protocol.secagg.context import RUN_ID_RULE
@@ -32,7 +32,7 @@ _LABEL_WORDS = 4
 class Plan(Config):
     """What a run may ask of its owners, from learning a tokenizer to its last round, its candidates included.
 
-    run_id: the run's nonce. config: as clients receive it (`RunConfig.to_json`), and `search` where there is one.
+    run_id: the run's nonce. config: a client plan, before a tokenizer is learned.
     candidates: models that it may train beside the configured one. members: sorted. groups: of members, each sorted;
     none where sums are plain. A member of no group takes part in sampled sums alone. retired: those whose group lost
     somebody. roster: SHA-256, in hexadecimal, of the members' signing keys; empty where sums are plain.
@@ -74,8 +74,8 @@ class Plan(Config):
             raise ValueError(f"candidates: must be at most {MAX_CANDIDATES}, got {len(self.candidates)}")
         try:
             for model in (self.config.get("model"), *self.candidates):
-                config = validate(RunConfig, self.config | {"model": model}, "config")
-                if canonical(_fields(config)) != canonical(self.config | {"model": model}):
+                config = validate(ClientPlan, self.config | {"model": model}, "config")
+                if config.to_json() != canonical(self.config | {"model": model}):
                     raise ValueError("config: must have every field as a run's own JSON has it; it has not")
         except ConfigError as error:
             raise ValueError(str(error)) from None
@@ -83,7 +83,7 @@ class Plan(Config):
 
     @staticmethod
     def of(
-        config: RunConfig,
+        config: ClientPlan,
         run_id: str,
         members: Iterable[str],
         min_cohort: int,
@@ -97,7 +97,7 @@ class Plan(Config):
         before: of a run that goes on, whose groups stay as they are, but for those that lost somebody.
         """
         names = tuple(sorted(set(members)))
-        models = (_fields(config.model_copy(update={"model": model}))["model"] for model in candidates)
+        models = (config.model_copy(update={"model": model}).fields()["model"] for model in candidates)
         groups, retired = groups_after(
             () if before is None else before.groups, () if before is None else before.retired, names, min_cohort
         )
@@ -105,7 +105,7 @@ class Plan(Config):
             groups, retired, roster = (), (), b""
         return Plan(
             run_id=run_id,
-            config=_fields(config),
+            config=config.fields(),
             candidates=tuple(models),
             members=names,
             groups=groups,
@@ -123,9 +123,9 @@ class Plan(Config):
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @cached_property
-    def run_config(self) -> RunConfig:
-        """The configuration."""
-        return validate(RunConfig, self.config, _SOURCE)
+    def client_plan(self) -> ClientPlan:
+        """What its rounds go by."""
+        return validate(ClientPlan, self.config, _SOURCE)
 
     def check_roster(self, own: bytes, own_names: Collection[str]) -> None:
         """Check that the run's roster is this owner's, of the names `own_names`; its hash is `own`.
@@ -133,7 +133,7 @@ class Plan(Config):
         Raises:
             PlanViolation: it is another, so this owner could be in no sum; says which two there are.
         """
-        if self.roster == own.hex() or self.run_config.aggregation.type == "plain":
+        if self.roster == own.hex() or self.client_plan.aggregation.type == "plain":
             return
         strangers = sorted(set(self.members) - set(own_names))
         more = f", {', '.join(strangers[:3])} among them" if strangers else ""
@@ -150,7 +150,7 @@ class Plan(Config):
                 not disjoint sets of members, of at least its `min_cohort` each.
         """
         _require(own_name in self.members, f"plan.members: must hold {own_name}, got {len(self.members)} others")
-        if self.run_config.aggregation.type == "plain":
+        if self.client_plan.aggregation.type == "plain":
             _require(not self.groups, f"plan.groups: must be none with plain aggregation, got {len(self.groups)}")
             return
         strangers = sorted(set(self.members) - set(roster_names))
@@ -167,7 +167,7 @@ class Plan(Config):
             least >= min_cohort, f"plan.groups: must each have this owner's min_cohort or more, got one of {least}"
         )
 
-    def covers(self, config: RunConfig, merges: str | None = None) -> None:
+    def covers(self, config: ClientPlan, merges: str | None = None) -> None:
         """Check a request's configuration against the plan, field by field.
 
         merges: `merges_of` the first configuration of this run that had some, where there was one: they stay.
@@ -175,8 +175,7 @@ class Plan(Config):
         Raises:
             PlanViolation: names the field, the rule and the value.
         """
-        asked = _fields(config.model_copy(update={"search": None}))
-        planned = {key: value for key, value in self.config.items() if key != "search"}
+        asked, planned = config.fields(), self.config
         if isinstance(config.tokenizer, BPETokenizerConfig) and self._learns_tokenizer:
             found = merges_of(config)
             if merges is not None and found != merges:
@@ -192,13 +191,13 @@ class Plan(Config):
 
     @property
     def _learns_tokenizer(self) -> bool:
-        tokenizer = self.run_config.tokenizer
+        tokenizer = self.client_plan.tokenizer
         return isinstance(tokenizer, BPETokenizerConfig) and not tokenizer.is_trained
 
     @property
     def is_by_group(self) -> bool:
         """Whether each exchange is of one group alone, one after the other in turn; those that count are of all."""
-        return self.run_config.aggregation.group_rule != "mean"
+        return self.client_plan.aggregation.group_rule != "mean"
 
     @property
     def turns(self) -> int:
@@ -209,14 +208,14 @@ class Plan(Config):
         """Return whom a sampled exchange asks, sorted: the public draw over all members."""
         if self.is_by_group:
             return self.groups[exchange % len(self.groups)]
-        config = self.run_config
+        config = self.client_plan
         return draw_members(self.members, config.aggregation.cohort_size, config.seed, exchange)
 
     def draw_groups(self, exchange: int) -> Names:
         """Return whom an exact exchange asks, sorted: whole groups, as many as fit into the cohort's size."""
         if self.is_by_group:
             return self.draw(exchange)
-        config = self.run_config
+        config = self.client_plan
         return draw_groups(self.groups, config.aggregation.cohort_size, config.seed, exchange)
 
     def is_union_of_groups(self, names: Collection[str]) -> bool:
@@ -226,14 +225,13 @@ class Plan(Config):
     @cached_property
     def room(self) -> int:
         """For how many clients the integers of a secure sum have room, whoever is there."""
-        size, largest = self.run_config.aggregation.cohort_size, max(map(len, self.groups), default=0)
+        size, largest = self.client_plan.aggregation.cohort_size, max(map(len, self.groups), default=0)
         return len(self.members) if size is None else min(len(self.members), max(size, largest))
 
     @cached_property
     def max_evaluations(self) -> int:
         """How many models are evaluated after the last round: that one, and after a search it without each layer."""
-        model = self.run_config.model
-        if self.run_config.search is None or not isinstance(model, ModelConfig):
+        if not self.candidates:
             return 1
         resolved = (validate(ModelConfig, one, "model").resolve() for one in (self.config["model"], *self.candidates))
         return 1 + max(
@@ -243,7 +241,7 @@ class Plan(Config):
 
     def evaluates_in(self, round_number: int) -> bool:
         """Whether the model that this round broadcasts is evaluated in its sum, too."""
-        return (round_number - 1) % self.run_config.evaluation.every == 0
+        return (round_number - 1) % self.client_plan.evaluation.every == 0
 
 
 def plan_from_json(text: str) -> Plan:
@@ -267,15 +265,10 @@ def plan_from_json(text: str) -> Plan:
     return plan
 
 
-def merges_of(config: RunConfig) -> str | None:
+def merges_of(config: RunBase) -> str | None:
     """Return the SHA-256 of the tokenizer's merges, in hexadecimal; None where it has none."""
     merges = config.tokenizer.merges if isinstance(config.tokenizer, BPETokenizerConfig) else None
     return None if merges is None else hashlib.sha256(canonical(merges).encode()).hexdigest()
-
-
-def model_of(config: RunConfig) -> str:
-    """Return a name for the model that is trained: a plan has as many as models, whatever else a request may change."""
-    return hashlib.sha256(canonical(_fields(config)["model"]).encode()).hexdigest()[:16]
 
 
 def differences(old: Plan, new: Plan) -> list[str]:
@@ -303,13 +296,6 @@ def roster_shown(size: int, roster: str) -> str:
 
 def _sizes(groups: Sequence[Names]) -> str:
     return f"{len(groups)} of {'/'.join(map(str, sorted(set(map(len, groups))))) or 0}"
-
-
-def _fields(config: RunConfig) -> dict[str, Any]:
-    fields: dict[str, Any] = json.loads(config.to_json())
-    if config.search is not None:
-        fields["search"] = config.search.model_dump(mode="json")
-    return fields
 
 
 def _require(holds: bool, line: str) -> None:

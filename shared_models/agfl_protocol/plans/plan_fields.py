@@ -1,29 +1,18 @@
-"""Which fields of a run's configuration an approved plan leaves open; all others are pinned, whatever they mean.
+"""How a request's client plan may differ from the approved one: it may ask fewer times. All else is pinned.
 
 Each pinned field could part owners while every one of them takes part: by who is clipped, what is counted, which
-examples are looked at. What is free here changes no vector that an owner sends, or only its resolution.
+examples are looked at. What changes no vector that an owner sends is the server's own, and is in no client plan.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import reprlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from agfl_models.errors import AgflError
 
-# How the server steps; what its methods ask of owners (type, alpha, max_examples, the number of arms) is pinned.
-_STEP = r"(preset|lr|momentum|beta1|beta2|tau|epsilon|max_lr|margin)"
-FREE = tuple(
-    re.compile(path)
-    for path in (
-        rf"aggregation\.server_optimizer\.(arms\.\d+\.)?{_STEP}",
-        r"aggregation\.round_timeout_s",
-        r"elastic\.(shrinkage|growth(\..*)?)",
-    )
-)
 # How often something is asked: fewer times than planned tell less.
 AT_MOST = frozenset({"num_rounds", "aggregation.max_attempts"})
 AT_LEAST = frozenset({"evaluation.every"})
@@ -47,8 +36,6 @@ def check_fields(planned: Any, asked: Any, path: str = "") -> None:
         PlanViolation: names the first field that is not within the plan.
     """
     for field, before, now in _differing(planned, asked, path):
-        if any(free.fullmatch(field) for free in FREE):
-            continue
         if field in AT_MOST and _is_count(now) and now <= before:
             continue
         if field in AT_LEAST and _is_count(now) and now >= before:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,21 +73,18 @@ class ExchangeId:
 class Broadcast:
     """All that the first request says and that every client of an exchange must have received alike.
 
-    model and control: float32 (d,), used: a line an exchange.
+    model: float32 (d,); arrays: what methods broadcast beside it, each of one dimension, by name.
     """
 
     plan_hash: str
-    config_json: str
+    client_plan: str
     train: bool
     evaluate: bool
     full: bool
     fields_per_lane: int
     max_cohort: int
-    clip_step: int
     model: NDArray[np.float32]
-    control: NDArray[np.float32]
-    used: str
-    rings_by_tier: tuple[int, ...] = (1,)
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def hash(self) -> bytes:
@@ -94,17 +92,15 @@ class Broadcast:
         return digest(
             "broadcast",
             self.plan_hash,
-            self.config_json,
+            self.client_plan,
             int(self.train),
             int(self.evaluate),
             int(self.full),
             self.fields_per_lane,
             self.max_cohort,
-            self.clip_step,
             _hash_array(self.model, "<f4"),
-            _hash_array(self.control, "<f4"),
-            self.used,
-            bytes(self.rings_by_tier),
+            len(self.arrays),
+            *(part for name, array in sorted(self.arrays.items()) for part in _named(name, array)),
         )
 
 
@@ -113,7 +109,7 @@ class CountBroadcast:
     """As `Broadcast`, of a request to count pairs. merges: uint32 (2m,), left and right of each in turn."""
 
     plan_hash: str
-    config_json: str
+    client_plan: str
     num_new: int
     max_cohort: int
     merges: NDArray[np.uint32]
@@ -124,7 +120,7 @@ class CountBroadcast:
         return digest(
             "broadcast/counts",
             self.plan_hash,
-            self.config_json,
+            self.client_plan,
             self.num_new,
             self.max_cohort,
             _hash_array(self.merges, "<u4"),
@@ -132,7 +128,7 @@ class CountBroadcast:
 
 
 def exchange_context(
-    protocol_version: int, exchange: ExchangeId, roster_hash: bytes, config_hash: str, broadcast_hash: bytes
+    protocol_version: int, exchange: ExchangeId, roster_hash: bytes, client_plan_hash: str, broadcast_hash: bytes
 ) -> bytes:
     """Return ctx0."""
     return digest(
@@ -142,7 +138,7 @@ def exchange_context(
         exchange.round,
         exchange.exchange,
         roster_hash,
-        config_hash,
+        client_plan_hash,
         broadcast_hash,
     )
 
@@ -167,6 +163,11 @@ def _encode(part: Part) -> bytes:
     if isinstance(part, bytes):
         return part
     return part.encode() if isinstance(part, str) else _LENGTH.pack(part)
+
+
+def _named(name: str, array: NDArray[Any]) -> tuple[str, str, bytes]:
+    """Return a name, the name of the type, and the hash of the numbers, little-endian."""
+    return name, array.dtype.name, _hash_array(array, array.dtype.newbyteorder("<").str)
 
 
 def _hash_array(array: NDArray[np.generic], dtype: str) -> bytes:

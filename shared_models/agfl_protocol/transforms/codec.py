@@ -6,20 +6,18 @@ Both sides build it from the same configuration and plan.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 
 from agfl_models.errors import WireError
-from agfl_models.model.rings import Rings
 from agfl_models.tasks import distribution
 from agfl_models.tasks.task import AnyTask
-from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages.header import Header
 from agfl_protocol.methods import clipping
 from agfl_protocol.methods.divergence import Divergence
-from agfl_protocol.methods.method import Method, Round, States
+from agfl_protocol.methods.method import NO_STATES, Method, Round, States
 from agfl_protocol.methods.registry import methods_of
+from agfl_protocol.plans.client_plan import ClientPlan
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms import quantization
 from agfl_protocol.transforms.basis import Basis
@@ -27,7 +25,6 @@ from agfl_protocol.transforms.quantization import Quantization, QuantizationPlan
 from agfl_protocol.transforms.rotation import rotation_seed
 from agfl_protocol.update import Layout, Total, Update
 
-NO_STATES: States = MappingProxyType({})
 _NOTHING = Basis(0, b"")  # of a round that only evaluates
 
 
@@ -40,36 +37,32 @@ class UpdateCodec:
 
     @staticmethod
     def for_round(
-        config: RunConfig,
+        round_: Round,
         task: AnyTask,
         layout: Layout,
-        plan: QuantizationPlan,
+        quantizer: QuantizationPlan,
         *,
         round_number: int,
         train: bool,
         evaluate: bool,
-        num_models: int = 1,
-        rings: Rings | None = None,
     ) -> UpdateCodec:
-        """Return the codec of a round that broadcasts `num_models` models; rings: of an elastic model.
-
-        Without `train` the sum is the header alone.
-        """
-        methods = methods_of(Round(config, num_models, plan.clip_step, rings))
+        """Return the codec of a round; without `train` the sum is the header alone."""
+        plan, rings, methods = round_.plan, round_.rings, methods_of(round_)
         sums = (task.train_sums if train else ()) + (task.eval_sums if evaluate else ())
         sums += tuple(name for method in methods for name in method.eval_sums if evaluate)
-        bounds = _task_bounds(config, task) | {
-            name: value for method in methods for name, value in method.bounds.items()
-        }
+        bounds = _task_bounds(plan, task) | {name: value for method in methods for name, value in method.bounds.items()}
         if not train:
-            methods, plan = (Divergence(),), QuantizationPlan(1, plan.max_cohort, 0)
+            methods, quantizer = (Divergence(),), QuantizationPlan(1, quantizer.max_cohort)
         sums += tuple(name for method in methods for name in method.sums)
         if not train:
-            return UpdateCodec(methods, Quantization(plan, 1.0, _NOTHING, Header(sums, plan.max_cohort, bounds)))
-        bounds |= quantization.most_of_metrics(plan.max_cohort)
-        header = Header((*sums, *quantization.metric_names()), plan.max_cohort, bounds)
-        basis = Basis(layout.size, rotation_seed(config.seed, round_number), rings.ring if rings is not None else None)
-        return UpdateCodec(methods, Quantization(plan, clipping.bound(config, plan.clip_step), basis, header))
+            return UpdateCodec(
+                methods, Quantization(quantizer, 1.0, _NOTHING, Header(sums, quantizer.max_cohort, bounds))
+            )
+        bounds |= quantization.most_of_metrics(quantizer.max_cohort)
+        header = Header((*sums, *quantization.metric_names()), quantizer.max_cohort, bounds)
+        basis = Basis(layout.size, rotation_seed(plan.seed, round_number), rings.ring if rings is not None else None)
+        clip_l2 = clipping.bound(plan, clipping.step_of(round_.arrays))
+        return UpdateCodec(methods, Quantization(quantizer, clip_l2, basis, header))
 
     @property
     def num_lanes(self) -> int:
@@ -117,10 +110,10 @@ class UpdateCodec:
         return total, after
 
 
-def _task_bounds(config: RunConfig, task: AnyTask) -> dict[str, float]:
+def _task_bounds(plan: ClientPlan, task: AnyTask) -> dict[str, float]:
     """Return what one honest client's sums of the task are at most; of others, such as a loss, nothing is known."""
     bounds = dict.fromkeys(distribution.BINS, 1.0)
-    training = config.training
+    training = plan.training
     if training.local_steps is not None:
-        bounds[task.train_sums[1]] = float(training.local_steps * training.batch_size * config.task.max_predictions)
+        bounds[task.train_sums[1]] = float(training.local_steps * training.batch_size * plan.task.max_predictions)
     return bounds

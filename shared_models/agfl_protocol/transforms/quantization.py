@@ -36,11 +36,10 @@ _NOISE = 5.0  # root mean squares that rounding adds to a norm at most
 
 @dataclass(frozen=True)
 class QuantizationPlan:
-    """The public parameters of one round's quantizer; part of the broadcast. clip_step: see `clipping.bound`."""
+    """The public parameters of one round's quantizer; part of the broadcast."""
 
     fields_per_lane: int
     max_cohort: int
-    clip_step: int
 
     @property
     def levels(self) -> int:
@@ -50,20 +49,20 @@ class QuantizationPlan:
         return 2 * half
 
 
-def plan_round(clip_step: int, clip_l2: float, norm: float | None, num_rings: int, cohort: int) -> QuantizationPlan:
+def plan_round(clip_l2: float, norm: float | None, num_rings: int, cohort: int) -> QuantizationPlan:
     """Return the plan for a cohort: the narrowest fields whose predicted relative error is half the target.
 
     norm: L2 norm of a client's share of the last sum; None before the first, when fields have 32 bits.
     """
     if norm is None:
-        return QuantizationPlan(2, cohort, clip_step)
+        return QuantizationPlan(2, cohort)
     for fields in (4, 3, 2):
-        plan = QuantizationPlan(fields, cohort, clip_step)
+        plan = QuantizationPlan(fields, cohort)
         # Rounding variance is step^2 / 6 for each client and element, and errors of different clients are independent.
         predicted = 2 * BOX * clip_l2 / plan.levels * (num_rings * cohort / 6) ** 0.5 if plan.levels else float("inf")
         if predicted <= TARGET_RELATIVE_ERROR / 2 * norm * cohort:
             return plan
-    return QuantizationPlan(1, cohort, clip_step)
+    return QuantizationPlan(1, cohort)
 
 
 def metric_names() -> tuple[str, ...]:

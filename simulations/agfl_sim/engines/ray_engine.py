@@ -24,7 +24,6 @@ from agfl_models.errors import AgflError, ConfigError
 from agfl_models.machine import usable_cpus
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages import wire
-from agfl_protocol.methods.drift import drift_of
 from agfl_server.app import run_federation
 from agfl_server.rounds.observer import Observer
 from agfl_server.run.sittings import SittingLog
@@ -60,7 +59,7 @@ class RayEngine:
             )
         if config.data.max_widths is not None:
             raise ConfigError("--engine ray: every node there holds the whole model, got data.max_widths")
-        if drift_of(config) is not None:
+        if config.client_plan.keeps_state:
             raise ConfigError(
                 "--engine ray: runs no aggregation.server_optimizer for which owners keep state, since Ray keeps none "
                 f"between messages, got {config.aggregation.server_optimizer.type}"

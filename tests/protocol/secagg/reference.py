@@ -100,12 +100,15 @@ NAMES = ["alice", "bob", "carol", "dave"]
 C, T, MIN_COHORT = 1, 2, 3
 RINGS = 3  # of an elastic model, filled by each
 NUM_LANES = 5
-RUN_ID, ROUND, EXCHANGE, VERSION, MAX_COHORT, FIELDS = "run-7", 3, 5, 2, 10, 2
+RUN_ID, ROUND, EXCHANGE, VERSION, MAX_COHORT, FIELDS = "run-7", 3, 5, 3, 10, 2
 PLAN_HASH = "a5" * 32
-CONFIG_JSON, CONFIG_HASH = '{"num_rounds": 3}', "c0" * 32
-RINGS_BY_TIER = bytes((1, 2, 3))
-MODEL, CLIP_STEP = [0.5, -1.25, 3.0], 46
-CONTROL, USED = [0.25, 0.0, -8.0], "0\n3"
+CLIENT_PLAN = '{"num_rounds":3}'
+MODEL = [0.5, -1.25, 3.0]
+ARRAYS: dict[str, tuple[str, str, list[float]]] = {
+    "scaffold/used": ("int64", "<2q", [0, 3]),
+    "elastic/by_tier": ("uint8", "<3B", [1, 2, 3]),
+    "scaffold/control": ("float32", "<3f", [0.25, 0.0, -8.0]),
+}
 MERGES, NUM_NEW = [97, 98, 259, 32], 1  # "ab", then "ab "
 U2 = NAMES
 U3 = ["alice", "bob", "dave"]  # carol's vector never came
@@ -119,14 +122,18 @@ def transcript() -> dict[str, Any]:
     public = {n: key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw) for n, key in signing.items()}
     roster = sha("roster", *(part for n in NAMES for part in (n, public[n])))
     model = hashlib.sha256(struct.pack("<3f", *MODEL)).digest()
-    control = hashlib.sha256(struct.pack("<3f", *CONTROL)).digest()
-    told = PLAN_HASH, CONFIG_JSON, 1, 0, 0, FIELDS, MAX_COHORT, CLIP_STEP, model, control, USED, RINGS_BY_TIER
-    broadcast = sha("broadcast", *told)
-    ctx0 = sha("ctx0", VERSION, RUN_ID, ROUND, EXCHANGE, roster, CONFIG_HASH, broadcast)
+    arrays: list[bytes | str] = []
+    for name in sorted(ARRAYS):
+        dtype, packed, numbers = ARRAYS[name]
+        whole = [int(number) if dtype != "float32" else number for number in numbers]
+        arrays += [name, dtype, hashlib.sha256(struct.pack(packed, *whole)).digest()]
+    broadcast = sha("broadcast", PLAN_HASH, CLIENT_PLAN, 1, 0, 0, FIELDS, MAX_COHORT, model, len(ARRAYS), *arrays)
+    plan_digest = hashlib.sha256(CLIENT_PLAN.encode()).hexdigest()
+    ctx0 = sha("ctx0", VERSION, RUN_ID, ROUND, EXCHANGE, roster, plan_digest, broadcast)
     out |= {"roster": roster.hex(), "broadcast": broadcast.hex(), "ctx0": ctx0.hex()}
     merges = hashlib.sha256(struct.pack("<4I", *MERGES)).digest()
-    counts = sha("broadcast/counts", PLAN_HASH, CONFIG_JSON, NUM_NEW, MAX_COHORT, merges)
-    counts_ctx0 = sha("ctx0", VERSION, RUN_ID, ROUND, EXCHANGE, roster, CONFIG_HASH, counts)
+    counts = sha("broadcast/counts", PLAN_HASH, CLIENT_PLAN, NUM_NEW, MAX_COHORT, merges)
+    counts_ctx0 = sha("ctx0", VERSION, RUN_ID, ROUND, EXCHANGE, roster, plan_digest, counts)
     out["counts"] = {"broadcast": counts.hex(), "ctx0": counts_ctx0.hex()}
 
     channel, masking, own = ({n: fixed_bytes(kind, n) for n in NAMES} for kind in ("channel", "mask", "self"))

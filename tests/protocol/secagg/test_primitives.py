@@ -109,38 +109,41 @@ def test_an_attempt_out_of_range_is_refused(round_number: int, exchange: int, li
         ExchangeId("run", round_number, exchange)
 
 
+NONE = np.zeros(0, np.int64)
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        {"config_json": "{} "},
+        {"client_plan": "{} "},
         {"train": False},
         {"evaluate": True},
         {"fields_per_lane": 3},
         {"max_cohort": 11},
-        {"clip_step": 41},
         {"model": np.array([1.0, -0.0], np.float32)},
-        {"control": np.array([1.0], np.float32)},
-        {"used": "0"},
+        {"arrays": {}},
+        {"arrays": {"a/x": np.array([1.0], np.float32), "a/y": np.zeros(0, np.int64)}},
+        {"arrays": {"a/x": np.zeros(0, np.float32), "a/y": np.zeros(1, np.int64)}},
+        {"arrays": {"a/x": np.zeros(0, np.int64), "a/y": np.zeros(0, np.int64)}},
+        {"arrays": {"a/x": np.zeros(0, np.float32), "a/z": np.zeros(0, np.int64)}},
         {"plan_hash": "a" * 64},
         {"full": True},
-        {"rings_by_tier": (1, 2)},
-        {"model": np.zeros(0, np.float32), "control": np.array([1.0, 0.0], np.float32)},  # the same numbers elsewhere
+        # the same numbers elsewhere
+        {"model": np.zeros(0, np.float32), "arrays": {"a/x": np.array([1.0, 0.0], np.float32), "a/y": NONE}},
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_everything_that_is_broadcast_is_in_the_context(change: dict[str, object]) -> None:
     content: dict[str, object] = {
         "plan_hash": "b" * 64,
-        "config_json": "{}",
+        "client_plan": "{}",
         "train": True,
         "evaluate": False,
         "full": False,
         "fields_per_lane": 2,
         "max_cohort": 10,
-        "clip_step": 40,
         "model": np.array([1.0, 0.0], np.float32),
-        "control": np.zeros(0, np.float32),
-        "used": "",
+        "arrays": {"a/x": np.zeros(0, np.float32), "a/y": NONE},
     }
     assert Broadcast(**content).hash != Broadcast(**{**content, **change}).hash  # type: ignore[arg-type]
 

@@ -17,6 +17,7 @@ from agfl_client.secure import masking
 from agfl_client.secure.masking_states import Terms
 from agfl_protocol.messages import secure_wire as sw
 from agfl_protocol.messages.counting import CountRequest
+from agfl_protocol.plans.client_plan import hash_of
 from agfl_protocol.secagg import messages, shamir
 from agfl_protocol.secagg.context import Broadcast, ExchangeId, dealers_context, exchange_context, survivors_context
 from agfl_protocol.secagg.identity import SigningRoster
@@ -32,19 +33,16 @@ ROSTER = SigningRoster({n: key.public_key() for n, key in SIGNING.items()})
 PARAMETERS = Parameters(ref.C, ref.C + 2)
 BROADCAST = Broadcast(
     plan_hash=ref.PLAN_HASH,
-    config_json=ref.CONFIG_JSON,
+    client_plan=ref.CLIENT_PLAN,
     train=True,
     evaluate=False,
     full=False,
     fields_per_lane=ref.FIELDS,
     max_cohort=ref.MAX_COHORT,
-    clip_step=ref.CLIP_STEP,
     model=np.array(ref.MODEL, np.float32),
-    control=np.array(ref.CONTROL, np.float32),
-    used=ref.USED,
-    rings_by_tier=tuple(ref.RINGS_BY_TIER),
+    arrays={name: np.array(numbers, dtype) for name, (dtype, _, numbers) in ref.ARRAYS.items()},
 )
-CTX0 = exchange_context(ref.VERSION, EXCHANGE, ROSTER.hash, ref.CONFIG_HASH, BROADCAST.hash)
+CTX0 = exchange_context(ref.VERSION, EXCHANGE, ROSTER.hash, hash_of(ref.CLIENT_PLAN), BROADCAST.hash)
 
 
 def test_the_second_implementation_reproduces_the_vectors() -> None:
@@ -64,8 +62,7 @@ def test_context_of_a_request_to_count() -> None:
         round=ref.ROUND,
         exchange=ref.EXCHANGE,
         plan_hash=ref.PLAN_HASH,
-        config_json=ref.CONFIG_JSON,
-        config_hash=ref.CONFIG_HASH,
+        client_plan=ref.CLIENT_PLAN,
         merges=merges,
         num_new=ref.NUM_NEW,
         max_cohort=ref.MAX_COHORT,

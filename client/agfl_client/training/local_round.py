@@ -1,0 +1,118 @@
+"""One owner's part in a round: evaluate and train as asked, and let each method say what it needs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agfl_client.training.deadline import Deadline
+from agfl_client.training.trainer import LocalTrainer, effective_steps, evaluate, validation_loss
+from agfl_client.training.workspace import Workspace
+from agfl_protocol.messages.wire import RoundRequest
+from agfl_protocol.methods.method import Method, State, States
+from agfl_protocol.update import Update, Vector
+
+
+@dataclass(frozen=True)
+class LocalRound:
+    """What a request asks of an owner. draw: its randomness for one purpose, the same each time."""
+
+    space: Workspace
+    request: RoundRequest
+    draw: Callable[[str], np.random.Generator]
+    deadline: Deadline
+
+    @property
+    def models(self) -> NDArray[np.float32]:
+        """The models that were broadcast, (m, d)."""
+        return self.request.model.reshape(-1, self.space.layout.size)
+
+    @property
+    def tier(self) -> int:
+        """How many rings of an elastic model this owner's device can hold."""
+        return self.space.tier
+
+    @property
+    def num_rings(self) -> int:
+        """How many of them it trains."""
+        return self.space.part.num_rings
+
+    def loss(self, model: Vector, max_examples: int, purpose: str) -> tuple[float, int]:
+        """Return the loss of a model (d,) on validation examples, summed over predictions, and how many these are."""
+        self.space.part.load(model)
+        return self._loss(max_examples, purpose)
+
+    def losses_by_ring(self, max_examples: int, purpose: str) -> tuple[list[float], int]:
+        """Return the loss of the broadcast model up to each ring that this owner trains, and the predictions of each.
+
+        None where the model is not elastic.
+        """
+        part, losses, predictions = self.space.part, [], 0
+        if part.widths is None:
+            return [], 0
+        part.load(self.models[0])
+        for number in range(1, part.num_rings + 1):
+            with part.widths.at(number):
+                loss, predictions = self._loss(max_examples, purpose)
+            losses.append(loss)
+        return losses, predictions
+
+    def run(self, methods: tuple[Method, ...], own: States) -> tuple[Update, dict[str, State]]:
+        """Return what this owner makes of the model, and what each method knows of it.
+
+        own: what this owner alone knows, by method, beside what was broadcast.
+
+        Raises:
+            PolicyViolation: the deadline passes.
+        """
+        space, request = self.space, self.request
+        states: dict[str, State] = {
+            method.name: {
+                **request.arrays.get(method.name, {}),
+                **own.get(method.name, {}),
+                **(method.observe(self) if request.train else {}),
+            }
+            for method in methods
+        }
+        metrics = self._evaluate(methods) if request.evaluate else {}
+        if not request.train:
+            return Update(np.zeros(0, np.float32), 1.0, metrics), states
+        space.part.load(self.models[0])
+        gradients = [found for method in methods if (found := method.gradient(states[method.name])) is not None]
+        result = LocalTrainer(space.plan.training, space.device).train(
+            space.part.model,
+            space.part.layout,
+            space.task,
+            space.dataset,
+            self.draw("batches"),
+            widths=space.part.widths,
+            gradients=gradients,
+            deadline=self.deadline,
+        )
+        sums = (result.loss, float(result.num_predictions))
+        metrics |= dict(zip(space.task.train_sums, sums, strict=True))
+        steps = effective_steps(space.plan.training, result.num_steps)
+        delta, count = space.part.spread(result.delta), result.num_predictions
+        return Update(delta, count, metrics, loss=result.first_loss, steps=steps, start=self.models[0]), states
+
+    def _evaluate(self, methods: tuple[Method, ...]) -> dict[str, float]:
+        space, request = self.space, self.request
+        space.part.load(self.models[0])
+        size, examples = space.plan.training.batch_size, space.plan.evaluation.max_examples
+        drawn = None if request.full else self.draw("evaluation")
+        metrics = evaluate(
+            space.part.model, space.task, space.dataset, size, examples, space.device, drawn, self.deadline
+        )
+        for method in methods:
+            metrics |= method.observe_eval(self, examples)
+        return metrics
+
+    def _loss(self, max_examples: int, purpose: str) -> tuple[float, int]:
+        space, size = self.space, self.space.plan.training.batch_size
+        drawn = self.draw(purpose)
+        return validation_loss(
+            space.part.model, space.task, space.dataset, size, max_examples, space.device, drawn, self.deadline
+        )

@@ -1,0 +1,43 @@
+"""The server's step by the mean of a round: the optimizer's, and then what each method makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from agfl_protocol.methods.method import State, Step
+from agfl_protocol.update import square_sum
+from agfl_server.rounds.cohort_sums import DivergedError, Federation, RoundSum
+from agfl_server.rounds.state import ServerState
+
+
+def step(federation: Federation, state: ServerState, found: RoundSum) -> ServerState:
+    """Return the state after the server's step by a round's mean.
+
+    Raises:
+        DivergedError: the model is not finite.
+    """
+    optimizer, observer = federation.optimizer, federation.parties.observer
+    methods: dict[str, State] = {}
+    with np.errstate(over="ignore", invalid="ignore"):
+        model, own = optimizer.step(state.model, found.mean, state.optimizer)
+        for one in federation.methods:
+            done = Step(state.model, model, found.mean, found.cohort.exchange, found.cohort.survivors)
+            model, methods[one.name] = one.stepped(found.state_of(one), done)
+    if not np.isfinite(model).all():
+        raise DivergedError(f"round {state.round + 1}: the model must be finite after the server's step; it is not")
+    chosen = optimizer.chosen(own)
+    if chosen is not None and chosen != optimizer.chosen(state.optimizer):
+        observer.optimizer_chosen(chosen)
+    for line in filter(None, (one.remark(found.mean) for one in federation.methods)):
+        observer.remarked(line)
+    return replace(
+        state,
+        round=state.round + 1,
+        exchange=found.cohort.exchange,
+        model=model,
+        optimizer=own,
+        methods=methods,
+        norm=square_sum(found.total.delta) ** 0.5 / found.total.count,
+    )

@@ -1,0 +1,79 @@
+"""How a client trains and evaluates in a round."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+
+from agfl_models.bounded import Examples, Rounds
+from agfl_models.validation import Config
+
+Beta = Annotated[float, Field(ge=0, lt=1)]  # decay of a moving average
+
+
+class SGDConfig(Config):
+    """Plain SGD on the client."""
+
+    type: Literal["sgd"]
+    lr: PositiveFloat
+    momentum: Beta = 0.0
+    weight_decay: NonNegativeFloat = 0.0
+
+
+class AdamWConfig(Config):
+    """AdamW on the client; its moments start anew each round."""
+
+    type: Literal["adamw"]
+    lr: PositiveFloat
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    weight_decay: NonNegativeFloat = 0.1
+
+
+class DeltaSGDConfig(Config):
+    """SGD that finds its own step size (Delta-SGD, Kim et al. 2024, arXiv:2306.11201); it starts anew each round.
+
+    lr: the first step of a round. gamma: how far to trust the measured smoothness. delta: how fast steps may grow.
+    """
+
+    type: Literal["delta_sgd"]
+    lr: PositiveFloat = 0.2
+    gamma: PositiveFloat = 2.0
+    delta: PositiveFloat = 0.1
+
+
+ClientOptimizerConfig = Annotated[SGDConfig | AdamWConfig | DeltaSGDConfig, Field(discriminator="type")]
+
+
+class TrainingConfig(Config):
+    """What a client does in a round: `local_steps` batches, or `local_epochs` passes over its text.
+
+    proximal_mu: pull toward the global model, mu / 2 |x - x_0|^2 beside the loss (FedProx, Li et al. 2020,
+    arXiv:1812.06127, Algorithm 2).
+    """
+
+    optimizer: ClientOptimizerConfig
+    proximal_mu: NonNegativeFloat = 0.0
+    batch_size: Annotated[int, Field(gt=0, le=1 << 16)] = 16
+    local_steps: Rounds | None = None
+    local_epochs: Rounds | None = None
+    max_grad_norm: PositiveFloat | None = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> TrainingConfig:
+        if (self.local_steps is None) == (self.local_epochs is None):
+            got = f"{self.local_steps} and {self.local_epochs}"
+            raise ValueError(f"exactly one of local_steps and local_epochs must be given, got {got}")
+        return self
+
+
+class EvaluationConfig(Config):
+    """The global model is evaluated on the owners' validation text every `every` rounds and after the last one.
+
+    max_examples: that each owner draws afresh where evaluation rides along with training, and of all that it holds out
+    the most that it evaluates after the last round; of language modeling, sequences.
+    """
+
+    every: Rounds = 5
+    max_examples: Examples = 128
