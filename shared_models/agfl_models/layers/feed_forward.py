@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agfl_models.bounded import Size
-from agfl_models.layers.layer import Blocks, Layer, LayerConfigBase, Memory, State, init_linear, kept_units
+from agfl_models.layers.layer import LAYERS, Blocks, Layer, LayerConfigBase, Memory, State, init_linear, kept_units
 
 
+@LAYERS.register
 class FFConfig(LayerConfigBase):
     """Sizes of a feed-forward layer.
 

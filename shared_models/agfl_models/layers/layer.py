@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from agfl_models.errors import ConfigError
+from agfl_models.registry import Registry
 from agfl_models.validation import Config, validate
 
 State = tuple[Tensor, ...]
@@ -130,6 +131,9 @@ class LayerConfigBase(Config, ABC):
     def filled(self, name: str, **sizes: int | None) -> Self:
         """Return a copy with `sizes` set, checked again; raises ConfigError."""
         return validate(type(self), {**self.model_dump(), **sizes}, name)
+
+
+LAYERS = Registry(LayerConfigBase)  # type: ignore[type-abstract]  # it is never called
 
 
 class Layer(nn.Module, ABC):

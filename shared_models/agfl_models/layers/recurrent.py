@@ -15,9 +15,10 @@ from agfl_models.errors import ConfigError
 from agfl_models.layers import gated_delta
 from agfl_models.layers.cells import MinGRUCell, TorchCell
 from agfl_models.layers.gated_delta import GatedDeltaCell
-from agfl_models.layers.layer import Blocks, Layer, LayerConfigBase, Memory, State, init_linear, kept_units
+from agfl_models.layers.layer import LAYERS, Blocks, Layer, LayerConfigBase, Memory, State, init_linear, kept_units
 
 
+@LAYERS.register
 class RNNConfig(LayerConfigBase):
     """Sizes of a recurrent layer.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -12,7 +12,8 @@ from agfl_models.errors import ConfigError
 from agfl_models.layers import LayerConfig
 from agfl_models.layers.attention import AttentionConfig
 from agfl_models.layers.connection import Norm, Residual, bridge_weights, connection_parameters
-from agfl_models.layers.layer import LayerConfigBase
+from agfl_models.layers.layer import LAYERS, LayerConfigBase
+from agfl_models.registry import Registry
 from agfl_models.validation import Config
 
 MAX_LAYERS = 4096  # of a stack, written out: a configuration may come from a server that one does not trust
@@ -46,10 +47,11 @@ class ChoiceConfig(Config):
 
 
 _Alternative = Annotated[tuple["LayerItem", ...], Field(min_length=1, max_length=MAX_LAYERS, fail_fast=True)]
-LayerItem = Annotated[
-    Annotated[LayerConfig | RepeatConfig | ChoiceConfig, Field(discriminator="type")], BeforeValidator(_tag_repeat)
-]
-AnyItem = LayerConfig | RepeatConfig | ChoiceConfig
+AnyItem: TypeAlias = LayerConfigBase | RepeatConfig | ChoiceConfig
+ITEMS = Registry(Config, beyond=LAYERS)
+LayerItem = Annotated[Annotated[AnyItem, ITEMS], BeforeValidator(_tag_repeat)]
+ITEMS.register(RepeatConfig)
+ITEMS.register(ChoiceConfig)
 
 
 def _refuse_too_many(items: tuple[AnyItem, ...]) -> tuple[AnyItem, ...]:

@@ -1,0 +1,63 @@
+"""A registry: what is registered later is known to the classes of before, and no name is taken twice."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import pytest
+
+from agfl_models.errors import ConfigError
+from agfl_models.registry import Registry
+from agfl_models.validation import Config, validate
+
+
+class Shape(Config):
+    kind: str
+
+
+SHAPES = Registry(Shape, "kind")
+
+
+class Drawing(Config):
+    shapes: tuple[Annotated[Shape, SHAPES], ...]
+
+
+def test_a_class_of_before_knows_what_is_registered_later() -> None:
+    content = {"shapes": [{"kind": "circle", "radius": 2}]}
+    with pytest.raises(ConfigError, match=r"^drawing: shapes\.0: unknown 'kind' 'circle'"):
+        validate(Drawing, content, "drawing")
+
+    @SHAPES.register
+    class Circle(Shape):
+        kind: Literal["circle", "ring"]
+        radius: int
+
+    drawing = validate(Drawing, content, "drawing")
+    assert drawing.shapes == (Circle(kind="circle", radius=2),)
+    assert drawing.model_dump(mode="json") == content
+    assert SHAPES.names == ("circle", "ring")
+    for wrong, line in (
+        ({"kind": "circle", "radius": "x"}, r"shapes\.0\.radius: Input should be a valid integer.*, got 'x'"),
+        ({"kind": "circl", "radius": 1}, r"shapes\.0: unknown 'kind' 'circl' \(did you mean 'circle'\?\)"),
+        ({"kind": "circle", "radiu": 1}, r"shapes\.0: unknown key 'radiu' \(did you mean 'radius'\?\)"),
+        ({"radius": 1}, r"shapes\.0\.kind: required, one of circle, ring"),
+        (3, r"shapes\.0: must be a mapping, got 3"),
+    ):
+        with pytest.raises(ConfigError, match=f"^drawing: {line}$"):
+            validate(Drawing, {"shapes": [wrong]}, "drawing")
+
+
+def test_no_name_is_taken_twice_and_none_is_open() -> None:
+    shapes = Registry(Shape, "kind")
+
+    @shapes.register
+    class Circle(Shape):
+        kind: Literal["circle"]
+
+    for registry in (shapes, Registry(Shape, "kind", beyond=shapes)):
+        with pytest.raises(ConfigError, match=r"^kind: must be a new name, got 'circle', which is registered$"):
+            registry.register(Circle)
+    with pytest.raises(ConfigError, match=r"^Shape\.kind: must be a Literal of names, got \(\)$"):
+        shapes.register(Shape)
+    with pytest.raises(ConfigError, match=r"^Config: must derive from Shape, got one of BaseModel$"):
+        shapes.register(Config)
