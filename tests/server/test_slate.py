@@ -10,14 +10,13 @@ import pytest
 from agfl_models.errors import ConfigError
 from agfl_models.layers.attention import AttentionConfig
 from agfl_models.layers.cross_attention import CrossAttentionConfig
-from agfl_models.layers.recurrent import RNNConfig
 from agfl_models.model.config import ModelConfig
 from agfl_models.model.families import build_model
 from agfl_models.model.model import AutoGenModel
 from agfl_models.validation import dump_yaml, load_yaml, validate
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.plans.client_plan import client_plan_from_json
-from agfl_server.search.slate import CONFIGURED, VARIANTS, make_slate
+from agfl_server.search.slate import CONFIGURED, make_slate, variants
 
 MakeConfig = Callable[..., RunConfig]
 MIXERS = """[{type: attention, num_heads: 2}, {type: ff, hidden_dim: 64}, {type: rnn, cell: lstm}, {type: ff}]"""
@@ -54,7 +53,7 @@ def test_candidates_have_the_parameters_of_the_configured_model_and_can_be_built
     assert slate.candidates[0].name == CONFIGURED
     assert slate.candidates[0].config.model == searching.model
     assert slate.reference_flops == slate.candidates[0].flops_per_token
-    assert {*slate.skipped, *(candidate.name for candidate in slate.candidates)} == {CONFIGURED, *VARIANTS}
+    assert {*slate.skipped, *(candidate.name for candidate in slate.candidates)} == {CONFIGURED, *variants()}
     assert len(slate.candidates) >= 4
 
 
@@ -73,11 +72,7 @@ def mixers(model: Any) -> list[str]:
     """The kinds of a model's mixers, those of its encoder first."""
     resolved = model.resolve()
     layers = [*(resolved.encoder.layers if resolved.encoder else ()), *resolved.layers]
-    return [
-        layer.cell if isinstance(layer, RNNConfig) else "attention"
-        for layer in layers
-        if isinstance(layer, AttentionConfig | RNNConfig)
-    ]
+    return [layer.kind for layer in layers if layer.is_mixer]
 
 
 def test_variants_replace_every_mixer_and_nothing_else(run_config: MakeConfig) -> None:

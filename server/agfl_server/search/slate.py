@@ -1,6 +1,7 @@
 """The slate: the whole architectures that race, all made from the user's own model by replacing its mixers.
 
-A mixer moves information between positions: self-attention, or a recurrent layer. Cross-attention stays, and so do
+A mixer moves information between positions: self-attention, a recurrent layer, or any other registered layer that says
+so. Cross-attention stays, and so do
 feed-forward layers but for their hidden width, which is scaled so that every variant has the parameters of that model.
 """
 
@@ -10,11 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, product
 from math import prod
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
+
+from pydantic import ValidationError
 
 from agfl_models.errors import ConfigError
 from agfl_models.layers import LayerConfig
 from agfl_models.layers.feed_forward import FFConfig
+from agfl_models.layers.layer import LAYERS
 from agfl_models.model.config import ModelConfig
 from agfl_models.model.stack_config import written_out
 from agfl_models.validation import nearest, validate
@@ -23,10 +27,9 @@ from agfl_protocol.config.search_config import MAX_CANDIDATES, SearchConfig
 
 CONFIGURED = "configured"
 PARAMETER_TOLERANCE = 0.02
-Kind: TypeAlias = Literal["attention", "mingru", "gru", "gated_delta", "ff"]
 Stated: TypeAlias = dict[str, Any]  # a layer as a person writes it
-# What takes the place of a stack's mixers, in turn.
-VARIANTS: Mapping[str, tuple[Kind, ...]] = {
+# Kinds of layers that take the place of a stack's mixers, in turn. Those of other mixers follow from the registry.
+_VARIANTS: Mapping[str, tuple[str, ...]] = {
     "attention": ("attention",),
     "mingru": ("mingru",),
     "gru": ("gru",),
@@ -35,6 +38,22 @@ VARIANTS: Mapping[str, tuple[Kind, ...]] = {
     "attention+mingru": ("mingru", "attention"),
     "attention+gru": ("gru", "attention", "gru", "gru"),
 }
+
+
+def variants() -> dict[str, tuple[str, ...]]:
+    """Return by name what takes the place of a stack's mixers: also each registered mixer that needs no settings."""
+    kinds = {kind for turn in _VARIANTS.values() for kind in turn}
+    return {**_VARIANTS, **{kind: (kind,) for kind in _other_mixers() if kind not in kinds}}
+
+
+def _other_mixers() -> Iterator[str]:
+    for name in LAYERS.names:
+        try:
+            layer = LAYERS.validate({"type": name})
+        except ValidationError:
+            continue  # it has settings that only a person can choose
+        if layer.is_mixer and layer.kind == name:
+            yield name
 
 
 @dataclass(frozen=True)
@@ -65,7 +84,7 @@ def make_slate(config: RunConfig) -> Slate:
     assert config.search is not None
     assert isinstance(config.model, ModelConfig), "`RunConfig` has checked it"
     models = _Models(config.model)
-    names = _chosen_names(config.search, [*models.own, *VARIANTS])
+    names = _chosen_names(config.search, [*models.own, *variants()])
     found: dict[str, Candidate] = {}
     skipped: dict[str, str] = {}
     for name in names:
@@ -126,7 +145,7 @@ class _Models:
             return self._model.model_dump(mode="json", exclude_unset=True)
         if name in self.own:
             return self._with_stacks([list(map(_stated, stack)) for stack in self._stacks(self.own[name])])
-        changed = [_with_mixers(stack, VARIANTS[name]) for stack in self._stacks({})]
+        changed = [_with_mixers(stack, variants()[name]) for stack in self._stacks({})]
         return self._with_stacks(self._scaled(changed))
 
     def _stacks(self, picks: Mapping[str, int]) -> list[list[LayerConfig]]:
@@ -171,14 +190,14 @@ def _own_name(picks: Mapping[str, int]) -> str:
     return "+".join(f"{name}{pick + 1}" for name, pick in picks.items()) if any(picks.values()) else CONFIGURED
 
 
-def _with_mixers(stack: Sequence[LayerConfig], kinds: Sequence[Kind]) -> list[Stated]:
+def _with_mixers(stack: Sequence[LayerConfig], kinds: Sequence[str]) -> list[Stated]:
     turns = cycle(kinds)
     return [_of_kind(next(turns), stack) if layer.is_mixer else _stated(layer) for layer in stack]
 
 
-def _of_kind(kind: Kind, stack: Sequence[LayerConfig]) -> Stated:
+def _of_kind(kind: str, stack: Sequence[LayerConfig]) -> Stated:
     """Return a layer of a kind: the first one that the user's own stack has, or one with every default."""
-    default: Stated = {"type": kind} if kind in ("attention", "ff") else {"type": "rnn", "cell": kind}
+    default: Stated = {"type": kind} if kind in LAYERS.names else {"type": "rnn", "cell": kind}
     return next((_stated(layer) for layer in stack if layer.kind == kind and not layer.needs_memory), default)
 
 
