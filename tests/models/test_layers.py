@@ -32,6 +32,8 @@ CAUSAL_LAYERS: dict[str, dict[str, Any]] = {
     "mingru projected": {"type": "rnn", "cell": "mingru", "hidden_dim": 12, "output_dim": 20},
     "gated delta": {"type": "rnn", "cell": "gated_delta"},
     "gated delta projected": {"type": "rnn", "cell": "gated_delta", "hidden_dim": 64, "output_dim": 20},
+    "causal conv": {"type": "causal_conv"},
+    "causal conv of other sizes": {"type": "causal_conv", "hidden_dim": 12, "output_dim": 20, "kernel_size": 7},
     "attention": {"type": "attention", "num_heads": 2},
     "attention grouped": {"type": "attention", "num_heads": 4, "num_kv_heads": 2},
     "attention multi-query": {"type": "attention", "num_heads": 4, "num_kv_heads": 1},

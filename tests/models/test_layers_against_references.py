@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agfl_models.layers.attention import AttentionConfig, AttentionLayer, allowed_pairs, rotate
+from agfl_models.layers.causal_conv import CausalConvConfig, CausalConvLayer
 from agfl_models.layers.cells import MinGRUCell
 from agfl_models.layers.cross_attention import CrossAttentionConfig, CrossAttentionLayer
 from agfl_models.layers.feed_forward import FFConfig, FFLayer
@@ -226,3 +227,13 @@ def test_swiglu_and_gelu_are_their_formulas() -> None:
     layer = FFLayer(FFConfig(input_dim=6, hidden_dim=8, output_dim=5, activation="gelu"))
     want = F.gelu(x_BTD @ layer.expand.weight.T) @ layer.output.weight.T
     torch.testing.assert_close(layer(x_BTD), want)
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_causal_conv_is_torch_conv1d_between_its_gates(size: int) -> None:
+    layer = CausalConvLayer(CausalConvConfig(input_dim=8, hidden_dim=6, kernel_size=size))
+    x_BTD = torch.randn(2, 9, 8)
+    a_BTH, b_BTH, gate_BTH = (x_BTD @ part_HD.T for part_HD in torch.split(layer.expand.weight, 6))
+    u_BHT = F.pad((a_BTH * b_BTH).transpose(1, 2), (size - 1, 0))
+    want_BTH = F.conv1d(u_BHT, layer.filter_HK.unsqueeze(1), groups=6).transpose(1, 2)
+    torch.testing.assert_close(layer(x_BTD), (gate_BTH * want_BTH) @ layer.output.weight.T, atol=1e-5, rtol=1e-5)

@@ -25,6 +25,10 @@ rnn_configs = st.fixed_dictionaries(
     {"type": st.just("rnn"), "cell": st.sampled_from(["gru", "lstm", "mingru", "gated_delta"])},
     optional={"input_dim": widths, "hidden_dim": widths, "output_dim": widths},
 )
+conv_configs = st.fixed_dictionaries(
+    {"type": st.just("causal_conv"), "kernel_size": st.sampled_from([2, 5])},
+    optional={"input_dim": widths, "hidden_dim": widths, "output_dim": widths},
+)
 attention_configs = st.fixed_dictionaries(
     {"type": st.just("attention"), "num_heads": st.just(2), "num_kv_heads": st.sampled_from([1, 2])},
     optional={"embed_dim": st.sampled_from([4, 8]), "head_dim": st.sampled_from([2, 6])},
@@ -37,7 +41,7 @@ cross_configs = st.fixed_dictionaries(
         "head_dim": st.sampled_from([3, 6]),
     },
 )
-layer_lists = st.lists(st.one_of(ff_configs, rnn_configs, attention_configs), min_size=1, max_size=3)
+layer_lists = st.lists(st.one_of(ff_configs, rnn_configs, conv_configs, attention_configs), min_size=1, max_size=3)
 model_configs = st.fixed_dictionaries(
     {
         "dim": st.sampled_from([4, 8]),

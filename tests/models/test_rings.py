@@ -35,6 +35,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "lstm": {"layers": [{"type": "rnn", "cell": "lstm"}]},
     "mingru": {"layers": [{"type": "rnn", "cell": "mingru"}]},
     "gated delta": {"layers": [GATED_DELTA]},
+    "causal conv": {"layers": [{"type": "causal_conv", "hidden_dim": 10}]},
     "attention": {"layers": [ATTENTION]},
     "attention in a window": {"layers": [{**ATTENTION, "window": 3}]},
     "attention of heads that divide the width": {"layers": [{"type": "attention", "num_heads": 4}]},

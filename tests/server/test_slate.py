@@ -85,6 +85,7 @@ def test_variants_replace_every_mixer_and_nothing_else(run_config: MakeConfig) -
         "gru": ["gru"] * 4,
         "gated_delta": ["gated_delta"] * 4,
         "ff": [],
+        "causal_conv": ["causal_conv"] * 4,
         "attention+mingru": ["mingru", "attention"] * 2,
         "attention+gru": ["gru", "attention", "gru", "gru"],
     }
@@ -138,7 +139,7 @@ def choices(count: int, size: int) -> str:
         (("search={slate: [attention, grru]}",), "search.slate: unknown candidate 'grru' (did you mean 'gru'?)"),
         (("search={slate: [configured, attention]}",), "search.slate: must leave two candidates, got configured"),
         ((choices(4, 3), "search={}"), "model.layers: choices must make at most 16 candidates, got 81 (3 of c0"),
-        ((choices(2, 4), "search={}"), "search.slate: must be at most 16 candidates, got 23"),
+        ((choices(2, 4), "search={}"), "search.slate: must be at most 16 candidates, got 24"),
         ((choices(1, 2),), "search: required where model.layers hold a choice, got c0"),
         (("search={rungs: []}",), "search.rungs: "),
         (("search={keep: 1}",), "search.keep: "),

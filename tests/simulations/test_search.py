@@ -187,7 +187,7 @@ def test_resumed_search_trains_nothing_twice(runs: Runs, tmp_path: Path) -> None
 
 def test_more_rounds_later_are_of_the_chosen_candidate(runs: Runs, tmp_path: Path) -> None:
     """The rungs follow from num_rounds, but not once the race has begun."""
-    slate = "search={slate: [configured, mingru]}"
+    slate = "search={slate: [configured, causal_conv]}"
     runs.run(tmp_path / "run", slate, "num_rounds=3")
     events = runs.run(tmp_path / "run", slate, "num_rounds=5", resume=True).events
     assert [event[:2] for event in events if event[0] in ("turn", "round")] == [("round", 4), ("round", 5)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, TypeAlias
 
 from agfl_models.layers import any_attention as any_attention
+from agfl_models.layers import causal_conv as causal_conv
 from agfl_models.layers import feed_forward as feed_forward
 from agfl_models.layers import recurrent as recurrent
 from agfl_models.layers.layer import LAYERS, Layer, LayerConfigBase
