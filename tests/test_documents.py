@@ -36,7 +36,7 @@ from tests.documents import (
 from agfl_client.policy import Policy
 from agfl_models import AutoGenModel
 from agfl_models.model.families import build_model
-from agfl_models.tasks import TaskName
+from agfl_models.tasks.config import TASKS
 from agfl_models.tokenizers.tokenizer import TokenizerConfig
 from agfl_models.validation import validate
 from agfl_protocol.config.optimizer_config import ServerOptimizerConfig
@@ -232,7 +232,7 @@ def test_the_smallest_run_takes_what_the_table_says(tmp_path: Path) -> None:
 def test_the_tables_of_tasks_and_columns_are_whole() -> None:
     corpora = table_rows(DOCS / "researcher.md", "| task | corpus | natural owners | main metric | other metrics |")
     columns = table_rows(DOCS / "owner.md", "| task | columns |")
-    assert {row[0].strip("`") for row in corpora} == {row[0].strip("`") for row in columns} == set(get_args(TaskName))
+    assert {row[0].strip("`") for row in corpora} == {row[0].strip("`") for row in columns} == set(TASKS.names)
 
 
 # Methods

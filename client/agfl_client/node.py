@@ -27,7 +27,7 @@ from agfl_client.training.device import AUTO, choose_device
 from agfl_client.training.local_round import LocalRound
 from agfl_client.training.workspace import Workspace
 from agfl_models.errors import WireError
-from agfl_models.examples import Row, check_readable, read_data
+from agfl_models.examples import Row, check_readable
 from agfl_models.huggingface.folder import PretrainedFolder
 from agfl_models.tasks.dataset import split_rows
 from agfl_models.version import VERSION
@@ -247,7 +247,7 @@ class Node:
             self._states.finish(request.run_id)
 
     def _rows(self, config: ClientPlan) -> list[Row]:
-        rows, survey = read_data(self._data, config.task.row, self._columns)
+        rows, survey = config.task.read(self._data, self._columns)
         train, held_out = split_rows(rows, config.task.validation_fraction)
         self._tell(f"data for {config.task.type}: {survey.line}; {len(train):,} train, {len(held_out):,} held out")
         for line in survey.doubts:

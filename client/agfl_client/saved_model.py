@@ -17,7 +17,7 @@ import numpy as np
 from agfl_models.errors import CheckpointError, ConfigError, WireError
 from agfl_models.files.durable_files import write_atomically
 from agfl_models.files.store import CONFIG_FILE, WEIGHTS_FILE, save_model
-from agfl_models.huggingface.config import HuggingFaceConfig
+from agfl_models.model.config import ModelConfig
 from agfl_models.model.families import build_model
 from agfl_models.model.rings import outline
 from agfl_protocol.messages.wire import ModelRequest
@@ -80,6 +80,6 @@ class SavedModel:
 
 def _layout(config: ClientPlan) -> Layout:
     """Return the whole model's layout, where possible without the memory that its weights would take."""
-    if isinstance(config.model, HuggingFaceConfig):
-        return Layout.of(build_model(config.model, seed=0))
-    return Layout.of(outline(config.model))
+    if isinstance(config.model, ModelConfig):
+        return Layout.of(outline(config.model))
+    return Layout.of(build_model(config.model, seed=0))

@@ -72,20 +72,19 @@ def evaluate(
 
     named = parse_columns(columns)
 
-    from agfl_models.examples import read_data
-    from agfl_models.inference import open_model
+    from agfl_models.inference import load_task
     from agfl_models.metrics.signatures import signatures
     from agfl_models.tasks.evaluation import evaluate_rows
 
-    user, task = open_model(path)
-    rows, survey = read_data(data, task.row, named)
+    model, task, config = load_task(path)
+    rows, survey = config.read(data, named)
     for line in (f"{data}: {survey.line}", *survey.doubts):
         typer.echo(line, err=True)
-    metrics = evaluate_rows(user.model, user.task, rows)
+    metrics = evaluate_rows(model, task, rows)
     if as_json:
         print(json.dumps({"rows": len(rows), "metrics": metrics, "signatures": signatures(metrics)}))
         return
-    _print_metrics(f"{task.type}, {len(rows):,} rows of {data}", metrics, signatures(metrics))
+    _print_metrics(f"{config.type}, {len(rows):,} rows of {data}", metrics, signatures(metrics))
 
 
 def _print_metrics(title: str, metrics: dict[str, float], signatures: dict[str, str]) -> None:

@@ -11,7 +11,7 @@ Each may be packed (.gz); a folder holds any of them; `reading` has the details.
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -55,9 +55,19 @@ class Row(BaseModel, ABC):
     model_config = ConfigDict(frozen=True)
 
     @property
-    @abstractmethod
     def texts(self) -> tuple[str, ...]:
-        """All text that the model reads or writes. The first is the source: no two splits share one."""
+        """All text that the model reads or writes; none of a task on something else."""
+        return ()
+
+    @property
+    def split_key(self) -> bytes:
+        """What no two splits share: the first text, or of a row without text all of it."""
+        return (self.texts[0] if self.texts else self.model_dump_json()).encode()
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether a row that should hold text holds none."""
+        return bool(self.texts) and not any(text.strip() for text in self.texts)
 
     def changed(self, content: Mapping[str, Any]) -> str | None:
         """Say what is otherwise in the row than its owner wrote in `content`; None where nothing is."""

@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
+from torch import nn
 
 from agfl_models.errors import ConfigError
 from agfl_models.files.store import load_model
 from agfl_models.layers.layer import Memory
 from agfl_models.machine import usable_cpus
-from agfl_models.model.families import build_tokenizer
 from agfl_models.model.generation import GenerationConfig, room, stream
-from agfl_models.model.sequence_model import SequenceModel
-from agfl_models.tasks import TaskConfig
+from agfl_models.model.sequence_model import SequenceModel, decoding
+from agfl_models.tasks import TaskConfig, build_task
 from agfl_models.tasks.dataset import pad, real_positions
 from agfl_models.tasks.language_modeling import LanguageModeling
 from agfl_models.tasks.question_answering import NOT_FOUND, Found, QuestionAnswering, QuestionRow
 from agfl_models.tasks.sequence_to_sequence import SequenceToSequence
+from agfl_models.tasks.task import AnyTask
 from agfl_models.validation import validate
 
 
@@ -129,19 +130,31 @@ def open_model(path: Path | str) -> tuple[User, TaskConfig]:
 
     Raises:
         CheckpointError: as `load_model`.
-        ConfigError: the model was trained for no task that we know.
+        ConfigError: the model was trained for no task that we know, or for a user's own.
     """
+    model, task, config = load_task(path)
+    user = user_of(model, task)
+    if user is None:
+        raise ConfigError(f"{path}: task: must be one on text, which a command can use, got {config.type}")
+    return user, config
+
+
+def load_task(path: Path | str) -> tuple[nn.Module, AnyTask, TaskConfig]:
+    """Return a trained model, its task, and the task's configuration; raises as `open_model`."""
     torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
     model, saved = load_model(Path(path))
     if saved.task is None:
         raise ConfigError(f"{path}: task: required to use the model, got none")
-    task = saved.task.build(build_tokenizer(saved.tokenizer, saved.model))
-    model.eval()
+    return model.eval(), build_task(saved.task, saved.tokenizer, saved.model), saved.task
+
+
+def user_of(model: nn.Module, task: AnyTask) -> User | None:
+    """Return what uses a model on text; None for a user's own task."""
     if isinstance(task, SequenceToSequence):
-        return Rewriter(model, task), saved.task
+        return Rewriter(decoding(model), task)
     if isinstance(task, QuestionAnswering):
-        return Answerer(model, task), saved.task
-    return Continuer(model, task), saved.task
+        return Answerer(decoding(model), task)
+    return Continuer(decoding(model), task) if isinstance(task, LanguageModeling) else None
 
 
 def _changed(decoding: GenerationConfig, given: Mapping[str, float | None]) -> GenerationConfig:

@@ -147,8 +147,9 @@ def _run(
         raise
     for signature in signatures([run_config.task.main_metric.name]).values():
         print(f"metric   {run_config.task.main_metric.title}: {signature}")
-    shown = shlex.quote(str(folder))
-    print(f"model    {folder / 'model'}   (agfl-model {run_config.task.command} {shown}, or agfl-model serve {shown})")
+    shown, command = shlex.quote(str(folder)), run_config.task.command
+    uses = f"agfl-model {command} {shown}, or agfl-model serve {shown}" if command else f"agfl-model describe {shown}"
+    print(f"model    {folder / 'model'}   ({uses})")
     try:
         print(f"report   {write_report(folder, run_config.task.main_metric, owners, comparison)}")
     except AgflError as error:

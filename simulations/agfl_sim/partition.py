@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from agfl_models.errors import ConfigError, DataError, NoRows
-from agfl_models.examples import JSONL_SUFFIX, Row, format_rows, read_data
+from agfl_models.examples import JSONL_SUFFIX, Row, format_rows
 from agfl_models.files.durable_files import write_atomically
 from agfl_models.reading.corpora import corpus_of
 from agfl_models.reading.files import list_owners
@@ -159,11 +159,11 @@ def _read_own(config: RunConfig, found: Mapping[str, Path]) -> dict[str, tuple[l
     empty: list[NoRows] = []
     for name, path in found.items():
         try:
-            rows, survey = read_data(path, config.task.row, config.data.columns)
+            rows, survey = config.task.read(path, config.data.columns)
         except NoRows as error:
             empty.append(error)
             continue
-        if any(text.strip() for row in rows for text in row.texts):
+        if not all(row.is_blank for row in rows):
             own[name] = rows, survey
         else:
             empty.append(NoRows(f"data: {path}: must hold at least one row with text, got {len(rows)} without"))

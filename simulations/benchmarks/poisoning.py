@@ -215,7 +215,7 @@ def run(
     rows: list[dict[str, Any]] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [row["eval/loss"] for row in rows if row["eval/loss"] is not None]
     # Where no sum was ever used the model is the untrained one, which guesses.
-    return Outcome(losses or [math.log(config.model.vocab_size or 1)], counting.unused, counting.back, end)
+    return Outcome(losses or [math.log(config.tokenizer.vocab_size or 1)], counting.unused, counting.back, end)
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        ("tasks: [translatoin]", "tasks.0: Input should be 'language_modeling', 'translation', .*, got 'translatoin'"),
+        ("tasks: [translatoin]", "tasks.0: unknown 'type' 'translatoin' \\(did you mean 'translation'\\?\\)"),
         ("min_cohrt: 3", r"unknown key 'min_cohrt' \(did you mean 'min_cohort'\?\)"),
         ("uploads_per_round: 0", "uploads_per_round: Input should be greater than 0, got 0"),
         ("runs: never", "runs: Input should be 'ask', 'same_operator_and_task' or 'all', got 'never'"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from agfl_client.training.delta_sgd import DeltaSGD
@@ -17,7 +18,6 @@ from agfl_client.training.trainer import LocalResult, LocalTrainer, effective_st
 from agfl_models.errors import ConfigError
 from agfl_models.examples import TextRow, read_rows
 from agfl_models.model.families import build_model
-from agfl_models.model.sequence_model import SequenceModel
 from agfl_models.tasks.language_modeling import LanguageModeling, TokenStream
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.config.training_config import TrainingConfig
@@ -35,7 +35,7 @@ class Bench:
     task: LanguageModeling
     text: TokenStream
 
-    def model(self) -> SequenceModel:
+    def model(self) -> nn.Module:
         return build_model(self.config.model, seed=5)
 
     def train(self, seed: int = 0) -> LocalResult:
@@ -43,9 +43,7 @@ class Bench:
         trainer = LocalTrainer(self.config.training, "cpu")
         return trainer.train(model, Layout.of(model), self.task, self.text, np.random.default_rng(seed))
 
-    def by_hand(
-        self, optimizer_of: Callable[[SequenceModel], torch.optim.Optimizer], steps: int
-    ) -> tuple[Vector, float]:
+    def by_hand(self, optimizer_of: Callable[[nn.Module], torch.optim.Optimizer], steps: int) -> tuple[Vector, float]:
         """The textbook loop, clipping included; returns (delta, summed loss)."""
         model, rng, total = self.model(), np.random.default_rng(0), 0.0
         start, optimizer = Layout.of(model).flatten(model), optimizer_of(model)
@@ -75,7 +73,7 @@ def bench(run_config: MakeConfig, make_owners: Callable[..., Path]) -> Callable[
     return make
 
 
-def sgd(model: SequenceModel) -> torch.optim.Optimizer:
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.5)
 
 
@@ -112,7 +110,7 @@ def test_one_step_is_minus_lr_times_gradient(bench: Callable[..., Bench]) -> Non
 def test_steps_are_those_of_pytorch(
     bench: Callable[..., Bench],
     optimizer: str,
-    by_hand: Callable[[SequenceModel], torch.optim.Optimizer],
+    by_hand: Callable[[nn.Module], torch.optim.Optimizer],
     max_grad_norm: str,
 ) -> None:
     one = bench("training.local_steps=5", f"training.optimizer={optimizer}", f"training.max_grad_norm={max_grad_norm}")

@@ -50,6 +50,7 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return for each command of agfl-model that uses a model the run folder of one that it fits."""
     folders = {}
     for config, task in TASKS:
+        assert task.command is not None
         folders[task.command] = tmp_path_factory.mktemp(task.command)
         model = AutoGenModel(config, seed=1)
         save_model(folders[task.command] / "model", model.config, model.state_dict(), task, TOKENIZER)

@@ -65,3 +65,8 @@ def test_each_task_has_a_corpus_of_its_own() -> None:
         ConfigError, match=r"must be docstring_summaries for task summarization, got 'docstring_question"
     ):
         corpus_of("summarization", "docstring_questions")
+
+
+def test_a_task_without_a_corpus_names_what_it_needs() -> None:
+    with pytest.raises(ConfigError, match=r"^data\.path: required for task digits, which has no corpus, got none$"):
+        corpus_of("digits", None)

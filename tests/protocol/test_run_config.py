@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from agfl_models.errors import ConfigError
+from agfl_models.model.config import ModelConfig
 from agfl_models.tokenizers.tokenizer import BPETokenizerConfig, BytesTokenizerConfig
 from agfl_protocol.config.run_config import RunConfig, load_run_config
 from agfl_protocol.plans.client_plan import client_plan_from_json
@@ -99,6 +100,7 @@ def test_overrides_reach_into_mappings_and_lists(run_config: MakeConfig) -> None
         "num_rounds=5", "model.layers.1.hidden_dim=40", "evaluation={every: 3}", "training.optimizer.lr=1e-3"
     )
     assert config.num_rounds == 5
+    assert isinstance(config.model, ModelConfig)
     assert config.model.layers[1].hidden_dim == 40  # type: ignore[union-attr]
     assert config.evaluation.every == 3
     assert config.training.optimizer.lr == 0.001
@@ -166,7 +168,7 @@ def test_max_weight_is_one_round_of_steps_unless_given(run_config: MakeConfig) -
         ("search={slate: [configured]}", "search.slate: must be auto, or at least two names, got .'configured'.$"),
         ("search={slate: all}", "{file}: search.slate: must be auto, or at least two names, got 'all'$"),
         ("training.optimizer={lr: 0.1}", "{file}: training.optimizer.type: required, one of sgd, adamw, delta_sgd$"),
-        ("task={}", "{file}: task.type: required, one of language_modeling, translation, .*question_answering$"),
+        ("task={}", "{file}: task.type: required, one of language_modeling, question_answering, .*translation$"),
         ("aggregation.server_optimizer={lr: 1}", "aggregation.server_optimizer.type: required, one of fedavg, .*auto$"),
         ("aggregation.server_optimizer={type: auto, arms: [{lr: 1}, {type: fedavg}]}", r"arms\.0\.type: required, one"),
         ("model.vocab_size=100", "{file}: .*model.vocab_size must be 259 .*got 100"),

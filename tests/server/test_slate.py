@@ -120,9 +120,10 @@ def test_choices_of_one_name_switch_together_and_join_the_slate(run_config: Make
     assert names[:2] == ["configured", "mixer2"]
     first, second = (candidate.config.model for candidate in slate.candidates[:2])
     assert isinstance(first, ModelConfig)
+    assert isinstance(second, ModelConfig)
     assert [layer.type for layer in first.resolve().layers] == ["rnn", "ff", "rnn", "ff", "rnn"]
     assert mixers(second) == ["attention", "lstm"]
-    assert [layer.type for layer in second.resolve().layers] == ["attention", "rnn", *["ff"] * 4]  # type: ignore[union-attr]
+    assert [layer.type for layer in second.resolve().layers] == ["attention", "rnn", *["ff"] * 4]
     assert not first.choices
 
 

@@ -24,6 +24,7 @@ from agfl_client.policy import Policy, PolicyViolation
 from agfl_models import cli as model_cli
 from agfl_models.errors import AgflError, CheckpointError, ConfigError
 from agfl_models.files.store import load_model
+from agfl_models.huggingface.config import HuggingFaceConfig
 from agfl_models.huggingface.folder import PretrainedFolder, transformers_library
 from agfl_protocol.config.run_config import RunConfig, load_run_config
 from agfl_protocol.messages import wire
@@ -180,8 +181,9 @@ def test_the_saved_model_is_the_adapter_and_names_what_it_adapts(
     assert sum(tensor.numel() for tensor in weights.values()) == ADAPTER
     assert (tmp_path / "run" / "model" / "model.safetensors").stat().st_size < 4 * ADAPTER + 4000
     _, saved = load_model(tmp_path / "run")
-    assert saved.model.folder == tmp_path / "copy"  # type: ignore[union-attr]
-    assert saved.model.fingerprint == PretrainedFolder(llama).fingerprint  # type: ignore[union-attr]
+    assert isinstance(saved.model, HuggingFaceConfig)
+    assert saved.model.folder == tmp_path / "copy"
+    assert saved.model.fingerprint == PretrainedFolder(llama).fingerprint
     shown = CliRunner().invoke(model_cli.app, ["describe", str(tmp_path / "run")]).output
     assert "LlamaForCausalLM" in shown
     assert f"{ADAPTER:,}" in shown

@@ -5,10 +5,10 @@ An estimate on the high side: for ordinary runs, one to five times what `probe` 
 
 from __future__ import annotations
 
-from agfl_models.huggingface.config import HuggingFaceConfig
 from agfl_models.layers.dot_product import DotProductConfig
 from agfl_models.layers.layer import LayerConfigBase
 from agfl_models.layers.recurrent import RNNConfig
+from agfl_models.model.base_config import ModelConfigBase, OwnModelConfig
 from agfl_models.model.config import ModelConfig, ResolvedModelConfig
 from agfl_models.model.stack_config import StackConfig
 from agfl_models.tasks.sequence_to_sequence import SequenceToSequenceConfig
@@ -27,10 +27,12 @@ def estimate(config: ClientPlan, num_rings: int) -> int:
     return _FLOAT_BYTES * (weights + config.training.batch_size * _floats_of_example(config, part))
 
 
-def _floats_of_example(config: ClientPlan, model: ModelConfig | HuggingFaceConfig) -> int:
+def _floats_of_example(config: ClientPlan, model: ModelConfigBase) -> int:
     """Return the numbers that one example of a batch has in memory when the backward pass begins."""
     task = config.task
-    if isinstance(model, HuggingFaceConfig):
+    if isinstance(model, OwnModelConfig):
+        return model.num_parameters()  # as much as each weight made a number of its own
+    if not isinstance(model, ModelConfig):
         # Counted by its matrix products: what flows out of a layer is about as much as their work over their width.
         return task.context_length * max(1, model.flops_per_token(task.context_length) // 64)
     resolved = model.resolve()

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from agfl_client.training.nested_widths import NestedWidths
 from agfl_models.model.config import ModelConfig
 from agfl_models.model.families import build_model
 from agfl_models.model.rings import Rings, outline
-from agfl_models.model.sequence_model import SequenceModel
 from agfl_protocol.plans.client_plan import RunBase
 from agfl_protocol.update import Layout, Vector
 
@@ -24,7 +24,7 @@ class Part:
     """
 
     num_rings: int
-    model: SequenceModel
+    model: nn.Module
     layout: Layout
     held: NDArray[np.bool_] | None = None
     widths: NestedWidths | None = None

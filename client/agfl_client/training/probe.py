@@ -17,7 +17,6 @@ from torch import Tensor
 from agfl_client.training.part import Part
 from agfl_client.training.trainer import LocalTrainer
 from agfl_models import machine
-from agfl_models.examples import read_rows
 from agfl_models.model.rings import Rings
 from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_models.tokenizers.tokenizer import BPETokenizerConfig
@@ -54,7 +53,7 @@ def measure(config: ClientPlan, data: Path, columns: dict[str, str], device: str
     if isinstance(config.tokenizer, BPETokenizerConfig) and not config.tokenizer.is_trained:
         config = config.with_merges(())  # what the owners' text will teach can only make sequences shorter
     task = config.build_task()
-    dataset = task.prepare(read_rows(data, config.task.row, columns))
+    dataset = task.prepare(config.task.read(data, columns)[0])
     rings = config.build_rings()
     return [_measure(config, rings, k, task, dataset, device) for k in range(1, config.max_rings + 1)]
 

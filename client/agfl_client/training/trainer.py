@@ -15,7 +15,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from agfl_client.training.deadline import NO_DEADLINE, Deadline
 from agfl_client.training.delta_sgd import DeltaSGD
 from agfl_client.training.nested_widths import NestedWidths
-from agfl_models.model.sequence_model import SequenceModel, trained_parameters
+from agfl_models.model.sequence_model import trained_parameters
 from agfl_models.tasks import distribution
 from agfl_models.tasks.evaluation import evaluation_sums, validation_batches
 from agfl_models.tasks.task import AnyTask, BatchT, Dataset, Task
@@ -48,7 +48,7 @@ class LocalTrainer:
 
     def train(
         self,
-        model: SequenceModel,
+        model: nn.Module,
         layout: Layout,
         task: Task[BatchT],
         dataset: Dataset[BatchT],
@@ -91,7 +91,7 @@ class LocalTrainer:
         return AdamW(model.parameters(), config.lr, config.betas, weight_decay=config.weight_decay)
 
     def _differentiate(
-        self, model: SequenceModel, task: Task[BatchT], optimizer: Optimizer, batch: BatchT
+        self, model: nn.Module, task: Task[BatchT], optimizer: Optimizer, batch: BatchT
     ) -> tuple[Tensor, int]:
         with self._autocast():
             loss, predictions = task.loss(model, batch)
@@ -99,7 +99,7 @@ class LocalTrainer:
         torch.autograd.backward(loss / max(predictions, 1))
         return loss.detach(), predictions
 
-    def _step(self, model: SequenceModel, optimizer: Optimizer, shaping: _Shaping) -> None:
+    def _step(self, model: nn.Module, optimizer: Optimizer, shaping: _Shaping) -> None:
         shaping.apply(model)
         if self.config.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
@@ -169,7 +169,7 @@ def effective_steps(config: TrainingConfig, num_steps: int) -> float:
 
 
 def validation_loss(
-    model: SequenceModel,
+    model: nn.Module,
     task: AnyTask,
     dataset: Dataset[Any],
     batch_size: int,
@@ -196,7 +196,7 @@ def validation_loss(
 
 
 def evaluate(
-    model: SequenceModel,
+    model: nn.Module,
     task: AnyTask,
     dataset: Dataset[Any],
     batch_size: int,

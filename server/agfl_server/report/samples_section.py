@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from agfl_models.files.store import CONFIG_FILE, MODEL_FOLDER
-from agfl_models.inference import Continuer, User, open_model
+from agfl_models.inference import Continuer, User, load_task, user_of
 from agfl_server.report.plain_text import plain
 from agfl_server.report.table import table
 
@@ -43,14 +43,15 @@ def own_samples_section(folder: Path) -> str:
 
 
 def final_model(folder: Path) -> User | None:
-    """Return what uses the run's model; None as long as there is none.
+    """Return what uses the run's model; None as long as there is none, and where it is not one of text.
 
     Raises:
         AgflError: it cannot be used.
     """
     if not (folder / MODEL_FOLDER / CONFIG_FILE).exists():
         return None
-    return open_model(folder / MODEL_FOLDER)[0]
+    model, task, _ = load_task(folder / MODEL_FOLDER)
+    return user_of(model, task)
 
 
 def max_tokens(user: User) -> int:

@@ -10,16 +10,17 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from agfl_models.errors import CheckpointError, ConfigError
 from agfl_models.files.durable_files import write_atomically
 from agfl_models.files.folder_kinds import folder_hint
 from agfl_models.files.store_files import CONFIG_FILE, METRICS_FILE, MODEL_FOLDER, WEIGHTS_FILE
 from agfl_models.huggingface.config import HuggingFaceConfig
-from agfl_models.model.families import AnyModelConfig, build_model, refuse_misfit
+from agfl_models.model.config import ModelConfig
+from agfl_models.model.families import AnyModelConfig, build_model, refuse_misfit, vocabulary_of
 from agfl_models.model.rings import outline
-from agfl_models.model.sequence_model import SequenceModel, trained_parameters
+from agfl_models.model.sequence_model import trained_parameters
 from agfl_models.tasks import TaskConfig
 from agfl_models.tokenizers.tokenizer import BytesTokenizerConfig, TokenizerConfig
 from agfl_models.validation import Config, dump_yaml, read_yaml, validate
@@ -64,9 +65,10 @@ class SavedConfig(Config):
         if self.task is None:
             return self
         self.task.check_model(self.model)
-        if self.model.vocab_size not in (None, self.tokenizer.vocab_size):
+        vocab_size = vocabulary_of(self.model)
+        if vocab_size not in (None, self.tokenizer.vocab_size):
             rule = f"must be {self.tokenizer.vocab_size} as tokenizer.vocab_size"
-            raise ValueError(f"model.vocab_size: {rule}, got {self.model.vocab_size}")
+            raise ValueError(f"model.vocab_size: {rule}, got {vocab_size}")
         if not self.tokenizer.is_trained:
             raise ValueError("tokenizer.merges: required beside weights, got none")
         return self
@@ -114,7 +116,7 @@ def save_model(
         raise CheckpointError(f"{folder}: cannot be written: {error.strerror}") from None
 
 
-def load_model(path: Path) -> tuple[SequenceModel, SavedConfig]:
+def load_model(path: Path) -> tuple[nn.Module, SavedConfig]:
     """Return the model and its description.
 
     Args:
@@ -140,7 +142,7 @@ def load_model(path: Path) -> tuple[SequenceModel, SavedConfig]:
     weights = _read_weights(folder / WEIGHTS_FILE)
     if isinstance(saved.model, HuggingFaceConfig):
         saved.model.pinned(saved.model.folder, f"{folder / CONFIG_FILE}: model.folder")
-    else:
+    elif isinstance(saved.model, ModelConfig):
         # Before it is built: a configuration of a few lines can ask for more memory than there is.
         _refuse_misfit(folder / WEIGHTS_FILE, weights, trained_parameters(outline(saved.model)))
     model = build_model(saved.model, seed=0)

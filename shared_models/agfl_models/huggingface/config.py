@@ -13,16 +13,17 @@ from agfl_models.errors import ConfigError
 from agfl_models.huggingface.folder import PretrainedFolder
 from agfl_models.huggingface.loading import max_length, outline
 from agfl_models.huggingface.lora import LoRAConfig, is_adapter, is_linear
+from agfl_models.model.base_config import FAMILIES, ModelConfigBase
 from agfl_models.model.heads import Family, HeadConfig, LanguageModelHeadConfig
 from agfl_models.model.sequence_model import trained_parameters
 from agfl_models.model.stack_config import Part, settings_of
-from agfl_models.validation import Config
 
 Architecture = Literal["causal", "seq2seq", "encoder"]
 _KINDS: dict[Architecture, Family] = {"causal": "decoder", "seq2seq": "encoder_decoder", "encoder": "encoder"}
 
 
-class HuggingFaceConfig(Config):
+@FAMILIES.register
+class HuggingFaceConfig(ModelConfigBase):
     """A pretrained model from a local folder, of which everybody who takes part has a copy.
 
     Attributes:

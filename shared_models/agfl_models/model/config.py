@@ -15,6 +15,7 @@ from agfl_models.bounded import Size, VocabSize
 from agfl_models.errors import ConfigError
 from agfl_models.layers import LayerConfig
 from agfl_models.layers.connection import Norm, Residual, norm_parameters
+from agfl_models.model.base_config import FAMILIES, ModelConfigBase
 from agfl_models.model.heads import Family, HeadConfig, LanguageModelHeadConfig
 from agfl_models.model.stack_config import (
     EncoderConfig,
@@ -25,10 +26,10 @@ from agfl_models.model.stack_config import (
     settings_of,
     written_out,
 )
-from agfl_models.validation import Config
 
 
-class ModelConfig(Config):
+@FAMILIES.register
+class ModelConfig(ModelConfigBase):
     """Layers, and for a language model what surrounds them.
 
     Attributes:
@@ -148,9 +149,13 @@ class ModelConfig(Config):
         }
         return resolved.model_copy(update=narrow)
 
+    def parts(self, context_length: int) -> Iterator[Part]:
+        """Yield everything that has parameters or costs time, in the order of the forward pass."""
+        return self.resolve().parts(context_length)
+
     def num_parameters(self) -> int:
         """Return the number of trainable parameters of the model, without building it."""
-        return sum(part.parameters for part in self.resolve().parts(context_length=1))
+        return sum(part.parameters for part in self.parts(context_length=1))
 
     def flops_per_token(self, context_length: int) -> int:
         """Return the floating-point operations of one forward pass, per token.
@@ -161,7 +166,7 @@ class ModelConfig(Config):
         normalization and other element-wise work do not count. Training costs 3 times as much (Chowdhery et al.
         2022, PaLM, arXiv:2204.02311, appendix B).
         """
-        return sum(part.flops_per_token for part in self.resolve().parts(context_length))
+        return sum(part.flops_per_token for part in self.parts(context_length))
 
 
 class ResolvedEncoderConfig(EncoderConfig):

@@ -1,17 +1,19 @@
-"""The model families, found through one union, and how a model and its tokenizer are made of their configurations."""
+"""The model families, found through a registry, and how a model and its tokenizer are made of their configurations."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, overload
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
+from torch import nn
 
 from agfl_models.errors import ConfigError
 from agfl_models.huggingface.config import HuggingFaceConfig
 from agfl_models.huggingface.folder import PretrainedFolder
+from agfl_models.model.base_config import FAMILIES, ModelConfigBase, OwnModelConfig
 from agfl_models.model.config import ModelConfig
 from agfl_models.model.model import AutoGenModel
-from agfl_models.model.sequence_model import SequenceModel
+from agfl_models.model.sequence_model import SequenceModel, own_generator
 from agfl_models.tokenizers.tokenizer import HuggingFaceTokenizerConfig, TextTokenizer, TokenizerConfig
 
 
@@ -20,25 +22,37 @@ def _default_family(model: Any) -> Any:
     return {"family": "decoder", **model} if isinstance(model, dict) else model
 
 
-AnyModelConfig: TypeAlias = Annotated[
-    Annotated[ModelConfig | HuggingFaceConfig, Field(discriminator="family")], BeforeValidator(_default_family)
-]
+AnyModelConfig: TypeAlias = Annotated[ModelConfigBase, FAMILIES, BeforeValidator(_default_family)]
 
 
-def build_model(config: ModelConfig | HuggingFaceConfig, seed: int) -> SequenceModel:
+@overload
+def build_model(config: ModelConfig | HuggingFaceConfig, seed: int) -> SequenceModel: ...
+@overload
+def build_model(config: ModelConfigBase, seed: int) -> nn.Module: ...
+def build_model(config: ModelConfigBase, seed: int) -> nn.Module:
     """Return the model, its new weights drawn from `seed`.
 
     Raises:
-        ConfigError, PretrainedError: the folder of a pretrained model is missing or does not fit.
+        ConfigError, PretrainedError: the folder of a pretrained model is missing or does not fit; a user's own module
+            holds what would not travel.
     """
     if isinstance(config, ModelConfig):
         return AutoGenModel(config, seed)
-    from agfl_models.huggingface.model import HuggingFaceModel
+    if isinstance(config, HuggingFaceConfig):
+        from agfl_models.huggingface.model import HuggingFaceModel
 
-    return HuggingFaceModel(config, seed)
+        return HuggingFaceModel(config, seed)
+    assert isinstance(config, OwnModelConfig), "a model derives from one of the three"
+    with own_generator(seed):
+        return config.checked()
 
 
-def build_tokenizer(tokenizer: TokenizerConfig, model: ModelConfig | HuggingFaceConfig) -> TextTokenizer:
+def vocabulary_of(config: ModelConfigBase) -> int | None:
+    """Return how many tokens a model of text knows, where its configuration says so."""
+    return config.vocab_size if isinstance(config, ModelConfig) else None
+
+
+def build_tokenizer(tokenizer: TokenizerConfig, model: ModelConfigBase) -> TextTokenizer:
     """Return the tokenizer of a model."""
     if not isinstance(tokenizer, HuggingFaceTokenizerConfig):
         return tokenizer.build()
@@ -50,9 +64,9 @@ def build_tokenizer(tokenizer: TokenizerConfig, model: ModelConfig | HuggingFace
     return HuggingFaceTokenizer(PretrainedFolder(model.folder), model.architecture)
 
 
-def refuse_misfit(tokenizer: TokenizerConfig, model: ModelConfig | HuggingFaceConfig) -> None:
+def refuse_misfit(tokenizer: TokenizerConfig, model: ModelConfigBase) -> None:
     """Raise ValueError unless a pretrained model has its own tokenizer, and no other model has such a one."""
     if isinstance(model, HuggingFaceConfig) and tokenizer.type != "huggingface":
         raise ValueError(f"tokenizer.type: must be huggingface with model.family huggingface, got {tokenizer.type}")
-    if isinstance(model, ModelConfig) and tokenizer.type == "huggingface":
+    if not isinstance(model, HuggingFaceConfig) and tokenizer.type == "huggingface":
         raise ValueError(f"model.family: must be huggingface with tokenizer.type huggingface, got {model.family}")

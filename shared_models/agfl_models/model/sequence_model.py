@@ -1,4 +1,4 @@
-"""What every model provides, whatever it is made of: whole sequences, and one token after the other.
+"""What text tasks ask of a model beyond `forward`: to decode one token after the other. Training asks for neither.
 
 B batch, T time, D width of the encoder's output, S length of the source, V vocabulary.
 """
@@ -13,11 +13,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from agfl_models.errors import ConfigError
 from agfl_models.layers.layer import Memory, State
 
 
 class SequenceModel(nn.Module, ABC):
-    """A model that tasks train and evaluate, and that generation decodes from."""
+    """A model of token sequences, which generation decodes from."""
 
     @property
     def max_length(self) -> float:
@@ -65,6 +66,13 @@ class SequenceModel(nn.Module, ABC):
         for ids_B in x.unbind(1):
             _, state = self.step(ids_B, state)
         return state
+
+
+def decoding(model: nn.Module) -> SequenceModel:
+    """Return the model as one that decodes; raises ConfigError if it does not."""
+    if not isinstance(model, SequenceModel):
+        raise ConfigError(f"model: must be a SequenceModel to write text, got {type(model).__name__}")
+    return model
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -1,19 +1,28 @@
-"""The tasks, found through one union: a new task is one file here, and its name and configuration below."""
+"""The tasks: each is one file here, which registers its configuration, and one line below that imports it."""
 
-from typing import Annotated, Literal
+from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, TypeAlias
 
-from agfl_models.tasks.language_modeling import LanguageModelingConfig
-from agfl_models.tasks.question_answering import QuestionAnsweringConfig
-from agfl_models.tasks.summarization import SummarizationConfig
-from agfl_models.tasks.translation import TranslationConfig
+from pydantic import AfterValidator
 
-TaskConfig = Annotated[
-    LanguageModelingConfig | TranslationConfig | SummarizationConfig | QuestionAnsweringConfig,
-    Field(discriminator="type"),
-]
+from agfl_models.model.families import AnyModelConfig, build_tokenizer
+from agfl_models.tasks import language_modeling as language_modeling
+from agfl_models.tasks import question_answering as question_answering
+from agfl_models.tasks import summarization as summarization
+from agfl_models.tasks import translation as translation
+from agfl_models.tasks.config import TASKS, TaskConfigBase, TextTaskConfig
+from agfl_models.tasks.own_task import OwnTask, OwnTaskConfig
+from agfl_models.tasks.task import AnyTask
+from agfl_models.tokenizers.tokenizer import TokenizerConfig
 
-TaskName = Literal["language_modeling", "translation", "summarization", "question_answering"]
+TaskConfig: TypeAlias = Annotated[TaskConfigBase, TASKS]
+TaskName: TypeAlias = Annotated[str, AfterValidator(TASKS.known)]
 
-__all__ = ["TaskConfig", "TaskName"]
+
+def build_task(config: TaskConfigBase, tokenizer: TokenizerConfig, model: AnyModelConfig) -> AnyTask:
+    """Return the task; only one on text has a tokenizer."""
+    if isinstance(config, TextTaskConfig):
+        return config.build(build_tokenizer(tokenizer, model))
+    assert isinstance(config, OwnTaskConfig), "a task derives from one or the other"
+    return OwnTask(config)

@@ -9,37 +9,17 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from agfl_models.examples import Row, RowT
-from agfl_models.tasks.task import BatchT, MainMetric
-from agfl_models.validation import Config
+from agfl_models.examples import RowT
+from agfl_models.tasks.task import BatchT
 
 ExampleT = TypeVar("ExampleT")
 NEIGHBORS = 4  # batches that are made of one neighborhood of examples
-
-
-class SplitConfig(Config):
-    """Base of the tasks' configurations.
-
-    row: what the task's rows are; main_metric: what a person looks at first; command: of `agfl-model`, uses the model.
-    validation_fraction: share of an owner's sources that is held out.
-    """
-
-    row: ClassVar[type[Row]]
-    main_metric: ClassVar[MainMetric]
-    command: ClassVar[str]
-
-    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
-
-    def training_texts(self, rows: Sequence[Row]) -> list[str]:
-        """Return the text that is trained on: a tokenizer, too, may learn from nothing else."""
-        return [text for row in split_rows(rows, self.validation_fraction)[0] for text in row.texts]
 
 
 def split_rows(rows: Sequence[RowT], fraction: float) -> tuple[list[RowT], list[RowT]]:
@@ -50,7 +30,7 @@ def split_rows(rows: Sequence[RowT], fraction: float) -> tuple[list[RowT], list[
     where an owner would have nothing to train on, or two different sources and nothing held out, one source changes
     sides.
     """
-    digests = [hashlib.sha256(row.texts[0].encode()).digest() for row in rows]
+    digests = [hashlib.sha256(row.split_key).digest() for row in rows]
     distinct = sorted(set(digests))
     count = sum(int.from_bytes(digest, "big") < fraction * 2.0**256 for digest in distinct)
     if fraction > 0:

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from agfl_models.examples import Row
-from agfl_models.model.sequence_model import SequenceModel
 from agfl_models.tasks.task import AnyTask, BatchT, Dataset
 
 BATCH_SIZE = 32
 
 
 def evaluation_sums(
-    model: SequenceModel,
+    model: nn.Module,
     task: AnyTask,
     dataset: Dataset[Any],
     batch_size: int,
@@ -49,7 +49,7 @@ def validation_batches(
     return dataset.sample_validation(batch_size, max_examples, rng)
 
 
-def evaluate_rows(model: SequenceModel, task: AnyTask, rows: Sequence[Row]) -> dict[str, float]:
+def evaluate_rows(model: nn.Module, task: AnyTask, rows: Sequence[Row]) -> dict[str, float]:
     """Return the task's metrics over all of `rows`."""
     sums = evaluation_sums(model, task, task.hold_out(rows), BATCH_SIZE, sys.maxsize, "cpu")
     return task.eval_metrics(sums)

@@ -14,23 +14,24 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agfl_models.bounded import Length
 from agfl_models.errors import DataError
 from agfl_models.examples import Row, TextRow
 from agfl_models.model.families import AnyModelConfig
-from agfl_models.model.sequence_model import SequenceModel
 from agfl_models.tasks import distribution
-from agfl_models.tasks.dataset import SplitConfig, split_rows
+from agfl_models.tasks.config import TASKS, TextTaskConfig
+from agfl_models.tasks.dataset import split_rows
 from agfl_models.tasks.task import IGNORED, MainMetric, check_kind
 from agfl_models.tokenizers.tokenizer import TextTokenizer
 
 MAIN_METRIC = MainMetric("eval/bits_per_byte", "bits per byte", 0.0, 8.0, higher_is_better=False)
 
 
-class LanguageModelingConfig(SplitConfig):
+@TASKS.register
+class LanguageModelingConfig(TextTaskConfig):
     """Language modeling.
 
     sequence_length: T, in tokens; documents are joined and cut into windows of that length.
@@ -154,7 +155,7 @@ class LanguageModeling:
         """Concatenate all documents to evaluate on; raises DataError as `prepare`."""
         return self._token_stream([], _with_text(rows))
 
-    def loss(self, model: SequenceModel, batch: TokenBatch) -> tuple[Tensor, int]:
+    def loss(self, model: nn.Module, batch: TokenBatch) -> tuple[Tensor, int]:
         """Return (negative log-likelihood in nats summed over targets, number of targets)."""
         logits_BTV = model(batch.inputs)
         nll = F.cross_entropy(
@@ -162,7 +163,7 @@ class LanguageModeling:
         )
         return nll, int((batch.targets != IGNORED).sum())
 
-    def evaluate(self, model: SequenceModel, batch: TokenBatch) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, batch: TokenBatch) -> dict[str, float]:
         """Return nll, number of targets and number of bytes in them (EOS is a target but no byte)."""
         nll, tokens = self.loss(model, batch)
         targets = batch.targets[batch.targets != IGNORED].cpu().numpy()

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import torch
 from pydantic import BeforeValidator, Field, StrictInt, field_validator
 from pydantic_core.core_schema import ValidationInfo
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agfl_models.bounded import Length
@@ -21,10 +21,10 @@ from agfl_models.errors import DataError
 from agfl_models.examples import Row, Text
 from agfl_models.metrics import span_overlap
 from agfl_models.model.families import AnyModelConfig
-from agfl_models.model.sequence_model import SequenceModel
 from agfl_models.tasks import distribution
 from agfl_models.tasks.answers import Answers, as_columns, as_starts, locate
-from agfl_models.tasks.dataset import ExampleDataset, SplitConfig, pad, real_positions, split_rows
+from agfl_models.tasks.config import TASKS, TextTaskConfig
+from agfl_models.tasks.dataset import ExampleDataset, pad, real_positions, split_rows
 from agfl_models.tasks.spans import NO_ANSWER, QUESTION, Span, Window, room_for_question, windows_on
 from agfl_models.tasks.task import IGNORED, MainMetric, check_kind
 from agfl_models.tokenizers.tokenizer import TextTokenizer
@@ -72,7 +72,8 @@ class QuestionRow(Row):
         return "answer_start held no answer, as characters count, and was moved to the nearest one" if moved else None
 
 
-class QuestionAnsweringConfig(SplitConfig):
+@TASKS.register
+class QuestionAnsweringConfig(TextTaskConfig):
     """Extractive question answering.
 
     context_length: tokens of a window, the question and its three special tokens included; a longer context is read in
@@ -82,11 +83,15 @@ class QuestionAnsweringConfig(SplitConfig):
     row: ClassVar[type[Row]] = QuestionRow
     main_metric: ClassVar[MainMetric] = MAIN_METRIC
     command: ClassVar[str] = "answer"
-    max_predictions: ClassVar[int] = 1  # an example's span is one prediction
 
     type: Literal["question_answering"]
     context_length: int = Field(default=256, ge=8, le=1 << 17)
     max_answer_length: Length = 64
+
+    @property
+    def max_predictions(self) -> int:
+        """An example's span is one prediction."""
+        return 1
 
     def check_model(self, model: AnyModelConfig) -> None:
         """Raise ValueError unless `model` scores the start and the end of a span."""
@@ -196,11 +201,11 @@ class QuestionAnswering:
         padded, mask = pad(ids, self.tokenizer.pad_id), real_positions(ids)
         return SpanBatch(padded, types, mask, torch.tensor(targets), tuple(examples))
 
-    def loss(self, model: SequenceModel, batch: SpanBatch) -> tuple[Tensor, int]:
+    def loss(self, model: nn.Module, batch: SpanBatch) -> tuple[Tensor, int]:
         """Return (mean of the cross entropies of start and end in nats, summed over examples; number of examples)."""
         return _loss(_logits(model, batch), batch)
 
-    def evaluate(self, model: SequenceModel, batch: SpanBatch) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, batch: SpanBatch) -> dict[str, float]:
         """Return nll, number of examples that it counts, and exact match and F1 of the answers that are found."""
         logits_NT2 = _logits(model, batch)
         nll, examples = _loss(logits_NT2, batch)
@@ -208,7 +213,7 @@ class QuestionAnswering:
         overlap = span_overlap.span_overlap_sums(self.decode(logits_NT2, batch), references)
         return {"eval/nll": float(nll), "eval/examples": float(examples), **overlap}
 
-    def answer(self, model: SequenceModel, batch: SpanBatch) -> list[Found]:
+    def answer(self, model: nn.Module, batch: SpanBatch) -> list[Found]:
         """Return the model's answer to each example."""
         return self.locate(_logits(model, batch), batch)
 
@@ -255,7 +260,7 @@ def _only_learnable(example: Example) -> Example:
     return Example(example.row, [example.windows[i]], [example.targets[i]])
 
 
-def _logits(model: SequenceModel, batch: SpanBatch) -> Tensor:
+def _logits(model: nn.Module, batch: SpanBatch) -> Tensor:
     parts = [slice(first, first + WINDOWS_AT_ONCE) for first in range(0, len(batch.ids), WINDOWS_AT_ONCE)]
     logits_NT2 = torch.cat([model(batch.ids[part], batch.mask[part], types_BT=batch.types[part]) for part in parts])
     return logits_NT2.float().masked_fill(~batch.mask[:, :, None], -torch.inf)

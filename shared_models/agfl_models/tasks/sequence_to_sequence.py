@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agfl_models.bounded import Length
@@ -18,14 +18,15 @@ from agfl_models.errors import DataError
 from agfl_models.examples import Row
 from agfl_models.model.families import AnyModelConfig
 from agfl_models.model.generation import GenerationConfig, generate
-from agfl_models.model.sequence_model import SequenceModel
+from agfl_models.model.sequence_model import SequenceModel, decoding
 from agfl_models.tasks import distribution
-from agfl_models.tasks.dataset import ExampleDataset, SplitConfig, pad, real_positions, split_rows
+from agfl_models.tasks.config import TextTaskConfig
+from agfl_models.tasks.dataset import ExampleDataset, pad, real_positions, split_rows
 from agfl_models.tasks.task import IGNORED, MainMetric, check_kind
 from agfl_models.tokenizers.tokenizer import TextTokenizer
 
 
-class SequenceToSequenceConfig(SplitConfig):
+class SequenceToSequenceConfig(TextTaskConfig):
     """Settings of a task that writes one text for another.
 
     source_length, target_length: longest source and target in tokens, their ends included; what is longer is cut.
@@ -148,7 +149,7 @@ class SequenceToSequence:
             tuple((pair.source, pair.target) for pair in pairs),
         )
 
-    def loss(self, model: SequenceModel, batch: PairBatch) -> tuple[Tensor, int]:
+    def loss(self, model: nn.Module, batch: PairBatch) -> tuple[Tensor, int]:
         """Return (negative log-likelihood in nats summed over target tokens, number of target tokens)."""
         logits_BTV = model(batch.inputs, source=batch.source, source_mask=batch.source_mask)
         nll = F.cross_entropy(
@@ -163,10 +164,10 @@ class SequenceToSequence:
         written = generate(model, prompts, config, eos_id=self.tokenizer.eos_id, memory=memory)
         return [self.tokenizer.decode(ids) for ids in written]
 
-    def evaluate(self, model: SequenceModel, batch: PairBatch) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, batch: PairBatch) -> dict[str, float]:
         """Return nll, number of target tokens, and the sums of the score of what the model writes."""
         nll, tokens = self.loss(model, batch)
-        hypotheses = self.write(model, batch.source, batch.source_mask, self.decoding)
+        hypotheses = self.write(decoding(model), batch.source, batch.source_mask, self.decoding)
         sources, references = zip(*batch.texts, strict=True)
         return {
             "eval/nll": float(nll),

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from agfl_models.bounded import Length
 from agfl_models.examples import Row, Text
 from agfl_models.metrics import rouge
+from agfl_models.tasks.config import TASKS
 from agfl_models.tasks.sequence_to_sequence import SequenceToSequence, SequenceToSequenceConfig, TextScore
 from agfl_models.tasks.task import MainMetric
 from agfl_models.tokenizers.tokenizer import TextTokenizer
@@ -26,6 +27,7 @@ class SummaryRow(Row):
         return self.document, self.summary
 
 
+@TASKS.register
 class SummarizationConfig(SequenceToSequenceConfig):
     """Summarization of `document` to `summary`."""
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
+from agfl_models.huggingface.config import HuggingFaceConfig
+from agfl_models.model.config import ModelConfig
 from agfl_models.model.families import AnyModelConfig
 from agfl_models.model.heads import Family
-from agfl_models.model.sequence_model import SequenceModel
 
 IGNORED = -100  # PyTorch's default ignore_index: a target that is not to be predicted
 
@@ -93,11 +94,11 @@ class Task(Protocol[BatchT]):
         """Turn all rows into examples to evaluate on, and none to train on."""
         ...
 
-    def loss(self, model: SequenceModel, batch: BatchT) -> tuple[Tensor, int]:
+    def loss(self, model: nn.Module, batch: BatchT) -> tuple[Tensor, int]:
         """Return (summed loss, number of predictions) of a batch."""
         ...
 
-    def evaluate(self, model: SequenceModel, batch: BatchT) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, batch: BatchT) -> dict[str, float]:
         """Return one batch's contribution to `eval_sums`."""
         ...
 
@@ -116,6 +117,8 @@ AnyTask: TypeAlias = Task[Any]
 def check_kind(model: AnyModelConfig, task: str, kind: Family, head: str) -> None:
     """Raise ValueError unless `model` is of the kind and has the head that `task` needs."""
     resolved = model.resolve()
+    if not isinstance(resolved, ModelConfig | HuggingFaceConfig):
+        raise ValueError(f"model.family: must be a model of text for task {task}, got {model.family}")
     if resolved.kind != kind:
         (key, wanted), (_, got) = resolved.written(kind), resolved.written(resolved.kind)
         raise ValueError(f"model.{key} must be {wanted} for task {task}, got {got}")

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from agfl_models.examples import Row, Text
 from agfl_models.metrics import bleu, chrf
+from agfl_models.tasks.config import TASKS
 from agfl_models.tasks.sequence_to_sequence import SequenceToSequence, SequenceToSequenceConfig, TextScore
 from agfl_models.tasks.task import MainMetric
 from agfl_models.tokenizers.tokenizer import TextTokenizer
@@ -27,6 +28,7 @@ class TranslationRow(Row):
         return self.source, self.target
 
 
+@TASKS.register
 class TranslationConfig(SequenceToSequenceConfig):
     """Translation of `source` to `target`."""
 

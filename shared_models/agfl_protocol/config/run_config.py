@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from agfl_models.bounded import Owners, few, shown
 from agfl_models.errors import ConfigError
-from agfl_models.huggingface.config import HuggingFaceConfig
+from agfl_models.model.config import ModelConfig
 from agfl_models.reading.corpora import corpus_of
 from agfl_models.validation import Config, dump_yaml, load_yaml, read_yaml, validate
 from agfl_protocol.config.aggregation_config import SumsConfig
@@ -90,7 +90,7 @@ class RunConfig(RunBase):
 
     @model_validator(mode="after")
     def _search_fits_model(self) -> RunConfig:
-        if isinstance(self.model, HuggingFaceConfig):
+        if not isinstance(self.model, ModelConfig):
             if self.search is not None:
                 raise ValueError(f"search: needs a model made of layers, got family {self.model.family}")
         elif self.search is None and self.model.choices:
@@ -106,10 +106,11 @@ class RunConfig(RunBase):
 
     @model_validator(mode="after")
     def _corpus_is_of_task(self) -> RunConfig:
-        try:
-            corpus_of(self.task.type, self.data.corpus)
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
+        if self.data.corpus is not None:
+            try:
+                corpus_of(self.task.type, self.data.corpus)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
         return self
 
     @model_validator(mode="after")

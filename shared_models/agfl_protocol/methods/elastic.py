@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agfl_models.errors import ImplausibleSum, WireError
-from agfl_models.huggingface.config import HuggingFaceConfig
+from agfl_models.model.config import ModelConfig
 from agfl_protocol.methods import ring_losses
 from agfl_protocol.methods.divergence import DIVERGED
 from agfl_protocol.methods.method import ArraySpec, Local, Method, Round, Specs, State, States
@@ -67,8 +67,8 @@ class Elastic(Method):
         """Refuse what it cannot go with: a model that is not made of layers, owners' states, sums by group."""
         if plan.elastic is None:
             return
-        if isinstance(plan.model, HuggingFaceConfig):
-            raise ValueError("elastic: needs a model made of layers, got model.family huggingface")
+        if not isinstance(plan.model, ModelConfig):
+            raise ValueError(f"elastic: needs a model made of layers, got model.family {plan.model.family}")
         if plan.aggregation.group_rule != "mean":
             raise ValueError(f"elastic: needs aggregation.group_rule mean, got {plan.aggregation.group_rule}")
         sizes = [plan.narrowed_model(k).num_parameters() for k in range(1, plan.max_rings + 1)]

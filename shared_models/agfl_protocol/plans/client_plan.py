@@ -17,9 +17,11 @@ from pydantic import Field, model_validator
 from agfl_models.bounded import Rounds, Seed, load_json
 from agfl_models.errors import ConfigError
 from agfl_models.huggingface.config import HuggingFaceConfig
-from agfl_models.model.families import AnyModelConfig, build_tokenizer, refuse_misfit
+from agfl_models.model.config import ModelConfig
+from agfl_models.model.families import AnyModelConfig, refuse_misfit, vocabulary_of
 from agfl_models.model.rings import Rings
-from agfl_models.tasks import TaskConfig
+from agfl_models.tasks import TaskConfig, build_task
+from agfl_models.tasks.config import TextTaskConfig
 from agfl_models.tasks.task import AnyTask
 from agfl_models.tokenizers.tokenizer import BPETokenizerConfig, BytesTokenizerConfig, Pair, TokenizerConfig
 from agfl_models.validation import Config, validate
@@ -53,10 +55,7 @@ class RunBase(Config):
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         self.task.check_model(self.model)
-        refuse_misfit(self.tokenizer, self.model)
-        if self.model.vocab_size != self.tokenizer.vocab_size:
-            rule = f"must be {self.tokenizer.vocab_size} as tokenizer.vocab_size (type {self.tokenizer.type})"
-            raise ValueError(f"model.vocab_size {rule}, got {self.model.vocab_size}")
+        self._refuse_misfit_of_tokenizer()
         unbounded = self.training.local_steps is None and self.aggregation.max_weight is None
         if self.aggregation.weighting in ("tokens", "alignment") and unbounded:
             raise ValueError(
@@ -65,6 +64,18 @@ class RunBase(Config):
             )
         return self
 
+    def _refuse_misfit_of_tokenizer(self) -> None:
+        if not isinstance(self.task, TextTaskConfig):
+            if self.tokenizer != BytesTokenizerConfig():
+                rule = f"must be left out for task {self.task.type}, which reads no text"
+                raise ValueError(f"tokenizer: {rule}, got type {self.tokenizer.type}")
+            return
+        refuse_misfit(self.tokenizer, self.model)
+        vocab_size = vocabulary_of(self.model)
+        if vocab_size != self.tokenizer.vocab_size:
+            rule = f"must be {self.tokenizer.vocab_size} as tokenizer.vocab_size (type {self.tokenizer.type})"
+            raise ValueError(f"model.vocab_size {rule}, got {vocab_size}")
+
     @property
     def max_rings(self) -> int:
         """How many rings the model has; 1 for a model that is not elastic."""
@@ -72,13 +83,13 @@ class RunBase(Config):
 
     def narrowed_model(self, num_rings: int) -> AnyModelConfig:
         """Return the configuration of the model's first rings."""
-        if self.elastic is None or isinstance(self.model, HuggingFaceConfig):
+        if self.elastic is None or not isinstance(self.model, ModelConfig):
             return self.model
         return self.model.narrowed(self.elastic.widths[num_rings - 1])
 
     def build_rings(self) -> Rings | None:
         """Return which parameter is of which ring; None for a model that is not elastic."""
-        if self.elastic is None or isinstance(self.model, HuggingFaceConfig):
+        if self.elastic is None or not isinstance(self.model, ModelConfig):
             return None
         return Rings.of(self.model, self.elastic.widths)
 
@@ -91,8 +102,8 @@ class RunBase(Config):
         return float(factor * (self.training.local_steps or 1) * self.training.batch_size * self.task.max_predictions)
 
     def build_task(self) -> AnyTask:
-        """Return the task, with the tokenizer."""
-        return self.task.build(build_tokenizer(self.tokenizer, self.model))
+        """Return the task, one on text with the tokenizer."""
+        return build_task(self.task, self.tokenizer, self.model)
 
     @property
     def pretrained(self) -> Path | None:

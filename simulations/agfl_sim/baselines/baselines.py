@@ -16,7 +16,7 @@ from typing import Any
 
 from agfl_client.training.device import AUTO, choose_device
 from agfl_models.errors import CheckpointError, DataError
-from agfl_models.examples import Row, read_rows
+from agfl_models.examples import Row
 from agfl_models.files.durable_files import read_json_lines, write_atomically
 from agfl_models.files.file_systems import sync
 from agfl_models.files.store import CONFIG_FILE
@@ -65,7 +65,7 @@ def _bench(config: RunConfig, folder: Path, owners: Sequence[Path], device: str)
     datasets: dict[str, Dataset[Any]] = {}
     for path in sorted(owners, key=lambda path: path.stem):
         try:
-            own = list(read_rows(path, config.task.row))
+            own = config.task.read(path)[0]
             datasets[path.stem], rows[path.stem] = task.prepare(own), own
         except DataError as error:
             log.warning("%s is left out of the baselines, as its node refused each round: %s", path.stem, error)

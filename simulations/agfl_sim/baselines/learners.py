@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from agfl_client.training.trainer import LocalTrainer, evaluate
 from agfl_models.examples import Row
-from agfl_models.model.families import build_model, build_tokenizer
-from agfl_models.model.sequence_model import SequenceModel
+from agfl_models.model.families import build_model
+from agfl_models.tasks import build_task
 from agfl_models.tasks.dataset import split_rows
 from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_protocol.config.run_config import RunConfig
@@ -77,10 +78,10 @@ class Bench:
         """The training examples of all owners as those of one."""
         fraction = self.config.task.validation_fraction
         # A blank document is none to a task, so it must not decide on which side another one is.
-        shown = [[row for row in rows if row.texts[0].strip()] for rows in self.rows.values()]
+        shown = [[row for row in rows if not row.is_blank] for rows in self.rows.values()]
         rows = [row for own in shown for row in split_rows(own, fraction)[0]]
         undivided = self.config.task.model_copy(update={"validation_fraction": 0.0})
-        task: AnyTask = undivided.build(build_tokenizer(self.config.tokenizer, self.config.model))
+        task: AnyTask = build_task(undivided, self.config.tokenizer, self.config.model)
         return task.prepare(rows)
 
     @property
@@ -150,7 +151,7 @@ class Bench:
                 total[name] += value
         return [Score(model, None, None, self.task.eval_metrics(sums), sums) for model, sums in totals.items()]
 
-    def _load(self, vector: Vector) -> SequenceModel:
+    def _load(self, vector: Vector) -> nn.Module:
         model = build_model(self.config.model, seed=0).to(self.device)
         self.layout.load(model, vector)
         return model
@@ -160,7 +161,7 @@ class Bench:
         if self.stop.is_set():
             raise StoppedError
 
-    def _judge(self, model: SequenceModel, names: Sequence[str]) -> Sums:
+    def _judge(self, model: nn.Module, names: Sequence[str]) -> Sums:
         size, examples = self.config.training.batch_size, self.config.evaluation.max_examples
         sums: Sums = {}
         for name in names:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from agfl_models.errors import CheckpointError, DataError
-from agfl_models.examples import read_rows
 from agfl_models.files.durable_files import read_json_lines, write_atomically
 from agfl_models.files.store import CONFIG_FILE, METRICS_FILE
 from agfl_models.model.families import build_model
@@ -124,7 +123,7 @@ def _a_batch(config: RunConfig, owners: Sequence[Path]) -> Any:
     task = config.build_task()
     for owner in owners:
         try:
-            held_out = task.hold_out(read_rows(owner, config.task.row))
+            held_out = task.hold_out(config.task.read(owner)[0])
         except DataError:
             continue  # its node refused each round, and the run did without
         return next(iter(held_out.validation(config.training.batch_size, 64)))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agfl_models.errors import DataError
-from agfl_models.examples import Row, read_rows
+from agfl_models.examples import Row
 from agfl_models.files.store import CONFIG_FILE
 from agfl_models.inference import Answerer, Continuer, Rewriter, User
 from agfl_models.tasks.dataset import split_rows
@@ -49,7 +49,7 @@ def _some(owners: Sequence[Path]) -> list[Path]:
 
 def _held_out(path: Path, config: RunConfig) -> Row | None:
     try:
-        rows = [row for row in read_rows(path, config.task.row) if any(text.strip() for text in row.texts)]
+        rows = [row for row in config.task.read(path)[0] if not row.is_blank]
     except DataError:
         return None  # its node refused each round, and the run did without
     _, held_out = split_rows(rows, config.task.validation_fraction)
