@@ -51,6 +51,7 @@ for command in (
     text_commands.translate,
     text_commands.summarize,
     text_commands.answer,
+    text_commands.classify,
     text_commands.generate,
 ):
     app.command()(command)

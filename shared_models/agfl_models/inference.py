@@ -22,6 +22,7 @@ from agfl_models.tasks.language_modeling import LanguageModeling
 from agfl_models.tasks.question_answering import NOT_FOUND, Found, QuestionAnswering, QuestionRow
 from agfl_models.tasks.sequence_to_sequence import SequenceToSequence
 from agfl_models.tasks.task import AnyTask
+from agfl_models.tasks.text_classification import TextClassification
 from agfl_models.validation import validate
 
 
@@ -116,7 +117,29 @@ class Continuer:
         return tokenizer.decode_stream(stream(self.model, ids, decoding, eos_id=tokenizer.eos_id, generator=drawn))
 
 
-User: TypeAlias = Rewriter | Answerer | Continuer
+@dataclass(frozen=True)
+class Classifier:
+    """Says which label a text has."""
+
+    model: SequenceModel
+    task: TextClassification
+
+    def classify(self, texts: Sequence[str]) -> list[dict[str, float]]:
+        """Return how probable each label is of each text, the most probable first; of a blank text nothing."""
+        found: list[dict[str, float]] = [{} for _ in texts]
+        places = [i for i, text in enumerate(texts) if text.strip()]
+        if places:
+            with torch.no_grad():
+                for i, one in zip(places, self.task.probabilities(self.model, [texts[i] for i in places]), strict=True):
+                    found[i] = one
+        return found
+
+    def cuts(self, text: str) -> bool:
+        """Whether the model reads only the beginning of the text."""
+        return self.task.cuts(text)
+
+
+User: TypeAlias = Rewriter | Answerer | Continuer | Classifier
 
 
 def open_model(path: Path | str) -> tuple[User, TaskConfig]:
@@ -154,6 +177,8 @@ def user_of(model: nn.Module, task: AnyTask) -> User | None:
         return Rewriter(decoding(model), task)
     if isinstance(task, QuestionAnswering):
         return Answerer(decoding(model), task)
+    if isinstance(task, TextClassification):
+        return Classifier(decoding(model), task)
     return Continuer(decoding(model), task) if isinstance(task, LanguageModeling) else None
 
 

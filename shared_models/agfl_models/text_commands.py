@@ -81,6 +81,23 @@ def answer(
     cut.report("questions")
 
 
+def classify(path: ModelPath, text: Text = None, file: LinesFile = None) -> None:
+    """Print the most probable label of a text, or of each line, and how probable it is."""
+    from agfl_models.inference import Classifier
+
+    _refuse_both("TEXT", text, file)
+    classifier = _open(path, "classify", Classifier)
+    cut = _CutTexts()
+    is_single = text is not None or (file is None and sys.stdin.isatty())
+    lines = iter(text_io.texts("text", text) if is_single else text_io.lines(file or text_io.STANDARD_INPUT))
+    while batch := list(islice(lines, 1 if is_single else BATCH_SIZE)):
+        for one, found in zip(batch, classifier.classify(batch), strict=True):
+            cut.count(classifier.cuts(one))
+            label, share = next(iter(found.items()), ("", 0.0))
+            text_io.show([f"{label}\t{share:.3f}" if label else ""])  # a line for a line
+    cut.report("texts")
+
+
 def generate(
     path: ModelPath,
     prompt: Annotated[

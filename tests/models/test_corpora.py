@@ -18,12 +18,14 @@ SIZES = {
     "home_assistant_en_de": (907, 24_676),
     "docstring_summaries": (125, 6_030),
     "docstring_questions": (68, 6_552),
+    "home_assistant_sections": (895, 21_437),
 }
 KNOWN: dict[str, tuple[str, str]] = {
     "shakespeare_roles": ("hamlet-HAM", "To be, or not to be"),
     "home_assistant_en_de": ("homematicip_cloud", "Please press the blue button."),
     "docstring_summaries": ("scipy.optimize", "Solve a nonlinear least-squares problem with bounds on the variables."),
     "docstring_questions": ("scipy.optimize", "What does the parameter pivrow of _apply_pivot mean?"),
+    "home_assistant_sections": ("homematicip_cloud", "Please press the blue button."),
 }
 
 

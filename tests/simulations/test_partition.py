@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agfl_models.errors import ConfigError, DataError
 from agfl_models.examples import Row, TextRow, read_rows
-from agfl_models.reading.corpora import CORPORA
+from agfl_models.reading.corpora import CORPORA, SECTIONS
 from agfl_models.tasks.dataset import split_rows
 from agfl_protocol.config.run_config import DataConfig, RunConfig
 from agfl_sim import partition as partition_module
@@ -114,6 +114,10 @@ MODELS = {
     "layers: [{type: attention, num_heads: 1, cross: true}]}",
     "question_answering": "{family: encoder, vocab_size: 259, dim: 8, head: {type: span}, layers: [{type: ff}]}",
 }
+MODELS["text_classification"] = (
+    "{family: encoder, vocab_size: 259, dim: 8, head: {type: classification, num_classes: 6}, layers: [{type: ff}]}"
+)
+SETTINGS = {"text_classification": f", labels: [{', '.join(SECTIONS)}]"}
 MODELS["summarization"] = MODELS["translation"]
 
 
@@ -128,7 +132,7 @@ def test_shipped_corpus_is_written_whole_and_the_same_each_time(
 ) -> None:
     task = CORPORA[name].task
     config = run_config(
-        f"task={{type: {task}}}",
+        f"task={{type: {task}{SETTINGS.get(task, '')}}}",
         f"model={MODELS[task]}",
         f"data.partition={kind}",
         f"data.num_owners={'null' if kind == 'natural' else 5}",

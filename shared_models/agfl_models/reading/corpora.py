@@ -14,6 +14,7 @@ from agfl_models.errors import ConfigError
 from agfl_models.examples import Row, TextRow
 from agfl_models.tasks.question_answering import QuestionRow
 from agfl_models.tasks.summarization import SummaryRow
+from agfl_models.tasks.text_classification import LabeledRow
 from agfl_models.tasks.translation import TranslationRow
 
 Owned = tuple[str, Row]  # an owner, and a row of it
@@ -53,11 +54,22 @@ def _question(line: Mapping[str, Any]) -> Iterator[Owned]:
     yield line["owner"], QuestionRow.model_validate(line)
 
 
+# Where a text of a user interface stands; what is left out has few texts, or stands in several places.
+SECTIONS = ("config", "entity", "exceptions", "issues", "options", "services")
+
+
+def _section(line: Mapping[str, Any]) -> Iterator[Owned]:
+    section = line["key"].partition(".")[0]
+    if section in SECTIONS:
+        yield line["owner"], LabeledRow(text=line["src"], label=section)
+
+
 CORPORA = {
     "shakespeare_roles": Corpus("language_modeling", "shakespeare_roles.jsonl.gz", _speeches),  # 608 owners
     "home_assistant_en_de": Corpus("translation", "ha_mt_en_de.jsonl.gz", _translation),  # 907
     "docstring_summaries": Corpus("summarization", "docstring_summ.jsonl.gz", _summary),  # 125
     "docstring_questions": Corpus("question_answering", "docstring_qa.jsonl.gz", _question),  # 68
+    "home_assistant_sections": Corpus("text_classification", "ha_mt_en_de.jsonl.gz", _section),  # 895
 }
 
 

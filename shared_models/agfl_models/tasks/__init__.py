@@ -10,6 +10,7 @@ from agfl_models.model.families import AnyModelConfig, build_tokenizer
 from agfl_models.tasks import language_modeling as language_modeling
 from agfl_models.tasks import question_answering as question_answering
 from agfl_models.tasks import summarization as summarization
+from agfl_models.tasks import text_classification as text_classification
 from agfl_models.tasks import translation as translation
 from agfl_models.tasks.config import TASKS, TaskConfigBase, TextTaskConfig
 from agfl_models.tasks.own_task import OwnTask, OwnTaskConfig

@@ -18,11 +18,13 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from agfl_models.errors import ConfigError
-from agfl_models.inference import Answerer, Continuer, Rewriter, User
+from agfl_models.inference import Answerer, Classifier, Continuer, Rewriter, User
 from agfl_models.validation import problem_line
 from agfl_models.web.bodies import (
     AnswerReply,
     AnswerRequest,
+    ClassifyReply,
+    ClassifyRequest,
     ContinueRequest,
     ErrorReply,
     RewriteRequest,
@@ -46,6 +48,8 @@ def create_app(user: User, facts: ModelFacts, hosts: frozenset[str] | None) -> A
         _serve_rewriter(app, facts.endpoint, user, turns)
     elif isinstance(user, Answerer):
         _serve_answerer(app, facts.endpoint, user, turns)
+    elif isinstance(user, Classifier):
+        _serve_classifier(app, facts.endpoint, user, turns)
     else:
         _serve_continuer(app, facts.endpoint, user, turns)
 
@@ -94,6 +98,13 @@ def _serve_answerer(app: FastAPI, endpoint: str, answerer: Answerer, turns: _Tur
     async def answer(body: AnswerRequest) -> AnswerReply:
         found = await turns.whole(lambda: answerer.answer(body.context, body.question))
         return AnswerReply(answer=found.text, start=found.start, end=found.end, is_cut=answerer.cuts(body.question))
+
+
+def _serve_classifier(app: FastAPI, endpoint: str, classifier: Classifier, turns: _Turns) -> None:
+    @app.post(endpoint)
+    async def classify(body: ClassifyRequest) -> ClassifyReply:
+        (found,) = await turns.whole(lambda: classifier.classify([body.text]))
+        return ClassifyReply(label=next(iter(found)), probabilities=found, is_cut=classifier.cuts(body.text))
 
 
 def _serve_continuer(app: FastAPI, endpoint: str, continuer: Continuer, turns: _Turns) -> None:

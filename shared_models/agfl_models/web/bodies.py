@@ -81,6 +81,20 @@ class AnswerReply(Config):
     is_cut: bool
 
 
+class ClassifyRequest(Config):
+    """A text to classify."""
+
+    text: Source
+
+
+class ClassifyReply(Config):
+    """The most probable label, and how probable each is; `is_cut`: of the text."""
+
+    label: str
+    probabilities: dict[str, float]
+    is_cut: bool
+
+
 class ErrorReply(Config):
     """What is wrong with a request, in one line."""
 

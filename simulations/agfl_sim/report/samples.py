@@ -8,9 +8,10 @@ from pathlib import Path
 from agfl_models.errors import DataError
 from agfl_models.examples import Row
 from agfl_models.files.store import CONFIG_FILE
-from agfl_models.inference import Answerer, Continuer, Rewriter, User
+from agfl_models.inference import Answerer, Classifier, Continuer, Rewriter, User
 from agfl_models.tasks.dataset import split_rows
 from agfl_models.tasks.question_answering import QuestionRow
+from agfl_models.tasks.text_classification import LabeledRow
 from agfl_protocol.config.run_config import RunConfig, load_run_config
 from agfl_server.report.samples_section import Sample, final_model, max_tokens, samples_section
 
@@ -67,6 +68,10 @@ def _sample(user: User, row: Row) -> Sample:
         source, reference = row.texts
         (written,) = user.write([source], user.decoding({"max_new_tokens": fewer}))
         return {"Source": source, "Reference": reference, "The model": written}
+    if isinstance(user, Classifier):
+        assert isinstance(row, LabeledRow)
+        (found,) = user.classify([row.text])
+        return {"Text": row.text, "Label": row.label, "The model": next(iter(found))}
     assert isinstance(user, Answerer)
     assert isinstance(row, QuestionRow)
     return _answered(user, row)
