@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Self
 
 MODULES = {
-    "agfl": "agfl_sim.agfl",
+    "agfl": "agfl.cli",
     "agfl-client": "agfl_client.cli",
     "agfl-model": "agfl_models.cli",
     "agfl-server": "agfl_server.cli",

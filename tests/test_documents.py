@@ -33,6 +33,7 @@ from tests.documents import (
     text_of,
 )
 
+import agfl
 from agfl_client.policy import Policy
 from agfl_models import AutoGenModel
 from agfl_models.model.families import build_model
@@ -65,9 +66,9 @@ def page_name(page: Path) -> str:
 
 @cache
 def application() -> click.Group:
-    import agfl_sim.agfl
+    import agfl.cli
 
-    command = typer.main.get_command(agfl_sim.agfl.app)
+    command = typer.main.get_command(agfl.cli.app)
     assert isinstance(command, click.Group)
     return command
 
@@ -161,8 +162,9 @@ def test_every_extra_that_is_installed_is_one() -> None:
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.name)
-def test_every_python_block_runs(block: Block) -> None:
-    """A block that needs a run, which only `py` may, is looked at below."""
+def test_every_python_block_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that needs a run of its reader's, which only `py` may, is looked at below."""
+    monkeypatch.chdir(tmp_path)
     exec(block.text, {})
 
 
@@ -172,6 +174,8 @@ def test_every_other_python_block_imports_what_there_is(block: Block) -> None:
         if isinstance(node, ast.ImportFrom):
             module = importlib.import_module(node.module or "")
             assert all(hasattr(module, alias.name) for alias in node.names)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "agfl":
+            assert hasattr(agfl, node.attr)
 
 
 def test_the_literal_model_has_the_shapes_that_it_says() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
 from agfl_models.errors import ConfigError, RoundError
+from agfl_models.files.store_files import MODEL_FOLDER
 from agfl_protocol.config.run_config import AggregationConfig, RunConfig, load_run_config
 from agfl_protocol.messages import wire
 from agfl_protocol.plans.plan import Plan
@@ -160,8 +160,14 @@ def _train(parties: Parties, run_folder: RunFolder, resume: bool) -> tuple[Feder
         config, cost = train_tokenizer(replace(parties, config=config))
         run_folder.write_config(config)
     federation, state = open_run(replace(parties, config=config), run_folder, is_new=is_new, cost=cost)
+
+    def save(after: ServerState, rows: Sequence[Row]) -> None:
+        run_folder.save(config, after, rows)
+        observer.saved(rows)
+
+    observer.opened(config, run_folder.path)
     try:
-        state = run_rounds(federation, state, partial(run_folder.save, config))
+        state = run_rounds(federation, state, save)
     except RoundError:
         if not run_folder.has_checkpoint:
             raise
@@ -173,6 +179,7 @@ def _train(parties: Parties, run_folder: RunFolder, resume: bool) -> tuple[Feder
         observer.kept(number, str(run_folder.path / "model"))
         raise
     run_folder.save_model(config, federation.layout, state)
+    observer.finished(run_folder.path / MODEL_FOLDER)
     return federation, state
 
 

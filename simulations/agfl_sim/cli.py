@@ -44,12 +44,11 @@ def simulate(
 ) -> None:
     """Run the federation that CONFIG describes; without it, the shipped language_modeling."""
     from agfl_models.errors import AgflError, ConfigError
-    from agfl_models.validation import nearest
     from agfl_protocol.config.run_config import load_with_defaults
     from agfl_server.run.settings import merged, read_settings
     from agfl_sim.partition import owners_of
 
-    path = _find(config)
+    path = find_config(config)
     settings = merged(read_settings(output) if resume and output is not None else (), overrides or ())
     run_config, taken = load_with_defaults(path, settings)
     if export_owners is not None:
@@ -61,13 +60,12 @@ def simulate(
             print(line)
         print(f"{len(written)} owners in {written[0].parent}")  # files that `data.path` holds already stay there
         return
-    from agfl_sim.run import ENGINES
+    from agfl_sim.run import check_engine
 
-    if engine not in ENGINES:
-        raise ConfigError(f"--engine: unknown engine {engine!r}{nearest(engine, list(ENGINES))}")
+    check_engine(engine, "--engine")
     if resume and output is None:
         raise ConfigError("--resume: needs --output, the folder of the run to go on with")
-    folder = output or _new_folder(path.stem)
+    folder = output or new_folder(path.stem)
     again = [
         "agfl-simulate",
         config,
@@ -86,7 +84,7 @@ def simulate(
         raise
 
 
-def _new_folder(name: str) -> Path:
+def new_folder(name: str) -> Path:
     """Make a folder for a run of this moment that no other run has, also of those that begin in the same second."""
     stamped = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     for number in count(1):
@@ -110,53 +108,28 @@ def _run(
     """Run it; `again` is the command that does so once more, `settings` what --set changed."""
     from rich.console import Console
 
-    from agfl_models.errors import AgflError
-    from agfl_models.metrics.signatures import signatures
-    from agfl_server.run.defaults_table import print_defaults
     from agfl_server.run.run_folder import RunFolder
-    from agfl_server.run.sittings import SittingLog
-    from agfl_sim.baselines.baselines import run_baselines
-    from agfl_sim.baselines.widths import write_widths
-    from agfl_sim.progress import BaselineBar, ProgressObserver
-    from agfl_sim.report.report import write_report
-    from agfl_sim.run import simulate as run_simulation
-
-    console = Console()
-    print(f"{run_config.model.num_parameters():,} parameters; output in {folder}")
-    print_defaults(console, taken)
-    if run_config.aggregation.type == "plain":
-        console.print("[bold red]aggregation is plain: a server run like this sees every client's update[/]")
-
-    def tell(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    from agfl_sim.whole_run import run_all
 
     try:
-        with SittingLog() as sitting:
-            with ProgressObserver(console, run_config.task.main_metric) as observer:
-                owners = run_simulation(run_config, folder, engine, resume, observer, device, tell, settings, sitting)
-            comparison = None
-            if run_config.baselines:
-                with BaselineBar(console) as bar:
-                    comparison = run_baselines(folder, owners, resume, bar.update, device)
-                console.print(f"{comparison.side_by_side}\n{comparison.answer}", highlight=False, soft_wrap=True)
-            write_widths(folder, owners)
+        run_all(
+            run_config,
+            folder,
+            Console(),
+            engine=engine,
+            device=device,
+            resume=resume,
+            taken=taken,
+            settings=settings,
+        )
     except KeyboardInterrupt:
         run_folder = RunFolder(folder)
         has_run = run_folder.has_checkpoint or run_folder.search.exists()  # else there is nothing yet to resume
         print(f"stopped; go on with: {shlex.join([*again, *(['--resume'] if has_run else [])])}")
         raise
-    for signature in signatures([run_config.task.main_metric.name]).values():
-        print(f"metric   {run_config.task.main_metric.title}: {signature}")
-    shown, command = shlex.quote(str(folder)), run_config.task.command
-    uses = f"agfl-model {command} {shown}, or agfl-model serve {shown}" if command else f"agfl-model describe {shown}"
-    print(f"model    {folder / 'model'}   ({uses})")
-    try:
-        print(f"report   {write_report(folder, run_config.task.main_metric, owners, comparison)}")
-    except AgflError as error:
-        console.print(f"no report: {error}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
-def _find(config: str) -> Path:
+def find_config(config: str) -> Path:
     """Return the file that `config` names: a path, or a shipped configuration."""
     from agfl_models.errors import ConfigError
     from agfl_models.validation import nearest

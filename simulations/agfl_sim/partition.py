@@ -77,7 +77,7 @@ def owners_of(config: RunConfig, folder: Path) -> Owners:
     """
     if config.data.path is None:
         corpus = corpus_of(config.task.type, config.data.corpus)
-        return _to_write(partition(config.data, corpus.load(), config.seed), folder)
+        return to_write(partition(config.data, corpus.load(), config.seed), folder)
     found, left_out = _own_files(config.data.path)
     own = _read_own(config, found)
     notes = tuple(_notes(config, config.data.path, own, [name for name in found if name not in own], left_out))
@@ -85,7 +85,7 @@ def owners_of(config: RunConfig, folder: Path) -> Owners:
     if is_ready and own.keys() == found.keys() and not config.data.columns:
         return Owners(list(found.values()), folder, {}, notes)
     owners = {name: rows for name, (rows, _) in own.items()}
-    return replace(_to_write(owners, folder), notes=notes)
+    return replace(to_write(owners, folder), notes=notes)
 
 
 def partition(config: DataConfig, sources: Mapping[str, Sequence[RowT]], seed: int) -> dict[str, list[RowT]]:
@@ -194,6 +194,7 @@ def _notes(
     yield from total.doubts
 
 
-def _to_write(owners: Mapping[str, Sequence[Row]], folder: Path) -> Owners:
+def to_write(owners: Mapping[str, Sequence[Row]], folder: Path) -> Owners:
+    """Return owners' rows as files that are still to be written."""
     content = {folder / (name + JSONL_SUFFIX): format_rows(owners[name]).encode() for name in sorted(owners)}
     return Owners(list(content), folder, content)

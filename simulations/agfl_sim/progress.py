@@ -32,7 +32,7 @@ class ProgressObserver(Observer):
         self._num_rounds = 0
 
     def __enter__(self) -> ProgressObserver:
-        if self._progress.console.is_terminal:
+        if _is_live(self._progress.console):
             self._progress.start()
         return self
 
@@ -174,14 +174,14 @@ class BaselineBar:
 
     def __enter__(self) -> BaselineBar:
         self._progress.console.print("baselines: each owner alone, and all text in one place", highlight=False)
-        if self._progress.console.is_terminal:
+        if _is_live(self._progress.console):
             self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._progress.console.is_terminal:
+        if _is_live(self._progress.console):
             self._progress.stop()
         if kind is None:
             self._progress.console.print(f"baselines: {time.monotonic() - self._started:.1f} s", highlight=False)
@@ -189,6 +189,11 @@ class BaselineBar:
     def update(self, finished: int, total: int) -> None:
         """Show how many rounds are done."""
         self._progress.update(self._task, completed=finished, total=total)
+
+
+def _is_live(console: Console) -> bool:
+    """Whether a bar can move there: on a terminal, or in a notebook."""
+    return console.is_terminal or console.is_jupyter
 
 
 def _number(value: int | float | None, digits: int = 3) -> str:

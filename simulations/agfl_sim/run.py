@@ -17,8 +17,10 @@ from agfl_client.node import Node
 from agfl_client.policy import Policy
 from agfl_client.secure.secure_member import SecureMember
 from agfl_client.training.device import AUTO, choose_device
+from agfl_models.errors import ConfigError
 from agfl_models.files.durable_files import write_atomically
 from agfl_models.machine import usable_cpus
+from agfl_models.validation import nearest
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.flower_settings import prepare_flower
 from agfl_protocol.randomness import OwnerRandomness
@@ -32,7 +34,7 @@ from agfl_server.run.settings import write_settings
 from agfl_server.run.sittings import SittingLog
 from agfl_sim.engines.grid import InProcessGrid
 from agfl_sim.engines.ray_engine import RayEngine
-from agfl_sim.partition import device_widths, owners_of
+from agfl_sim.partition import Owners, device_widths, owners_of
 
 OWNERS_FOLDER, NODES_FOLDER = "owners", "nodes"
 _NO_LIMIT_S = 1e9  # of a round: the researcher has asked for it
@@ -147,6 +149,12 @@ def _lines_up_to(ledger: bytes, last: int) -> bytes:
 ENGINES: dict[str, Callable[[RunConfig, Sequence[Path], str], Engine]] = {"inline": InlineEngine, "ray": RayEngine}
 
 
+def check_engine(engine: str, field: str) -> None:
+    """Raise ConfigError unless there is such an engine; field: what a person calls it."""
+    if engine not in ENGINES:
+        raise ConfigError(f"{field}: unknown engine {engine!r}{nearest(engine, list(ENGINES))}")
+
+
 def simulate(
     config: RunConfig,
     folder: Path,
@@ -157,18 +165,19 @@ def simulate(
     tell: Callable[[str], None] = lambda line: None,
     settings: Sequence[str] = (),
     sitting: SittingLog | None = None,
+    owners: Owners | None = None,
 ) -> list[Path]:
     """Divide the data into owners and run the federation to its last round, leaving everything in `folder`.
 
     Return the owners' files. device: where they train, "auto" or a PyTorch device. `tell` takes lines on what was read
     of a person's own; settings: what `--set` changed, for a run that goes on; sitting: of the command, begun once
-    nothing refuses the run.
+    nothing refuses the run. owners: where somebody has divided the data already.
 
     Raises:
         AgflError: one line for a person.
     """
     prepare_flower()
-    owners = owners_of(config, folder / OWNERS_FOLDER)
+    owners = owners or owners_of(config, folder / OWNERS_FOLDER)
     chosen = ENGINES[engine](config, owners.files, device)
     refuse_run(config, folder, resume=resume, roster=chosen.roster, num_owners=len(owners.files))
     owners.write(is_new=not resume)

@@ -13,11 +13,11 @@ import pytest
 import typer
 from tests.commands import Started, run
 
+from agfl.cli import app
 from agfl_client import keys
 from agfl_client.cli import app as client
 from agfl_models.cli import app as model
 from agfl_server.cli import app as server
-from agfl_sim.agfl import app
 
 HEAVY = ("flwr", "torch", "pydantic", "cryptography", "yaml", "numpy", "httpx", "uvicorn", "grpc")
 AGFL = Path(sys.executable).with_name("agfl")
@@ -36,7 +36,7 @@ def test_it_has_all_commands_of_the_four() -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom agfl_sim.agfl import app\n"
+        "import sys\nfrom agfl.cli import app\n"
         "app(['--help'], standalone_mode=False)\n"
         f"print('imported:', sorted(set({HEAVY!r}) & set(sys.modules)))"
     )

@@ -20,7 +20,7 @@ from tests.commands import Started, run
 from agfl_models import machine
 from agfl_server.run.run_folder import RunFolder
 from agfl_server.run.sittings import read_sittings
-from agfl_sim.cli import _new_folder, main
+from agfl_sim.cli import main, new_folder
 
 COMMAND = Path(sys.executable).parent / "agfl-simulate"
 CONFIG = """
@@ -346,7 +346,7 @@ def test_runs_of_one_second_have_a_folder_each(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("agfl_sim.cli.datetime", Frozen)
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda _: _new_folder("run"), range(8)))
+        folders = list(pool.map(lambda _: new_folder("run"), range(8)))
     names = [f"run-20260102-030405{end}" for end in ("", *(f"-{number}" for number in range(2, 9)))]
     assert sorted(path.name for path in folders) == sorted(names)
 

@@ -14,9 +14,9 @@ from agfl_models.files.durable_files import read_json_lines, write_atomically
 from agfl_models.files.store import CONFIG_FILE, METRICS_FILE
 from agfl_models.files.store_files import REPORT_FILE
 from agfl_models.metrics.signatures import signatures
-from agfl_models.tasks import distribution
 from agfl_models.tasks.task import MainMetric
-from agfl_server.report.charts import CHART_CSS, Chart, Curve, Point, line_chart, number_text
+from agfl_server.report.charts import CHART_CSS, Chart, line_chart, number_text
+from agfl_server.report.curves import curve, loss_chart, quality_chart, values
 from agfl_server.report.search_section import search_section
 from agfl_server.report.sittings_section import duration_text, sittings_section, total_time, when
 from agfl_server.report.style import PAGE_CSS
@@ -104,29 +104,16 @@ def _checked_row(row: dict[str, Any], place: str) -> Row:
     return finite
 
 
-def _values(rows: list[Row], key: str) -> list[float]:
-    return [value for row in rows if (value := row.get(key)) is not None]
-
-
-def _curve(rows: list[Row], name: str, key: str, scale: float = 1.0) -> Curve:
-    rounds = _values([row for row in rows if row.get(key) is not None], "round")
-    values = _values(rows, key)
-    return Curve(name, [Point(int(i), value * scale) for i, value in zip(rounds, values, strict=True)])
-
-
 def _charts(rows: list[Row], main_metric: MainMetric) -> list[Chart]:
-    size, unit = _byte_unit(max(_values(rows, "bytes_up") + _values(rows, "bytes_down"), default=0.0))
-    losses = [_curve(rows, "training", "train/loss"), _curve(rows, "evaluation", "eval/loss")]
-    quality = [_curve(rows, "all owners", main_metric.name)]
-    quality += [_curve(rows, "worst tenth of owners", distribution.WORST_DECILE)]
-    moved = [_curve(rows, "from clients", "bytes_up", 1 / size)]
-    moved += [_curve(rows, "to clients", "bytes_down", 1 / size)]
-    seconds = [_curve(rows, "whole round", "seconds")]
-    errors = [_curve(rows, "relative error", "quantization/relative_error", 100.0)]
-    clients = [_curve(rows, "took part", "clients"), _curve(rows, "refused", "refused")]
+    size, unit = _byte_unit(max(values(rows, "bytes_up") + values(rows, "bytes_down"), default=0.0))
+    moved = [curve(rows, "from clients", "bytes_up", 1 / size)]
+    moved += [curve(rows, "to clients", "bytes_down", 1 / size)]
+    seconds = [curve(rows, "whole round", "seconds")]
+    errors = [curve(rows, "relative error", "quantization/relative_error", 100.0)]
+    clients = [curve(rows, "took part", "clients"), curve(rows, "refused", "refused")]
     return [
-        Chart("Loss", "nats", losses),
-        Chart(f"Evaluation: {main_metric.title}", "", quality),
+        loss_chart(rows),
+        quality_chart(rows, main_metric),
         Chart("Bytes per round", unit, moved, from_zero=True),
         Chart("Seconds per round", "s", seconds, from_zero=True),
         Chart("Quantization error", "%", errors, from_zero=True, limit=QUANTIZATION_LIMIT_PERCENT),
@@ -135,15 +122,15 @@ def _charts(rows: list[Row], main_metric: MainMetric) -> list[Chart]:
 
 
 def _headlines(rows: list[Row], main_metric: MainMetric, sittings: Sequence[Sitting]) -> list[tuple[str, str]]:
-    quality = _values(rows, main_metric.name)
-    clients = _values(rows, "clients")
+    quality = values(rows, main_metric.name)
+    clients = values(rows, "clients")
     return [
         (f"First {main_metric.title}", number_text(quality[0]) if quality else NOT_RECORDED),
         (f"Last {main_metric.title}", number_text(quality[-1]) if quality else NOT_RECORDED),
-        ("Rounds", number_text(max(_values(rows, "round")))),
+        ("Rounds", number_text(max(values(rows, "round")))),
         ("Clients, at most", number_text(max(clients)) if clients else NOT_RECORDED),
-        ("Sent by clients", _bytes_text(_values(rows, "bytes_up"))),
-        ("Sent to clients", _bytes_text(_values(rows, "bytes_down"))),
+        ("Sent by clients", _bytes_text(values(rows, "bytes_up"))),
+        ("Sent to clients", _bytes_text(values(rows, "bytes_down"))),
         _time(rows, sittings),
     ]
 
@@ -152,7 +139,7 @@ def _time(rows: list[Row], sittings: Sequence[Sitting]) -> tuple[str, str]:
     """Return how long all commands took that worked on the run; where none left a word, how long its rounds did."""
     if sittings:
         return "Total time", total_time(sittings)
-    seconds = _values(rows, "seconds")
+    seconds = values(rows, "seconds")
     return "Time in rounds", duration_text(sum(seconds)) if seconds else NOT_RECORDED
 
 

@@ -1,4 +1,6 @@
-"""How the page looks, in light and in dark."""
+"""How the page and a notebook's output look, in light and in dark."""
+
+from agfl_server.report.charts import CHART_CSS
 
 PAGE_CSS = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #ffffff; --ink: #16191f; --muted: #565d6b;
@@ -41,4 +43,22 @@ tbody th { font-weight: 600; }
 .beside th[scope=row] { min-width: 8rem; white-space: normal; overflow-wrap: anywhere; }
 .worse { color: var(--limit); font-weight: 600; }
 pre { margin: 0; padding: .9rem; font: .85rem/1.5 ui-monospace, monospace; }
+"""
+
+# In a notebook the colors follow its theme, and no rule reaches what is not ours.
+NOTEBOOK_CSS = f"""
+.agfl-history {{ --ink: var(--jp-content-font-color1, var(--vscode-foreground, CanvasText));
+  --muted: var(--jp-content-font-color2, var(--vscode-descriptionForeground, GrayText));
+  --line: var(--jp-border-color2, var(--vscode-widget-border, #dfe3ea));
+  --curve0: #3b78dc; --curve1: #d1661c; --limit: #b3261e;
+  max-width: 70rem; color: var(--ink); font: 14px/1.5 system-ui, sans-serif;
+  dl {{ display: flex; flex-wrap: wrap; gap: .25rem 2rem; margin: 0 0 .5rem; }}
+  dt, dd {{ display: block; float: none; width: auto; margin: 0; padding: 0; text-align: left; }}
+  dt, p {{ color: var(--muted); font-size: .85rem; font-weight: 400; }}
+  p {{ margin: 0 0 .25rem; }}
+  dd {{ font-size: 1.2rem; font-weight: 600; font-variant-numeric: tabular-nums; }}
+  .charts {{ display: grid; gap: .75rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }}
+  figure {{ margin: 0; padding: .5rem; border: 1px solid var(--line); border-radius: 8px; }}
+{CHART_CSS}
+}}
 """

@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+
+from torch import nn
 
 from agfl_models.errors import RoundError
+from agfl_models.model.families import build_model
 from agfl_server.rounds import rollback
 from agfl_server.rounds.cohort_sums import Federation
 from agfl_server.rounds.observer import Row
-from agfl_server.rounds.rows import completed, round_row
+from agfl_server.rounds.rows import CENTRAL, completed, round_row
 from agfl_server.rounds.state import ServerState
 from agfl_server.rounds.step import step
 
@@ -31,12 +35,14 @@ def run_rounds(
     while state.round < config.num_rounds:
         # Nothing is measured twice: a run that goes on where one ended begins with a model that was evaluated.
         evaluate = state.round % config.evaluation.every == 0 and state.row["eval/loss"] is None
+        state = measured(federation, state) if evaluate else state
         state, complete = train_round(federation, state, evaluate)
         save(state, [complete])
         federation.parties.journal.drop_kept()
     if state.row["eval/loss"] is None:
         state = evaluate_round(federation, state)
         state = _judged(federation, state.round, *rollback.at_end(federation.optimizer, federation.methods, state))
+    state = measured(federation, state)
     save(state, [state.row])
     federation.parties.journal.drop_kept()
     federation.parties.journal.close(state.round)  # nothing is left of it to go on with
@@ -84,6 +90,20 @@ def evaluate_round(federation: Federation, state: ServerState) -> ServerState:
     row = completed(federation.task, federation.methods, state.row, found)
     federation.parties.observer.evaluated(row)
     return replace(state, exchange=found.cohort.exchange, row=row)
+
+
+def measured(federation: Federation, state: ServerState) -> ServerState:
+    """Return the state whose row has what the watcher measures of its model, once."""
+    if any(name.startswith(CENTRAL) for name in state.row):
+        return state
+    found = federation.parties.observer.measured(state.round, partial(_built, federation, state))
+    return replace(state, row={**state.row, **{CENTRAL + name: value for name, value in found.items()}})
+
+
+def _built(federation: Federation, state: ServerState) -> nn.Module:
+    model = build_model(federation.parties.config.model, seed=0)
+    federation.layout.load(model, state.model)
+    return model.eval()
 
 
 def _judged(federation: Federation, number: int, state: ServerState, is_back: bool) -> ServerState:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from agfl_protocol.config.run_config import RunConfig
 
 Row = Mapping[str, int | float | None]
 DISCONNECTED = "disconnected"  # a reason that is no refusal
@@ -11,6 +18,22 @@ IMPLAUSIBLE = "one owner or more sent what no honest one sends"
 
 class Observer:
     """Called by the round loop; every method may be overridden."""
+
+    def opened(self, config: RunConfig, folder: Path) -> None:
+        """The run begins, or goes on, in `folder`; metrics.jsonl there has the rows of the rounds before."""
+
+    def saved(self, rows: Sequence[Row]) -> None:
+        """These rows are complete and were added to metrics.jsonl."""
+
+    def finished(self, model: Path) -> None:
+        """The last round is done; the trained model is in the folder `model`."""
+
+    def measured(self, round_number: int, model: Callable[[], nn.Module]) -> Mapping[str, float]:
+        """Return what to add to a round's row under `central/`, on data of the watcher's own.
+
+        Called for each model that is evaluated; `model` builds it.
+        """
+        return {}
 
     def waiting(self, connected: int, needed: int) -> None:
         """Fewer nodes are there than a round needs."""
@@ -107,3 +130,22 @@ class Observer:
 
     def search_finished(self, chosen: str, candidate_rounds: int, exhaustive_rounds: int) -> None:
         """The race is over; the run trains the chosen architecture."""
+
+
+class Observers(Observer):
+    """Tells several observers the same, in turn."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = tuple(observers)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("_") or name not in vars(Observer):
+            return super().__getattribute__(name)
+
+        def tell(*arguments: Any, **named: Any) -> dict[str, float]:
+            measured: dict[str, float] = {}
+            for observer in self._observers:
+                measured |= getattr(observer, name)(*arguments, **named) or {}
+            return measured
+
+        return tell

@@ -14,6 +14,8 @@ from agfl_server.rounds.cohort_sums import RoundSum
 from agfl_server.rounds.observer import Row
 from agfl_server.rounds.state import empty_row
 
+CENTRAL = "central/"  # what the watcher measures on data of its own
+
 
 def round_row(task: AnyTask, methods: Sequence[Method], number: int, found: RoundSum, seconds: float) -> Row:
     """Return the row of round `number`, whose evaluation is still to come."""

@@ -16,8 +16,10 @@ from agfl_models.web.facts import ModelFacts
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 
-def serve_model(user: User, facts: ModelFacts, host: str, port: int) -> None:
-    """Serve a model on `host` and `port`; the process ends with Ctrl-C or SIGTERM.
+def serve_model(user: User, facts: ModelFacts, host: str, port: int, *, exits: bool = True) -> None:
+    """Serve a model on `host` and `port` until Ctrl-C or SIGTERM.
+
+    exits: the process ends with it, as a command's does and a notebook's must not.
 
     Raises:
         TransportError: the address cannot be listened on.
@@ -34,6 +36,8 @@ def serve_model(user: User, facts: ModelFacts, host: str, port: int) -> None:
             server.wait()
         except KeyboardInterrupt:
             typer.echo("stopped by a signal", err=True)
+            if not exits:
+                return
             # A model that is writing goes on to its end, and Python's own way out would wait for it.
             os._exit(EXIT_INTERRUPTED)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -179,27 +180,34 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def load_with_defaults(path: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, tuple[TakenDefault, ...]]:
     """Read a run configuration, and say what it left open and took; raises as `load_run_config`."""
-    content = read_yaml(path)
+    return fill(read_yaml(path), overrides, str(path))
+
+
+def fill(
+    content: Mapping[str, Any], overrides: Sequence[str], source: str
+) -> tuple[RunConfig, tuple[TakenDefault, ...]]:
+    """Return the run that plain data from `source` describes, and what it took; raises as `load_run_config`."""
+    changed = deepcopy(dict(content))
     for override in overrides:
-        _apply(content, override)
+        _apply(changed, override)
     try:
-        return _filled(content, str(path))
+        return _filled(changed, source)
     except ConfigError as error:
-        if not overrides or not _holds(path):
+        if not overrides or not _holds(content, source):
             raise
         # The file is as it should be, so what was set is not.
-        raise ConfigError(f"--set: {str(error).removeprefix(f'{path}: ')}") from None
+        raise ConfigError(f"--set: {str(error).removeprefix(f'{source}: ')}") from None
 
 
-def _filled(content: dict[str, Any], source: str) -> tuple[RunConfig, tuple[TakenDefault, ...]]:
+def _filled(content: Mapping[str, Any], source: str) -> tuple[RunConfig, tuple[TakenDefault, ...]]:
     filled, taken = with_defaults(content)
     return validate(RunConfig, filled, source), taken
 
 
-def _holds(path: Path) -> bool:
+def _holds(content: Mapping[str, Any], source: str) -> bool:
     """Whether a configuration is good as it stands in its file."""
     try:
-        _filled(read_yaml(path), str(path))
+        _filled(content, source)
     except ConfigError:
         return False
     return True

@@ -1,0 +1,47 @@
+"""Owners whose rows are in memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from pydantic import ValidationError
+
+from agfl_models.errors import DataError
+from agfl_models.examples import Row
+from agfl_models.validation import first_problem
+from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.identity.identity import NAME_RULE, name_hint
+from agfl_sim.partition import Owners, to_write
+
+OwnersData: TypeAlias = Mapping[str, Sequence[str | Mapping[str, Any]]]
+
+
+def dealt(config: RunConfig, owners: OwnersData, folder: Path) -> Owners:
+    """Return the owners' rows as files in `folder` that are still to be written.
+
+    Raises:
+        DataError: names the owner, the row, the field, the rule and the value.
+    """
+    if not owners:
+        raise DataError("owners: must hold one owner or more, got none")
+    for name in owners:
+        if re.fullmatch(NAME_RULE, name) is None:
+            raise DataError(f"owners: a name must match {NAME_RULE}, got {name!r}{name_hint(name)}")
+        if not owners[name]:
+            raise DataError(f"owners: {name}: must hold one row or more, got none")
+    return to_write({name: _rows(config.task.row, name, rows) for name, rows in owners.items()}, folder)
+
+
+def _rows(kind: type[Row], name: str, rows: Sequence[str | Mapping[str, Any]]) -> list[Row]:
+    found = []
+    for number, row in enumerate(rows, start=1):
+        # A text stands for a row whose only column it is.
+        content = {"text": row} if isinstance(row, str) else row
+        try:
+            found.append(kind.model_validate(content))
+        except ValidationError as error:
+            raise DataError(f"owners: {name}: row {number}: {first_problem(error, content)}") from None
+    return found

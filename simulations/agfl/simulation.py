@@ -1,0 +1,107 @@
+"""agfl.simulate: a whole federation on this machine, as `agfl-simulate` runs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from torch import nn
+
+from agfl.central_evaluation import CentralEvaluation
+from agfl.history import History
+from agfl.owners import OwnersData, dealt
+from agfl_models.errors import AgflError, ConfigError
+from agfl_protocol.config.defaults import TakenDefault
+from agfl_protocol.config.run_config import RunConfig, fill, load_with_defaults
+from agfl_server.rounds.observer import Observer
+from agfl_server.run.settings import merged, read_settings
+from agfl_sim.cli import DEFAULT_CONFIG, find_config, new_folder
+from agfl_sim.run import OWNERS_FOLDER, check_engine
+from agfl_sim.whole_run import run_all
+
+
+def simulate(
+    config: str | Path | Mapping[str, Any] | RunConfig = DEFAULT_CONFIG,
+    *,
+    owners: str | Path | OwnersData | None = None,
+    settings: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Observer] = (),
+    evaluate: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    engine: Literal["inline", "ray"] = "inline",
+    device: str = "auto",
+    progress: bool = True,
+) -> History:
+    """Run a whole federation on this machine and return what it measured.
+
+        history = agfl.simulate("language_modeling", settings={"num_rounds": 3}, out="runs/mine")
+
+    Args:
+        config: a shipped configuration by name, a YAML file, its content as a mapping, or a `RunConfig`.
+        owners: a folder with one file or folder NAME for each owner, or a mapping from each NAME to its rows: texts, or
+            mappings with the task's columns. If omitted, what `data` of the configuration says.
+        settings: keys of the configuration to change, as in `{"training.local_steps": 8}`.
+        callbacks: told what happens in the run.
+        evaluate: called with the global model and the number of its round whenever that is evaluated; what it returns
+            joins the round's row under `central/`.
+        out: folder of the run; a new one in `runs` if omitted.
+        resume: go on with the run in `out`, with the settings with which it began.
+        engine: "inline" trains in this process, "ray" on Flower's Ray runtime.
+        device: where owners train: "auto" or a PyTorch device.
+        progress: whether to show each round.
+
+    Raises:
+        AgflError: one line that names the field, the rule and the value.
+    """
+    check_engine(engine, "engine")
+    if resume and out is None:
+        raise ConfigError("resume: needs out, the folder of the run to go on with")
+    given = [f"{key}={json.dumps(value, default=str)}" for key, value in (settings or {}).items()]
+    folder = Path(out) if out is not None else None
+    name = _name(config)
+    made = folder or new_folder(name)
+    try:
+        if owners is not None:
+            path = made / OWNERS_FOLDER if isinstance(owners, Mapping) else Path(owners)
+            given.append(f"data.path={json.dumps(str(path))}")
+        kept = merged(read_settings(made) if resume else (), given)
+        run_config, taken = _read(config, kept)
+        rows = dealt(run_config, owners, made / OWNERS_FOLDER) if isinstance(owners, Mapping) else None
+        watchers = [*callbacks, *([] if evaluate is None else [CentralEvaluation(evaluate)])]
+        run_all(
+            run_config,
+            made,
+            Console(quiet=not progress),
+            engine=engine,
+            device=device,
+            resume=resume,
+            taken=taken,
+            settings=kept,
+            owners=rows,
+            callbacks=watchers,
+        )
+    except AgflError:
+        if folder is None:
+            with suppress(OSError):  # the run left something in it
+                made.rmdir()
+        raise
+    return History.read(made)
+
+
+def _name(config: str | Path | Mapping[str, Any] | RunConfig) -> str:
+    return Path(config).stem if isinstance(config, str | Path) else "run"
+
+
+def _read(
+    config: str | Path | Mapping[str, Any] | RunConfig, settings: Sequence[str]
+) -> tuple[RunConfig, tuple[TakenDefault, ...]]:
+    if isinstance(config, RunConfig):
+        return fill(config.model_dump(mode="json"), settings, "config")
+    if isinstance(config, Mapping):
+        return fill(config, settings, "config")
+    return load_with_defaults(find_config(str(config)), settings)
