@@ -1,12 +1,14 @@
-"""Who owns which rows: natural, grouped and IID owners of a corpus, or a folder of owners' files."""
+"""Who owns which rows: a corpus divided among owners, or a folder of owners' files."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
 
 from agfl_models.errors import ConfigError, DataError, NoRows
 from agfl_models.examples import JSONL_SUFFIX, Row, format_rows
@@ -18,6 +20,7 @@ from agfl_models.tasks.dataset import split_rows
 from agfl_protocol.config.run_config import DataConfig, RunConfig
 from agfl_protocol.identity.identity import NAME_RULE, name_hint
 from agfl_protocol.randomness import generator
+from agfl_sim import skewed
 
 RowT = TypeVar("RowT")
 
@@ -88,11 +91,19 @@ def owners_of(config: RunConfig, folder: Path) -> Owners:
     return replace(to_write(owners, folder), notes=notes)
 
 
+_SKEWED: dict[str, Callable[[DataConfig, Sequence[Sequence[Any]], int, np.random.Generator], list[list[Any]]]] = {
+    "dirichlet": lambda config, rows, count, rng: skewed.dirichlet(rows, count, config.dirichlet_alpha, rng),
+    "shards": lambda config, rows, count, rng: skewed.shards(rows, count, config.shards_per_owner, rng),
+    "lognormal": lambda config, rows, count, rng: skewed.lognormal(rows, count, config.size_sigma, rng),
+}
+
+
 def partition(config: DataConfig, sources: Mapping[str, Sequence[RowT]], seed: int) -> dict[str, list[RowT]]:
     """Divide `sources` (natural owner -> rows) as `config.partition` says.
 
     natural: one owner a source (the first `num_owners` of a shuffle); grouped: several sources to one owner, dealt
-    out in turn after a shuffle; iid: all rows shuffled and dealt out in turn.
+    out in turn after a shuffle; iid: all rows shuffled and dealt out in turn; the others as in `skewed`, where a row's
+    label is its source.
 
     Raises:
         ConfigError: `num_owners` exceeds what there is to deal out.
@@ -105,13 +116,16 @@ def partition(config: DataConfig, sources: Mapping[str, Sequence[RowT]], seed: i
         return {names[i]: list(sources[names[i]]) for i in chosen}
     if config.num_owners is None:
         raise ConfigError(f"data.num_owners: required with data.partition {config.partition!r}, got None")
-    if config.partition == "grouped":
-        items: list[Sequence[RowT]] = [sources[name] for name in names]
-    else:
-        items = [[row] for name in names for row in sources[name]]
+    width = len(str(config.num_owners - 1))
+    labeled = [sources[name] for name in names]
+    if config.partition in _SKEWED:
+        needed = config.shards_per_owner if config.partition == "shards" else 1
+        count = _checked(config.num_owners, sum(map(len, labeled)) // needed)
+        dealt = _SKEWED[config.partition](config, labeled, count, rng)
+        return {f"owner-{i:0{width}d}": rows for i, rows in enumerate(dealt)}
+    items = labeled if config.partition == "grouped" else [[row] for name in names for row in sources[name]]
     count = _checked(config.num_owners, len(items))
     order = rng.permutation(len(items)).tolist()
-    width = len(str(count - 1))
     return {f"owner-{i:0{width}d}": [row for j in order[i::count] for row in items[j]] for i in range(count)}
 
 

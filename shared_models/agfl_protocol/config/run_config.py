@@ -46,13 +46,18 @@ class DataConfig(Config):
 
     path: folder of one file or folder NAME an owner; None takes a shipped corpus, divided by `partition`. columns: what
     the task's columns are called in the files of `path`. corpus: None takes the task's own.
+    dirichlet_alpha, shards_per_owner, size_sigma: of the partitions dirichlet, shards and lognormal; see
+    `agfl_sim.skewed`.
     max_widths: of an elastic model, how many owners have a device that holds which width; None lets all hold all.
     """
 
     path: Path | None = None
     columns: Annotated[dict[str, str], BeforeValidator(few)] = Field(default_factory=dict)
     corpus: str | None = None
-    partition: Literal["natural", "grouped", "iid"] = "grouped"
+    partition: Literal["natural", "grouped", "iid", "dirichlet", "shards", "lognormal"] = "grouped"
+    dirichlet_alpha: Annotated[float, Field(ge=1e-6, le=1e6)] = 0.5
+    shards_per_owner: Owners = 2
+    size_sigma: Annotated[float, Field(ge=0, le=10)] = 1.0
     num_owners: Owners | None = 24
     max_widths: Annotated[dict[Width, Owners] | None, BeforeValidator(few)] = None
 
