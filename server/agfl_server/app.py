@@ -39,6 +39,7 @@ from agfl_server.run.sittings import SittingLog
 from agfl_server.search.search import open_search, run_search
 from agfl_server.search.skipping import write_skip_costs
 from agfl_server.search.slate import make_slate
+from agfl_server.tracking.registry import refuse_missing, tracked
 from agfl_server.transport.connected_nodes import ConnectedNodes
 from agfl_server.transport.messaging import ask_nodes
 
@@ -160,12 +161,19 @@ def _train(parties: Parties, run_folder: RunFolder, resume: bool) -> tuple[Feder
         config, cost = train_tokenizer(replace(parties, config=config))
         run_folder.write_config(config)
     federation, state = open_run(replace(parties, config=config), run_folder, is_new=is_new, cost=cost)
+    with tracked(config, run_folder.path, observer) as watchers:
+        state = _run_rounds(federation, state, run_folder, watchers)
+    return federation, state
+
+
+def _run_rounds(federation: Federation, state: ServerState, run_folder: RunFolder, watchers: Observer) -> ServerState:
+    """Run all rounds that are left, and leave the trained model, or the last good one, in the folder."""
+    config = federation.parties.config
 
     def save(after: ServerState, rows: Sequence[Row]) -> None:
         run_folder.save(config, after, rows)
-        observer.saved(rows)
+        watchers.saved(rows)
 
-    observer.opened(config, run_folder.path)
     try:
         state = run_rounds(federation, state, save)
     except RoundError:
@@ -176,11 +184,11 @@ def _train(parties: Parties, run_folder: RunFolder, resume: bool) -> tuple[Feder
         if kept.confirmed.model.size:
             kept, number = replace(kept, model=kept.confirmed.model), kept.confirmed.round
         run_folder.save_model(config, federation.layout, kept)
-        observer.kept(number, str(run_folder.path / "model"))
+        federation.parties.observer.kept(number, str(run_folder.path / MODEL_FOLDER))
         raise
     run_folder.save_model(config, federation.layout, state)
-    observer.finished(run_folder.path / MODEL_FOLDER)
-    return federation, state
+    watchers.finished(run_folder.path / MODEL_FOLDER)
+    return state
 
 
 def _opened(config: RunConfig, run_folder: RunFolder, resume: bool) -> tuple[RunConfig, bool]:
@@ -220,6 +228,7 @@ def _refuse_before_writing(config: RunConfig, folder: RunFolder, resume: bool) -
         _opened(config, folder, resume)
     if not resume:
         public_rows(config)
+    refuse_missing(config.tracking)
 
 
 def _refuse_few_owners(config: AggregationConfig, num_owners: int | None, min_cohort: int) -> None:

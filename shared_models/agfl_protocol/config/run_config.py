@@ -27,8 +27,13 @@ from agfl_protocol.plans.client_plan import ClientPlan, RunBase
 from agfl_protocol.version import PROTOCOL_VERSION
 
 ConfigT = TypeVar("ConfigT", bound=Config)
+Tracking = Literal["tensorboard", "mlflow", "wandb"]
 # Keys on which no round depends, and paths of one machine.
-_LOCAL: dict[str, Any] = {"data": True, "baselines": True, "search": True, "model": {"folder"}, "tokenizer": {"text"}}
+_LOCAL: dict[str, Any] = {
+    **dict.fromkeys(("data", "baselines", "search", "tracking"), True),
+    "model": {"folder"},
+    "tokenizer": {"text"},
+}
 
 
 class AggregationConfig(SumsConfig):
@@ -77,6 +82,7 @@ class RunConfig(RunBase):
     text in one place, to compare the global model with. A deployment ignores it, as it ignores `data`: nobody has
     all text there.
     search: architectures race, for all rounds or some, and the one that wins is trained to the last.
+    tracking: where metrics go beside the run's folder. It is the operator's own business, which no client hears of.
     """
 
     aggregation: AggregationConfig
@@ -85,6 +91,7 @@ class RunConfig(RunBase):
     data: DataConfig = DataConfig()
     baselines: bool = False
     search: SearchConfig | None = None
+    tracking: Annotated[tuple[Tracking, ...], Field(max_length=8)] = ()
 
     @field_validator("methods")
     @classmethod

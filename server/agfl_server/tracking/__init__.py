@@ -1,0 +1,1 @@
+"""Where a run's metrics go beside its folder: TensorBoard, MLflow, Weights & Biases."""
