@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from types import TracebackType
 
 from rich.console import Console
@@ -192,8 +193,8 @@ class BaselineBar:
 
 
 def _is_live(console: Console) -> bool:
-    """Whether a bar can move there: on a terminal, or in a notebook."""
-    return console.is_terminal or console.is_jupyter
+    """Whether a bar can move there: on a terminal, or in a notebook that has widgets."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
 def _number(value: int | float | None, digits: int = 3) -> str:

@@ -14,6 +14,7 @@ import httpx
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from tests.commands import run
 from tests.conftest import TINY, WORDS
 from torch import nn
@@ -24,6 +25,7 @@ from agfl_models.inference import open_model
 from agfl_models.web.asgi_server import AsgiServer
 from agfl_protocol.config.run_config import load_run_config
 from agfl_server.rounds.observer import Row
+from agfl_sim.progress import ProgressObserver
 
 HEAVY = {"torch", "flwr", "numpy", "pydantic", "cryptography", "yaml", "rich"}
 OWNERS = {name: [f"{name} {word} " * 4 for word in WORDS] for name in ("ann", "bob", "cy")}
@@ -128,6 +130,17 @@ def test_a_notebook_shows_curves_and_nothing_from_elsewhere(history: agfl.Histor
     rules = shown.split("<style>")[1].split("</style>")[0].strip()
     assert rules.startswith(".agfl-history {"), "no rule reaches the rest of the notebook"
     assert rules.count("{") == rules.count("}")
+
+
+def test_a_notebook_without_widgets_shows_lines_and_no_warnings(
+    history: agfl.History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    console = Console(force_jupyter=True)
+    with ProgressObserver(console, history.config.task.main_metric) as observer:
+        observer.round_started(1, 3, 3)
+        observer.client_finished("ann")
+    assert console.is_jupyter
 
 
 def test_a_table_needs_pandas_and_says_so(history: agfl.History, monkeypatch: pytest.MonkeyPatch) -> None:
