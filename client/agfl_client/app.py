@@ -122,17 +122,21 @@ def _node_of_context(context: Context) -> Node:
             columns = parse_columns(str(config["columns"])) if "columns" in config else {}
         except ConfigError as error:
             log.error("%s", error)  # the line quotes what the owner wrote, and where, so it stays here
-            raise ConfigError("node config: this owner's policy or columns cannot be used") from None
+            raise ConfigError("AGFL-CONFIG-046", "node config: this owner's policy or columns cannot be used") from None
         pretrained = Path(str(config["pretrained"])) if "pretrained" in config else None
         name, data = str(config["name"]), Path(str(config["data"]))
         return Node(name, data, columns=columns, pretrained=pretrained, policy=policy)
     folder = os.environ.get(OWNERS_VARIABLE)
     if folder is None or "partition-id" not in config:
-        raise ConfigError(f"node config: must give name and data, or {OWNERS_VARIABLE} a folder of owners' files")
+        raise ConfigError(
+            "AGFL-CONFIG-047", f"node config: must give name and data, or {OWNERS_VARIABLE} a folder of owners' files"
+        )
     owners = list(list_owners(Path(folder))[0].items())
     index = int(config["partition-id"])
     if index >= len(owners):
-        raise ConfigError(f"{OWNERS_VARIABLE}: {folder}: must hold a file for node {index}, holds {len(owners)}")
+        raise ConfigError(
+            "AGFL-CONFIG-048", f"{OWNERS_VARIABLE}: {folder}: must hold a file for node {index}, holds {len(owners)}"
+        )
     pretrained = Path(os.environ[PRETRAINED_VARIABLE]) if PRETRAINED_VARIABLE in os.environ else None
     (name, data), policy = owners[index], Policy(allow_plain=True, runs="all")
     drawn = OwnerRandomness.of_seed(int(os.environ[SEED_VARIABLE]), name) if SEED_VARIABLE in os.environ else None

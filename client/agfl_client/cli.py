@@ -218,7 +218,7 @@ def _refuse_nan(option: str, seconds: float) -> None:
     from agfl_models.errors import ConfigError
 
     if math.isnan(seconds):
-        raise ConfigError(f"{option}: must be a number, got {seconds}")
+        raise ConfigError("AGFL-CONFIG-060", f"{option}: must be a number, got {seconds}")
 
 
 def _data_lines(data: Path) -> list[str]:
@@ -228,7 +228,7 @@ def _data_lines(data: Path) -> list[str]:
 
     found = survey(data)
     if not found.rows:
-        raise NoRows(f"data: {data}: must hold at least one row, got none in {found.files} files")
+        raise NoRows("AGFL-DATA-057", f"data: {data}: must hold at least one row, got none in {found.files} files")
     return [f"{data}: {found.line}", *found.warnings]
 
 
@@ -251,7 +251,9 @@ def _member(own_keys: NodeKeys, roster: Path | None, rules: Policy, folder: Path
 
     if roster is None:
         if not rules.allow_plain:
-            raise ConfigError("--roster: required, since this owner's policy allows no plain aggregation, got none")
+            raise ConfigError(
+                "AGFL-CONFIG-061", "--roster: required, since this owner's policy allows no plain aggregation, got none"
+            )
         return None
     owners = read_roster(roster)
     log.info("roster of %d owners, in words: %s", len(owners), words_of_roster(owners))

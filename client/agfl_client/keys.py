@@ -81,7 +81,9 @@ def load(folder: Path) -> NodeKeys:
     transport, signing = folder / TRANSPORT_FILE, folder / SIGNING_FILE
     keys = NodeKeys(identity, _read_transport(transport), _read_signing(signing), _read_sampling(folder))
     if PublicIdentity.of(identity.name, keys.transport.public_key(), keys.signing.public_key()) != identity:
-        raise IdentityError(f"{public_file}: must hold the public halves of {transport} and {signing}")
+        raise IdentityError(
+            "AGFL-IDENTITY-028", f"{public_file}: must hold the public halves of {transport} and {signing}"
+        )
     return keys
 
 
@@ -99,15 +101,21 @@ def hold(folder: Path) -> Iterator[None]:
     """
     _refuse_other_folder(folder)
     check_private(folder)
-    refusal = IdentityError(f"{folder}: keys: must serve one node at a time, and one is running already")
-    needed = IdentityError(f"{folder}: keys: must lie on a file system with locks, or two nodes may answer at once")
+    refusal = IdentityError(
+        "AGFL-IDENTITY-029", f"{folder}: keys: must serve one node at a time, and one is running already"
+    )
+    needed = IdentityError(
+        "AGFL-IDENTITY-030", f"{folder}: keys: must lie on a file system with locks, or two nodes may answer at once"
+    )
     with held(folder, refusal, without=needed):
         yield
 
 
 def _refuse_other_folder(folder: Path) -> None:
     if not (folder / TRANSPORT_FILE).exists() and (hint := folder_hint(folder)):
-        raise IdentityError(f"--keys: {folder}: must be an owner's folder of agfl-client keygen{hint}")
+        raise IdentityError(
+            "AGFL-IDENTITY-031", f"--keys: {folder}: must be an owner's folder of agfl-client keygen{hint}"
+        )
 
 
 def _public_file(folder: Path) -> Path:
@@ -116,7 +124,7 @@ def _public_file(folder: Path) -> Path:
     public_files = sorted(folder.glob("*.pub"))
     if len(public_files) != 1:
         found = [path.name for path in public_files] or "none"
-        raise IdentityError(f"{folder}: must hold exactly one public file NAME.pub, got {found}")
+        raise IdentityError("AGFL-IDENTITY-032", f"{folder}: must hold exactly one public file NAME.pub, got {found}")
     return public_files[0]
 
 
@@ -127,14 +135,14 @@ def _to_pem(key: EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:
 def _read_transport(path: Path) -> EllipticCurvePrivateKey:
     key = _read_key(path)
     if not isinstance(key, EllipticCurvePrivateKey) or not isinstance(key.curve, SECP384R1):
-        raise IdentityError(f"{path}: must hold an EC P-384 private key, got {type(key).__name__}")
+        raise IdentityError("AGFL-IDENTITY-033", f"{path}: must hold an EC P-384 private key, got {type(key).__name__}")
     return key
 
 
 def _read_signing(path: Path) -> Ed25519PrivateKey:
     key = _read_key(path)
     if not isinstance(key, Ed25519PrivateKey):
-        raise IdentityError(f"{path}: must hold an Ed25519 private key, got {type(key).__name__}")
+        raise IdentityError("AGFL-IDENTITY-034", f"{path}: must hold an Ed25519 private key, got {type(key).__name__}")
     return key
 
 
@@ -144,10 +152,10 @@ def _read_sampling(folder: Path) -> OwnerRandomness:
         try:
             write_atomically(path, secrets.token_bytes(SECRET_BYTES), mode=0o600)
         except OSError as error:
-            raise IdentityError(f"{path}: cannot be written: {error.strerror}") from None
+            raise IdentityError("AGFL-IDENTITY-035", f"{path}: cannot be written: {error.strerror}") from None
     secret = read_private(path)
     if len(secret) != SECRET_BYTES:
-        raise IdentityError(f"{path}: must hold {SECRET_BYTES} bytes, got {len(secret)}")
+        raise IdentityError("AGFL-IDENTITY-036", f"{path}: must hold {SECRET_BYTES} bytes, got {len(secret)}")
     return OwnerRandomness(secret)
 
 
@@ -156,4 +164,4 @@ def _read_key(path: Path) -> object:
         return load_pem_private_key(read_private(path), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         # The library's own text is left out: it may quote what it could not read.
-        raise IdentityError(f"{path}: must hold an unencrypted PEM private key (PKCS8)") from None
+        raise IdentityError("AGFL-IDENTITY-037", f"{path}: must hold an unencrypted PEM private key (PKCS8)") from None

@@ -37,6 +37,8 @@ _MAX_FILE_BYTES = 1 << 16
 class PolicyViolation(AgflError):
     """The server asks for what this owner's policy does not permit."""
 
+    area = "POLICY"
+
 
 class Policy(Config):
     """One owner's policy; no message changes it."""
@@ -78,37 +80,45 @@ class Policy(Config):
         permitted = [k for k, width in enumerate(widths, start=1) if width <= self.max_width]
         if not permitted:
             raise PolicyViolation(
-                f"max_width: must be at least {widths[0]:g}, the run's least width, to take part; it is not"
+                "AGFL-POLICY-002",
+                f"max_width: must be at least {widths[0]:g}, the run's least width, to take part; it is not",
             )
         sizes = {k: config.narrowed_model(k).num_parameters() for k in permitted}
         fitting = [k for k, size in sizes.items() if size <= self.max_parameters]
         if not fitting:
             least = min(sizes.values())
-            raise PolicyViolation(f"max_parameters: must be at least {least}, the run's, to take part; it is not")
+            raise PolicyViolation(
+                "AGFL-POLICY-003", f"max_parameters: must be at least {least}, the run's, to take part; it is not"
+            )
         needs = {k: estimate(config, k) for k in fitting}
         in_memory = [k for k, need in needs.items() if need <= self.max_memory]
         if not in_memory:
             least = min(needs.values())
             raise PolicyViolation(
-                f"max_memory: must be at least {least} bytes, the run's by estimate, to take part; it is not"
+                "AGFL-POLICY-004",
+                f"max_memory: must be at least {least} bytes, the run's by estimate, to take part; it is not",
             )
         return in_memory[-1]
 
     def check_unasked(self) -> None:
         """Check that the owner takes part unasked; raises PolicyViolation."""
         if self.runs != "all":
-            raise PolicyViolation("runs: must be all in this owner's policy, since this node keeps no approvals")
+            raise PolicyViolation(
+                "AGFL-POLICY-005", "runs: must be all in this owner's policy, since this node keeps no approvals"
+            )
 
     def check_pairs(self, pairs: float) -> None:
         """Check that sums with and without this owner are not too many pairs yet; raises PolicyViolation."""
         if self.max_pairs is not None and pairs >= self.max_pairs:
-            raise PolicyViolation("max_pairs: this owner takes no further part in the run")
+            raise PolicyViolation("AGFL-POLICY-006", "max_pairs: this owner takes no further part in the run")
 
     def _check_kind(self, config: ClientPlan) -> None:
         if config.aggregation.type == "plain" and not self.allow_plain:
-            raise PolicyViolation("allow_plain: must be true in this owner's policy for aggregation 'plain'")
+            raise PolicyViolation(
+                "AGFL-POLICY-007", "allow_plain: must be true in this owner's policy for aggregation 'plain'"
+            )
         if self.tasks is not None and config.task.type not in self.tasks:
-            raise PolicyViolation(f"tasks: must hold {config.task.type} to take part; it does not")
+            raise PolicyViolation("AGFL-POLICY-008", f"tasks: must hold {config.task.type} to take part; it does not")
 
 
 def load_policy(path: Path) -> Policy:

@@ -42,11 +42,11 @@ class SavedModel:
         if not self.folder.exists():
             return
         if not self.folder.is_dir():
-            raise ConfigError(f"--save-model: must name a folder, got the file {self.folder}")
+            raise ConfigError("AGFL-CONFIG-067", f"--save-model: must name a folder, got the file {self.folder}")
         found = {path.name for path in self.folder.iterdir() if not path.name.startswith(".writing-")}
         if found and not (RECEIPT_FILE in found and found <= _OURS):
             rule = "must be a new or empty folder, or one with a model that this command saved"
-            raise ConfigError(f"--save-model: {self.folder}: {rule}; nothing else is replaced")
+            raise ConfigError("AGFL-CONFIG-068", f"--save-model: {self.folder}: {rule}; nothing else is replaced")
 
     @property
     def shown(self) -> tuple[str, str]:
@@ -62,9 +62,11 @@ class SavedModel:
         """
         layout = _layout(config)
         if request.model.size != layout.size:
-            raise WireError(f"model: must have {layout.size} parameters as configured, got {request.model.size}")
+            raise WireError(
+                "AGFL-WIRE-001", f"model: must have {layout.size} parameters as configured, got {request.model.size}"
+            )
         if not np.isfinite(request.model).all():
-            raise WireError("model: must be finite, got NaN or infinity")
+            raise WireError("AGFL-WIRE-002", "model: must be finite, got NaN or infinity")
         receipt = {"run": request.run_id, "round": request.round}
         widths = config.elastic.widths if config.elastic is not None else None
         try:
@@ -73,9 +75,11 @@ class SavedModel:
             weights = layout.state_dict(request.model)
             save_model(self.folder, config.model, weights, config.task, config.tokenizer, widths)
         except OSError as error:
-            raise CheckpointError(f"model: cannot be written at this owner: {error.strerror}") from None
+            raise CheckpointError(
+                "AGFL-CHECKPOINT-012", f"model: cannot be written at this owner: {error.strerror}"
+            ) from None
         except CheckpointError:
-            raise CheckpointError("model: cannot be written at this owner") from None
+            raise CheckpointError("AGFL-CHECKPOINT-013", "model: cannot be written at this owner") from None
 
 
 def _layout(config: ClientPlan) -> Layout:

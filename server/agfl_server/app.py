@@ -120,7 +120,7 @@ def _plan(
     plan = Plan.of(config.client_plan, run_id, owners, min_cohort, candidates, known, roster)
     if plan.is_by_group and len(plan.groups) < MIN_GROUPS:
         rule = f"must be {MIN_GROUPS} groups or more with group_rule {config.aggregation.group_rule}"
-        raise ConfigError(f"plan.groups: {rule}, those who joined and left made {len(plan.groups)}")
+        raise ConfigError("AGFL-CONFIG-069", f"plan.groups: {rule}, those who joined and left made {len(plan.groups)}")
     if known is not None and known.run_id == run_id and not _asks_more(plan, known, config):
         return known
     folder.write_plan(plan)
@@ -219,8 +219,9 @@ def _refuse_before_writing(config: RunConfig, folder: RunFolder, resume: bool) -
     aggregation = config.aggregation
     if aggregation.type == "secure" and aggregation.weighting == "alignment" and may_train_exactly(config.client_plan):
         raise ConfigError(
+            "AGFL-CONFIG-070",
             "aggregation.weighting: must not be alignment where owners train or evaluate on more than "
-            f"{MAX_SAMPLED_EXAMPLES} examples a round, since they refuse that"
+            f"{MAX_SAMPLED_EXAMPLES} examples a round, since they refuse that",
         )
     if config.search is not None:
         open_search(config, folder, resume=resume)
@@ -237,12 +238,12 @@ def _refuse_few_owners(config: AggregationConfig, num_owners: int | None, min_co
         return
     if num_owners < min_cohort:
         rule = f"must be at most {num_owners}, the owners that there are"
-        raise ConfigError(f"aggregation.min_cohort: {rule}, got {min_cohort}")
+        raise ConfigError("AGFL-CONFIG-071", f"aggregation.min_cohort: {rule}, got {min_cohort}")
     if config.group_rule != "mean" and num_owners // min_cohort < MIN_GROUPS:
         rule = f"must make {MIN_GROUPS} groups or more with group_rule {config.group_rule}"
         got = f"{min_cohort}, which makes {num_owners // min_cohort} of {num_owners} owners"
         hint = "a lower max_colluders, in the run and in owners' policies, makes more"
-        raise ConfigError(f"aggregation.min_cohort: {rule}, got {got} ({hint})")
+        raise ConfigError("AGFL-CONFIG-072", f"aggregation.min_cohort: {rule}, got {got} ({hint})")
 
 
 def build_aggregator(
@@ -259,7 +260,8 @@ def build_aggregator(
     aggregator, min_cohort = _aggregator_of(config, roster, observer)
     if config.cohort_size is not None and config.cohort_size < min_cohort:
         raise ConfigError(
-            f"aggregation.cohort_size: must be at least min_cohort = {min_cohort}, got {config.cohort_size}"
+            "AGFL-CONFIG-073",
+            f"aggregation.cohort_size: must be at least min_cohort = {min_cohort}, got {config.cohort_size}",
         )
     return aggregator, min_cohort
 
@@ -272,7 +274,8 @@ def _aggregator_of(
         return PlainSum(observer, min_cohort), min_cohort
     if roster is None:
         raise ConfigError(
-            "aggregation.type: secure needs a roster of signing keys, which this runtime has not; use plain"
+            "AGFL-CONFIG-074",
+            "aggregation.type: secure needs a roster of signing keys, which this runtime has not; use plain",
         )
     parameters = Parameters.of(len(roster), config.max_colluders, config.min_cohort)
     return SecureSum(observer, roster, parameters), parameters.min_cohort
@@ -294,5 +297,7 @@ def main(grid: Grid, context: Context) -> None:
     """Entry point of Flower's own runtimes (`flwr run .`): paths come from the run configuration."""
     config, output = (str(context.run_config.get(key, "")) for key in ("config", "output"))
     if not config or not output:
-        raise ConfigError("run-config: config and output must name a file and a folder, got an empty value")
+        raise ConfigError(
+            "AGFL-CONFIG-075", "run-config: config and output must name a file and a folder, got an empty value"
+        )
     run_federation(grid, load_run_config(Path(config)), Path(output))

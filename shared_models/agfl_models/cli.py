@@ -129,7 +129,9 @@ def merge(
 
     model, saved = load_model(path)
     if not isinstance(model, HuggingFaceModel):
-        raise ConfigError(f"{path}: model.family: must be huggingface to be merged, got {saved.model.family}")
+        raise ConfigError(
+            "AGFL-CONFIG-042", f"{path}: model.family: must be huggingface to be merged, got {saved.model.family}"
+        )
     model.save_merged(folder)
     typer.echo(f"wrote {folder}; load it with {auto_class(model.config)}.from_pretrained({str(folder)!r})")
 

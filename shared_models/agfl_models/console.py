@@ -16,7 +16,7 @@ import click
 import typer
 
 from agfl_models import stop_signal
-from agfl_models.errors import AgflError, ConfigError
+from agfl_models.errors import AgflError, MachineError, UsageError
 from agfl_models.version import VERSION
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
@@ -50,7 +50,8 @@ def run_app(app: Callable[[], object]) -> None:
     """Run a command; print an `AgflError`, or what the system refused, as one line and exit 2; exit 130 on a signal."""
     _open_standard_streams()
     if platform.system() == "Windows":
-        fail("Windows is not supported, since it has neither the locks nor the file modes that keys need; use WSL 2")
+        rule = "Windows is not supported, since it has neither the locks nor the file modes that keys need; use WSL 2"
+        fail(MachineError("AGFL-MACHINE-001", rule))
     if sys.argv[1:] == ["--version"] or (len(sys.argv) == 3 and sys.argv[2] == "--version"):
         print(f"agfl {VERSION}")
         return
@@ -62,9 +63,10 @@ def run_app(app: Callable[[], object]) -> None:
             app = _in_one_line(typer.main.get_command(app))
         app()
     except AgflError as error:
-        fail(str(error))
+        fail(error)
     except OSError as error:  # no permission, a full disk, a file where a folder must be
-        fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        fail(MachineError("AGFL-MACHINE-002", what))
     except KeyboardInterrupt:
         stop_signal.close()
         print("interrupted", file=sys.stderr)
@@ -81,9 +83,9 @@ def _open_standard_streams() -> None:
     os.close(number)
 
 
-def fail(message: str) -> None:
+def fail(error: AgflError) -> None:
     """Print one line on stderr, note it in the log file if there is one, and exit with code 2."""
-    line = f"error: {' '.join(message.split())}"
+    line = f"error: {' '.join(str(error).split())}"
     for handler in _log.handlers:
         handler.handle(_log.makeRecord(_log.name, logging.ERROR, "", 0, line, (), None))
     print(line, file=sys.stderr)
@@ -118,7 +120,8 @@ def _in_one_line(command: click.Command) -> Callable[[], None]:
             raise KeyboardInterrupt from None
         except click.ClickException as error:
             of = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
-            fail(f"{error.format_message().rstrip('.')}{f'; {of} -h says what it takes' if of else ''}")
+            hint = f"; {of} -h says what it takes" if of else ""
+            fail(UsageError("AGFL-USAGE-001", f"{error.format_message().rstrip('.')}{hint}"))
         if isinstance(status, int):
             sys.exit(status)
 
@@ -142,5 +145,6 @@ def _convert(
 ) -> Any:
     if isinstance(value, str) and not value.strip():
         name = "" if parameter is None else f"{parameter.opts[0]}: "
-        raise ConfigError(f"{name}must name a file or folder, got {value!r}; is a shell variable not set?")
+        rule = "must name a file or folder"
+        raise UsageError("AGFL-USAGE-002", f"{name}{rule}, got {value!r}; is a shell variable not set?")
     return convert(value, parameter, context)

@@ -95,7 +95,7 @@ def check_readable(path: Path) -> None:
         DataError: there is nothing at the path, it cannot be opened, or it is of a kind that is not read.
     """
     if not list_files(path).files:
-        raise NoRows(f"data: {path}: must hold at least one file that is not hidden, got none")
+        raise NoRows("AGFL-DATA-001", f"data: {path}: must hold at least one file that is not hidden, got none")
 
 
 def parse_columns(text: str) -> dict[str, str]:
@@ -108,7 +108,9 @@ def parse_columns(text: str) -> dict[str, str]:
     for part in filter(None, text.split(",")):
         field, separator, column = part.partition("=")
         if not separator or not field or not column or field in columns:
-            raise ConfigError(f"--columns: must be NAME=COLUMN,... (as in source=en,target=de), got {text!r}")
+            raise ConfigError(
+                "AGFL-CONFIG-012", f"--columns: must be NAME=COLUMN,... (as in source=en,target=de), got {text!r}"
+            )
         columns[field] = column
     return columns
 
@@ -132,12 +134,17 @@ def read_data(path: Path, schema: type[RowT], columns: Mapping[str, str] | None 
     listing, columns = list_files(path), columns or {}
     for field in columns:
         if field not in schema.model_fields:
-            raise DataError(f"data: columns: unknown field {field!r}{nearest(field, list(schema.model_fields))}")
+            raise DataError(
+                "AGFL-DATA-002", f"data: columns: unknown field {field!r}{nearest(field, list(schema.model_fields))}"
+            )
     survey, rows = Survey(path, listing.left_out), list[RowT]()
     for file in listing.files:
         rows += _rows_of(file, schema, columns, survey, is_document=file.path != path)
     if not rows:
-        raise NoRows(f"data: {path}: must hold at least one row with {' and '.join(_required(schema))}, got none")
+        raise NoRows(
+            "AGFL-DATA-003",
+            f"data: {path}: must hold at least one row with {' and '.join(_required(schema))}, got none",
+        )
     return rows, survey
 
 
@@ -160,8 +167,9 @@ def _rows_of(
 ) -> list[RowT]:
     if file.format is Format.TEXT and schema is not TextRow:
         raise DataError(
+            "AGFL-DATA-004",
             f"data: {file.path}: must be a {_COLUMNS} or .json file with "
-            f"{' and '.join(_required(schema))}, got {file.format.value!r}"
+            f"{' and '.join(_required(schema))}, got {file.format.value!r}",
         )
     wanted = {
         columns.get(name, name): Wanted(is_text=field.annotation is str, is_required=field.is_required())
@@ -170,7 +178,7 @@ def _rows_of(
     rows = list[RowT]()
     for i, contents in enumerate(read_file(file, wanted, is_document=is_document)):
         if columns and not contents.has_columns:
-            raise DataError(f"data: columns: can name those of {_COLUMNS} files only, got {file.path}")
+            raise DataError("AGFL-DATA-005", f"data: columns: can name those of {_COLUMNS} files only, got {file.path}")
         survey.add(file.path, contents, is_new=i == 0)
         rows += [_row(schema, file.path, place, record, columns, survey) for place, record in contents.records]
     return rows
@@ -179,18 +187,20 @@ def _rows_of(
 def _row(schema: type[RowT], path: Path, place: str, record: Any, columns: Mapping[str, str], survey: Survey) -> RowT:
     where = f"data: {path}: {place}"
     if not isinstance(record, dict):
-        raise DataError(f"{where}: must be a JSON object, got {str(record)[:40]!r}")
+        raise DataError("AGFL-DATA-006", f"{where}: must be a JSON object, got {str(record)[:40]!r}")
     content = {}
     for field, rule in schema.model_fields.items():
         column = columns.get(field, field)
         if (value := _value(record, column)) is not _MISSING:
             content[field] = value
         elif rule.is_required():
-            raise DataError(f"{where}: must have a column {column!r}, got {', '.join(map(repr, record)) or 'none'}")
+            raise DataError(
+                "AGFL-DATA-007", f"{where}: must have a column {column!r}, got {', '.join(map(repr, record)) or 'none'}"
+            )
     try:
         row = schema.model_validate(content)
     except ValidationError as error:
-        raise DataError(f"{where}: {first_problem(error, content)}") from None
+        raise DataError("AGFL-DATA-008", f"{where}: {first_problem(error, content)}") from None
     if change := row.changed(content):
         survey.changes[change] += 1
     return row

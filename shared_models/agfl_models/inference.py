@@ -167,7 +167,7 @@ def load_task(path: Path | str) -> tuple[nn.Module, AnyTask, TaskConfig]:
     torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
     model, saved = load_model(Path(path))
     if saved.task is None:
-        raise ConfigError(f"{path}: task: required to use the model, got none")
+        raise ConfigError("AGFL-CONFIG-038", f"{path}: task: required to use the model, got none")
     return model.eval(), build_task(saved.task, saved.tokenizer, saved.model), saved.task
 
 

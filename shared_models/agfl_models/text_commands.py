@@ -69,11 +69,13 @@ def answer(
     from agfl_models.inference import Answerer
 
     if context == text_io.STANDARD_INPUT and question is None:
-        raise ConfigError("QUESTION: required with --context -, since standard input holds the text, got none")
+        raise ConfigError(
+            "AGFL-CONFIG-039", "QUESTION: required with --context -, since standard input holds the text, got none"
+        )
     answerer = _open(path, "answer", Answerer)
     text = text_io.whole(context)
     if not text.strip():
-        raise DataError(f"--context: {context}: must hold text, got {text[:20]!r}")
+        raise DataError("AGFL-DATA-056", f"--context: {context}: must hold text, got {text[:20]!r}")
     cut = _CutTexts()
     for one in text_io.texts("question", question):
         cut.count(answerer.cuts(one))
@@ -153,14 +155,16 @@ def _open(path: Path, command: str, kind: type[UserT]) -> UserT:
     user, task = open_model(path)
     if task.command != command:
         fit = f"use agfl-model {task.command}"
-        raise ConfigError(f"{path}: must be a model to {command} with, got one for {task.type}; {fit}")
+        raise ConfigError(
+            "AGFL-CONFIG-040", f"{path}: must be a model to {command} with, got one for {task.type}; {fit}"
+        )
     assert isinstance(user, kind)
     return user
 
 
 def _refuse_both(name: str, argument: str | None, file: Path | None) -> None:
     if argument is not None and file is not None:
-        raise ConfigError(f"--file: must not be given beside {name}, got {file}")
+        raise ConfigError("AGFL-CONFIG-041", f"--file: must not be given beside {name}, got {file}")
 
 
 def _decoding(

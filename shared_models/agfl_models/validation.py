@@ -13,7 +13,7 @@ from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
 from agfl_models.bounded import MAX_DEPTH, MAX_SHOWN, read_at_most, shown
-from agfl_models.errors import ConfigError
+from agfl_models.errors import BrokenRule, ConfigError
 
 MAX_YAML_BYTES = 4 << 20
 _MAX_NODES = 1 << 18  # the most merges that a tokenizer can have take 200,000
@@ -32,7 +32,8 @@ class Config(BaseModel):
         if isinstance(data, dict):
             for key in data:
                 if key not in cls.model_fields:
-                    raise ValueError(f"unknown key {shown(key)}{nearest(str(key), list(cls.model_fields))}")
+                    line = f"unknown key {shown(key)}{nearest(str(key), list(cls.model_fields))}"
+                    raise BrokenRule("AGFL-CONFIG-001", line)
         return data
 
 
@@ -110,18 +111,20 @@ def read_yaml(path: Path, *, may_be_empty: bool = False, most: int = MAX_YAML_BY
     try:
         text = read_at_most(path, most)
         if text is None:
-            raise ConfigError(f"{path}: must have at most {most} bytes, has more")
+            raise ConfigError("AGFL-CONFIG-002", f"{path}: must have at most {most} bytes, has more")
         content = load_yaml(text.decode("utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
+        raise ConfigError("AGFL-CONFIG-003", f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+        raise ConfigError("AGFL-CONFIG-004", f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: malformed YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError("AGFL-CONFIG-005", f"{path}: malformed YAML: {' '.join(str(error).split())}") from None
     if content is None and may_be_empty:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: must hold a mapping of keys to values, not {type(content).__name__}")
+        raise ConfigError(
+            "AGFL-CONFIG-006", f"{path}: must hold a mapping of keys to values, not {type(content).__name__}"
+        )
     return content
 
 
@@ -150,7 +153,24 @@ def validate(schema: type[ConfigT], data: object, source: str) -> ConfigT:
         problem = error.errors()[0]
         if problem["type"] == "union_tag_not_found":
             problem["ctx"]["expected_tags"] = _tags(schema, data, problem)
-        raise ConfigError(f"{source}: {problem_line(problem, data)}") from None
+        raise broken(problem, f"{source}: {problem_line(problem, data)}") from None
+
+
+def broken(problem: Mapping[str, Any], line: str) -> ConfigError:
+    """Return the error of one of pydantic's: a rule of ours has its own code, one of pydantic's that of its kind."""
+    kind = problem["type"]
+    rule = problem.get("ctx", {}).get("error")
+    if isinstance(rule, BrokenRule):
+        return ConfigError.of(rule, line)
+    if kind == "value_error":
+        return ConfigError("AGFL-CONFIG-007", line)
+    if kind == "missing":
+        return ConfigError("AGFL-CONFIG-008", line)
+    if kind.startswith("union_tag") or kind in ("literal_error", "enum"):
+        return ConfigError("AGFL-CONFIG-009", line)
+    if kind.endswith(("_type", "_parsing", "_from_float")):
+        return ConfigError("AGFL-CONFIG-010", line)
+    return ConfigError("AGFL-CONFIG-011", line)  # a bound of a number, a length or a pattern
 
 
 def _tags(schema: type[Config], data: object, missing: Mapping[str, Any]) -> str:

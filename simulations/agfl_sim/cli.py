@@ -53,7 +53,10 @@ def simulate(
     run_config, taken = load_with_defaults(path, settings)
     if export_owners is not None:
         if output is not None or resume or (engine, device) != ("inline", "auto"):
-            raise ConfigError("--export-owners: runs nothing: --output, --resume, --engine and --device go without it")
+            raise ConfigError(
+                "AGFL-CONFIG-082",
+                "--export-owners: runs nothing: --output, --resume, --engine and --device go without it",
+            )
         found = owners_of(run_config, export_owners)
         written = found.write()
         for line in found.notes:
@@ -64,7 +67,7 @@ def simulate(
 
     check_engine(engine, "--engine")
     if resume and output is None:
-        raise ConfigError("--resume: needs --output, the folder of the run to go on with")
+        raise ConfigError("AGFL-CONFIG-084", "--resume: needs --output, the folder of the run to go on with")
     folder = output or new_folder(path.stem)
     again = [
         "agfl-simulate",
@@ -138,7 +141,9 @@ def find_config(config: str) -> Path:
         return Path(config)
     shipped = {path.stem: path for path in SHIPPED_CONFIGS.glob("*.yaml")}
     if config not in shipped:
-        raise ConfigError(f"CONFIG: no shipped configuration {config!r}{nearest(config, list(shipped))}")
+        raise ConfigError(
+            "AGFL-CONFIG-085", f"CONFIG: no shipped configuration {config!r}{nearest(config, list(shipped))}"
+        )
     return shipped[config]
 
 

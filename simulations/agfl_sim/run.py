@@ -152,7 +152,7 @@ ENGINES: dict[str, Callable[[RunConfig, Sequence[Path], str], Engine]] = {"inlin
 def check_engine(engine: str, field: str) -> None:
     """Raise ConfigError unless there is such an engine; field: what a person calls it."""
     if engine not in ENGINES:
-        raise ConfigError(f"{field}: unknown engine {engine!r}{nearest(engine, list(ENGINES))}")
+        raise ConfigError("AGFL-CONFIG-083", f"{field}: unknown engine {engine!r}{nearest(engine, list(ENGINES))}")
 
 
 def simulate(

@@ -64,7 +64,7 @@ def record_with(world: World, content: RecordDict, **changes: object) -> RecordD
 def test_attack_a_key_of_low_order_is_announced(world: World, key: str) -> None:
     hook = reply_of(wire.TRAIN, lambda content: record_with(world, content, **{key: bytes(32)}))
     result = world.secure_sum(on_reply=hook)
-    without(world, result, "public key of 'owner-001': must be a point of full order; it is not")
+    without(world, result, "public key of 'owner-001': must be a point of full order; it is not [AGFL-SECURE-006]")
 
 
 def test_attack_a_record_is_announced_under_anothers_name(world: World) -> None:
@@ -78,13 +78,17 @@ def test_attack_a_stranger_announces_keys(world: World) -> None:
     world.owners[EVIL].key = Ed25519PrivateKey.generate()
     hook = reply_of(wire.TRAIN, lambda content: record_with(world, content))
     result = world.secure_sum(on_reply=hook)
-    without(world, result, "signature: must be that of 'owner-001' over this exchange (sign/keys); it is not")
+    without(
+        world,
+        result,
+        "signature: must be that of 'owner-001' over this exchange (sign/keys); it is not [AGFL-SECURE-005]",
+    )
 
 
 def test_attack_a_smaller_c_is_announced(world: World) -> None:
     hook = reply_of(wire.TRAIN, lambda content: record_with(world, content, max_colluders=2**32 - 1))
     result = world.secure_sum(on_reply=hook)
-    without(world, result, "max_colluders: must be 1 as here, 'owner-001' has 4294967295")
+    without(world, result, "max_colluders: must be 1 as here, 'owner-001' has 4294967295 [AGFL-SECURE-008]")
 
 
 def test_attack_two_clients_announce_the_same_key(tmp_path: Path) -> None:
@@ -122,7 +126,7 @@ def test_attack_shares_that_nobody_can_open_are_dealt(world: World) -> None:
     assert failed.value.is_spent
     honest = [name for name in world.names if name != EVIL]
     for name in honest:
-        line = f"sealed shares of 'owner-001': must open for '{name}' in this exchange; they do not"
+        line = f"sealed shares of 'owner-001': must open for '{name}' in this exchange; they do not [AGFL-SECURE-007]"
         assert world.owners[name].log == [line]
 
 
@@ -133,7 +137,7 @@ def test_attack_shares_with_hashes_of_others_are_dealt(world: World) -> None:
 
     with pytest.raises(AttemptFailed, match=CONVICTED):
         world.secure_sum(on_reply=reply_of(sw.SHARE, swapped))
-    line = "shares of 'owner-001': must have the hashes that it sent; they do not"
+    line = "shares of 'owner-001': must have the hashes that it sent; they do not [AGFL-SECURE-033]"
     assert world.owners[OTHER].log == [line]
 
 
@@ -151,7 +155,9 @@ def test_attack_shares_outside_the_field_are_dealt(world: World, monkeypatch: py
     deal(world, monkeypatch, lambda shares: replace(shares, of_mask=b"\xff" * 32))
     with pytest.raises(AttemptFailed, match=CONVICTED):
         world.secure_sum()
-    assert world.owners[OTHER].log == ["shares of 'owner-001': must be below 2^256 - 189; they are not"]
+    assert world.owners[OTHER].log == [
+        "shares of 'owner-001': must be below 2^256 - 189; they are not [AGFL-SECURE-034]"
+    ]
 
 
 def accuses(dealer: str) -> Callable[[str, str, RecordDict], RecordDict | None]:
@@ -279,7 +285,7 @@ def test_attack_a_client_masks_with_keys_it_did_not_announce(world: World, monke
 def test_attack_another_u3_is_signed(world: World) -> None:
     hook = reply_of(sw.AGREE, lambda content: sw.write_agree_reply(messages.AgreeReply(ID, bytes(64))))
     result = world.secure_sum(on_reply=hook)
-    line = "signature: must be that of 'owner-001' over this exchange (sign/agreement); it is not"
+    line = "signature: must be that of 'owner-001' over this exchange (sign/agreement); it is not [AGFL-SECURE-005]"
     assert result.refused == {EVIL: line}
     assert EVIL in result.survivors  # its vector was added before, and is opened with its peers' shares
     np.testing.assert_array_equal(result.lanes, world.plain_sum(world.names))

@@ -25,7 +25,7 @@ from agfl_protocol.secagg.messages import KeyRecord
 from agfl_protocol.secagg.parameters import Parameters
 from agfl_protocol.transforms.quantization import QuantizationPlan
 
-NOT_SIGNED = r"^signature: must be that of 'owner-001' over this exchange \(sign/keys\); it is not$"
+NOT_SIGNED = r"^signature: .*AGFL-SECURE-005"
 VICTIM, PEER = "owner-000", "owner-001"
 
 
@@ -88,7 +88,7 @@ def test_attack_a_sybil_outside_the_roster_joins(world: World) -> None:
     exchange = Attempt(world)
     sybil = replace(exchange.records[PEER], name="owner-005", channel_key=new_public_key(), mask_key=new_public_key())
     sybil = resigned(world, sybil, Ed25519PrivateKey.generate())
-    line = r"^members: must be among the roster, got 'owner-005'$"
+    line = r"^members: .*got 'owner-005'.*AGFL-SECURE-032"
     refuses_members(world, exchange, {"owner-005": sybil}, line)
 
 
@@ -107,7 +107,7 @@ def test_attack_a_colluder_announces_a_peers_channel_key_as_its_own(world: World
     exchange = Attempt(world)
     copied = replace(exchange.records["owner-004"], channel_key=exchange.records[PEER].channel_key)
     signed = resigned(world, copied, world.owners["owner-004"].key)
-    line = r"^members: must announce each key once, one came twice$"
+    line = r"^members: .*AGFL-SECURE-027"
     refuses_members(world, exchange, {"owner-004": signed}, line)
 
 
@@ -115,20 +115,20 @@ def test_attack_a_colluder_announces_the_victims_mask_key_as_its_own(world: Worl
     exchange = Attempt(world)
     copied = replace(exchange.records["owner-004"], mask_key=exchange.records[VICTIM].mask_key)
     signed = resigned(world, copied, world.owners["owner-004"].key)
-    refuses_members(world, exchange, {"owner-004": signed}, r"^members: must announce each key once")
+    refuses_members(world, exchange, {"owner-004": signed}, r"^members: .*AGFL-SECURE-027")
 
 
 def test_attack_a_colluder_announces_a_smaller_c(world: World) -> None:
     exchange = Attempt(world)
     lower = resigned(world, replace(exchange.records[PEER], max_colluders=0), world.owners[PEER].key)
-    refuses_members(world, exchange, {PEER: lower}, r"^max_colluders: must be 1 as here, 'owner-001' has 0$")
+    refuses_members(world, exchange, {PEER: lower}, r"^max_colluders: .*AGFL-SECURE-008")
 
 
 @pytest.mark.parametrize("min_cohort", [0, 2, 6, 2**32 - 1])
 def test_attack_a_colluder_announces_a_min_cohort_that_no_policy_can_have(world: World, min_cohort: int) -> None:
     exchange = Attempt(world)
     other = resigned(world, replace(exchange.records[PEER], min_cohort=min_cohort), world.owners[PEER].key)
-    line = rf"^min_cohort: must be in \[3, 5\], 'owner-001' has {min_cohort}$"
+    line = rf"^min_cohort: must be in \[3, 5\], 'owner-001' has {min_cohort} \[AGFL-SECURE-009\]$"
     refuses_members(world, exchange, {PEER: other}, line)
 
 
@@ -139,7 +139,7 @@ def test_attack_a_colluder_announces_a_key_of_low_order(world: World, point: int
     exchange = Attempt(world)
     change: dict[str, Any] = {field: point.to_bytes(32, "little")}
     weak = replace(exchange.records[PEER], **change)
-    line = r"^public key of 'owner-001': must be a point of full order; it is not$"
+    line = r"^public key of 'owner-001': .*AGFL-SECURE-006"
     refuses_members(world, exchange, {PEER: resigned(world, weak, world.owners[PEER].key)}, line)
 
 
@@ -154,9 +154,7 @@ def test_attack_a_colluder_announces_a_copied_key_in_its_second_form(world: Worl
     one, two = (private.exchange(X25519PublicKey.from_public_bytes(form)) for form in (key, twin))
     assert one == two
     record = resigned(world, replace(exchange.records["owner-004"], **{field: twin}), world.owners["owner-004"].key)
-    refuses_members(
-        world, exchange, {"owner-004": record}, r"^public key of 'owner-004': u must be below 2\^255 - 19; it is not$"
-    )
+    refuses_members(world, exchange, {"owner-004": record}, r"AGFL-SECURE-006")
 
 
 NEUTRAL = bytes([1]) + bytes(31)  # y = 1
@@ -167,23 +165,21 @@ def test_attack_an_owner_whose_key_is_the_neutral_element_is_signed_for_by_every
     key = Ed25519PublicKey.from_public_bytes(NEUTRAL)
     for number in range(64):
         key.verify(NEUTRAL + bytes(32), frame(SIGN_AGREEMENT, number.to_bytes(32, "big"), VICTIM))
-    with pytest.raises(
-        IdentityError, match=r"^owners\.mallory: Ed25519 public key: must not be a point of small order"
-    ):
+    with pytest.raises(IdentityError, match=r"^owners\.mallory: Ed25519 public key: .*AGFL-IDENTITY-026"):
         SigningRoster({"alice": Ed25519PrivateKey.generate().public_key(), "mallory": key})
 
 
 def test_attack_the_victims_own_record_is_replaced(world: World) -> None:
     exchange = Attempt(world)
     own = resigned(world, replace(exchange.records[VICTIM], mask_key=new_public_key()), world.owners[VICTIM].key)
-    line = r"^members: must hold this client's own record, that of 'owner-000'$"
+    line = r"^members: .*AGFL-SECURE-024"
     refuses_members(world, exchange, {VICTIM: own}, line)
 
 
 def test_attack_the_victim_is_left_out_of_u1(world: World) -> None:
     exchange = Attempt(world)
     del exchange.records[VICTIM]
-    refuses_members(world, exchange, {}, r"^members: must hold this client's own record, that of 'owner-000'$")
+    refuses_members(world, exchange, {}, r"^members: .*AGFL-SECURE-024")
 
 
 def test_attack_members_come_twice_or_out_of_order(world: World) -> None:
@@ -191,7 +187,7 @@ def test_attack_members_come_twice_or_out_of_order(world: World) -> None:
         exchange = Attempt(world, exchange_number)
         records = list(exchange.records.values())
         request = replace(exchange.share_request(), records=tuple(records[i] for i in order))
-        with pytest.raises(ProtocolViolation, match=r"^members: must be sorted and distinct, got \['owner-00"):
+        with pytest.raises(ProtocolViolation, match=r"^members: .*got \['owner-00.*AGFL-SECURE-031"):
             world.owners[VICTIM].half.share(request)
 
 
@@ -200,7 +196,7 @@ def test_attack_a_cohort_smaller_than_the_owners_min_cohort(tmp_path: Path) -> N
     exchange = Attempt(world)
     for name in ("owner-003", "owner-004"):
         del exchange.records[name]
-    refuses_members(world, exchange, {}, r"^members: must be at least min_cohort = 4, got 3$")
+    refuses_members(world, exchange, {}, r"^members: must be at least min_cohort = 4, got 3.*AGFL-SECURE-026")
 
 
 def test_attack_a_cohort_smaller_than_another_owners_min_cohort(world: World) -> None:
@@ -208,7 +204,7 @@ def test_attack_a_cohort_smaller_than_another_owners_min_cohort(world: World) ->
     world.owners[PEER].half.member._parameters = Parameters(1, 5)
     exchange = Attempt(world)
     del exchange.records["owner-004"]
-    refuses_members(world, exchange, {}, r"^members: must be at least min_cohort = 5, got 4$")
+    refuses_members(world, exchange, {}, r"^members: must be at least min_cohort = 5, got 4.*AGFL-SECURE-026")
 
 
 def test_attack_a_cohort_of_the_victim_and_colluders_only(tmp_path: Path) -> None:
@@ -217,7 +213,7 @@ def test_attack_a_cohort_of_the_victim_and_colluders_only(tmp_path: Path) -> Non
     exchange = Attempt(world)
     for name in world.names[4:]:
         del exchange.records[name]
-    refuses_members(world, exchange, {}, r"^members: must be at least min_cohort = 5, got 4$")
+    refuses_members(world, exchange, {}, r"^members: must be at least min_cohort = 5, got 4.*AGFL-SECURE-026")
 
 
 @pytest.mark.parametrize(
@@ -228,14 +224,14 @@ def test_attack_no_configuration_lowers_what_protects_the_owner(world: World, co
     exchange = Attempt(world, requests=dict.fromkeys(world.names, lowered))
     for name in world.names[2:]:
         del exchange.records[name]
-    refuses_members(world, exchange, {}, r"^members: must be at least min_cohort = 3, got 2$")
+    refuses_members(world, exchange, {}, r"^members: must be at least min_cohort = 3, got 2.*AGFL-SECURE-026")
 
 
 def test_attack_fields_that_a_cohort_overflows(world: World) -> None:
     """More clients than the plan's max_cohort could carry from one field into the next."""
     request = round_request(max_cohort=4)
     exchange = Attempt(world, requests=dict.fromkeys(world.names, request))
-    refuses_members(world, exchange, {}, r"^members: must be at most max_cohort = 4, got 5$")
+    refuses_members(world, exchange, {}, r"^members: must be at most max_cohort = 4, got 5.*AGFL-SECURE-025")
 
 
 BASE = round_request()

@@ -27,7 +27,7 @@ def test_another_run_needs_an_approval_of_its_own(serve: Serve) -> None:
     server.sum(server.request(model_of(server)))
     for i in range(8):
         line = refusal(server, replace(server.request(model_of(server)), run_id=f"other-{i}"))
-        assert line == f"plan: this owner must approve run other-{i} first; it has not"
+        assert line == f"plan: this owner must approve run other-{i} first; it has not [AGFL-PLAN-002]"
 
 
 def test_a_plan_that_was_not_approved_is_not_served(serve: Serve) -> None:
@@ -75,7 +75,7 @@ def test_no_sum_is_over_fewer_than_an_owner_wants(serve: Serve) -> None:
     server = serve()
     assert server.parameters.min_cohort == 4
     line = refusal(server, server.request(model_of(server)), survivors=server.names[:3])
-    assert line == "survivors: must be at least 4 of 5 members, got 3"
+    assert line == "survivors: must be at least 4 of 5 members, got 3 [AGFL-SECURE-029]"
 
 
 def test_only_whom_the_plan_draws_is_asked(serve: Serve) -> None:

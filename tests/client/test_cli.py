@@ -52,13 +52,18 @@ def test_keygen_makes_keys_and_never_overwrites_them(tmp_path: Path) -> None:
     assert str(folder / "alice.pub") in first.stdout
     again = _run("keygen", "alice", "--keys", str(folder))
     assert again.returncode == 2
-    assert again.stderr == f"error: {folder}: must be a new or empty folder; nothing is overwritten\n"
+    assert (
+        again.stderr == f"error: {folder}: must be a new or empty folder; nothing is overwritten [AGFL-IDENTITY-019]\n"
+    )
 
 
 def test_a_bad_name_is_one_line(tmp_path: Path) -> None:
     result = _run("keygen", "a b", "--keys", str(tmp_path / "keys"))
     assert result.returncode == 2
-    assert result.stderr == "error: name: must match ^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$, got 'a b' (a-b would do)\n"
+    assert (
+        result.stderr
+        == "error: name: must match ^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$, got 'a b' (a-b would do) [AGFL-IDENTITY-006]\n"
+    )
 
 
 def test_sigterm_ends_a_node_that_waits_for_an_absent_server(tmp_path: Path) -> None:
@@ -89,13 +94,13 @@ def test_sigterm_ends_a_node_that_waits_for_an_absent_server(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("option", "value", "line"),
     [
-        ("--server", "nowhere", "error: --server: must be HOST:PORT, got 'nowhere'"),
-        ("--ca", "nowhere.pem", "error: --ca: nowhere.pem: no such file"),
-        ("--policy", "nowhere.yaml", "error: nowhere.yaml: no such file"),
-        ("--roster", "nowhere.yaml", "error: --roster: nowhere.yaml: no such file"),
-        ("--keys", "nowhere", "error: nowhere: no such file or directory"),
-        ("--data", "nowhere.txt", "error: data: nowhere.txt: no such file or folder"),
-        ("--max-wait", "nan", "error: --max-wait: must be a number, got nan"),
+        ("--server", "nowhere", "error: --server: must be HOST:PORT, got 'nowhere' [AGFL-TRANSPORT-003]"),
+        ("--ca", "nowhere.pem", "error: --ca: nowhere.pem: no such file [AGFL-IDENTITY-040]"),
+        ("--policy", "nowhere.yaml", "error: nowhere.yaml: no such file [AGFL-CONFIG-003]"),
+        ("--roster", "nowhere.yaml", "error: --roster: nowhere.yaml: no such file [AGFL-CONFIG-003]"),
+        ("--keys", "nowhere", "error: nowhere: no such file or directory [AGFL-IDENTITY-017]"),
+        ("--data", "nowhere.txt", "error: data: nowhere.txt: no such file or folder [AGFL-DATA-037]"),
+        ("--max-wait", "nan", "error: --max-wait: must be a number, got nan [AGFL-CONFIG-060]"),
     ],
 )
 def test_a_wrong_option_is_one_line(option: str, value: str, line: str, tmp_path: Path) -> None:
@@ -125,7 +130,7 @@ def test_without_a_roster_only_a_policy_that_allows_plain_starts(tmp_path: Path)
     result = _run("start", *place, "--data", str(tmp_path / "text.txt"))
     assert result.returncode == 2
     assert result.stderr == (
-        "error: --roster: required, since this owner's policy allows no plain aggregation, got none\n"
+        "error: --roster: required, since this owner's policy allows no plain aggregation, got none [AGFL-CONFIG-061]\n"
     )
 
 

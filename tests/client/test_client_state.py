@@ -116,7 +116,7 @@ def test_the_file_is_its_owners_alone_and_holds_two_states(tmp_path: Path) -> No
     assert path.stat().st_mode & 0o777 == 0o600
     assert set(load_file(path)) == {"3", "4"}
     path.chmod(0o640)
-    with pytest.raises(IdentityError, match=r"state-run-c{16}\.safetensors: must be closed to group and others"):
+    with pytest.raises(IdentityError, match=r"state-run-c{16}\.safetensors: .*AGFL-IDENTITY-018"):
         ClientStates(tmp_path)
 
 

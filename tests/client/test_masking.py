@@ -53,10 +53,10 @@ def test_no_other_trip_can_come_first(world: World, trip: str, stage: str) -> No
         "agree": messages.AgreeRequest(EXCHANGE, exchange.names),
         "unmask": messages.UnmaskRequest(EXCHANGE, exchange.names, (bytes(64),) * 3),
     }
-    line = rf"^trip: must follow {stage} of an exchange under way, follows Advertised$"
+    line = rf"^trip: must follow {stage} of an exchange under way, follows Advertised.*AGFL-SECURE-036"
     with pytest.raises(ProtocolViolation, match=line):
         getattr(owner.half, trip)(requests[trip])
-    with pytest.raises(ProtocolViolation, match=r"^trip: must follow Advertised .*, follows nothing$"):
+    with pytest.raises(ProtocolViolation, match=r"^trip: must follow Advertised .*, follows nothing.*AGFL-SECURE-036"):
         owner.half.share(exchange.share_request())  # the exchange is over for good
 
 
@@ -97,7 +97,7 @@ def test_the_identical_first_request_gets_the_identical_keys(world: World) -> No
     assert owner.half.announce(round_request(), owner.vector.copy()).deflate() == once.deflate()
     later = round_request(exchange=1)
     assert owner.half.announce(later, owner.vector.copy()).deflate() != once.deflate()
-    with pytest.raises(ProtocolViolation, match=r"^exchange: must come after round 1 exchange 1, got"):
+    with pytest.raises(ProtocolViolation, match=r"^exchange: .*AGFL-SECURE-013"):
         owner.half.announce(round_request(), owner.vector.copy())
 
 
@@ -109,7 +109,9 @@ def test_any_other_request_of_a_trip_that_was_answered_is_refused_and_ends_the_e
     changed = RecordDict({"config": ConfigRecord({**record.config_records["config"], "more": 0})})
     stage = {"share": "Shared", "mask": "Masked", "agree": "Agreed", "unmask": "nothing"}[trip]
     for asked, found in ((changed, stage), (record, "nothing")):
-        with pytest.raises(ProtocolViolation, match=rf"^trip: must follow \w+ of an exchange .*, follows {found}$"):
+        with pytest.raises(
+            ProtocolViolation, match=rf"^trip: must follow \w+ of an exchange .*, follows {found}.*AGFL-SECURE-036"
+        ):
             getattr(member, trip)(asked)
     assert states_of(first(world)) is None
 
@@ -119,7 +121,7 @@ def test_a_reply_is_given_again_until_it_is_old(world: World, monkeypatch: pytes
     monkeypatch.setattr(time, "monotonic", lambda: now + secure_member.KEPT_S - 60)
     member.unmask(record)
     monkeypatch.setattr(time, "monotonic", lambda: now + secure_member.KEPT_S + 60)
-    with pytest.raises(ProtocolViolation, match=r"^trip: must follow Agreed .*, follows nothing$"):
+    with pytest.raises(ProtocolViolation, match=r"^trip: must follow Agreed .*, follows nothing.*AGFL-SECURE-036"):
         member.unmask(record)
 
 
@@ -135,14 +137,14 @@ def test_the_last_trip_is_the_last(world: World) -> None:
     request = whole(world)
     first(world).half.unmask(request)
     other = replace(request, signers=request.signers[::-1])
-    with pytest.raises(ProtocolViolation, match=r"^trip: must follow Agreed .*, follows nothing$"):
+    with pytest.raises(ProtocolViolation, match=r"^trip: must follow Agreed .*, follows nothing.*AGFL-SECURE-036"):
         first(world).half.unmask(other)
 
 
 def test_a_message_of_another_attempt_ends_the_one_under_way(world: World) -> None:
     exchange = Attempt(world)
     stale = replace(exchange.share_request(), exchange=exchange_id(7))
-    line = r"^exchange: must be the one under way, run run round 1 exchange 0, got run run round 1 exchange 7$"
+    line = r"^exchange: .*got run run round 1 exchange 7.*AGFL-SECURE-037"
     with pytest.raises(ProtocolViolation, match=line):
         first(world).half.share(stale)
     assert states_of(first(world)) is None
@@ -157,10 +159,10 @@ def test_a_message_that_cannot_be_read_ends_the_attempt(world: World) -> None:
 
 def test_a_new_exchange_ends_the_one_before_and_a_refused_one_does_not(world: World) -> None:
     old, new = Attempt(world, 0), Attempt(world, 1)
-    with pytest.raises(ProtocolViolation, match=r"^exchange: must come after"):
+    with pytest.raises(ProtocolViolation, match=r"^exchange: .*AGFL-SECURE-013"):
         first(world).half.begin(round_request(exchange=0), first(world).vector.copy())
     new.share()
-    with pytest.raises(ProtocolViolation, match=r"^trip: must follow Advertised .*, follows Shared$"):
+    with pytest.raises(ProtocolViolation, match=r"^trip: must follow Advertised .*, follows Shared.*AGFL-SECURE-036"):
         first(world).half.share(old.share_request())
 
 
@@ -172,7 +174,7 @@ def test_a_state_masks_once(world: World) -> None:
     state = states_of(first(world))
     assert isinstance(state, Shared)
     masking.mask(state, request)
-    with pytest.raises(ProtocolViolation, match=r"^lanes: must be masked once; this state was used before$"):
+    with pytest.raises(ProtocolViolation, match=r"^lanes: .*AGFL-SECURE-022"):
         masking.mask(state, request)
 
 
@@ -320,9 +322,11 @@ def test_the_update_is_masked_where_it_lies(world: World) -> None:
 
 def test_a_roster_without_this_owner_is_refused(world: World, tmp_path: Path) -> None:
     one, two = (world.owners[name] for name in world.names[:2])
-    with pytest.raises(IdentityError, match=r"must hold the signing key of this node, 'owner-000'; it holds another$"):
+    with pytest.raises(IdentityError, match=r"AGFL-IDENTITY-039"):
         SecureMember(one.name, two.key, world.roster, Policy(), tmp_path)
-    with pytest.raises(IdentityError, match=r"must hold this node, 'stranger', holds owner-000, owner-001, owner-002$"):
+    with pytest.raises(
+        IdentityError, match=r"'stranger', holds owner-000, owner-001, owner-002 \[AGFL-IDENTITY-038\]$"
+    ):
         SecureMember("stranger", one.key, world.roster, Policy(), tmp_path)
 
 

@@ -197,7 +197,11 @@ def test_next_run_finds_a_workspace_of_its_own(run_config: MakeConfig, make_node
 
 BAD_REQUESTS: dict[str, tuple[Callable[[wire.RoundRequest], wire.RoundRequest], type[Exception], str]] = {
     "spaces": (lambda r: replace(r, client_plan=r.client_plan + " "), ConfigError, "must be canonical JSON"),
-    "config": (lambda r: replace(r, client_plan="{}"), ConfigError, "configuration from the server: .*: required"),
+    "config": (
+        lambda r: replace(r, client_plan="{}"),
+        ConfigError,
+        "configuration from the server: .*: .*AGFL-CONFIG-008",
+    ),
     "model": (lambda r: replace(r, model=r.model[:-1]), WireError, r"model: must have \d+ parameters"),
 }
 
@@ -412,7 +416,7 @@ def test_what_a_stock_node_s_owner_wrote_wrongly_stays_on_its_machine(
     wrong = ({"policy": str(policy)}, {"policy": str(tmp_path / "none.yaml")}, {"columns": "my-words"})
     for setting in wrong:
         reply = deliver(stock_app, record, wire.IDENTIFY, name="carol", data="x.jsonl", **setting)
-        assert reply.error.reason == "node config: this owner's policy or columns cannot be used"
+        assert reply.error.reason == "node config: this owner's policy or columns cannot be used [AGFL-CONFIG-046]"
     assert f"{policy}: uploads_per_round: Input should be greater than 0, got -1" in caplog.text
 
 
@@ -463,7 +467,7 @@ def test_a_plan_or_sum_that_this_node_cannot_protect_touches_no_text(run_config:
     plan = Plan.of(config.client_plan, "r", ("alice", "bob", "carol"), 3)
     with pytest.raises(PolicyViolation, match=r"^aggregation.type: secure needs a node that was started with"):
         node.propose(wire.ProposeRequest(plan.to_json()))
-    with pytest.raises(PlanViolation, match=r"^plan: this owner must approve run r first; it has not$"):
+    with pytest.raises(PlanViolation, match=r"^plan: .*AGFL-PLAN-002"):
         node.handle_round(request_of(config))
 
 
@@ -471,7 +475,7 @@ def test_a_plain_sum_needs_an_owner_who_takes_part_unasked_or_approves(
     run_config: MakeConfig, make_owners: Callable[..., Path]
 ) -> None:
     node = Node("alice", make_owners(1) / "owner-00.jsonl", device="cpu", policy=Policy(allow_plain=True))
-    with pytest.raises(PolicyViolation, match=r"^runs: must be all in this owner's policy"):
+    with pytest.raises(PolicyViolation, match=r"^runs: .*AGFL-POLICY-005"):
         node.handle_round(request_of(run_config()))
 
 
@@ -481,11 +485,11 @@ def test_data_of_another_task_is_refused_in_one_line(
     path = make_owners(1) / "owner-00.jsonl"
     model = "{family: encoder, vocab_size: 259, dim: 8, head: {type: span}, layers: [{type: ff}]}"
     request = request_of(run_config("task={type: question_answering}", f"model={model}"))
-    rule = rf"^data: {path}: line 1: must have a column 'context', got 'text'$"
+    rule = rf"^data: {path}: line 1: .*'context', got 'text' \[AGFL-DATA-007\]$"
     with pytest.raises(DataError, match=rule):
         Node("alice", path, device="cpu", policy=UNASKED).handle_round(request)
 
 
 def test_node_without_text_is_not_made(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="AGFL-DATA-037"):
         Node("alice", tmp_path / "none.jsonl")

@@ -40,15 +40,18 @@ def test_a_whole_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        ("tasks: [translatoin]", "tasks.0: unknown 'type' 'translatoin' \\(did you mean 'translation'\\?\\)"),
-        ("min_cohrt: 3", r"unknown key 'min_cohrt' \(did you mean 'min_cohort'\?\)"),
-        ("uploads_per_round: 0", "uploads_per_round: Input should be greater than 0, got 0"),
-        ("runs: never", "runs: Input should be 'ask', 'same_operator_and_task' or 'all', got 'never'"),
-        ("max_pairs: 0", "max_pairs: Input should be greater than 0, got 0"),
-        ("max_colluders: 0", "max_colluders: Input should be greater than 0, got 0"),
-        ("max_memory: 0", "max_memory: Input should be greater than 0, got 0"),
-        ("max_memory: much", "max_memory: could not parse value and unit from byte string, got 'much'"),
-        ("max_seconds_per_round: .inf", "max_seconds_per_round: Input should be a finite number, got inf"),
+        (
+            "tasks: [translatoin]",
+            r"tasks.0: unknown 'type' 'translatoin' \(did you mean 'translation'\?\).*AGFL-CONFIG",
+        ),
+        ("min_cohrt: 3", r"unknown key 'min_cohrt' \(did you mean 'min_cohort'\?\).*AGFL-CONFIG-001"),
+        ("uploads_per_round: 0", "uploads_per_round: .*got 0.*AGFL-CONFIG-011"),
+        ("runs: never", "runs: Input should be 'ask', 'same_operator_and_task' or 'all', got 'never'.*AGFL-CONFIG-009"),
+        ("max_pairs: 0", "max_pairs: .*got 0.*AGFL-CONFIG-011"),
+        ("max_colluders: 0", "max_colluders: .*got 0.*AGFL-CONFIG-011"),
+        ("max_memory: 0", "max_memory: .*got 0.*AGFL-CONFIG-011"),
+        ("max_memory: much", "max_memory: .*got 'much'.*AGFL-CONFIG-011"),
+        ("max_seconds_per_round: .inf", "max_seconds_per_round: .*got inf.*AGFL-CONFIG-011"),
     ],
 )
 def test_a_bad_file_is_refused_by_name(tmp_path: Path, content: str, line: str) -> None:
@@ -62,18 +65,14 @@ def test_each_key_refuses_by_its_name(run_config: Config) -> None:
     config = run_config()
     size = config.model.num_parameters()
     assert Policy(allow_plain=True, max_parameters=size).tier(config.client_plan) == 1
-    with pytest.raises(PolicyViolation, match=r"^allow_plain: must be true in this owner's policy"):
+    with pytest.raises(PolicyViolation, match=r"^allow_plain: .*AGFL-POLICY-007"):
         Policy().tier(config.client_plan)
-    rule = r"^tasks: must hold language_modeling to take part; it does not$"
+    rule = r"^tasks: must hold language_modeling to take part; it does not.*AGFL-POLICY-008"
     with pytest.raises(PolicyViolation, match=rule):
         Policy(allow_plain=True, tasks=("summarization", "translation")).tier(config.client_plan)
-    with pytest.raises(
-        PolicyViolation, match=rf"^max_parameters: must be at least {size}, the run's, to take part; it is not$"
-    ):
+    with pytest.raises(PolicyViolation, match=rf"^max_parameters: must be at least {size}, .*AGFL-POLICY-003"):
         Policy(allow_plain=True, max_parameters=99).tier(config.client_plan)
-    with pytest.raises(
-        PolicyViolation, match=r"^max_width: must be at least 1, the run's least width, to take part; it is not$"
-    ):
+    with pytest.raises(PolicyViolation, match=r"^max_width: must be at least 1, .*AGFL-POLICY-002"):
         Policy(allow_plain=True, max_width=0.5).tier(config.client_plan)
 
 
@@ -84,14 +83,16 @@ def test_an_owner_trains_as_many_rings_as_its_policy_permits(run_config: Config)
         assert Policy(allow_plain=True, max_width=max_width).tier(config.client_plan) == tier
     for max_parameters, tier in ((sizes[0], 1), (sizes[1] - 1, 1), (sizes[1], 2), (sizes[2], 3)):
         assert Policy(allow_plain=True, max_parameters=max_parameters).tier(config.client_plan) == tier
-    with pytest.raises(PolicyViolation, match=r"^max_width: must be at least 0.5, the run's least width"):
+    with pytest.raises(PolicyViolation, match=r"^max_width: .*AGFL-POLICY-002"):
         Policy(allow_plain=True, max_width=0.49).tier(config.client_plan)
-    with pytest.raises(PolicyViolation, match=rf"^max_parameters: must be at least {sizes[0]}, the run's"):
+    with pytest.raises(
+        PolicyViolation, match=rf"^max_parameters: must be at least {sizes[0]}, the run's.*AGFL-POLICY-003"
+    ):
         Policy(allow_plain=True, max_parameters=sizes[0] - 1).tier(config.client_plan)
 
 
 def test_a_policy_that_a_roster_cannot_meet_is_refused_at_the_start() -> None:
-    with pytest.raises(ConfigError, match=r"^min_cohort: must be in"):
+    with pytest.raises(ConfigError, match=r"^min_cohort: .*AGFL-CONFIG-045"):
         Policy(min_cohort=11).parameters(10)
-    with pytest.raises(ConfigError, match=r"^roster: must hold at least 3 owners for a secure sum, got 2$"):
+    with pytest.raises(ConfigError, match=r"^roster: .*got 2.*AGFL-CONFIG-043"):
         Policy().parameters(2)

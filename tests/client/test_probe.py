@@ -83,7 +83,10 @@ def test_a_person_reads_a_table_and_the_line_for_the_policy(
     assert timeless.returncode == 0, timeless.stderr
     assert "width proposed: with training.local_epochs the steps follow from the text\n" in timeless.stdout
     refused = probe("--config", str(config_file), "--data", str(data), "--max-seconds", "nan")
-    assert (refused.returncode, refused.stderr) == (2, "error: --max-seconds: must be a number, got nan\n")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "error: --max-seconds: must be a number, got nan [AGFL-CONFIG-060]\n",
+    )
     alone = probe("--config", str(config_file), "--data", str(one))
     assert (alone.returncode, "none of this data is held out to evaluate on: " in alone.stdout) == (0, True)
     for_a_machine = json.loads(probe("--config", str(config_file), "--data", str(data), "--json").stdout)

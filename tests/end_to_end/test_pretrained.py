@@ -53,4 +53,7 @@ def test_deployment_and_simulation_end_with_the_same_adapter(site: Site, tmp_pat
     missing = ("--pretrained", tmp_path / "operator")
     done = run("agfl-client", *site.client_arguments(site.owners[0], port, *missing))
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == f"error: pretrained: {tmp_path / 'operator'}: no such folder"
+    assert (
+        done.stderr.splitlines()[-1]
+        == f"error: pretrained: {tmp_path / 'operator'}: no such folder [AGFL-PRETRAINED-001]"
+    )

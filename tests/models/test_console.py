@@ -39,7 +39,7 @@ def test_windows_is_one_line_that_says_what_to_use(
     assert ended.value.code == console.EXIT_USER_ERROR
     line = capsys.readouterr().err
     assert line.startswith("error: Windows is not supported")
-    assert line.endswith("use WSL 2\n")
+    assert line.endswith("use WSL 2 [AGFL-MACHINE-001]\n")
     assert line.count("\n") == 1
 
 
@@ -66,4 +66,4 @@ def test_closed_standard_streams_are_empty_ones(tmp_path: Path, closed: str) -> 
 def test_wrong_arguments_are_one_line(arguments: list[str], line: str) -> None:
     done = run("agfl-model", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"error: {line}; agfl-model {arguments[0]} -h says what it takes\n"
+    assert done.stderr == f"error: {line}; agfl-model {arguments[0]} -h says what it takes [AGFL-USAGE-001]\n"

@@ -46,7 +46,7 @@ def place(
 def line_of(open_it: Callable[[Path], object], path: Path, kind: type[AgflError]) -> str:
     with pytest.raises(kind) as caught:
         open_it(path)
-    return str(caught.value)
+    return caught.value.sentence
 
 
 def test_each_kind_is_named_with_the_command_that_goes_on(place: Path) -> None:

@@ -372,4 +372,4 @@ def test_refusals_name_field_rule_and_value(settings: dict[str, Any], message: s
     given_settings = settings and {"max_new_tokens": 5} | settings
     with pytest.raises(ConfigError) as error:
         validate(GenerationConfig, given_settings, "generation")
-    assert str(error.value) == f"generation: {message}"
+    assert error.value.sentence == f"generation: {message}"

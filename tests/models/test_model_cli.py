@@ -71,7 +71,7 @@ def refusal(*arguments: str | Path, given: bytes = b"") -> str:
     result = CliRunner(env=ENVIRONMENT).invoke(app, [str(argument) for argument in arguments], input=given)
     assert isinstance(result.exception, AgflError), result.exception
     assert result.stdout == ""
-    return str(result.exception)
+    return result.exception.sentence
 
 
 def test_describe_shows_parts_and_totals(run_folder: Path) -> None:
@@ -205,13 +205,13 @@ def test_a_number_that_no_machine_can_use_is_one_line(run_folder: Path) -> None:
 def test_a_path_that_the_system_refuses_is_one_line(tmp_path: Path) -> None:
     result = agfl_model("generate", tmp_path / ("x" * 300))
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-    assert result.stderr.endswith("/model/config.yaml: File name too long\n")
+    assert result.stderr.endswith("/model/config.yaml: File name too long [AGFL-MACHINE-002]\n")
 
 
 def test_a_missing_model_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     result = agfl_model("translate", tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == f"error: {tmp_path}/config.yaml: no such file\n"
+    assert result.stderr == f"error: {tmp_path}/config.yaml: no such file [AGFL-CONFIG-003]\n"
 
 
 def test_a_model_without_a_task_is_described_but_not_used(tmp_path: Path) -> None:

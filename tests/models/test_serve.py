@@ -178,7 +178,9 @@ def test_what_is_local(host: str, is_local: bool) -> None:
 def test_a_port_in_use_is_named(model_folders: dict[str, Path]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        with pytest.raises(TransportError, match=f"must be a free address .* got 127.0.0.1:{port} .*in use"):
+        with pytest.raises(
+            TransportError, match=rf"must be a free address .* got 127.0.0.1:{port} .*in use.*AGFL-TRANSPORT-001"
+        ):
             AsgiServer(lambda *_: None, "127.0.0.1", port).__enter__()  # type: ignore[arg-type]
 
 

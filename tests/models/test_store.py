@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ def test_a_crash_while_writing_leaves_the_old_model(saved: Path, monkeypatch: py
 
     monkeypatch.setattr("os.fsync", crash)
     other = AutoGenModel(CONFIG, seed=2)
-    with pytest.raises(CheckpointError, match=r"model: cannot be written: No space left on device$"):
+    with pytest.raises(CheckpointError, match=r"model: .*AGFL-CHECKPOINT-005"):
         save_model(saved, other.config, other.state_dict(), TASK)
     assert (saved / "model.safetensors").read_bytes() == before
     assert sorted(os.listdir(saved)) == ["config.yaml", "model.safetensors"]
@@ -80,42 +79,45 @@ def test_a_crash_while_writing_leaves_the_old_model(saved: Path, monkeypatch: py
 
 
 def test_missing_files_are_refused(saved: Path, tmp_path: Path) -> None:
-    refuses(tmp_path / "nothing", "nothing/config.yaml: no such file")
+    refuses(tmp_path / "nothing", "nothing/config.yaml: .*AGFL-CONFIG-003")
     (saved / "model.safetensors").unlink()
-    refuses(saved, "model/model.safetensors: no such file")
+    refuses(saved, "model/model.safetensors: .*AGFL-CHECKPOINT-003")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a zip", b"\xff" * 64])
 def test_corrupt_weights_are_refused(saved: Path, content: bytes) -> None:
     (saved / "model.safetensors").write_bytes(content)
-    refuses(saved, "model/model.safetensors: corrupt: ")
+    refuses(saved, "model/model.safetensors: .*AGFL-CHECKPOINT-008")
 
 
 def test_truncated_weights_are_refused(saved: Path) -> None:
     whole = (saved / "model.safetensors").read_bytes()
     (saved / "model.safetensors").write_bytes(whole[:-1])
-    refuses(saved, "model/model.safetensors: corrupt: ")
+    refuses(saved, "model/model.safetensors: .*AGFL-CHECKPOINT-008")
 
 
 def test_corrupt_configuration_is_refused(saved: Path) -> None:
     description = yaml.safe_load((saved / "config.yaml").read_text())
     description["model"]["layers"][0]["type"] = "attenton"
     (saved / "config.yaml").write_text(yaml.safe_dump(description))
-    refuses(saved, "model/config.yaml: model.layers.0: unknown 'type' 'attenton' (did you mean 'attention'?)")
+    refuses(
+        saved,
+        r"model/config.yaml: model.layers.0: unknown 'type' 'attenton' \(did you mean 'attention'\?\).*AGFL-CONFIG-009",
+    )
     (saved / "config.yaml").write_text("model: [")
-    refuses(saved, "model/config.yaml: malformed YAML")
+    refuses(saved, "model/config.yaml: .*AGFL-CONFIG-005")
 
 
 def test_weights_of_another_model_are_refused(saved: Path) -> None:
     path = saved / "model.safetensors"
     weights = load_file(path)
     save_file({**weights, "embedding.weight": torch.zeros(2, 3)}, path)
-    refuses(saved, "model.safetensors: embedding.weight: must have shape (259, 16), got (2, 3)")
+    refuses(saved, r"model.safetensors: embedding.weight: .*got \(2, 3\).*AGFL-CHECKPOINT-011")
     save_file({**weights, "extra": torch.zeros(1)}, path)
-    refuses(saved, "model.safetensors: extra: not part of the configured model")
+    refuses(saved, "model.safetensors: extra: .*AGFL-CHECKPOINT-010")
     weights.pop("head.norm.weight")
     save_file(weights, path)
-    refuses(saved, "model.safetensors: head.norm.weight: required by the configuration but missing")
+    refuses(saved, "model.safetensors: head.norm.weight: .*AGFL-CHECKPOINT-009")
 
 
 def test_a_model_comes_back_with_its_tokenizer(tmp_path: Path) -> None:
@@ -141,31 +143,33 @@ def test_a_task_that_is_only_named_has_its_defaults(saved: Path) -> None:
 
 def test_a_task_that_the_model_cannot_do_is_refused(saved: Path) -> None:
     model, config = load_model(saved)
-    with pytest.raises(ConfigError, match=r"model\.family must be encoder_decoder for task translation, got decoder$"):
+    with pytest.raises(ConfigError, match=r"model\.family must be encoder_decoder for task translation, got decoder"):
         save_model(saved, config.model, model.state_dict(), TranslationConfig(type="translation"))
 
 
 def test_a_tokenizer_that_is_not_the_models_is_refused(saved: Path) -> None:
     model, config = load_model(saved)
     other = BPETokenizerConfig(type="bpe", vocab_size=300, merges=((32, 97),))
-    with pytest.raises(ConfigError, match=r"model\.vocab_size: must be 300 as tokenizer\.vocab_size, got 259$"):
+    with pytest.raises(
+        ConfigError, match=r"model\.vocab_size: must be 300 as tokenizer\.vocab_size, got 259.*AGFL-CONFIG-014"
+    ):
         save_model(saved, config.model, model.state_dict(), TASK, other)
     description = yaml.safe_load((saved / "config.yaml").read_text())
     for tokenizer, line in [
-        ({"type": "bpe", "vocab_size": 300, "merges": []}, "model.vocab_size: must be 300 as tokenizer.vocab_size, "),
-        ({"type": "bpe", "vocab_size": 300, "merges": [[1, 300]]}, "tokenizer: merges.0: must join two earlier tokens"),
-        ({"type": "word"}, "tokenizer: unknown 'type' 'word' (known: bpe, bytes, huggingface)"),
+        ({"type": "bpe", "vocab_size": 300, "merges": []}, "model.vocab_size: .*AGFL-CONFIG-014"),
+        ({"type": "bpe", "vocab_size": 300, "merges": [[1, 300]]}, "tokenizer: merges.0: .*AGFL-CONFIG-020"),
+        ({"type": "word"}, "tokenizer: unknown 'type' 'word' .*AGFL-CONFIG-009"),
     ]:
         (saved / "config.yaml").write_text(yaml.safe_dump({**description, "tokenizer": tokenizer}))
         refuses(saved, f"model/config.yaml: {line}")
     description["model"]["vocab_size"] = 300
     description["tokenizer"] = {"type": "bpe", "vocab_size": 300}
     (saved / "config.yaml").write_text(yaml.safe_dump(description))
-    refuses(saved, "model/config.yaml: tokenizer.merges: required beside weights, got none")
+    refuses(saved, "model/config.yaml: tokenizer.merges: .*AGFL-CONFIG-015")
 
 
 def refuses(path: Path, message: str) -> None:
-    with pytest.raises(CheckpointError, match=re.escape(message)) as caught:
+    with pytest.raises(CheckpointError, match=message) as caught:
         load_model(path)
     assert "\n" not in str(caught.value)
 
@@ -174,7 +178,10 @@ def test_a_model_that_another_version_wrote_is_named_as_such(saved: Path) -> Non
     content = yaml.safe_load((saved / "config.yaml").read_text())
     assert content["version"] == VERSION
     (saved / "config.yaml").write_text(yaml.safe_dump({**content, "version": "9.8", "shiny": 1}))
-    with pytest.raises(CheckpointError, match=rf"shiny.*; it was written by agfl 9\.8, and this is version {VERSION}$"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"shiny.*; it was written by agfl 9\.8, and this is version {VERSION} \[AGFL-CONFIG-001\]$",
+    ):
         load_model(saved)
     (saved / "config.yaml").write_text(yaml.safe_dump({**content, "version": "9.8"}))
     load_model(saved)

@@ -68,7 +68,7 @@ def refusal(path: Path, schema: type[Row] = TextRow, columns: Mapping[str, str] 
     with pytest.raises(DataError) as error:
         read_rows(path, schema, columns)
     assert "\n" not in str(error.value)
-    return str(error.value).replace(f"data: {path}: ", "")
+    return error.value.sentence.replace(f"data: {path}: ", "")
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -273,7 +273,7 @@ def test_without_the_extra_a_table_is_one_line_and_text_is_read(
     with pytest.raises(DataError) as before:
         check_readable(path)
     line = "needs the extra `data` (pip install 'agfl[data]'): import of pyarrow halted; None in sys.modules"
-    assert refusal(path) == str(before.value).replace(f"data: {path}: ", "") == line
+    assert refusal(path) == before.value.sentence.replace(f"data: {path}: ", "") == line
     assert read_rows(write_jsonl(tmp_path, [{"text": "a"}]), TextRow)
 
 

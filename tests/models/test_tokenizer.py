@@ -165,10 +165,10 @@ DOUBLING = [(97, 97), *((259 + i, 259 + i) for i in range(40))]  # the last one 
 def test_merges_that_make_no_vocabulary_are_refused_by_name(merges: list[Pair], line: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Tokenizer(merges)
-    assert str(caught.value) == line
+    assert caught.value.sentence == line
     with pytest.raises(ConfigError) as caught:
         read({"type": "bpe", "vocab_size": 1000, "merges": merges})
-    assert str(caught.value) == f"run.yaml: tokenizer: {line}"
+    assert caught.value.sentence == f"run.yaml: tokenizer: {line}"
 
 
 class Holder(Config):
@@ -205,14 +205,14 @@ def read(tokenizer: dict[str, Any]) -> TokenizerConfig:
 def test_a_bad_configuration_is_one_line(tokenizer: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read(tokenizer)
-    assert str(caught.value) == f"run.yaml: {line}"
+    assert caught.value.sentence == f"run.yaml: {line}"
 
 
 def test_a_configuration_says_whether_it_can_encode() -> None:
     assert BytesTokenizerConfig().build().encode("ab") == [97, 98]
     untrained = BPETokenizerConfig(type="bpe", vocab_size=300)
     assert (untrained.is_trained, untrained.max_merges, untrained.merges_per_round) == (False, 41, 16)
-    with pytest.raises(ConfigError, match=r"^tokenizer\.merges: required to encode text, got none"):
+    with pytest.raises(ConfigError, match=r"^tokenizer\.merges: .*AGFL-CONFIG-019"):
         untrained.build()
     trained = untrained.model_copy(update={"merges": ((97, 98),)})
     assert trained.is_trained

@@ -102,16 +102,16 @@ def test_case_and_spaces_do_not_matter(fingerprint: bytes, change: Callable[[str
 @pytest.mark.parametrize(
     ("expected", "rule"),
     [
-        ("", "must be 24 words, got 0"),
-        (OWN.rsplit(" ", 1)[0], "must be 24 words, got 23"),
-        (f"{OWN} art", "must be 24 words, got 25"),
-        (OWN.replace("art", "arts"), "word 24: must be a word of the BIP-39 list, got 'arts'"),
-        (OWN.replace("art", "zoo"), "must be words that fit together; one was misread, so read them all again"),
-        (" ".join(OTHER.split()[::-1]), "must be words that fit together; one was misread, so read them all again"),
+        ("", "got 0 [AGFL-IDENTITY-003]"),
+        (OWN.rsplit(" ", 1)[0], "got 23 [AGFL-IDENTITY-003]"),
+        (f"{OWN} art", "got 25 [AGFL-IDENTITY-003]"),
+        (OWN.replace("art", "arts"), "got 'arts' [AGFL-IDENTITY-004]"),
+        (OWN.replace("art", "zoo"), "[AGFL-IDENTITY-005]"),
+        (" ".join(OTHER.split()[::-1]), "[AGFL-IDENTITY-005]"),
     ],
 )
 def test_words_of_nothing_are_no_fingerprint(expected: str, rule: str) -> None:
-    with pytest.raises(IdentityError, match=f"^--expect: {re.escape(rule)}$"):
+    with pytest.raises(IdentityError, match=f"^--expect: .*{re.escape(rule)}$"):
         difference(OWN, expected)
 
 

@@ -218,7 +218,7 @@ def test_steps_that_the_pull_to_the_global_model_turns_back_are_not_averaged(
 ) -> None:
     rule = (
         r"training\.optimizer\.lr \* training\.proximal_mu must be below 2 \(1 - training\.optimizer\.momentum\) "
-        rf"= {bound} with aggregation\.averaging normalized, got {got}$"
+        rf"= {bound} with aggregation\.averaging normalized, got {got} \[AGFL-CONFIG"
     )
     overrides = (f"training={training}", "aggregation.max_weight=100")
     with pytest.raises(ConfigError, match=rule):

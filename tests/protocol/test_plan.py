@@ -111,7 +111,10 @@ def test_a_plan_shows_the_owner_the_search(run_config: MakeConfig) -> None:
         (lambda c: c | {"extra": 1}, r"^plan: unknown key 'extra'"),
         (lambda c: {k: v for k, v in c.items() if k != "groups"}, r"^plan: must be canonical JSON"),
         (lambda c: c | {"config": {}}, r"^plan: config: "),
-        (lambda c: c | {"config": c["config"] | {"num_rounds": 0}}, r"^plan: config: num_rounds: .* got 0$"),
+        (
+            lambda c: c | {"config": c["config"] | {"num_rounds": 0}},
+            r"^plan: config: num_rounds: .* got 0 .AGFL-CONFIG-011",
+        ),
         (lambda c: c | {"config": c["config"] | {"num_rounds": 3.0}}, r"^plan: config: must have every field"),
         (lambda c: c | {"config": c["config"] | {"baselines": True}}, r"^plan: config: unknown key 'baselines'"),
         (lambda c: c | {"candidates": [c["config"]["model"]] * 17}, r"^plan: candidates: must be at most 16, got 17"),

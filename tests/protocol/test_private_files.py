@@ -42,7 +42,7 @@ def test_an_empty_folder_is_taken_and_a_full_one_refused(tmp_path: Path) -> None
     with new_folder(folder) as new:
         write_private(new / "secret", b"first")
     check_private(folder)
-    with pytest.raises(IdentityError, match="must be a new or empty folder"), new_folder(folder) as new:
+    with pytest.raises(IdentityError, match="AGFL-IDENTITY-019"), new_folder(folder) as new:
         write_private(new / "secret", b"second")
     assert read_private(folder / "secret") == b"first"
     assert [path.name for path in tmp_path.iterdir()] == ["keys"]
@@ -58,12 +58,14 @@ def test_a_file_is_not_overwritten(tmp_path: Path) -> None:
 def test_a_mode_that_grants_others_anything_is_refused(mode: int, tmp_path: Path) -> None:
     write_private(tmp_path / "secret", b"1234")
     (tmp_path / "secret").chmod(mode)
-    with pytest.raises(IdentityError, match=f"must be closed to group and others.*got mode {mode:04o}"):
+    with pytest.raises(
+        IdentityError, match=rf"must be closed to group and others.*got mode {mode:04o}.*AGFL-IDENTITY-018"
+    ):
         read_private(tmp_path / "secret")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(IdentityError, match="secret: no such file"):
+    with pytest.raises(IdentityError, match=r"secret: .*AGFL-IDENTITY-017"):
         read_private(tmp_path / "secret")
 
 
@@ -78,5 +80,5 @@ def test_a_mount_point_is_filled_in_place(tmp_path: Path, monkeypatch: pytest.Mo
     assert sorted(path.name for path in volume.iterdir()) == ["lost+found", "secret"]
     check_private(volume)
     assert read_private(volume / "secret") == b"s"
-    with pytest.raises(IdentityError, match="must be a new or empty folder; nothing is over"), new_folder(volume):
+    with pytest.raises(IdentityError, match="AGFL-IDENTITY-019"), new_folder(volume):
         pass

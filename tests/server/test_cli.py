@@ -126,7 +126,7 @@ def test_roster_replaces_a_roster_and_nothing_else(tmp_path: Path) -> None:
     folder, roster, notes = tmp_path / "federation", tmp_path / "roster.yaml", tmp_path / "notes.yaml"
     assert _run("init", str(folder)).returncode == 0
     empty = _run("roster", str(roster), "--federation", str(folder))
-    assert empty.stderr == "error: roster: must hold at least one owner, no node is admitted yet\n"
+    assert empty.stderr == "error: roster: must hold at least one owner, no node is admitted yet [AGFL-IDENTITY-021]\n"
     assert not roster.exists()
     for number, name in enumerate(("alice", "bob"), start=1):
         _run("add-node", name, str(keys.generate(name, tmp_path / name)), "--federation", str(folder))
@@ -146,5 +146,6 @@ def test_roster_replaces_a_roster_and_nothing_else(tmp_path: Path) -> None:
 
 def test_errors_are_one_line(tmp_path: Path) -> None:
     result = _run("start", "--federation", str(tmp_path / "nowhere"))
-    expected = f"error: {tmp_path / 'nowhere'}: must be a federation folder made by `agfl-server init`, got none\n"
+    line = "must be a federation folder made by `agfl-server init`, got none [AGFL-IDENTITY-059]"
+    expected = f"error: {tmp_path / 'nowhere'}: {line}\n"
     assert (result.returncode, result.stderr) == (2, expected)

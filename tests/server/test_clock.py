@@ -50,7 +50,8 @@ def test_a_clock_past_it_is_refused_and_told_by_how_much(
     with site.superlink() as server, pytest.raises(IdentityError) as refusal:
         run_node(f"127.0.0.1:{server.port}", site.ca, key, ClientApp(), stop=stop, finished=lambda: False, max_wait_s=5)
     found = re.fullmatch(
-        rf"clock: must be within 300 s of the server's, but is (\d+) s {direction} it", str(refusal.value)
+        rf"clock: must be within 300 s of the server's, but is (\d+) s {direction} it \[AGFL-IDENTITY-046\]",
+        str(refusal.value),
     )
     assert found is not None, str(refusal.value)
     assert int(found[1]) == pytest.approx(400, abs=3)

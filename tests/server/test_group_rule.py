@@ -243,6 +243,8 @@ def test_what_has_no_groups_is_refused(run_config: Make, overrides: tuple[str, .
 def test_too_few_groups_are_refused_before_anything_is_written(
     run_config: Make, make_owners: MakeOwners, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"min_cohort: must make 3 groups or more .* got 4, which makes 2 of 11"):
+    with pytest.raises(
+        ConfigError, match=r"min_cohort: must make 3 groups or more .* got 4, which makes 2 of 11.*AGFL-CONFIG-072"
+    ):
         start(run_config(*BY_GROUPS), sorted(make_owners(11).iterdir()), tmp_path / "run")
     assert not (tmp_path / "run" / "plan.json").exists()

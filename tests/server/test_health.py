@@ -27,7 +27,9 @@ def test_a_running_server_is_serving_and_a_stopped_one_is_gone() -> None:
 def test_a_port_in_use_is_named() -> None:
     with (
         health_service(0) as port,
-        pytest.raises(TransportError, match=f"health port: .* must be free to listen on, got {port}"),
+        pytest.raises(
+            TransportError, match=rf"health port: .* must be free to listen on, got {port}.*AGFL-TRANSPORT-008"
+        ),
         health_service(port),
     ):
         pass

@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 def test_a_port_in_use_is_named(site: Site) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        with pytest.raises(TransportError, match=f"must be a free address .* got 127.0.0.1:{port} .*in use"):
+        with pytest.raises(
+            TransportError, match=rf"must be a free address .* got 127.0.0.1:{port} .*in use.*AGFL-TRANSPORT-001"
+        ):
             site.superlink(port).__enter__()
 
 
 def test_a_host_of_another_machine_is_named(site: Site) -> None:
     found = site.federation
     server = type(site.superlink())(found.nodes, certificate=found.certificate, key=found.key, host="192.0.2.1")
-    with pytest.raises(TransportError, match=r"host and port: .* got 192\.0\.2\.1:8443"):
+    with pytest.raises(TransportError, match=r"host and port: .* got 192\.0\.2\.1:8443.*AGFL-TRANSPORT-001"):
         server.__enter__()
 
 
@@ -34,7 +36,7 @@ def test_a_host_of_another_machine_is_named(site: Site) -> None:
 def test_a_missing_certificate_or_key_is_named(name: str, site: Site) -> None:
     server = site.superlink()
     (site.root / "federation" / name).unlink()
-    with pytest.raises(IdentityError, match=rf"{name}: no such file"):
+    with pytest.raises(IdentityError, match=rf"{name}: .*AGFL-IDENTITY-061"):
         server.__enter__()
 
 
@@ -42,7 +44,9 @@ def test_a_missing_certificate_or_key_is_named(name: str, site: Site) -> None:
 def test_a_malformed_certificate_or_key_is_named(name: str, site: Site) -> None:
     server = site.superlink()
     (site.root / "federation" / name).write_text("hello")
-    with pytest.raises(IdentityError, match=r"server\.pem: must be a PEM certificate that fits .*server\.key"):
+    with pytest.raises(
+        IdentityError, match=r"server\.pem: must be a PEM certificate that fits .*server\.key.*AGFL-IDENTITY-062"
+    ):
         server.__enter__()
 
 
@@ -51,7 +55,7 @@ def test_a_key_of_another_certificate_is_named(site: Site, tmp_path: Path) -> No
     server = site.superlink()
     other = (tmp_path / "other" / "server.key").read_bytes()
     (site.root / "federation" / "server.key").write_bytes(other)
-    with pytest.raises(IdentityError, match=r"server\.pem: must be a PEM certificate that fits"):
+    with pytest.raises(IdentityError, match=r"server\.pem: .*AGFL-IDENTITY-062"):
         server.__enter__()
 
 

@@ -89,9 +89,9 @@ def test_a_node_that_is_removed_is_in_no_roster(folder: Path) -> None:
     assert [node.name for node in nodes] == ["alice", "carol"]
     assert words_of_roster(roster_of(nodes)) != before
     for name in ("bob", "../server", "carl"):
-        with pytest.raises(IdentityError, match=r"^name: must be a node of .*: alice, carol; got "):
+        with pytest.raises(IdentityError, match=r"^name: must be a node of .*: alice, carol; got .*AGFL-IDENTITY-056"):
             run("remove-node", name, "--federation", folder)
-    with pytest.raises(IdentityError, match=r"did you mean 'carol'\?"):
+    with pytest.raises(IdentityError, match=r"AGFL-IDENTITY-056"):
         run("remove-node", "carl", "--federation", folder)
     assert (folder / "server.key").exists()
 
@@ -119,7 +119,9 @@ def test_a_new_certificate_is_by_the_same_authority_for_the_same_key(folder: Pat
 def test_another_authority_gives_no_certificate(folder: Path, tmp_path: Path) -> None:
     before = (folder / "server.pem").read_bytes()
     federation_folder.init(tmp_path / "other", "", [])
-    with pytest.raises(IdentityError, match=r"^--ca: .*: must be the authority of .*/ca\.pem; it is another$"):
+    with pytest.raises(
+        IdentityError, match=r"^--ca: .*: must be the authority of .*/ca\.pem; it is another.*AGFL-IDENTITY-058"
+    ):
         run("renew", "--federation", folder, "--host", "x.org", "--ca", tmp_path / "other-ca")
     with pytest.raises(IdentityError, match=r"must hold ca\.pem|no such file|ca\.key"):
         run("renew", "--federation", folder, "--host", "x.org", "--ca", tmp_path / "nowhere")
@@ -136,7 +138,7 @@ def test_who_is_not_admitted_is_logged_by_the_name_it_gives_and_its_key(
     shown = short_id(key_id(transport.public_key()))
     with site.superlink() as server:
         for name in ("mallory", "m x", ""):
-            with pytest.raises(IdentityError, match=f"does not admit this key \\({shown}\\)"):
+            with pytest.raises(IdentityError, match=f"does not admit this key \\({shown}\\).*AGFL-IDENTITY-045"):
                 run_node(
                     f"127.0.0.1:{server.port}",
                     site.ca,

@@ -46,7 +46,7 @@ def test_two_machines_with_one_owners_keys_are_named_on_both_sides(
             assert older.stderr is not None
             said = older.stderr.read().splitlines()
             line = "keys: must serve one node at a time, but another one with the same keys came after this one, from"
-            assert said[-1] == f"error: {line} 127.0.0.1"
+            assert said[-1] == f"error: {line} 127.0.0.1 [AGFL-IDENTITY-044]"
             site.wait_until(lambda: connected(server) == ["alice"])
             reply = echo(site, server)
             assert reply.has_content()

@@ -58,7 +58,8 @@ def test_existing_run_is_refused_and_untouched(tmp_path: Path, run_config: MakeC
     folder, _, _ = written(tmp_path / "run", run_config(), 2)
     before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
     with pytest.raises(
-        ConfigError, match=rf"^{folder.path}: must be a folder without a run; .*--resume, or move it away$"
+        ConfigError,
+        match=rf"^{folder.path}: must be a folder without a run; .*--resume, or move it away.*AGFL-CONFIG-078",
     ):
         folder.begin(run_config("seed=9"))
     assert before == {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
@@ -66,7 +67,7 @@ def test_existing_run_is_refused_and_untouched(tmp_path: Path, run_config: MakeC
 
 def test_folder_that_cannot_be_written_is_named(tmp_path: Path, run_config: MakeConfig) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=rf"^{tmp_path / 'file' / 'run'}: cannot be written: "):
+    with pytest.raises(ConfigError, match=rf"^{tmp_path / 'file' / 'run'}: .*AGFL-CONFIG-081"):
         RunFolder(tmp_path / "file" / "run").begin(run_config())
 
 
@@ -108,7 +109,8 @@ def test_another_run_is_not_resumed_and_nothing_changes(tmp_path: Path, run_conf
     folder, _, _ = written(tmp_path / "run", run_config(), 2)
     before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
     with pytest.raises(
-        CheckpointError, match=f"belongs to a run with another configuration: {override.partition('=')[0]} was "
+        CheckpointError,
+        match=rf"belongs to a run with another configuration: {override.partition('=')[0]} was .*AGFL-CHECKPOINT-016",
     ):
         folder.resume(run_config(override))
     assert before == {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
@@ -122,14 +124,16 @@ def test_folder_without_a_run_is_not_resumed(tmp_path: Path, run_config: MakeCon
 def test_run_without_metrics_is_one_line(tmp_path: Path, run_config: MakeConfig) -> None:
     folder, _, _ = written(tmp_path / "run", run_config(), 2)
     folder.metrics.unlink()
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl"):
+    with pytest.raises(CheckpointError, match=r"AGFL-CHECKPOINT-003"):
         folder.resume(run_config())
 
 
 def test_rows_without_a_round_are_one_line(tmp_path: Path, run_config: MakeConfig) -> None:
     folder, _, _ = written(tmp_path / "run", run_config(), 2)
     folder.metrics.write_text('{"loss": 1}\n')
-    with pytest.raises(CheckpointError, match=rf"^metrics: {folder.metrics}: each row must say its round"):
+    with pytest.raises(
+        CheckpointError, match=rf"^metrics: {folder.metrics}: each row must say its round.*AGFL-CHECKPOINT-018"
+    ):
         folder.resume(run_config())
 
 
@@ -148,7 +152,7 @@ def test_rows_that_cannot_be_written_are_one_line(tmp_path: Path, run_config: Ma
     folder, _, states = written(tmp_path / "run", run_config(), 1)
     shutil.move(folder.metrics, tmp_path / "kept")
     folder.metrics.mkdir()
-    with pytest.raises(CheckpointError, match=r"^metrics: .*metrics\.jsonl: cannot be written: "):
+    with pytest.raises(CheckpointError, match=r"^metrics: .*metrics\.jsonl: .*AGFL-CHECKPOINT-005"):
         folder.save(run_config(), states[1], [states[1].row])
     folder.metrics.rmdir()
     shutil.move(tmp_path / "kept", folder.metrics)
@@ -179,7 +183,7 @@ def test_a_folder_of_something_else_is_refused_and_untouched(tmp_path: Path, run
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
     taken = name.partition("/")[0]
-    line = rf"^{tmp_path}/out: must be a folder for this run alone, holds a {taken} that no run of ours wrote$"
+    line = rf"^{tmp_path}/out: .* holds a {taken} .*AGFL-CONFIG-079"
     with pytest.raises(ConfigError, match=line):
         RunFolder(tmp_path / "out").begin(run_config())
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [mine]
@@ -195,7 +199,7 @@ def test_other_files_beside_a_run_stay(tmp_path: Path, run_config: MakeConfig) -
 
 def test_a_file_is_no_folder(tmp_path: Path, run_config: MakeConfig) -> None:
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(ConfigError, match=rf"^{tmp_path / 'run'}: must be a folder, is a file$"):
+    with pytest.raises(ConfigError, match=rf"^{tmp_path / 'run'}: .*AGFL-CONFIG-077"):
         RunFolder(tmp_path / "run").begin(run_config())
 
 

@@ -78,5 +78,5 @@ def test_run_without_a_search_has_no_section(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("race", [[1], {}, {"candidates": 3}])
 def test_files_that_no_search_wrote_are_refused(tmp_path: Path, race: object) -> None:
-    with pytest.raises(DataError, match="must hold the files of a search"):
+    with pytest.raises(DataError, match="AGFL-DATA-065"):
         search_section(write(tmp_path, race))

@@ -177,7 +177,7 @@ def test_an_owner_with_another_c_is_refused_by_name(tmp_path: Path) -> None:
     world = World.of(5, tmp_path)
     world.owners["owner-004"].half.member._parameters = Parameters(2, 4)
     result = world.secure_sum()
-    assert result.refused == {"owner-004": "max_colluders: must be 1 as here, 'owner-004' has 2"}
+    assert result.refused == {"owner-004": "max_colluders: must be 1 as here, 'owner-004' has 2 [AGFL-SECURE-008]"}
 
 
 def test_an_owner_outside_the_servers_roster_is_refused_by_name(tmp_path: Path, world: World) -> None:
@@ -185,7 +185,7 @@ def test_an_owner_outside_the_servers_roster_is_refused_by_name(tmp_path: Path, 
     stranger = World.of(6, tmp_path / "other").owners["owner-005"]
     world.owners["owner-005"] = stranger
     result = world.secure_sum()
-    assert result.refused == {"owner-005": "roster: must hold every member, got 'owner-005'"}
+    assert result.refused == {"owner-005": "roster: must hold every member, got 'owner-005' [AGFL-SECURE-004]"}
     assert result.survivors == tuple(world.names[:5])
 
 

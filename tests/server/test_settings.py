@@ -37,7 +37,7 @@ def test_what_was_set_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_settings(tmp_path / "new") == settings
     for text in ("", "[]", '{"set": 1}', "\x00"):
         (tmp_path / SETTINGS_FILE).write_text(text)
-        with pytest.raises(CheckpointError, match="must hold what was set at the start; it is damaged"):
+        with pytest.raises(CheckpointError, match="AGFL-CHECKPOINT-019"):
             read_settings(tmp_path)
 
 

@@ -92,7 +92,7 @@ def test_a_malformed_file_is_one_line_that_names_it(tmp_path: Path, content: str
 def test_an_entry_needs_a_time_zone(tmp_path: Path) -> None:
     content = sitting(1.0).model_dump(mode="json") | {"started": "2026-03-01T10:00:00"}
     (tmp_path / SITTINGS_FILE).write_text(json.dumps({"sittings": [content]}))
-    with pytest.raises(CheckpointError, match="timezone"):
+    with pytest.raises(CheckpointError, match="AGFL-CONFIG-011"):
         read_sittings(tmp_path)
 
 

@@ -468,7 +468,7 @@ def test_a_run_that_was_killed_while_it_learned_can_also_be_started_anew(
         run_federation(open_grid(owners), config, tmp_path / "run", observer=Interrupter(merges=8))
     run_federation(open_grid(owners), config, tmp_path / "run")
     assert learned(tmp_path / "run") == central(config, owners.iterdir(), 8)
-    with pytest.raises(ConfigError, match="must be a folder without a run"):
+    with pytest.raises(ConfigError, match="AGFL-CONFIG-078"):
         run_federation(open_grid(owners), config, tmp_path / "run")
 
 
@@ -480,9 +480,11 @@ def test_a_run_is_resumed_with_the_merges_of_its_folder_only_if_it_is_the_same_r
     before = everything(tmp_path / "run")
     others = [(*bpe(8), "seed=9"), bpe(7), bpe(8, 280), ("model.vocab_size=259",)]
     for overrides in others:
-        with pytest.raises(CheckpointError, match=r"belongs to a run with another configuration: [a-z_.]+ was "):
+        with pytest.raises(
+            CheckpointError, match=r"belongs to a run with another configuration: [a-z_.]+ was .*AGFL-CHECKPOINT-016"
+        ):
             run_federation(grid, run_config(*overrides), tmp_path / "run", resume=True)
-    with pytest.raises(CheckpointError, match=r"^--resume: .*none/config\.yaml: no such file$"):
+    with pytest.raises(CheckpointError, match=r"^--resume: .*none/config\.yaml: .*AGFL-CONFIG-003"):
         run_federation(grid, config, tmp_path / "none", resume=True)
     assert not (tmp_path / "none").exists()
     assert everything(tmp_path / "run") == before

@@ -108,14 +108,17 @@ def test_without_arguments_the_shipped_run_goes_to_a_folder_of_its_own(tmp_path:
 
 TO_NEW = ["small.yaml", "--output", "new"]
 REFUSALS: list[tuple[list[str], str]] = [
-    (["langauge_modeling"], "CONFIG: no shipped configuration 'langauge_modeling' (did you mean 'language_modeling'?)"),
-    (["none.yaml"], "none.yaml: no such file"),
-    ([*TO_NEW, "--set", "modell.dim=3"], "--set: unknown key 'modell' (did you mean 'model'?)"),
-    ([*TO_NEW, "--set", "num_rounds=0"], "--set: num_rounds: Input should be greater than 0, got 0"),
+    (
+        ["langauge_modeling"],
+        "CONFIG: no shipped configuration 'langauge_modeling' (did you mean 'language_modeling'?) [AGFL-CONFIG-085]",
+    ),
+    (["none.yaml"], "none.yaml: no such file [AGFL-CONFIG-003]"),
+    ([*TO_NEW, "--set", "modell.dim=3"], "--set: unknown key 'modell' (did you mean 'model'?) [AGFL-CONFIG-001]"),
+    ([*TO_NEW, "--set", "num_rounds=0"], "--set: num_rounds: Input should be greater than 0, got 0 [AGFL-CONFIG-011]"),
     ([*TO_NEW, "--set", "seed"], "--set: must be KEY=VALUE (as in training.local_steps=5), got 'seed'"),
-    ([*TO_NEW, "--engine", "inlin"], "--engine: unknown engine 'inlin' (did you mean 'inline'?)"),
+    ([*TO_NEW, "--engine", "inlin"], "--engine: unknown engine 'inlin' (did you mean 'inline'?) [AGFL-CONFIG-083]"),
     (["small.yaml", "--output", "[/x]", "--resume"], "--resume: [/x]/checkpoints: must hold a checkpoint, found none"),
-    (["small.yaml", "--resume"], "--resume: needs --output, the folder of the run to go on with"),
+    (["small.yaml", "--resume"], "--resume: needs --output, the folder of the run to go on with [AGFL-CONFIG-084]"),
     ([*TO_NEW, "--resume"], "--resume: new/checkpoints: must hold a checkpoint, found none"),
     ([*TO_NEW, "--set", "data.path=none"], "data.path: none: no such folder"),
     ([*TO_NEW, "--set", "data.num_owners=999"], "data.num_owners: must be at most 608 for this partition, got 999"),
@@ -154,7 +157,7 @@ def test_output_that_cannot_be_written_is_one_line(simulate: Simulate) -> None:
     done = simulate("small.yaml", "--output", "small.yaml/x")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     done = simulate("small.yaml", "--output", "small.yaml")
-    assert (done.returncode, done.stderr) == (2, "error: small.yaml: must be a folder, is a file\n")
+    assert (done.returncode, done.stderr) == (2, "error: small.yaml: must be a folder, is a file [AGFL-CONFIG-077]\n")
 
 
 def test_existing_run_is_refused_and_untouched(simulate: Simulate, home: Path) -> None:
@@ -212,7 +215,7 @@ def test_a_folder_serves_one_run_at_a_time(simulate: Simulate, home: Path) -> No
     with RunFolder(home / "busy").hold():
         done = simulate("small.yaml", "--output", "busy")
     assert done.returncode == 2
-    assert done.stderr == "error: busy: must serve one run at a time, and one is running already\n"
+    assert done.stderr == "error: busy: must serve one run at a time, and one is running already [AGFL-CONFIG-076]\n"
     assert not (home / "busy" / "config.yaml").exists()
 
 
@@ -248,7 +251,9 @@ def test_a_folder_with_another_configuration_is_refused_and_untouched(simulate: 
     (home / "project").mkdir()
     (home / "project" / "config.yaml").write_bytes(before := (home / "small.yaml").read_bytes())
     done = simulate("project/config.yaml", "--output", "project")
-    line = "project: must be a folder for this run alone, holds a config.yaml that no run of ours wrote"
+    line = (
+        "project: must be a folder for this run alone, holds a config.yaml that no run of ours wrote [AGFL-CONFIG-079]"
+    )
     assert (done.returncode, done.stderr) == (2, f"error: {line}\n")
     assert [(path.name, path.read_bytes()) for path in (home / "project").iterdir()] == [("config.yaml", before)]
 

@@ -27,7 +27,9 @@ def decide_on(folder: Path, run_id: str, policy: Policy, *, refuse: bool, yes: b
     found = files.read(run_id) if "/" not in run_id else None
     if found is None:
         waiting = [name for name, one in files.read_all().items() if one.status is Status.PENDING]
-        raise ConfigError(f"approve: must be a run that was put to you, got {run_id!r}; {_waiting(waiting)}")
+        raise ConfigError(
+            "AGFL-CONFIG-049", f"approve: must be a run that was put to you, got {run_id!r}; {_waiting(waiting)}"
+        )
     plan = found.read_plan()
     print(describe(plan, earlier_run(files, plan), found.sigma, operator=found.operator, policy=policy))
     answer = Status.REFUSED if refuse else Status.APPROVED
@@ -75,7 +77,7 @@ def _waiting(names: list[str]) -> str:
 
 def _is_confirmed(question: str) -> bool:
     if not sys.stdin.isatty():
-        raise ConfigError("approve: needs --yes where there is no terminal to ask at")
+        raise ConfigError("AGFL-CONFIG-050", "approve: needs --yes where there is no terminal to ask at")
     try:
         return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:  # Ctrl-D

@@ -76,7 +76,7 @@ class ApprovalFiles:
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"{FOLDER}: cannot be made on this node: {error.strerror}") from None
+            raise ConfigError("AGFL-CONFIG-051", f"{FOLDER}: cannot be made on this node: {error.strerror}") from None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -124,9 +124,11 @@ class ApprovalFiles:
         except IdentityError as error:
             if not (self._home / SPLITS_FILE).exists():
                 return {}
-            raise ConfigError(f"{SPLITS_FILE}: {_without_path(error)}") from None
+            raise _not_read(SPLITS_FILE, error) from None
         except (ValueError, TypeError, AttributeError):
-            raise ConfigError(f"{SPLITS_FILE}: must hold fractions by task, as this node wrote them") from None
+            raise ConfigError(
+                "AGFL-CONFIG-052", f"{SPLITS_FILE}: must hold fractions by task, as this node wrote them"
+            ) from None
 
     def write_splits(self, splits: Mapping[str, float]) -> None:
         """Replace them."""
@@ -145,20 +147,27 @@ def _read(path: Path, name: str) -> Approval:
     try:
         content = read_private(path)
         if len(content) > _MAX_FILE_BYTES:
-            raise ConfigError(f"{name}: must have at most {_MAX_FILE_BYTES} bytes, got {len(content)}")
+            raise ConfigError(
+                "AGFL-CONFIG-053", f"{name}: must have at most {_MAX_FILE_BYTES} bytes, got {len(content)}"
+            )
         return validate(Approval, json.loads(content), name)
     except IdentityError as error:
-        raise ConfigError(f"{name}: {_without_path(error)}") from None
+        raise _not_read(name, error) from None
     except (ValueError, RecursionError):
-        raise ConfigError(f"{name}: must be an approval as this node wrote it; it is malformed") from None
+        raise ConfigError(
+            "AGFL-CONFIG-054", f"{name}: must be an approval as this node wrote it; it is malformed"
+        ) from None
 
 
 def _write(path: Path, name: str, content: str) -> None:
     try:
         write_atomically(path, content.encode(), mode=0o600)
     except OSError as error:
-        raise ConfigError(f"{name}: cannot be written on this node: {error.strerror}") from None
+        raise ConfigError("AGFL-CONFIG-055", f"{name}: cannot be written on this node: {error.strerror}") from None
 
 
-def _without_path(error: IdentityError) -> str:
-    return "must be closed to group and others" if "closed" in str(error) else "cannot be read on this node"
+def _not_read(name: str, error: IdentityError) -> ConfigError:
+    """Return the error of a file, without its path: the line also goes to the server."""
+    if "closed" in error.sentence:
+        return ConfigError("AGFL-CONFIG-056", f"{name}: must be closed to group and others")
+    return ConfigError("AGFL-CONFIG-057", f"{name}: cannot be read on this node")

@@ -89,7 +89,9 @@ class Approvals:
         with self._files.locked():
             known = self._files.read(run_id)
             if known is None:
-                raise ConfigError(f"run {run_id}: must be a run that was put to this owner; it is not")
+                raise ConfigError(
+                    "AGFL-CONFIG-058", f"run {run_id}: must be a run that was put to this owner; it is not"
+                )
             asks_again = sigma < MIN_SIGMA and known.status is Status.APPROVED and self._policy.runs != "all"
             if asks_again and (known.sigma is None or known.sigma >= MIN_SIGMA):
                 known = known.changed(status=Status.PENDING, by=None, previous=known.plan)
@@ -124,7 +126,7 @@ def decide(files: ApprovalFiles, plan: Plan, status: Status) -> None:
     with files.locked():
         known = files.read(plan.run_id)
         if known is None or known.plan != plan.to_json():
-            raise ConfigError(f"run {plan.run_id}: its plan has changed meanwhile; look at it again")
+            raise ConfigError("AGFL-CONFIG-059", f"run {plan.run_id}: its plan has changed meanwhile; look at it again")
         if status is Status.APPROVED:
             _check_split(files.splits(), plan)
             fix_split(files, plan)
@@ -154,7 +156,7 @@ def _check_split(splits: Mapping[str, float], plan: Plan) -> None:
     fixed = splits.get(task.type)
     if fixed is not None and fixed != task.validation_fraction:
         rule = f"must be that of this owner's earlier runs with task {task.type}"
-        raise PolicyViolation(f"task.validation_fraction: {rule}, got {task.validation_fraction}")
+        raise PolicyViolation("AGFL-POLICY-001", f"task.validation_fraction: {rule}, got {task.validation_fraction}")
 
 
 def _approved_before(known: Approval | None) -> str | None:

@@ -46,14 +46,14 @@ class Ledger(History):
             is_newer, is_same = exchange.exchange > last.exchange, (exchange, stage) == (last, run.stage)
             may_repeat = is_same and not self.has_left(exchange.run_id, exchange.exchange)
             rule = f"must come after round {last.round} exchange {last.exchange}"
-            require(is_newer or may_repeat, f"exchange: {rule}, got {exchange}")
+            require(is_newer or may_repeat, "AGFL-SECURE-013", f"exchange: {rule}, got {exchange}")
         for name, counts, bound in (
             ("announcements_per_round", run.announcements, policy.announcements_per_round),
             ("uploads_per_round", run.uploads, policy.uploads_per_round),
         ):
             # How many the owner permits stays its own.
             rule = f"must be among the exchanges of a round that this owner's {name} allows"
-            require(counts[stage, exchange.round] < bound, f"exchange: {rule}, got {exchange}")
+            require(counts[stage, exchange.round] < bound, "AGFL-SECURE-014", f"exchange: {rule}, got {exchange}")
 
     def announce(self, exchange: ExchangeId, asked: Asked, policy: Policy) -> None:
         """Check, and note durably, that an exchange is being answered (trip 1).
@@ -68,28 +68,42 @@ class Ledger(History):
     def leave(self, exchange: ExchangeId, dealers: Collection[str]) -> None:
         """Note that this node's vector leaves (trip 3), in a sum over `dealers`, U2, or fewer."""
         run = self._current(exchange)
-        require(not self.has_left(exchange.run_id, exchange.exchange), f"exchange: a vector left in it, got {exchange}")
+        require(
+            not self.has_left(exchange.run_id, exchange.exchange),
+            "AGFL-SECURE-015",
+            f"exchange: a vector left in it, got {exchange}",
+        )
         self._add(LEFT, _place(exchange) | {"names": sorted(dealers)}, run)
 
     def sign(self, exchange: ExchangeId, survivors: Collection[str]) -> None:
         """Note that this node signs (trip 4) that `survivors`, U3, are in the sum."""
         run = self._current(exchange)
-        require(self.has_left(exchange.run_id, exchange.exchange), f"exchange: no vector left in it, got {exchange}")
-        require(not run.has_signed, f"exchange: must be signed once, got {exchange}")
+        require(
+            self.has_left(exchange.run_id, exchange.exchange),
+            "AGFL-SECURE-016",
+            f"exchange: no vector left in it, got {exchange}",
+        )
+        require(not run.has_signed, "AGFL-SECURE-017", f"exchange: must be signed once, got {exchange}")
         dealers = self._names_of(run, run.dealers)
-        require(set(survivors) <= dealers, f"survivors: must be among those whose vectors were to come, got {exchange}")
+        require(
+            set(survivors) <= dealers,
+            "AGFL-SECURE-018",
+            f"survivors: must be among those whose vectors were to come, got {exchange}",
+        )
         self._add(SIGNED, _place(exchange) | {"lost": sorted(dealers - set(survivors))}, run)
 
     def open(self, exchange: ExchangeId) -> None:
         """Note that this node gives its shares (trip 5), so that the sum can be opened."""
         run = self._current(exchange)
-        require(run.has_signed, f"exchange: must be signed before it is opened, got {exchange}")
-        require(not run.is_opened, f"exchange: must be opened once, got {exchange}")
+        require(run.has_signed, "AGFL-SECURE-019", f"exchange: must be signed before it is opened, got {exchange}")
+        require(not run.is_opened, "AGFL-SECURE-020", f"exchange: must be opened once, got {exchange}")
         self._add(OPENED, _place(exchange), run)
 
     def _current(self, exchange: ExchangeId) -> Run:
         run = self._runs.get(exchange.run_id, Run())
-        require(run.last == exchange, f"exchange: must be the last one that was answered, got {exchange}")
+        require(
+            run.last == exchange, "AGFL-SECURE-021", f"exchange: must be the last one that was answered, got {exchange}"
+        )
         return run
 
     def _add(self, event: str, fields: Mapping[str, Any], run: Run | None = None) -> None:

@@ -68,7 +68,9 @@ class LedgerFile:
             _write_at(self._path, self._size, content)
         except OSError as error:
             # The path stays out of the line, which also goes to the server.
-            raise ConfigError(f"{LEDGER_FILE}: cannot be written on this node: {error.strerror}") from None
+            raise ConfigError(
+                "AGFL-CONFIG-062", f"{LEDGER_FILE}: cannot be written on this node: {error.strerror}"
+            ) from None
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:
@@ -82,7 +84,7 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
     try:
         entries = read_json_lines(path)
     except CheckpointError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError.of(error, error.sentence) from None
     return list(_checked(entries, path))
 
 
@@ -91,7 +93,9 @@ def _checked(entries: list[dict[str, Any]], path: Path) -> Iterator[dict[str, An
     for number, entry in enumerate(entries, start=1):
         content = {key: value for key, value in entry.items() if key != "hash"}
         if entry.get("n") != number or entry.get("hash") != _hash(previous, content):
-            raise ConfigError(f"{path}:{number}: must follow from the line before by its hash; it does not")
+            raise ConfigError(
+                "AGFL-CONFIG-063", f"{path}:{number}: must follow from the line before by its hash; it does not"
+            )
         previous = entry["hash"]
         yield entry
 
@@ -106,7 +110,7 @@ def _create(path: Path) -> None:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
         sync_folder(path.parent)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be made: {error.strerror}") from None
+        raise ConfigError("AGFL-CONFIG-064", f"{path}: cannot be made: {error.strerror}") from None
 
 
 def _whole_size(path: Path) -> int:

@@ -122,7 +122,7 @@ class History:
                 self._run(entry["run"]).take(entry)
             except (KeyError, TypeError, ValueError, AttributeError, ProtocolViolation):
                 rule = "must be a line as this node writes them; it is not"
-                raise ConfigError(f"{LEDGER_FILE}:{entry['n']}: {rule}") from None
+                raise ConfigError("AGFL-CONFIG-065", f"{LEDGER_FILE}:{entry['n']}: {rule}") from None
 
     def runs(self) -> tuple[str, ...]:
         """Return the runs that the ledger knows, in the order in which they came up."""

@@ -40,7 +40,7 @@ def print_ledger(folder: Path, run_id: str | None, *, as_json: bool) -> None:
     history = History(entries, own_name)
     if run_id is not None and run_id not in history.runs():
         known = ", ".join(history.runs()) or "none"
-        raise ConfigError(f"--run: must be a run in this ledger, got {run_id!r} (known: {known})")
+        raise ConfigError("AGFL-CONFIG-066", f"--run: must be a run in this ledger, got {run_id!r} (known: {known})")
     runs = history.runs() if run_id is None else (run_id,)
     if as_json:
         print(json.dumps([_run(run, entries, history, folder) for run in runs]))

@@ -88,7 +88,9 @@ def mask(state: Shared, request: MaskRequest) -> tuple[Masked, MaskReply]:
     """
     terms, members = state.terms, state.members
     # A state serves once: masking its lanes again would give away the masks.
-    require(state.lanes.flags.writeable, "lanes: must be masked once; this state was used before")  # C3.0
+    require(
+        state.lanes.flags.writeable, "AGFL-SECURE-022", "lanes: must be masked once; this state was used before"
+    )  # C3.0
     # C3.1 to C3.4 and C3.11, before the lanes are touched: U2 alone says whose masks are in them.
     _check_survivors("dealers", request.dealers, members.records, "U1", terms, members)
     others = [dealer for dealer in request.dealers if dealer != terms.name]
@@ -128,7 +130,11 @@ def unmask(state: Agreed, request: UnmaskRequest) -> tuple[Finished, UnmaskReply
     masked, terms = state.masked, state.masked.terms
     quorum = terms.parameters.quorum(len(masked.members.records))
     _check_sorted("signers", request.signers, state.survivors, "U3")  # C5.1, C5.2
-    require(len(request.signers) >= quorum, f"signers: must be at least {quorum}, got {len(request.signers)}")  # C5.3
+    require(
+        len(request.signers) >= quorum,
+        "AGFL-SECURE-023",
+        f"signers: must be at least {quorum}, got {len(request.signers)}",
+    )  # C5.3
     for signer, signature in zip(request.signers, request.signatures, strict=True):
         terms.roster.verify(signer, signature, SIGN_AGREEMENT, state.ctx3, signer)  # C5.4
     # Only once a quorum signed this U3, for the same reason: until then each client can be shown another one.
@@ -143,16 +149,26 @@ def _check_members(state: Advertised, records: Sequence[KeyRecord]) -> Members:
     names = [record.name for record in records]
     _check_sorted("members", names, terms.roster.keys, "the roster")  # C2.1, C2.2
     _check_sorted("members", names, terms.drawn, "the plan's draw")  # C2.10
-    require(state.record in records, f"members: must hold this client's own record, that of {terms.name!r}")  # C2.3
-    require(size <= terms.max_cohort, f"members: must be at most max_cohort = {terms.max_cohort}, got {size}")  # C2.5
+    require(
+        state.record in records,
+        "AGFL-SECURE-024",
+        f"members: must hold this client's own record, that of {terms.name!r}",
+    )  # C2.3
+    require(
+        size <= terms.max_cohort,
+        "AGFL-SECURE-025",
+        f"members: must be at most max_cohort = {terms.max_cohort}, got {size}",
+    )  # C2.5
     for record in records:
         if record.name != terms.name:
             check_record(record, terms.ctx0, terms.roster, terms.parameters)  # C2.6, C2.7
     members = Members.of(terms.ctx0, records)
     least = members.bind(terms.parameters).min_cohort
-    require(size >= least, f"members: must be at least min_cohort = {least}, got {size}")  # C2.4
+    require(size >= least, "AGFL-SECURE-026", f"members: must be at least min_cohort = {least}, got {size}")  # C2.4
     announced = [key for record in records for key in (record.channel_key, record.mask_key)]
-    require(len(set(announced)) == len(announced), "members: must announce each key once, one came twice")  # C2.8
+    require(
+        len(set(announced)) == len(announced), "AGFL-SECURE-027", "members: must announce each key once, one came twice"
+    )  # C2.8
     return members
 
 
@@ -161,22 +177,25 @@ def _check_survivors(
 ) -> None:
     """Check U2 within U1, or U3 within U2: sorted, known, this client among them, and enough."""
     _check_sorted(what, names, known, whole)
-    require(terms.name in names, f"{what}: must hold this client, {terms.name!r}")
+    require(terms.name in names, "AGFL-SECURE-028", f"{what}: must hold this client, {terms.name!r}")
     size = len(members.records)
     least = members.bind(terms.parameters).least_survivors(size)
-    require(len(names) >= least, f"{what}: must be at least {least} of {size} members, got {len(names)}")
+    require(
+        len(names) >= least, "AGFL-SECURE-029", f"{what}: must be at least {least} of {size} members, got {len(names)}"
+    )
     if terms.groups:
         require(
             is_union(names, terms.groups),
+            "AGFL-SECURE-030",
             f"{what}: must be whole groups of the plan in a sum of this kind; they are not",
         )
 
 
 def _check_sorted(what: str, names: Sequence[str], known: Collection[str], whole: str) -> None:
     ascending = all(a < b for a, b in pairwise(names))
-    require(ascending, f"{what}: must be sorted and distinct, got {str(list(names))[:80]}")
+    require(ascending, "AGFL-SECURE-031", f"{what}: must be sorted and distinct, got {str(list(names))[:80]}")
     for name in names:
-        require(name in known, f"{what}: must be among {whole}, got {name!r}")
+        require(name in known, "AGFL-SECURE-032", f"{what}: must be among {whole}, got {name!r}")
 
 
 def _seal(dealer: str, holder: str, ctx1: bytes, key: bytes, shares: HeldShares) -> SealedShares:
@@ -198,11 +217,11 @@ def _open(dealer: str, holder: str, ctx1: bytes, key: bytes, dealt: SealedShares
         and share_hash(MASK_SHARE, of_mask, ctx1, dealer, holder) == dealt.mask_hash
     )
     if not committed:
-        raise BadShares("shares", dealer, "must have the hashes that it sent; they do not")
+        raise BadShares("AGFL-SECURE-033", "shares", dealer, "must have the hashes that it sent; they do not")
     if not (shamir.is_canonical(of_self) and shamir.is_canonical(of_mask)):
-        raise BadShares("shares", dealer, "must be below 2^256 - 189; they are not")
+        raise BadShares("AGFL-SECURE-034", "shares", dealer, "must be below 2^256 - 189; they are not")
     if not 1 <= rings <= max_rings:
-        raise BadShares("rings", dealer, f"must be in [1, {max_rings}]; they are not")
+        raise BadShares("AGFL-SECURE-035", "rings", dealer, f"must be in [1, {max_rings}]; they are not")
     return HeldShares(of_self, of_mask, rings)
 
 

@@ -66,9 +66,13 @@ class SecureMember:
         self, name: str, signing_key: Ed25519PrivateKey, roster: SigningRoster, policy: Policy, folder: Path
     ) -> None:
         if name not in roster:
-            raise IdentityError(f"--roster: must hold this node, {name!r}, holds {', '.join(sorted(roster.keys))}")
+            raise IdentityError(
+                "AGFL-IDENTITY-038", f"--roster: must hold this node, {name!r}, holds {', '.join(sorted(roster.keys))}"
+            )
         if roster.keys[name].public_bytes_raw() != signing_key.public_key().public_bytes_raw():
-            raise IdentityError(f"--roster: must hold the signing key of this node, {name!r}; it holds another")
+            raise IdentityError(
+                "AGFL-IDENTITY-039", f"--roster: must hold the signing key of this node, {name!r}; it holds another"
+            )
         self._name, self._signing_key, self._roster = name, signing_key, roster
         self._parameters = policy.parameters(len(roster))
         self._policy = policy
@@ -195,10 +199,18 @@ class SecureMember:
         request = read(record)
         if not isinstance(state, stage):
             found = type(state).__name__ if state is not None else "nothing"
-            require(False, f"trip: must follow {stage.__name__} of an exchange under way, follows {found}")
+            require(
+                False,
+                "AGFL-SECURE-036",
+                f"trip: must follow {stage.__name__} of an exchange under way, follows {found}",
+            )
         assert isinstance(state, stage)
         mine = state.terms.exchange
-        require(request.exchange == mine, f"exchange: must be the one under way, {mine}, got {request.exchange}")
+        require(
+            request.exchange == mine,
+            "AGFL-SECURE-037",
+            f"exchange: must be the one under way, {mine}, got {request.exchange}",
+        )
         after, reply = trip(state, request)
         self._state = None if isinstance(after, Finished) else after
         return self._remember(digest, write(reply))

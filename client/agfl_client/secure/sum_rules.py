@@ -42,7 +42,9 @@ def sum_rules(
         for method in METHODS:  # nothing beside the model may pick who counts in sums that subtract to the last bit
             method.refuse_exact(config, request.arrays.get(method.name, {}))
     if plan.groups and request.max_cohort != plan.room:
-        raise PlanViolation(f"max_cohort: must be {plan.room} as of the plan, got {request.max_cohort}")
+        raise PlanViolation(
+            "AGFL-PLAN-001", f"max_cohort: must be {plan.room} as of the plan, got {request.max_cohort}"
+        )
     if counts or (full and not plan.is_by_group):
         drawn = plan.members
     else:
@@ -66,9 +68,11 @@ def sum_rules(
 def approved_plan(plan: Plan | None, run_id: str, plan_hash: str) -> Plan:
     """Return the plan of a run that its owner approved; raises PlanViolation where it has none, or another one."""
     if plan is None:
-        raise PlanViolation(f"plan: this owner must approve run {run_id} first; it has not")
+        raise PlanViolation("AGFL-PLAN-002", f"plan: this owner must approve run {run_id} first; it has not")
     if plan_hash != plan.hash:
-        raise PlanViolation(f"plan: must be {plan.hash[:12]} as this owner approved, got {plan_hash[:12]!r}")
+        raise PlanViolation(
+            "AGFL-PLAN-003", f"plan: must be {plan.hash[:12]} as this owner approved, got {plan_hash[:12]!r}"
+        )
     return plan
 
 
@@ -85,16 +89,18 @@ def _check_schedule(plan: Plan, config: ClientPlan, request: SumRequest, *, trai
         last = config.num_rounds
         if evaluate and not plan.evaluates_in(request.round):
             every = plan.client_plan.evaluation.every
-            raise PlanViolation(f"evaluate: must be every {every} rounds from the first, got round {request.round}")
+            raise PlanViolation(
+                "AGFL-PLAN-004", f"evaluate: must be every {every} rounds from the first, got round {request.round}"
+            )
     elif evaluate:
         last = config.num_rounds + plan.max_evaluations
     elif isinstance(request, RoundRequest):
-        raise PlanViolation("evaluate: must be true in a request that does not train, got false")
+        raise PlanViolation("AGFL-PLAN-005", "evaluate: must be true in a request that does not train, got false")
     else:
         assert isinstance(config.tokenizer, BPETokenizerConfig), config.tokenizer.type
         last = config.tokenizer.max_merges + 1
     if request.round > last:
-        raise PlanViolation(f"round: must be at most {last} by the plan, got {request.round}")
+        raise PlanViolation("AGFL-PLAN-006", f"round: must be at most {last} by the plan, got {request.round}")
 
 
 def _stage(config: ClientPlan, request: SumRequest, train: bool) -> str:

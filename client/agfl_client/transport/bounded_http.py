@@ -35,7 +35,7 @@ class _Bounded(httpx.BaseTransport):
         response.stream = _BoundedStream(response.stream, self._most)
         if response.headers.get("content-encoding", "identity") != "identity":
             response.close()
-            raise WireError("--server: must answer without compression, since we ask for none")
+            raise WireError("AGFL-WIRE-003", "--server: must answer without compression, since we ask for none")
         return response
 
     def close(self) -> None:
@@ -51,7 +51,7 @@ class _BoundedStream(httpx.SyncByteStream):
         for piece in self._inner:
             left -= len(piece)
             if left < 0:
-                raise WireError(f"--server: must answer in at most {self._most} bytes, got more")
+                raise WireError("AGFL-WIRE-004", f"--server: must answer in at most {self._most} bytes, got more")
             yield piece
 
     def close(self) -> None:

@@ -66,8 +66,9 @@ def _proxy(variable: str, value: str, host: str) -> Proxy:
     except ValueError:
         pass
     raise TransportError(
+        "AGFL-TRANSPORT-002",
         f"{variable}: must name a proxy as http://HOST:PORT or https://HOST:PORT, got {problem}; "
-        f"NO_PROXY={host} goes to the server without it"
+        f"NO_PROXY={host} goes to the server without it",
     )
 
 

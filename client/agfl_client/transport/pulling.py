@@ -51,15 +51,15 @@ def pull_message(root: str, kind: str, fetch: Fetch, allowance: Allowance) -> di
     contents: dict[str, bytes] = {}
     ids, names = [root], dict[str, str]()
     for types, most in _LEVELS:
-        _require(len(ids) <= most, f"must have at most {most} of {'/'.join(types)}, got {len(ids)}")
+        _require(len(ids) <= most, "AGFL-WIRE-005", f"must have at most {most} of {'/'.join(types)}, got {len(ids)}")
         level = fetch(ids, _ignore)
         contents |= level
         ids = []
         for content in level.values():
             name, children, body = _parts(content)
-            _require(name in types, f"must have {'/'.join(types)} here, got {shown(name)}")
+            _require(name in types, "AGFL-WIRE-006", f"must have {'/'.join(types)} here, got {shown(name)}")
             leaf = name in ("ConfigRecord", "MetricRecord")
-            _require(not (leaf and children), f"a {name} must have no children")
+            _require(not (leaf and children), "AGFL-WIRE-007", f"a {name} must have no children")
             if name == "RecordDict":
                 names = {key: value for key, value in _mapping(body).items() if isinstance(value, str)}
             ids += children
@@ -73,19 +73,21 @@ def _pieces(copies: Counter[str], fetch: Fetch, allowed: int) -> dict[str, bytes
     """Fetch the pieces of arrays, each counted as often as it stands in one; stop as soon as they are too many."""
     rule = f"must have at most {allowed} bytes of arrays"
     most = 16 + allowed // _MIN_PIECE_BYTES
-    _require(copies.total() <= most, f"{rule}, in at most {most} pieces, got {copies.total()}")
+    _require(copies.total() <= most, "AGFL-WIRE-008", f"{rule}, in at most {most} pieces, got {copies.total()}")
     lock, total = threading.Lock(), 0
 
     def count(piece: str, size: int) -> None:
         nonlocal total
         with lock:
             total += copies[piece] * size
-            _require(total <= allowed, f"{rule}, got more")
+            _require(total <= allowed, "AGFL-WIRE-009", f"{rule}, got more")
 
     pieces = fetch(list(copies), count) if copies else {}
     for content in pieces.values():
         name, children, _ = _parts(content)
-        _require(name == "ArrayChunk" and not children, f"must have ArrayChunk here, got {shown(name)}")
+        _require(
+            name == "ArrayChunk" and not children, "AGFL-WIRE-010", f"must have ArrayChunk here, got {shown(name)}"
+        )
     return pieces
 
 
@@ -98,7 +100,7 @@ def _copies(contents: Mapping[str, bytes]) -> Counter[str]:
             continue
         places = _mapping(body).get("arraychunk_ids")
         fits = isinstance(places, list) and all(type(i) is int and 0 <= i < len(children) for i in places)
-        _require(fits, "arraychunk_ids: must be a list of places among the children")
+        _require(fits, "AGFL-WIRE-011", "arraychunk_ids: must be a list of places among the children")
         copies.update(children[i] for i in places or ())
     return copies
 
@@ -111,7 +113,9 @@ def _records(names: Mapping[str, str], contents: Mapping[str, bytes]) -> RecordD
             try:
                 told[name] = ConfigRecord.inflate(content)
             except Exception as error:  # of many kinds, from as many libraries
-                raise WireError(f"message: must have records of Flower's form ({type(error).__name__})") from None
+                raise WireError(
+                    "AGFL-WIRE-012", f"message: must have records of Flower's form ({type(error).__name__})"
+                ) from None
     return told
 
 
@@ -119,7 +123,11 @@ def _parts(content: bytes) -> tuple[str, list[str], bytes]:
     """Return type, ids of the children and body of an object, which begins with "TYPE ID,ID,... LENGTH" and a 0."""
     head, separator, body = content.partition(b"\x00")
     fields = head.decode("ascii", errors="replace").split(" ")
-    _require(bool(separator) and len(fields) == 3, f"must have objects of Flower's form, got {shown(head[:80])}")
+    _require(
+        bool(separator) and len(fields) == 3,
+        "AGFL-WIRE-013",
+        f"must have objects of Flower's form, got {shown(head[:80])}",
+    )
     return fields[0], [child for child in fields[1].split(",") if child], body
 
 
@@ -127,14 +135,14 @@ def _mapping(body: bytes) -> dict[str, Any]:
     try:
         found: dict[str, Any] = load_json(body.decode("utf-8"), MAX_OBJECT_BYTES)
     except ValueError as error:
-        raise WireError(f"message: must be in JSON: {error}") from None
-    _require(isinstance(found, dict), "must have mappings in JSON")
+        raise WireError("AGFL-WIRE-014", f"message: must be in JSON: {error}") from None
+    _require(isinstance(found, dict), "AGFL-WIRE-015", "must have mappings in JSON")
     return found
 
 
-def _require(condition: bool, rule: str) -> None:
+def _require(condition: bool, code: str, rule: str) -> None:
     if not condition:
-        raise WireError(f"message: {rule}")
+        raise WireError(code, f"message: {rule}")
 
 
 def _ignore(object_id: str, size: int) -> None:

@@ -32,7 +32,7 @@ class TrustedServer:
         except ValueError:
             valid = False
         if not valid:
-            raise TransportError(f"--server: must be HOST:PORT, got {self.address!r}")
+            raise TransportError("AGFL-TRANSPORT-003", f"--server: must be HOST:PORT, got {self.address!r}")
 
     @property
     def host(self) -> str:
@@ -54,9 +54,11 @@ class TrustedServer:
         try:
             context.load_verify_locations(cafile=self.ca)
         except FileNotFoundError:
-            raise IdentityError(f"--ca: {self.ca}: no such file") from None
+            raise IdentityError("AGFL-IDENTITY-040", f"--ca: {self.ca}: no such file") from None
         except OSError as error:  # ssl.SSLError is one
-            raise IdentityError(f"--ca: {self.ca}: must be a certificate in PEM, got: {error}") from None
+            raise IdentityError(
+                "AGFL-IDENTITY-041", f"--ca: {self.ca}: must be a certificate in PEM, got: {error}"
+            ) from None
         return context
 
     def raise_if_hopeless(self, error: BaseException) -> None:
@@ -69,12 +71,18 @@ class TrustedServer:
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, ssl.SSLCertVerificationError):
-                raise IdentityError(self._explain(cause.verify_message)) from None
+                raise self._not_trusted(cause.verify_message) from None
             if isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
-                raise TransportError(f"--server: must speak TLS, but {self.address} does not") from None
+                raise TransportError(
+                    "AGFL-TRANSPORT-004", f"--server: must speak TLS, but {self.address} does not"
+                ) from None
             cause = cause.__cause__ or cause.__context__
 
-    def _explain(self, problem: str) -> str:
+    def _not_trusted(self, problem: str) -> IdentityError:
         if "issuer" in problem or "self-signed" in problem or "signature" in problem:
-            return f"--ca: the certificate of {self.address} is not signed by {self.ca} ({problem})"
-        return f"--server: the certificate of {self.address} is not valid ({problem})"
+            return IdentityError(
+                "AGFL-IDENTITY-042", f"--ca: the certificate of {self.address} is not signed by {self.ca} ({problem})"
+            )
+        return IdentityError(
+            "AGFL-IDENTITY-043", f"--server: the certificate of {self.address} is not valid ({problem})"
+        )

@@ -238,22 +238,28 @@ class _Connection:
         if proxy is not None:
             line += f" by way of the proxy {proxy.shown}, which {proxy.variable} names"
             line += f"; NO_PROXY={self._server.host} goes without it"
-        return TransportError(line)
+        return TransportError("AGFL-TRANSPORT-005", line)
 
     def _not_admitted(self, response: httpx.Response) -> AgflError:
         address, status = self._server.address, response.status_code
         superseded = superseded_problem(response)
         if superseded is not None:
-            return IdentityError(superseded)
+            return IdentityError("AGFL-IDENTITY-044", superseded)
         if status == 412:
             return IdentityError(
+                "AGFL-IDENTITY-045",
                 f"transport key: {address} does not admit this key ({short_id(key_id(self._key.public_key()))}); its "
                 "operator has removed this node, or must register its public file with `agfl-server add-node` and "
-                "start the server anew"
+                "start the server anew",
             )
         if status == 401:
-            return IdentityError(clock_problem(response) or f"transport key: {address} rejects our signature")
-        return TransportError(f"--server: must be an agfl server, but {address} answers HTTP {status}")
+            clock = clock_problem(response)
+            if clock is not None:
+                return IdentityError("AGFL-IDENTITY-046", clock)
+            return IdentityError("AGFL-IDENTITY-047", f"transport key: {address} rejects our signature")
+        return TransportError(
+            "AGFL-TRANSPORT-006", f"--server: must be an agfl server, but {address} answers HTTP {status}"
+        )
 
     def _heartbeat(self) -> None:
         """Tell the server that we live, also while the loop is busy with an answer."""
@@ -450,4 +456,4 @@ class _Loop:
                 raise _RunOver from None
             if status == 410:
                 raise _ReplyUnwanted from None
-            raise TransportError(f"--server: must answer our calls, got HTTP {status}") from None
+            raise TransportError("AGFL-TRANSPORT-007", f"--server: must answer our calls, got HTTP {status}") from None

@@ -62,7 +62,9 @@ class Authority:
             IdentityError: a file is missing, malformed or open to others, or the two do not fit.
         """
         if not (folder / KEY_FILE).exists() and (hint := folder_hint(folder)):
-            raise IdentityError(f"--ca: {folder}: must be the folder of the federation's authority{hint}")
+            raise IdentityError(
+                "AGFL-IDENTITY-048", f"--ca: {folder}: must be the folder of the federation's authority{hint}"
+            )
         pem = read_private(folder / KEY_FILE)
         try:
             key = load_pem_private_key(pem, password=None)
@@ -70,10 +72,12 @@ class Authority:
         except (ValueError, TypeError, OSError):
             # The library's own text is left out: it may quote what it could not read.
             raise IdentityError(
-                f"{folder}: must hold {CERTIFICATE_FILE} and an unencrypted {KEY_FILE} in PEM"
+                "AGFL-IDENTITY-049", f"{folder}: must hold {CERTIFICATE_FILE} and an unencrypted {KEY_FILE} in PEM"
             ) from None
         if not isinstance(key, EllipticCurvePrivateKey) or certificate.public_key() != key.public_key():
-            raise IdentityError(f"{folder}: {KEY_FILE}: must be the key of {CERTIFICATE_FILE}; it is not")
+            raise IdentityError(
+                "AGFL-IDENTITY-050", f"{folder}: {KEY_FILE}: must be the key of {CERTIFICATE_FILE}; it is not"
+            )
         return cls(certificate, key)
 
     def write(self, folder: Path) -> None:
@@ -125,7 +129,9 @@ def _alternative_name(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(without_brackets(host)))
     except ValueError:
         if _HOST_RULE.fullmatch(host) is None or len(host) > 253:
-            raise IdentityError(f"--host: must be a host name or an IP address, got {host!r}") from None
+            raise IdentityError(
+                "AGFL-IDENTITY-051", f"--host: must be a host name or an IP address, got {host!r}"
+            ) from None
         return x509.DNSName(host)
 
 

@@ -76,7 +76,7 @@ def init(folder: Path, config_text: str, hosts: Sequence[str]) -> None:
     """
     for place in (folder, authority_folder(folder)):
         if place.exists() and not (place.is_dir() and not any(place.iterdir())):
-            raise IdentityError(f"{place}: must be a new or empty folder; nothing is overwritten")
+            raise IdentityError("AGFL-IDENTITY-052", f"{place}: must be a new or empty folder; nothing is overwritten")
     authority, server_key = Authority.new(), generate_private_key(SECP384R1())
     server = authority.server_certificate(server_key.public_key(), hosts)
     with new_folder(authority_folder(folder)) as apart, new_folder(folder) as new:
@@ -97,14 +97,20 @@ def add_node(folder: Path, name: str, public_file: Path) -> None:
     check_name(name)
     identity = PublicIdentity.read(public_file)
     if identity.name != name:
-        raise IdentityError(f"{public_file}: name: must be {name!r} as on the command line, got {identity.name!r}")
+        raise IdentityError(
+            "AGFL-IDENTITY-053", f"{public_file}: name: must be {name!r} as on the command line, got {identity.name!r}"
+        )
     for other in load(folder).nodes:
         # File systems may not tell upper from lower case, and neither do people.
         if other.name.casefold() == name.casefold():
-            raise IdentityError(f"name: must not be taken, but {folder} has {other.name!r} already, got {name!r}")
+            raise IdentityError(
+                "AGFL-IDENTITY-054", f"name: must not be taken, but {folder} has {other.name!r} already, got {name!r}"
+            )
         for field in ("transport_key", "signing_key"):
             if getattr(other, field) == getattr(identity, field):
-                raise IdentityError(f"{public_file}: {field}: must not be shared, got the key of {other.name!r}")
+                raise IdentityError(
+                    "AGFL-IDENTITY-055", f"{public_file}: {field}: must not be shared, got the key of {other.name!r}"
+                )
     write_atomically(folder / "nodes" / f"{name}.pub", identity.format().encode())
 
 
@@ -117,7 +123,9 @@ def remove_node(folder: Path, name: str) -> None:
     names = [node.name for node in load(folder).nodes]
     if name not in names:
         got = f"{shown(name)}{nearest(name, names)}"
-        raise IdentityError(f"name: must be a node of {folder}: {', '.join(names) or 'there is none'}; got {got}")
+        raise IdentityError(
+            "AGFL-IDENTITY-056", f"name: must be a node of {folder}: {', '.join(names) or 'there is none'}; got {got}"
+        )
     (folder / "nodes" / f"{name}.pub").unlink()
 
 
@@ -136,9 +144,14 @@ def renew(folder: Path, hosts: Sequence[str], authority: Path) -> Sequence[str]:
         key = load_pem_private_key(read_private(found.key), password=None)
         names = hosts or names_of(x509.load_pem_x509_certificate(found.certificate.read_bytes()))
     except (OSError, ValueError, TypeError):
-        raise IdentityError(f"{folder}: must hold ca.pem, server.pem and server.key as init made them") from None
+        raise IdentityError(
+            "AGFL-IDENTITY-057", f"{folder}: must hold ca.pem, server.pem and server.key as init made them"
+        ) from None
     if not is_ours or not isinstance(key, EllipticCurvePrivateKey):
-        raise IdentityError(f"--ca: {authority}: must be the authority of {folder}/{CERTIFICATE_FILE}; it is another")
+        raise IdentityError(
+            "AGFL-IDENTITY-058",
+            f"--ca: {authority}: must be the authority of {folder}/{CERTIFICATE_FILE}; it is another",
+        )
     pem = by.server_certificate(key.public_key(), names)
     write_atomically(found.certificate, pem)
     return names_of(x509.load_pem_x509_certificate(pem))
@@ -152,12 +165,16 @@ def load(folder: Path) -> FederationFolder:
     """
     hint = folder_hint(folder)
     if not (folder / "nodes").is_dir() or (hint and not (folder / "server.key").exists()):
-        raise IdentityError(f"{folder}: must be a federation folder made by `agfl-server init`, got none{hint}")
+        raise IdentityError(
+            "AGFL-IDENTITY-059", f"{folder}: must be a federation folder made by `agfl-server init`, got none{hint}"
+        )
     check_private(folder / "server.key")
     nodes = []
     for path in sorted((folder / "nodes").glob("[!.]*.pub")):
         identity = PublicIdentity.read(path)
         if identity.name != path.stem:
-            raise IdentityError(f"{path}: name: must be {path.stem!r} like the file, got {identity.name!r}")
+            raise IdentityError(
+                "AGFL-IDENTITY-060", f"{path}: name: must be {path.stem!r} like the file, got {identity.name!r}"
+            )
         nodes.append(identity)
     return FederationFolder(folder, tuple(nodes))

@@ -68,7 +68,7 @@ def write_report(
     try:
         write_atomically(report, page.encode(), mode=0o600 if is_private else 0o644)
     except OSError as error:
-        raise DataError(f"{report}: cannot be written: {error.strerror}") from None
+        raise DataError("AGFL-DATA-058", f"{report}: cannot be written: {error.strerror}") from None
     return report
 
 
@@ -76,9 +76,9 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        raise DataError("AGFL-DATA-059", f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
+        raise DataError("AGFL-DATA-060", f"{path}: cannot be read: {error}") from None
 
 
 def _read_rows(path: Path) -> list[Row]:
@@ -86,18 +86,18 @@ def _read_rows(path: Path) -> list[Row]:
     found = read_json_lines(path, parse_int=float)
     rows = [_checked_row(row, f"{path}:{number}") for number, row in enumerate(found, start=1)]
     if not rows:
-        raise DataError(f"{path}: must hold at least one round, is empty")
+        raise DataError("AGFL-DATA-061", f"{path}: must hold at least one round, is empty")
     return rows
 
 
 def _checked_row(row: dict[str, Any], place: str) -> Row:
     for key, value in row.items():
         if not isinstance(value, float | None):
-            raise DataError(f"{place}: {key}: must be a number or null, got {value!r}")
+            raise DataError("AGFL-DATA-062", f"{place}: {key}: must be a number or null, got {value!r}")
     # A loss that overflowed has no place on an axis: it is shown as not recorded.
     finite = {key: value if value is not None and math.isfinite(value) else None for key, value in row.items()}
     if finite.get("round") is None:
-        raise DataError(f"{place}: round: required but missing")
+        raise DataError("AGFL-DATA-063", f"{place}: round: required but missing")
     if finite["round"] == 0 and not any(finite.get(key) for key in TRAFFIC):
         # Before round 1 only a tokenizer may be learned: where none was, nothing took place, which is no zero.
         return {key: None if key in TRAFFIC else value for key, value in finite.items()}

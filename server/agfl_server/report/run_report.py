@@ -21,6 +21,8 @@ def write_report_of(run_folder: Path, output: Path | None = None) -> Path:
         AgflError: there is nothing to report yet, a file of the run is malformed, or the page cannot be written.
     """
     if not (run_folder / CONFIG_FILE).exists():
-        raise DataError(f"{run_folder}: must hold a run that has begun, holds none{folder_hint(run_folder.parent)}")
+        raise DataError(
+            "AGFL-DATA-064", f"{run_folder}: must hold a run that has begun, holds none{folder_hint(run_folder.parent)}"
+        )
     main_metric = load_run_config(run_folder / CONFIG_FILE).task.main_metric
     return write_report(run_folder, main_metric, [Section(own_samples_section(run_folder))], output)

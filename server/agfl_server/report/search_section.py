@@ -30,7 +30,9 @@ def search_section(folder: Path) -> str:
         blocks = _read(folder / BLOCKS_FILE)
         return _section(race, _blocks(blocks) if blocks is not None else "")
     except (KeyError, TypeError, IndexError) as error:
-        raise DataError(f"{folder}: must hold the files of a search as it writes them: {error!r}") from None
+        raise DataError(
+            "AGFL-DATA-065", f"{folder}: must hold the files of a search as it writes them: {error!r}"
+        ) from None
 
 
 def _read(path: Path) -> Told | None:
@@ -39,7 +41,7 @@ def _read(path: Path) -> Told | None:
     try:
         content: Told = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
+        raise DataError("AGFL-DATA-066", f"{path}: cannot be read: {error}") from None
     return content
 
 

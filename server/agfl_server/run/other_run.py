@@ -31,14 +31,18 @@ def refuse_other(
         return
     changes = list(_changes("", found, config)) if found is not None and config is not None else []
     if not changes and (version != VERSION or found is not None):
-        raise CheckpointError(f"{where}: {written_by(version)}, for which the same configuration means another run")
+        raise CheckpointError(
+            "AGFL-CHECKPOINT-014", f"{where}: {written_by(version)}, for which the same configuration means another run"
+        )
     by = "" if version == VERSION else f"; it {written_by(version)}"
     if not changes:
         hashes = f"configuration hash {found_hash[:12]}, this configuration has {config_hash[:12]}"
-        raise CheckpointError(f"{where}: belongs to a run with {hashes} ({_MAY_CHANGE}){by}")
+        raise CheckpointError("AGFL-CHECKPOINT-015", f"{where}: belongs to a run with {hashes} ({_MAY_CHANGE}){by}")
     more = f", and {len(changes) - _NAMED} more" if len(changes) > _NAMED else ""
     named = ", ".join(changes[:_NAMED]) + more
-    raise CheckpointError(f"{where}: belongs to a run with another configuration: {named} ({_MAY_CHANGE}){by}")
+    raise CheckpointError(
+        "AGFL-CHECKPOINT-016", f"{where}: belongs to a run with another configuration: {named} ({_MAY_CHANGE}){by}"
+    )
 
 
 def _changes(key: str, found: Any, here: Any) -> Iterator[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agfl_models.errors import CheckpointError, ConfigError
-from agfl_models.files.durable_files import read_json_lines, write_atomically
+from agfl_models.files.durable_files import not_read, not_written, read_json_lines, write_atomically
 from agfl_models.files.file_systems import sync
 from agfl_models.files.folder_kinds import folder_hint
 from agfl_models.files.store import CONFIG_FILE, METRICS_FILE, save_model
@@ -74,8 +74,10 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"{self.path}: cannot be written: {error.strerror}") from None
-        refusal = ConfigError(f"{self.path}: must serve one run at a time, and one is running already")
+            raise self._not_made(error) from None
+        refusal = ConfigError(
+            "AGFL-CONFIG-076", f"{self.path}: must serve one run at a time, and one is running already"
+        )
         try:
             with held(self.path, refusal):
                 yield
@@ -91,18 +93,21 @@ class RunFolder:
         A run that ended before its first round has left an empty metrics.jsonl, and may begin again.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"{self.path}: must be a folder, is a file")
+            raise ConfigError("AGFL-CONFIG-077", f"{self.path}: must be a folder, is a file")
         has_rows = self.metrics.exists() and self.metrics.stat().st_size > 0
         if has_rows or self.has_checkpoint or self.search.exists():
             raise ConfigError(
-                f"{self.path}: must be a folder without a run; continue the run in it with --resume, or move it away"
+                "AGFL-CONFIG-078",
+                f"{self.path}: must be a folder without a run; continue the run in it with --resume, or move it away",
             )
         if not self.metrics.exists():
             found = next((name for name in _NOT_OVERWRITTEN if (self.path / name).exists()), None)
             hint = folder_hint(self.path)
             if found or hint:
                 held_there = f"holds a {found} that no run of ours wrote" if found else "is taken"
-                raise ConfigError(f"{self.path}: must be a folder for this run alone, {held_there}{hint}")
+                raise ConfigError(
+                    "AGFL-CONFIG-079", f"{self.path}: must be a folder for this run alone, {held_there}{hint}"
+                )
 
     def refuse_other_run(self, config: RunConfig) -> None:
         """Check that the folder holds a run that can go on as `config` says.
@@ -113,7 +118,9 @@ class RunFolder:
         """
         done = rounds_done(self.checkpoints, config.hash, config.defining)
         if config.num_rounds < done:
-            raise ConfigError(f"num_rounds: must be at least {done}, the rounds done, got {config.num_rounds}")
+            raise ConfigError(
+                "AGFL-CONFIG-080", f"num_rounds: must be at least {done}, the rounds done, got {config.num_rounds}"
+            )
 
     def begin(self, config: RunConfig) -> None:
         """Start a new run; raises ConfigError if there is one or it cannot be written."""
@@ -122,7 +129,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self.metrics.touch()  # first: it says that what follows is a run's
         except OSError as error:
-            raise ConfigError(f"{self.path}: cannot be written: {error.strerror}") from None
+            raise self._not_made(error) from None
         self.write_config(config)
 
     def take_over(self, other: RunFolder) -> None:
@@ -137,7 +144,9 @@ class RunFolder:
             for path in (other.metrics, newest):
                 write_atomically(self.path / path.relative_to(other.path), path.read_bytes())
         except OSError as error:
-            raise CheckpointError(f"{other.path}: cannot be copied to {self.path}: {error.strerror}") from None
+            raise CheckpointError(
+                "AGFL-CHECKPOINT-017", f"{other.path}: cannot be copied to {self.path}: {error.strerror}"
+            ) from None
 
     def resolved(self, config: RunConfig) -> RunConfig:
         """Return the configuration of a run that is to go on, with the merges that the run has learned, if it has.
@@ -150,7 +159,7 @@ class RunFolder:
         try:
             written = load_run_config(self.path / CONFIG_FILE)
         except ConfigError as error:
-            raise CheckpointError(f"--resume: {error}") from None
+            raise CheckpointError.of(error, f"--resume: {error.sentence}") from None
         learned = written.tokenizer.merges if isinstance(written.tokenizer, BPETokenizerConfig) else None
         found = config if learned is None else config.with_merges(learned)
         refuse_other(f"--resume: {self.path}", written.hash, found.hash, written.defining, found.defining)
@@ -168,7 +177,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / CONFIG_FILE, config.to_yaml().encode())
         except OSError as error:
-            raise ConfigError(f"{self.path}: cannot be written: {error.strerror}") from None
+            raise self._not_made(error) from None
 
     def resume(self, config: RunConfig) -> ServerState:
         """Return the state after the last whole round; rows of later rounds are dropped from metrics.jsonl.
@@ -181,9 +190,11 @@ class RunFolder:
             kept = [json.dumps(row) + "\n" for row in read_json_lines(self.metrics) if row["round"] < state.round]
             write_atomically(self.metrics, "".join(kept).encode())
         except (KeyError, TypeError):
-            raise CheckpointError(f"metrics: {self.metrics}: each row must say its round, one does not") from None
+            raise CheckpointError(
+                "AGFL-CHECKPOINT-018", f"metrics: {self.metrics}: each row must say its round, one does not"
+            ) from None
         except OSError as error:
-            raise CheckpointError(f"metrics: {self.metrics}: cannot be written: {error.strerror}") from None
+            raise not_written(f"metrics: {self.metrics}", error) from None
         self.write_config(config)
         return state
 
@@ -193,15 +204,17 @@ class RunFolder:
             return plan_from_json((self.path / _PLAN_FILE).read_text("utf-8"))
         except FileNotFoundError:
             return None
-        except (OSError, ConfigError) as error:
-            raise CheckpointError(f"plan: {self.path / _PLAN_FILE}: is damaged: {error}") from None
+        except ConfigError as error:
+            raise CheckpointError.of(error, f"plan: {self.path / _PLAN_FILE}: is damaged: {error.sentence}") from None
+        except OSError as error:
+            raise not_read(self.path / _PLAN_FILE, error) from None
 
     def write_plan(self, plan: Plan) -> None:
         """Write plan.json; raises CheckpointError if it cannot be written."""
         try:
             write_atomically(self.path / _PLAN_FILE, plan.to_json().encode())
         except OSError as error:
-            raise CheckpointError(f"plan: {self.path / _PLAN_FILE}: cannot be written: {error.strerror}") from None
+            raise not_written(f"plan: {self.path / _PLAN_FILE}", error) from None
 
     def save(self, config: RunConfig, state: ServerState, rows: Sequence[Row]) -> None:
         """Make a round durable: the rows that are complete, then its checkpoint, from which a run resumes.
@@ -215,7 +228,7 @@ class RunFolder:
                 file.flush()
                 sync(file.fileno(), self.metrics)
         except OSError as error:
-            raise CheckpointError(f"metrics: {self.metrics}: cannot be written: {error.strerror}") from None
+            raise not_written(f"metrics: {self.metrics}", error) from None
         save_checkpoint(self.checkpoints, state, config.hash, config.defining)
 
     def save_model(self, config: RunConfig, layout: Layout, state: ServerState) -> None:
@@ -223,3 +236,6 @@ class RunFolder:
         weights = layout.state_dict(state.model)
         widths = config.elastic.widths if config.elastic is not None else None
         save_model(self.path / "model", config.model, weights, config.task, config.tokenizer, widths)
+
+    def _not_made(self, error: OSError) -> ConfigError:
+        return ConfigError("AGFL-CONFIG-081", f"{self.path}: cannot be written: {error.strerror}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agfl_models.errors import CheckpointError
-from agfl_models.files.durable_files import write_atomically
+from agfl_models.files.durable_files import not_written, write_atomically
 
 SETTINGS_FILE = "settings.json"
 
@@ -34,7 +34,8 @@ def read_settings(folder: Path) -> list[str]:
         found = None
     if not isinstance(found, dict) or not isinstance(found.get("set"), list):
         raise CheckpointError(
-            f"{path}: must hold what was set at the start; it is damaged, so remove it and --set anew"
+            "AGFL-CHECKPOINT-019",
+            f"{path}: must hold what was set at the start; it is damaged, so remove it and --set anew",
         )
     return [str(setting) for setting in found["set"]]
 
@@ -46,4 +47,4 @@ def write_settings(folder: Path, settings: Sequence[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps({"set": list(settings)}) + "\n").encode())
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from None
+        raise not_written(path, error) from None

@@ -18,7 +18,7 @@ from pydantic import AwareDatetime, Field
 
 from agfl_models.bounded import load_json
 from agfl_models.errors import CheckpointError, ConfigError
-from agfl_models.files.durable_files import write_atomically
+from agfl_models.files.durable_files import not_written, write_atomically
 from agfl_models.machine import kind, process_age
 from agfl_models.validation import Config, validate
 from agfl_models.version import VERSION
@@ -106,7 +106,7 @@ class SittingLog:
         try:
             write_atomically(path, (json.dumps({"sittings": content}, indent=1) + "\n").encode())
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from None
+            raise not_written(path, error) from None
 
 
 def read_sittings(folder: Path) -> tuple[Sitting, ...]:
@@ -121,6 +121,8 @@ def read_sittings(folder: Path) -> tuple[Sitting, ...]:
     except FileNotFoundError:
         return ()
     except ConfigError as error:
-        raise CheckpointError(f"{error}; it is damaged, so move it away") from None
+        raise CheckpointError.of(error, f"{error.sentence}; it is damaged, so move it away") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: must hold JSON, cannot be read: {error}; move it away") from None
+        raise CheckpointError(
+            "AGFL-CHECKPOINT-020", f"{path}: must hold JSON, cannot be read: {error}; move it away"
+        ) from None

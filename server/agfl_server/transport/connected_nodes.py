@@ -165,7 +165,9 @@ class ConnectedNodes:
         refused = {name: why for node, name in self._names.items() if name in wanted and (why := self._told.get(node))}
         if (left := len(wanted) - len(refused)) < needed:
             reasons = "; ".join(f"{name}: {why}" for name, why in sorted(refused.items())[:_SHOWN])
-            raise RoundError(f"too few owners take part: a sum needs {needed}, {left} are left; {reasons}")
+            raise RoundError(
+                "AGFL-ROUND-001", f"too few owners take part: a sum needs {needed}, {left} are left; {reasons}"
+            )
 
     def _refuse(self, name: str, reason: str) -> None:
         """Leave an owner out that refused: for some sums, or until it is worth asking again."""
@@ -217,9 +219,10 @@ class ConnectedNodes:
         requests = [Message(wire.IdentifyRequest().to_record(), node, wire.IDENTIFY) for node in nodes]
         self._ask_at |= dict.fromkeys(nodes, time.monotonic() + _ASK_AGAIN_S)
         for node, reply in ask_nodes(self.grid, requests, _IDENTIFY_TIMEOUT_S):
+            if reply.has_error():
+                self.observer.refused(f"node {node}", error_of(reply)[0])
+                continue
             try:
-                if reply.has_error():
-                    raise WireError(error_of(reply)[0])
                 said = wire.IdentifyReply.from_record(reply.content)
                 name = said.name
             except WireError as error:  # its owner may start it anew under the same node id
@@ -264,9 +267,9 @@ def _answer(reply: Message) -> tuple[Answer, bool, str]:
 
     Who cannot answer, or must not, is asked again: its owner may start it anew with another policy.
     """
+    if reply.has_error():
+        return Answer.PENDING, False, error_of(reply)[0]
     try:
-        if reply.has_error():
-            raise WireError(error_of(reply)[0])
         said = wire.ProposeReply.from_record(reply.content)
     except WireError as error:
         return Answer.PENDING, False, str(error)

@@ -26,7 +26,9 @@ def health_service(port: int) -> Iterator[int]:
     try:
         bound_port = server.add_insecure_port(f"127.0.0.1:{port}")
     except RuntimeError:
-        raise TransportError(f"health port: 127.0.0.1 port must be free to listen on, got {port}") from None
+        raise TransportError(
+            "AGFL-TRANSPORT-008", f"health port: 127.0.0.1 port must be free to listen on, got {port}"
+        ) from None
     server.start()
     try:
         yield bound_port

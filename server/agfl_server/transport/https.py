@@ -217,9 +217,11 @@ def _server_tls(certificate: Path, key: Path) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     for path in (certificate, key):
         if not path.is_file():
-            raise IdentityError(f"{path}: no such file")
+            raise IdentityError("AGFL-IDENTITY-061", f"{path}: no such file")
     try:
         context.load_cert_chain(certificate, key)
     except OSError as error:  # ssl.SSLError is one
-        raise IdentityError(f"{certificate}: must be a PEM certificate that fits {key}, got: {error}") from None
+        raise IdentityError(
+            "AGFL-IDENTITY-062", f"{certificate}: must be a PEM certificate that fits {key}, got: {error}"
+        ) from None
     return context

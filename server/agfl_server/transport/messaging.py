@@ -11,6 +11,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from agfl_models import stop_signal
+from agfl_models.errors import one_line
 from agfl_server.rounds.observer import DISCONNECTED
 from agfl_server.transport.limits import SMALL_REPLY_BYTES, forget, push
 
@@ -81,7 +82,7 @@ def error_of(reply: Message) -> tuple[str, bool]:
     code, reason = reply.error.code, reply.error.reason or "no reason given"
     if code == _GONE:
         reason = DISCONNECTED
-    return reason, code not in _LOST
+    return one_line(reason), code not in _LOST
 
 
 def straggler_wait_s(times: Sequence[float]) -> float:

@@ -43,10 +43,8 @@ def read_json_lines(path: Path, parse_int: Callable[[str], float] = int) -> list
     """
     try:
         lines = path.read_text("utf-8").split("\n")[:-1]  # what follows the last line end is no whole line
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+        raise not_read(path, error) from None
     return [_object(line, f"{path}:{number}", parse_int) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
@@ -56,11 +54,25 @@ def _object(line: str, place: str, parse_int: Callable[[str], float]) -> dict[st
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise CheckpointError(f"{place}: must be one JSON object, got {line[:80]!r}")
+        raise CheckpointError("AGFL-CHECKPOINT-001", f"{place}: must be one JSON object, got {line[:80]!r}")
     return found
 
 
 def refuse_content(folder: Path) -> None:
     """Raise CheckpointError unless a model that is written to `folder` would be all that is in it."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: must be a new or empty folder, got one with content")
+        raise CheckpointError("AGFL-CHECKPOINT-002", f"{folder}: must be a new or empty folder, got one with content")
+
+
+def not_read(path: Path, error: OSError | UnicodeDecodeError) -> CheckpointError:
+    """Return the error of a file that the system does not give."""
+    if isinstance(error, FileNotFoundError):
+        return CheckpointError("AGFL-CHECKPOINT-003", f"{path}: no such file")
+    return CheckpointError(
+        "AGFL-CHECKPOINT-004", f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"
+    )
+
+
+def not_written(place: object, error: OSError) -> CheckpointError:
+    """Return the error of a file or folder that the system does not take; `place` starts the line."""
+    return CheckpointError("AGFL-CHECKPOINT-005", f"{place}: cannot be written: {error.strerror}")

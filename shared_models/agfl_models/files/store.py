@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from agfl_models.errors import CheckpointError, ConfigError
-from agfl_models.files.durable_files import write_atomically
+from agfl_models.errors import BrokenRule, CheckpointError, ConfigError
+from agfl_models.files.durable_files import not_read, not_written, write_atomically
 from agfl_models.files.folder_kinds import folder_hint
 from agfl_models.files.store_files import CONFIG_FILE, METRICS_FILE, MODEL_FOLDER, WEIGHTS_FILE
 from agfl_models.huggingface.config import HuggingFaceConfig
@@ -68,9 +68,9 @@ class SavedConfig(Config):
         vocab_size = vocabulary_of(self.model)
         if vocab_size not in (None, self.tokenizer.vocab_size):
             rule = f"must be {self.tokenizer.vocab_size} as tokenizer.vocab_size"
-            raise ValueError(f"model.vocab_size: {rule}, got {vocab_size}")
+            raise BrokenRule("AGFL-CONFIG-014", f"model.vocab_size: {rule}, got {vocab_size}")
         if not self.tokenizer.is_trained:
-            raise ValueError("tokenizer.merges: required beside weights, got none")
+            raise BrokenRule("AGFL-CONFIG-015", "tokenizer.merges: required beside weights, got none")
         return self
 
 
@@ -113,7 +113,7 @@ def save_model(
         write_atomically(folder / WEIGHTS_FILE, save(weights))
         write_atomically(folder / CONFIG_FILE, description.encode("utf-8"))
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written: {error.strerror}") from None
+        raise not_written(folder, error) from None
 
 
 def load_model(path: Path) -> tuple[nn.Module, SavedConfig]:
@@ -128,17 +128,17 @@ def load_model(path: Path) -> tuple[nn.Module, SavedConfig]:
     """
     folder = path / MODEL_FOLDER if (path / MODEL_FOLDER / CONFIG_FILE).exists() else path
     if path.is_file():
-        raise CheckpointError(f"{path}: must be a folder with a model, is a file")
+        raise CheckpointError("AGFL-CHECKPOINT-006", f"{path}: must be a folder with a model, is a file")
     found: Any = None
     try:
         found = read_yaml(folder / CONFIG_FILE)
         saved = validate(SavedConfig, found, str(folder / CONFIG_FILE))
     except ConfigError as error:
         if (folder / WEIGHTS_FILE).exists():
-            raise CheckpointError(f"{error}{_other_version(found)}") from None
+            raise CheckpointError.of(error, f"{error.sentence}{_other_version(found)}") from None
         if hint := folder_hint(path):
-            raise CheckpointError(f"{path}: must be a folder with a model{hint}") from None
-        raise CheckpointError(str(error)) from None
+            raise CheckpointError("AGFL-CHECKPOINT-007", f"{path}: must be a folder with a model{hint}") from None
+        raise CheckpointError.of(error, error.sentence) from None
     weights = _read_weights(folder / WEIGHTS_FILE)
     if isinstance(saved.model, HuggingFaceConfig):
         saved.model.pinned(saved.model.folder, f"{folder / CONFIG_FILE}: model.folder")
@@ -165,20 +165,18 @@ def _other_version(found: Any) -> str:
 def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+        raise not_read(path, error) from None
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: corrupt: {error}") from None
+        raise CheckpointError("AGFL-CHECKPOINT-008", f"{path}: corrupt: {error}") from None
 
 
 def _refuse_misfit(path: Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     for name in sorted(expected.keys() | weights.keys()):
         if name not in weights:
-            raise CheckpointError(f"{path}: {name}: required by the configuration but missing")
+            raise CheckpointError("AGFL-CHECKPOINT-009", f"{path}: {name}: required by the configuration but missing")
         if name not in expected:
-            raise CheckpointError(f"{path}: {name}: not part of the configured model")
+            raise CheckpointError("AGFL-CHECKPOINT-010", f"{path}: {name}: not part of the configured model")
         want, got = tuple(expected[name].shape), tuple(weights[name].shape)
         if want != got:
-            raise CheckpointError(f"{path}: {name}: must have shape {want}, got {got}")
+            raise CheckpointError("AGFL-CHECKPOINT-011", f"{path}: {name}: must have shape {want}, got {got}")

@@ -56,7 +56,7 @@ def checked(name: str, argument: str) -> str:
     try:
         argument.encode("utf-8")
     except UnicodeEncodeError:
-        raise ConfigError(f"{name}: must be UTF-8 text, got {argument[:40]!r}") from None
+        raise ConfigError("AGFL-CONFIG-016", f"{name}: must be UTF-8 text, got {argument[:40]!r}") from None
     return argument
 
 
@@ -95,7 +95,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         with contextlib.nullcontext(sys.stdin.buffer) if path == STANDARD_INPUT else path.open("rb") as file:
             yield file
     except OSError as error:
-        raise DataError(f"{_name(path)}: cannot be read: {error.strerror}") from None
+        raise DataError("AGFL-DATA-054", f"{_name(path)}: cannot be read: {error.strerror}") from None
 
 
 def _decoded(content: bytes, where: str) -> str:
@@ -103,7 +103,7 @@ def _decoded(content: bytes, where: str) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         got = f"byte {content[error.start]:#04x} at {error.start}"
-        raise DataError(f"{where}: must be UTF-8 text, got {got}") from None
+        raise DataError("AGFL-DATA-055", f"{where}: must be UTF-8 text, got {got}") from None
 
 
 def _name(path: Path) -> str:

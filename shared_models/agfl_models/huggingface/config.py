@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from agfl_models.bounded import Size
-from agfl_models.errors import ConfigError
+from agfl_models.errors import BrokenRule, ConfigError
 from agfl_models.huggingface.folder import PretrainedFolder
 from agfl_models.huggingface.loading import max_length, outline
 from agfl_models.huggingface.lora import LoRAConfig, is_adapter, is_linear
@@ -49,11 +49,17 @@ class HuggingFaceConfig(ModelConfigBase):
     def _head_fits(self) -> Self:
         head = self.head
         if head is None and self.architecture == "encoder":
-            raise ValueError("head: required with architecture encoder (span or classification), got none")
+            raise BrokenRule(
+                "AGFL-CONFIG-023", "head: required with architecture encoder (span or classification), got none"
+            )
         if head is not None and self.kind not in head.families:
-            raise ValueError(f"head: {head.type} needs another architecture, got {self.architecture}")
+            raise BrokenRule(
+                "AGFL-CONFIG-024", f"head: {head.type} needs another architecture, got {self.architecture}"
+            )
         if isinstance(head, LanguageModelHeadConfig) and not head.tied:
-            raise ValueError("head.tied: follows from the pretrained model and must not be chosen, got false")
+            raise BrokenRule(
+                "AGFL-CONFIG-025", "head.tied: follows from the pretrained model and must not be chosen, got false"
+            )
         return self
 
     @property
@@ -82,11 +88,13 @@ class HuggingFaceConfig(ModelConfigBase):
             PretrainedError: it cannot be read.
         """
         if folder is None:
-            raise ConfigError(f"{name}: required with model.family huggingface, got none")
+            raise ConfigError("AGFL-CONFIG-026", f"{name}: required with model.family huggingface, got none")
         found = PretrainedFolder(folder).fingerprint
         if self.fingerprint not in (None, found):
             rule = f"must be a copy of the run's pretrained model, with fingerprint {self.fingerprint}"
-            raise ConfigError(f"{name}: {rule}, got {found}")  # without the path, since the other side reads this
+            raise ConfigError(
+                "AGFL-CONFIG-027", f"{name}: {rule}, got {found}"
+            )  # without the path, since the other side reads this
         return self.model_copy(update={"folder": folder.resolve(), "fingerprint": found})
 
     @property

@@ -36,18 +36,22 @@ class PretrainedFolder:
 
     def __post_init__(self) -> None:
         if not self.path.is_dir():
-            raise PretrainedError(f"pretrained: {self.path}: no such folder")
+            raise PretrainedError("AGFL-PRETRAINED-001", f"pretrained: {self.path}: no such folder")
         for name, what in (
             (CONFIG_FILE, "the model's"),
             (TOKENIZER_FILE, "its tokenizer's, as AutoTokenizer saves it"),
         ):
             if not (self.path / name).is_file():
                 hint = folder_hint(self.path) if name == CONFIG_FILE else ""
-                raise PretrainedError(f"pretrained: {self.path}: must hold {name}, {what}, found none{hint}")
+                raise PretrainedError(
+                    "AGFL-PRETRAINED-002", f"pretrained: {self.path}: must hold {name}, {what}, found none{hint}"
+                )
         if not self._weights:
             pickled = sorted(file.name for file in self.path.glob(PICKLED_WEIGHTS))
             found = f"{pickled[0]}, whose pickle could run code" if pickled else "none"
-            raise PretrainedError(f"pretrained: {self.path}: must hold weights as model.safetensors, found {found}")
+            raise PretrainedError(
+                "AGFL-PRETRAINED-003", f"pretrained: {self.path}: must hold weights as model.safetensors, found {found}"
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -57,7 +61,9 @@ class PretrainedFolder:
         try:
             digests = {file.name: _digest(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files}
         except OSError as error:
-            raise PretrainedError(f"pretrained: {self.path}: cannot be read: {error.strerror}") from None
+            raise PretrainedError(
+                "AGFL-PRETRAINED-004", f"pretrained: {self.path}: cannot be read: {error.strerror}"
+            ) from None
         return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
     def json(self, name: str) -> dict[str, Any]:
@@ -66,15 +72,21 @@ class PretrainedFolder:
         try:
             content = load_json(path.read_text(encoding="utf-8"), _MAX_JSON) if path.exists() else {}
         except (OSError, ValueError) as error:
-            raise PretrainedError(f"pretrained: {path}: cannot be read as JSON: {str(error)[:200]}") from None
+            raise PretrainedError(
+                "AGFL-PRETRAINED-005", f"pretrained: {path}: cannot be read as JSON: {str(error)[:200]}"
+            ) from None
         if not isinstance(content, dict):
-            raise PretrainedError(f"pretrained: {path}: must hold a JSON object, got {type(content).__name__}")
+            raise PretrainedError(
+                "AGFL-PRETRAINED-006", f"pretrained: {path}: must hold a JSON object, got {type(content).__name__}"
+            )
         return content
 
     def error(self, error: Exception) -> PretrainedError:
         """Return what a library says about the folder as one line, cut to what a person reads."""
         reason = " ".join(str(error).split())[:200]
-        return PretrainedError(f"pretrained: {self.path}: cannot be used: {type(error).__name__}: {reason}")
+        return PretrainedError(
+            "AGFL-PRETRAINED-007", f"pretrained: {self.path}: cannot be used: {type(error).__name__}: {reason}"
+        )
 
     @property
     def companions(self) -> list[Path]:
@@ -98,7 +110,8 @@ def transformers_library() -> Any:
     except ImportError as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"model.family: huggingface needs the extra `huggingface` (pip install 'agfl[huggingface]'): {reason}"
+            "AGFL-CONFIG-028",
+            f"model.family: huggingface needs the extra `huggingface` (pip install 'agfl[huggingface]'): {reason}",
         ) from None
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()

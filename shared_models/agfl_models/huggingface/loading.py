@@ -57,7 +57,9 @@ def load(config: HuggingFaceConfig, seed: int | None = None) -> Any:
             raise folder.error(error) from None
     missing = sorted(name for name in report["missing_keys"] if not _is_new(config, model, name))
     if missing:
-        raise PretrainedError(f"pretrained: {folder.path}: weights must hold {missing[0]}, found none")
+        raise PretrainedError(
+            "AGFL-PRETRAINED-008", f"pretrained: {folder.path}: weights must hold {missing[0]}, found none"
+        )
     return _with_trained_marked(config, model)
 
 
@@ -84,7 +86,7 @@ def max_length(model: Any) -> float:
 def _parts(config: HuggingFaceConfig) -> tuple[PretrainedFolder, Any, Any]:
     """Return the folder, the class that loads it, and transformers' own configuration, changed as ours says."""
     if config.folder is None:
-        raise ConfigError("model.folder: required with family huggingface, got none")
+        raise ConfigError("AGFL-CONFIG-029", "model.folder: required with family huggingface, got none")
     transformers, folder = transformers_library(), PretrainedFolder(config.folder)
     try:
         library_config = transformers.AutoConfig.from_pretrained(folder.path, **_LOCAL)
@@ -93,7 +95,9 @@ def _parts(config: HuggingFaceConfig) -> tuple[PretrainedFolder, Any, Any]:
     found = _architecture_of(library_config)
     if config.architecture != found:
         name = ", ".join(library_config.architectures or ["model"])
-        raise ConfigError(f"model.architecture: must be {found} for a {name}, got {config.architecture}")
+        raise ConfigError(
+            "AGFL-CONFIG-030", f"model.architecture: must be {found} for a {name}, got {config.architecture}"
+        )
     if config.num_layers is not None:
         _keep_layers(library_config, config.num_layers)
     if isinstance(config.head, ClassificationHeadConfig):
@@ -111,7 +115,10 @@ def _architecture_of(library_config: Any) -> str:
 def _keep_layers(library_config: Any, num_layers: int) -> None:
     present = library_config.num_hidden_layers
     if num_layers > present:
-        raise ConfigError(f"model.num_layers: must be at most {present} for this pretrained model, got {num_layers}")
+        raise ConfigError(
+            "AGFL-CONFIG-031",
+            f"model.num_layers: must be at most {present} for this pretrained model, got {num_layers}",
+        )
     library_config.num_hidden_layers = num_layers
     for name in ("num_decoder_layers", "decoder_layers"):
         if getattr(library_config, name, None) is not None:

@@ -62,11 +62,15 @@ def add_lora(model: nn.Module, config: LoRAConfig) -> None:
         if not any(_names(target, name) for name in targets):
             known = sorted({name.rpartition(".")[2] for name in layers})
             raise ConfigError(
-                f"model.lora.targets: must name linear layers of the model, got {target!r}{nearest(target, known)}"
+                "AGFL-CONFIG-032",
+                f"model.lora.targets: must name linear layers of the model, got {target!r}{nearest(target, known)}",
             )
     for name, layer in targets.items():
         if sum(getattr(module, "weight", None) is layer.weight for module in model.modules()) > 1:
-            raise ConfigError(f"model.lora.targets: must not name a layer whose weight another one shares, got {name}")
+            raise ConfigError(
+                "AGFL-CONFIG-033",
+                f"model.lora.targets: must not name a layer whose weight another one shares, got {name}",
+            )
     model.requires_grad_(False)
     for name, layer in targets.items():
         _adapt(layer, name, config)

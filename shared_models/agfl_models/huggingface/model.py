@@ -13,8 +13,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from agfl_models.errors import CheckpointError, ConfigError
-from agfl_models.files.durable_files import refuse_content
+from agfl_models.errors import ConfigError
+from agfl_models.files.durable_files import not_written, refuse_content
 from agfl_models.huggingface.config import HuggingFaceConfig
 from agfl_models.huggingface.folder import PretrainedFolder
 from agfl_models.huggingface.loading import load, max_length
@@ -92,10 +92,14 @@ class HuggingFaceModel(SequenceModel):
 
     def initial_state(self, batch_size: int, memory: Memory | None = None) -> tuple[State, ...]:
         if self.config.architecture == "encoder":
-            raise ConfigError("model.architecture: must be causal or seq2seq to decode step by step, got encoder")
+            raise ConfigError(
+                "AGFL-CONFIG-034", "model.architecture: must be causal or seq2seq to decode step by step, got encoder"
+            )
         if self._cache_argument is None or self.inner._is_stateful:
             kind = type(self.inner).__name__
-            raise ConfigError(f"model.folder: must hold a model that decodes with keys and values, got {kind}")
+            raise ConfigError(
+                "AGFL-CONFIG-035", f"model.folder: must hold a model that decodes with keys and values, got {kind}"
+            )
         self._check_source(memory is not None)
         if memory is None:
             return ()
@@ -132,7 +136,7 @@ class HuggingFaceModel(SequenceModel):
             for file in PretrainedFolder(self.config.folder).companions:
                 shutil.copyfile(file, folder / file.name)
         except OSError as error:
-            raise CheckpointError(f"{folder}: cannot be written: {error.strerror}") from None
+            raise not_written(folder, error) from None
 
     @property
     def _has_encoder(self) -> bool:
@@ -151,12 +155,14 @@ class HuggingFaceModel(SequenceModel):
     def _check_source(self, is_given: bool) -> None:
         if is_given != self._has_encoder:
             rule, got = ("required", "none") if self._has_encoder else ("must not be given", "one")
-            raise ConfigError(f"source: {rule} with architecture {self.config.architecture}, got {got}")
+            raise ConfigError(
+                "AGFL-CONFIG-036", f"source: {rule} with architecture {self.config.architecture}, got {got}"
+            )
 
     def _check_length(self, length: int) -> None:
         if length > self._max_length:
             rule = f"must be at most {self._max_length} tokens long for this pretrained model"
-            raise ConfigError(f"sequence: {rule}, got {length}")
+            raise ConfigError("AGFL-CONFIG-037", f"sequence: {rule}, got {length}")
 
 
 def _integers(mask: Tensor | None) -> Tensor | None:

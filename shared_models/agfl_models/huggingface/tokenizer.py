@@ -44,7 +44,9 @@ class HuggingFaceTokenizer:
         most = folder.json(CONFIG_FILE).get("vocab_size", self.vocab_size)
         if self.vocab_size > most:
             rule = f"must have at most the model's {most} ids"
-            raise PretrainedError(f"pretrained: {folder.path / TOKENIZER_FILE}: {rule}, got {self.vocab_size}")
+            raise PretrainedError(
+                "AGFL-PRETRAINED-009", f"pretrained: {folder.path / TOKENIZER_FILE}: {rule}, got {self.vocab_size}"
+            )
 
     @property
     def vocab_size(self) -> int:
@@ -114,4 +116,6 @@ def _special_id(folder: PretrainedFolder, library: tokenizers.Tokenizer, names: 
         found = numbers.get(name + "_id") if token_id is None else token_id
         if isinstance(found, int):
             return found
-    raise PretrainedError(f"pretrained: {folder.path / TOKENIZER_CONFIG_FILE}: must name a {names[0]}, found none")
+    raise PretrainedError(
+        "AGFL-PRETRAINED-010", f"pretrained: {folder.path / TOKENIZER_CONFIG_FILE}: must name a {names[0]}, found none"
+    )

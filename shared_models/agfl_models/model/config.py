@@ -12,7 +12,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from agfl_models.bounded import Size, VocabSize
-from agfl_models.errors import ConfigError
+from agfl_models.errors import BrokenRule, ConfigError
 from agfl_models.layers import LayerConfig
 from agfl_models.layers.connection import Norm, Residual, norm_parameters
 from agfl_models.model.base_config import FAMILIES, ModelConfigBase
@@ -73,7 +73,7 @@ class ModelConfig(ModelConfigBase):
             self.resolve()
             _ = self.choices
         except ConfigError as error:
-            raise ValueError(str(error)) from None  # pydantic adds where in the file it stands
+            raise BrokenRule.of(error) from None  # pydantic adds where in the file it stands
         return self
 
     @property

@@ -85,7 +85,7 @@ def corpus_of(task: str, name: str | None) -> Corpus:
     if name is None:
         return CORPORA[own[0]]
     if name not in own:
-        raise ConfigError(f"data.corpus: must be {' or '.join(own)} for task {task}, got {name!r}")
+        raise ConfigError("AGFL-CONFIG-013", f"data.corpus: must be {' or '.join(own)} for task {task}, got {name!r}")
     return CORPORA[name]
 
 

@@ -71,7 +71,9 @@ def decode(content: bytes, where: str) -> Decoded:
     """
     decoded = _decoded(content, where)
     if is_html(decoded.text):
-        raise DataError(f"{where}: must be text, seems to be an HTML page; save what it says as plain text")
+        raise DataError(
+            "AGFL-DATA-024", f"{where}: must be text, seems to be an HTML page; save what it says as plain text"
+        )
     return decoded
 
 
@@ -81,19 +83,20 @@ def _decoded(content: bytes, where: str) -> Decoded:
             return Decoded(_plain(_strict(content[len(mark) :], encoding, where)), encoding.removesuffix("-sig"))
     has_nul = b"\0" in content
     if (known := magic_of(content)) and (has_nul or known[1] or not _is_utf8(content)):
-        raise DataError(f"{where}: must be text, seems to be {known[0]}")
+        raise DataError("AGFL-DATA-025", f"{where}: must be text, seems to be {known[0]}")
     if has_nul:
         unmarked = _utf16_without_mark(content)
         if unmarked is None:
             raise DataError(
+                "AGFL-DATA-026",
                 f"{where}: must be text, got a NUL byte at {content.index(0)}: it seems to be binary, or "
-                "UTF-16 that lacks its mark"
+                "UTF-16 that lacks its mark",
             )
         return Decoded(_plain(_strict(content, unmarked, where)), unmarked)
     if b"\x1b$" in content:
-        raise DataError(f"{where}: must be UTF-8 text, seems to be iso2022_jp; save it as UTF-8")
+        raise DataError("AGFL-DATA-027", f"{where}: must be UTF-8 text, seems to be iso2022_jp; save it as UTF-8")
     if len(re.findall(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]", content[:_SAMPLE])) * 20 > len(content[:_SAMPLE]):
-        raise DataError(f"{where}: must be text, got control characters; it seems to be binary")
+        raise DataError("AGFL-DATA-028", f"{where}: must be text, got control characters; it seems to be binary")
     try:
         return Decoded(_plain(content.decode("utf-8")), "utf-8")
     except UnicodeDecodeError as error:
@@ -104,8 +107,10 @@ def _decoded(content: bytes, where: str) -> Decoded:
             return Decoded(_plain(western), "cp1252" if re.search(rb"[\x80-\x9f]", content) else "latin-1")
         guess = _guess(content)
         if guess is not None:
-            raise DataError(f"{where}: must be UTF-8 text, {got}, seems to be {guess}; save it as UTF-8")
-    raise DataError(f"{where}: must be UTF-8 text, {got}")
+            raise DataError(
+                "AGFL-DATA-029", f"{where}: must be UTF-8 text, {got}, seems to be {guess}; save it as UTF-8"
+            )
+    raise DataError("AGFL-DATA-030", f"{where}: must be UTF-8 text, {got}")
 
 
 def _plain(text: str) -> str:
@@ -118,7 +123,9 @@ def _strict(content: bytes, encoding: str, where: str) -> str:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
         got = f"got byte {error.object[error.start]:#04x} at {error.start}"
-        raise DataError(f"{where}: must be {encoding.upper()} text, as its beginning says, {got}") from None
+        raise DataError(
+            "AGFL-DATA-031", f"{where}: must be {encoding.upper()} text, as its beginning says, {got}"
+        ) from None
 
 
 def _is_utf8(content: bytes) -> bool:

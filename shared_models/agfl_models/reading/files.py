@@ -84,11 +84,11 @@ def data_file(path: Path) -> DataFile:
     if is_gzip:
         stem, suffix = _split(stem)
     if suffix not in _FORMATS or not stem:
-        raise DataError(f"data: {path}: {_rule(suffix, is_gzip)}")
+        raise DataError("AGFL-DATA-032", f"data: {path}: {_rule(suffix, is_gzip)}")
     inner = _split(stem)[1]
     if _FORMATS[suffix] is Format.TEXT and _FORMATS.get(inner, Format.TEXT) is not Format.TEXT:
         rule = f"must be named for what it holds, got {inner!r} and {suffix!r}"  # as Windows does, which hides the last
-        raise DataError(f"data: {path}: {rule}")
+        raise DataError("AGFL-DATA-033", f"data: {path}: {rule}")
     _refuse_special(path)
     if _FORMATS[suffix] in TABLES:
         _refuse_without_pyarrow(path)
@@ -124,7 +124,9 @@ def list_owners(folder: Path) -> tuple[dict[str, Path], tuple[Path, ...]]:
     """
     _refuse_other_folder(folder)
     if is_dataset(folder):
-        raise DataError(f"data.path: {folder}: must be a folder of owners, got what `datasets` saved of one")
+        raise DataError(
+            "AGFL-DATA-034", f"data.path: {folder}: must be a folder of owners, got what `datasets` saved of one"
+        )
     owners: dict[str, Path] = {}
     left_out = []
     for path in sorted(_entries(folder)):
@@ -137,7 +139,9 @@ def list_owners(folder: Path) -> tuple[dict[str, Path], tuple[Path, ...]]:
         else:
             name = data_file(path).stem
         if name in owners:
-            raise DataError(f"data.path: {folder}: must hold one file an owner, got {owners[name]} and {path}")
+            raise DataError(
+                "AGFL-DATA-035", f"data.path: {folder}: must hold one file an owner, got {owners[name]} and {path}"
+            )
         owners[name] = path
     return dict(sorted(owners.items())), tuple(left_out)
 
@@ -147,9 +151,9 @@ def _refuse_other_folder(folder: Path) -> None:
     try:
         hint = folder_hint(folder)
     except OSError as error:
-        raise DataError(f"data: {folder}: cannot be read: {error.strerror}") from None
+        raise not_read(folder, error) from None
     if hint:
-        raise DataError(f"data: {folder}: must be a folder of texts{hint}")
+        raise DataError("AGFL-DATA-036", f"data: {folder}: must be a folder of texts{hint}")
 
 
 def _walk(folder: Path, found: list[Path], above: set[str]) -> None:
@@ -170,7 +174,7 @@ def _entries(folder: Path) -> list[Path]:
     try:
         return [folder / name for name in os.listdir(folder) if not is_hidden(name)]
     except OSError as error:
-        raise DataError(f"data: {folder}: cannot be read: {error.strerror}") from None
+        raise not_read(folder, error) from None
 
 
 def _is_folder(path: Path) -> bool:
@@ -178,9 +182,9 @@ def _is_folder(path: Path) -> bool:
         return stat.S_ISDIR(path.stat().st_mode)
     except FileNotFoundError:
         where = f", a link to {os.readlink(path)}" if path.is_symlink() else ""
-        raise DataError(f"data: {path}: no such file or folder{where}") from None
+        raise DataError("AGFL-DATA-037", f"data: {path}: no such file or folder{where}") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"data: {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise not_read(path, error) from None
 
 
 def _refuse_special(path: Path) -> None:
@@ -188,11 +192,11 @@ def _refuse_special(path: Path) -> None:
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
-            raise DataError(f"data: {path}: must be a file or a folder, got a pipe, socket or device")
+            raise DataError("AGFL-DATA-038", f"data: {path}: must be a file or a folder, got a pipe, socket or device")
         with path.open("rb") as file:
             file.read(1)
     except OSError as error:
-        raise DataError(f"data: {path}: cannot be read: {error.strerror}") from None
+        raise not_read(path, error) from None
 
 
 def _refuse_without_pyarrow(path: Path) -> None:
@@ -200,10 +204,12 @@ def _refuse_without_pyarrow(path: Path) -> None:
         import pyarrow
     except ImportError as error:
         reason = str(error).strip().splitlines()[0]
-        raise DataError(f"data: {path}: needs the extra `data` (pip install 'agfl[data]'): {reason}") from None
+        raise DataError(
+            "AGFL-DATA-039", f"data: {path}: needs the extra `data` (pip install 'agfl[data]'): {reason}"
+        ) from None
     if int(pyarrow.__version__.split(".")[0]) < _OLDEST_PYARROW:
         rule = f"needs pyarrow {_OLDEST_PYARROW} or newer (pip install 'agfl[data]')"
-        raise DataError(f"data: {path}: {rule}, got {pyarrow.__version__}")
+        raise DataError("AGFL-DATA-040", f"data: {path}: {rule}, got {pyarrow.__version__}")
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -225,3 +231,8 @@ def _rule(suffix: str, is_gzip: bool) -> str:
         return f"must be {READ}; unpack it first, got {suffix!r}"
     got = repr(suffix) if suffix else "no suffix"
     return f"must be {READ}, got {got}{f' before {_GZIP!r}' if is_gzip else ''}"
+
+
+def not_read(path: Path, error: OSError | ValueError) -> DataError:
+    """Return the error of a file or folder that the system does not give."""
+    return DataError("AGFL-DATA-041", f"data: {path}: cannot be read: {getattr(error, 'strerror', None) or error}")

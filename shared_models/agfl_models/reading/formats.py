@@ -13,7 +13,7 @@ from typing import Any
 from agfl_models.errors import DataError
 from agfl_models.reading.contents import Contents, Record, Wanted
 from agfl_models.reading.encodings import decode
-from agfl_models.reading.files import TABLES, DataFile, Format
+from agfl_models.reading.files import TABLES, DataFile, Format, not_read
 from agfl_models.reading.kinds import GZIP
 from agfl_models.reading.memory import Budget
 from agfl_models.reading.packed import unpack
@@ -74,13 +74,15 @@ def _bytes(file: DataFile) -> bytes:
         with file.path.open("rb") as opened:
             start = opened.read(8)
         if not start.startswith(GZIP) and file.is_gzip:
-            raise DataError(f"data: {file.path}: must be gzip as its name says, got {start!r} at its beginning")
+            raise DataError(
+                "AGFL-DATA-042", f"data: {file.path}: must be gzip as its name says, got {start!r} at its beginning"
+            )
         budget.take(_TEXT * file.path.stat().st_size)
         if start.startswith(GZIP):
             return unpack(file.path, budget.free // _TEXT, "must be unpacked in half of the memory that is free")
         return file.path.read_bytes()
     except OSError as error:
-        raise DataError(f"data: {file.path}: cannot be read: {error.strerror}") from None
+        raise not_read(file.path, error) from None
 
 
 def _is_json_lines(text: str) -> bool:
@@ -102,7 +104,9 @@ def _json(path: Path, place: str, text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"data: {path}: {place}: must be a JSON object, got {text[:40]!r} ({error})") from None
+        raise DataError(
+            "AGFL-DATA-043", f"data: {path}: {place}: must be a JSON object, got {text[:40]!r} ({error})"
+        ) from None
 
 
 def _tabs(path: Path, text: str) -> list[Record]:
@@ -161,15 +165,20 @@ def _rows(path: Path, text: str, delimiter: str, *, is_quoted: bool, first_line:
                 names = [cell.strip() for cell in cells]
                 named = [name for name in names if name]
                 if len(set(named)) < len(named):
-                    raise DataError(f"data: {path}: line {place}: must name each column once, got {header[:80]!r}")
+                    raise DataError(
+                        "AGFL-DATA-044", f"data: {path}: line {place}: must name each column once, got {header[:80]!r}"
+                    )
             elif any(cell.strip() for cell in cells):
                 while len(cells) > len(names) and not cells[-1].strip():
                     cells.pop()
                 if len(cells) != len(names):
                     raise DataError(
+                        "AGFL-DATA-045",
                         f"data: {path}: line {place}: must have {len(names)} columns as line {first_line} has, "
-                        f"got {len(cells)}"
+                        f"got {len(cells)}",
                     )
                 yield f"line {place}", {name: cell for name, cell in zip(names, cells, strict=True) if name}
     except csv.Error as error:
-        raise DataError(f"data: {path}: line {number}: must have quotes in pairs, got a broken row: {error}") from None
+        raise DataError(
+            "AGFL-DATA-046", f"data: {path}: line {number}: must have quotes in pairs, got a broken row: {error}"
+        ) from None

@@ -29,4 +29,6 @@ class Budget:
         needed = self.taken + num_bytes
         if needed > self.free:
             rule = f"must fit into half of the memory that is free ({self.free / 2**20:,.0f} MiB)"
-            raise DataError(f"data: {self.path}: {rule}, got at least {needed / 2**20:,.0f} MiB; give a part of it")
+            raise DataError(
+                "AGFL-DATA-047", f"data: {self.path}: {rule}, got at least {needed / 2**20:,.0f} MiB; give a part of it"
+            )

@@ -23,8 +23,8 @@ def unpack(path: Path, limit: int, rule: str) -> bytes:
             while part := file.read(_PART):
                 size += len(part)
                 if size > limit:
-                    raise DataError(f"data: {path}: {rule}, got more than {limit / 2**20:,.0f} MiB")
+                    raise DataError("AGFL-DATA-048", f"data: {path}: {rule}, got more than {limit / 2**20:,.0f} MiB")
                 parts.append(part)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"data: {path}: must be whole gzip, got a broken one: {error}") from None
+        raise DataError("AGFL-DATA-049", f"data: {path}: must be whole gzip, got a broken one: {error}") from None
     return b"".join(parts)

@@ -42,17 +42,24 @@ def squad_records(path: Path, content: object) -> Iterator[tuple[str, dict[str, 
     """
     if not isinstance(content, dict) or "data" not in content:
         got = ", ".join(content) if isinstance(content, dict) else type(content).__name__
-        raise DataError(f"data: {path}: must be SQuAD (data, paragraphs, qas) or one JSON object a line, got {got}")
+        raise DataError(
+            "AGFL-DATA-050", f"data: {path}: must be SQuAD (data, paragraphs, qas) or one JSON object a line, got {got}"
+        )
     try:
         squad = _Squad.model_validate(content)
     except ValidationError as error:
-        raise DataError(f"data: {path}: {first_problem(error, content)}") from None
+        raise DataError("AGFL-DATA-051", f"data: {path}: {first_problem(error, content)}") from None
     for i, article in enumerate(squad.data):
         for j, paragraph in enumerate(article.paragraphs):
             for k, item in enumerate(paragraph.qas):
                 place = f"data.{i}.paragraphs.{j}.qas.{k}"
                 if item.answers is None and not item.is_impossible:
-                    raise DataError(f"data: {path}: {place}: answers: required unless is_impossible is true, got none")
+                    raise DataError(
+                        "AGFL-DATA-052",
+                        f"data: {path}: {place}: answers: required unless is_impossible is true, got none",
+                    )
                 if item.is_impossible and item.answers:
-                    raise DataError(f"data: {path}: {place}: answers: must be none where is_impossible, got some")
+                    raise DataError(
+                        "AGFL-DATA-053", f"data: {path}: {place}: answers: must be none where is_impossible, got some"
+                    )
                 yield place, {"context": paragraph.context, "question": item.question, "answers": item.answers or ()}

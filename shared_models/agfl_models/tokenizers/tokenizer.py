@@ -16,7 +16,7 @@ import tokenizers
 from pydantic import Field, model_validator
 from tokenizers import models, pre_tokenizers
 
-from agfl_models.errors import ConfigError
+from agfl_models.errors import BrokenRule, ConfigError
 from agfl_models.validation import Config
 
 Pair = tuple[int, int]
@@ -166,18 +166,18 @@ class BPETokenizerConfig(Config):
     @model_validator(mode="after")
     def _refuse_two_sources(self) -> Self:
         if self.merges is not None and self.text is not None:
-            raise ValueError(f"text: must not be given where merges are, got {str(self.text)!r}")
+            raise BrokenRule("AGFL-CONFIG-017", f"text: must not be given where merges are, got {str(self.text)!r}")
         return self
 
     @model_validator(mode="after")
     def _refuse_bad_merges(self) -> Self:
         if self.merges is not None and len(self.merges) > self.max_merges:
             rule = f"must be at most {self.max_merges}, for which vocab_size {self.vocab_size} has room"
-            raise ValueError(f"merges: {rule}, got {len(self.merges)}")
+            raise BrokenRule("AGFL-CONFIG-018", f"merges: {rule}, got {len(self.merges)}")
         try:
             bytes_of_tokens(self.merges or ())
         except ConfigError as error:
-            raise ValueError(str(error)) from None  # pydantic adds where in the file it stands
+            raise BrokenRule.of(error) from None  # pydantic adds where in the file it stands
         return self
 
     @property
@@ -193,7 +193,10 @@ class BPETokenizerConfig(Config):
     def build(self) -> Tokenizer:
         """Return the tokenizer; raises ConfigError where its merges are still to be learned."""
         if self.merges is None:
-            raise ConfigError("tokenizer.merges: required to encode text, got none (they are learned before round 1)")
+            raise ConfigError(
+                "AGFL-CONFIG-019",
+                "tokenizer.merges: required to encode text, got none (they are learned before round 1)",
+            )
         return Tokenizer(self.merges)
 
 
@@ -225,12 +228,16 @@ def bytes_of_tokens(merges: Sequence[Pair]) -> tuple[bytes, ...]:
         where = f"merges.{index}"
         for token_id in (left, right):
             if not 0 <= token_id < len(tokens) or not tokens[token_id]:
-                raise ConfigError(f"{where}: must join two earlier tokens, got {token_id} among {len(tokens)} ids")
+                raise ConfigError(
+                    "AGFL-CONFIG-020", f"{where}: must join two earlier tokens, got {token_id} among {len(tokens)} ids"
+                )
         token = tokens[left] + tokens[right]
         if len(token) > MAX_TOKEN_BYTES:
-            raise ConfigError(f"{where}: must make a token of at most {MAX_TOKEN_BYTES} bytes, got {len(token)}")
+            raise ConfigError(
+                "AGFL-CONFIG-021", f"{where}: must make a token of at most {MAX_TOKEN_BYTES} bytes, got {len(token)}"
+            )
         if token in known:
-            raise ConfigError(f"{where}: must make a new token, got {token[:40]!r} again")
+            raise ConfigError("AGFL-CONFIG-022", f"{where}: must make a new token, got {token[:40]!r} again")
         known.add(token)
         tokens.append(token)
     return tuple(tokens)

@@ -17,9 +17,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from agfl_models.errors import ConfigError
+from agfl_models.errors import AgflError, ConfigError, RequestError
 from agfl_models.inference import Answerer, Classifier, Continuer, Rewriter, User
-from agfl_models.validation import problem_line
+from agfl_models.validation import broken, problem_line
 from agfl_models.web.bodies import (
     AnswerReply,
     AnswerRequest,
@@ -124,29 +124,31 @@ def _streamed(pieces: AsyncIterator[str], is_cut: bool) -> Response:
 def _answer_errors(app: FastAPI, facts: ModelFacts) -> None:
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> Response:
-        return _error(422, _one_line(error))
+        return _error(422, _refusal(error))
 
     @app.exception_handler(ConfigError)
     async def refused(request: Request, error: ConfigError) -> Response:
-        return _error(422, str(error))
+        return _error(422, error)
 
     @app.exception_handler(HTTPException)
     async def failed(request: Request, error: HTTPException) -> Response:
-        line = f"{error.detail}: this model answers POST {facts.endpoint}, GET /v1/model and GET /"
-        return _error(error.status_code, line if error.status_code in (404, 405) else str(error.detail))
+        if error.status_code in (404, 405):
+            line = f"{error.detail}: this model answers POST {facts.endpoint}, GET /v1/model and GET /"
+            return _error(error.status_code, RequestError("AGFL-REQUEST-001", line))
+        return _error(error.status_code, RequestError("AGFL-REQUEST-002", str(error.detail)))
 
 
-def _one_line(error: RequestValidationError) -> str:
+def _refusal(error: RequestValidationError) -> AgflError:
     problem = error.errors()[0]
     if problem["type"] == "json_invalid":
-        return f"body: malformed JSON: {problem['ctx']['error']}"
+        return RequestError("AGFL-REQUEST-003", f"body: malformed JSON: {problem['ctx']['error']}")
     if problem["loc"] == ("body",) and problem["type"] != "value_error":
-        return "body: must be a JSON object, with content-type application/json"
-    return problem_line({**problem, "loc": problem["loc"][1:]}, error.body)
+        return RequestError("AGFL-REQUEST-004", "body: must be a JSON object, with content-type application/json")
+    return broken(problem, problem_line({**problem, "loc": problem["loc"][1:]}, error.body))
 
 
-def _error(status: int, line: str) -> JSONResponse:
-    return JSONResponse({"error": " ".join(line.split())}, status)
+def _error(status: int, error: AgflError) -> JSONResponse:
+    return JSONResponse({"error": " ".join(error.sentence.split()), "code": error.code}, status)
 
 
 def _headers() -> dict[str, str]:

@@ -130,7 +130,9 @@ def _listen(host: str, port: int) -> list[socket.socket]:
             listener.close()
         reason = (getattr(error, "strerror", None) or str(error)).partition(" (")[0]
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        raise TransportError(f"host and port: must be a free address of this machine, got {place} ({reason})") from None
+        raise TransportError(
+            "AGFL-TRANSPORT-001", f"host and port: must be a free address of this machine, got {place} ({reason})"
+        ) from None
     return listeners
 
 

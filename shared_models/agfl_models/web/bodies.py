@@ -96,6 +96,7 @@ class ClassifyReply(Config):
 
 
 class ErrorReply(Config):
-    """What is wrong with a request, in one line."""
+    """What is wrong with a request, in one line, and the code of the rule that it breaks (docs/errors.md)."""
 
     error: str
+    code: str

@@ -10,6 +10,8 @@ from contextlib import suppress
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from agfl_models.errors import RequestError
+
 MAX_REQUEST_BYTES = 2**20
 _DISCARD_S = 1.0
 
@@ -42,23 +44,26 @@ class Guard:
             return
         if "expect" not in Headers(scope=scope):  # who expects an answer first has sent nothing yet
             await _discard(receive)
-        status, line = refusal
+        status, error = refusal
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
         await send_guarded({"type": "http.response.start", "status": status, "headers": headers})
-        await send_guarded({"type": "http.response.body", "body": json.dumps({"error": line}).encode()})
+        body = json.dumps({"error": error.sentence, "code": error.code}).encode()
+        await send_guarded({"type": "http.response.body", "body": body})
 
-    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+    def _refusal(self, scope: Scope) -> tuple[int, RequestError] | None:
         headers = Headers(scope=scope)
         host = _without_port(headers.get("host", ""))
         if self._hosts is not None and host not in self._hosts:
-            return 403, f"host: must be {' or '.join(sorted(self._hosts))}, got {host!r}"
+            line = f"host: must be {' or '.join(sorted(self._hosts))}, got {host!r}"
+            return 403, RequestError("AGFL-REQUEST-005", line)
         if scope["method"] in ("GET", "HEAD"):
             return None
         length = headers.get("content-length", "")
         if not (length.isascii() and length.isdigit()):
-            return 411, f"content-length: required, got {length or 'none'!r}"
+            return 411, RequestError("AGFL-REQUEST-006", f"content-length: required, got {length or 'none'!r}")
         if len(length) > len(str(MAX_REQUEST_BYTES)) or int(length) > MAX_REQUEST_BYTES:
-            return 413, f"body: must have at most {MAX_REQUEST_BYTES} bytes, got {length}"
+            line = f"body: must have at most {MAX_REQUEST_BYTES} bytes, got {length}"
+            return 413, RequestError("AGFL-REQUEST-007", line)
         return None
 
 

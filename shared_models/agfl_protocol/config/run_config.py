@@ -13,7 +13,7 @@ import yaml
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from agfl_models.bounded import Owners, few, shown
-from agfl_models.errors import ConfigError
+from agfl_models.errors import BrokenRule, ConfigError
 from agfl_models.model.config import ModelConfig
 from agfl_models.reading.corpora import corpus_of
 from agfl_models.validation import Config, dump_yaml, load_yaml, read_yaml, validate
@@ -123,7 +123,7 @@ class RunConfig(RunBase):
             try:
                 corpus_of(self.task.type, self.data.corpus)
             except ConfigError as error:
-                raise ValueError(str(error)) from None
+                raise BrokenRule.of(error) from None
         return self
 
     @model_validator(mode="after")
@@ -208,7 +208,7 @@ def fill(
         if not overrides or not _holds(content, source):
             raise
         # The file is as it should be, so what was set is not.
-        raise ConfigError(f"--set: {str(error).removeprefix(f'{source}: ')}") from None
+        raise ConfigError.of(error, f"--set: {error.sentence.removeprefix(f'{source}: ')}") from None
 
 
 def _filled(content: Mapping[str, Any], source: str) -> tuple[RunConfig, tuple[TakenDefault, ...]]:

@@ -45,7 +45,7 @@ def words_of_file(path: Path) -> str:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise IdentityError(f"{path}: cannot be read: {error.strerror}") from None
+        raise IdentityError("AGFL-IDENTITY-001", f"{path}: cannot be read: {error.strerror}") from None
     return words_of_certificate(content, str(path)) if _PEM_START in content else words_of_roster(read_roster(path))
 
 
@@ -54,7 +54,7 @@ def words_of_certificate(pem: bytes, source: str) -> str:
     try:
         (certificate,) = x509.load_pem_x509_certificates(pem)
     except ValueError:
-        raise IdentityError(f"{source}: must hold exactly one certificate in PEM") from None
+        raise IdentityError("AGFL-IDENTITY-002", f"{source}: must hold exactly one certificate in PEM") from None
     return to_words(digest("certificate", certificate.public_bytes(Encoding.DER)))
 
 
@@ -72,15 +72,19 @@ def difference(own: str, expected: str) -> str | None:
     """
     here, there = own.split(), expected.lower().split()
     if len(there) != _WORDS:
-        raise IdentityError(f"--expect: must be {_WORDS} words, got {len(there)}")
+        raise IdentityError("AGFL-IDENTITY-003", f"--expect: must be {_WORDS} words, got {len(there)}")
     for place, word in enumerate(there, start=1):
         if word not in _list().wordlist:
-            raise IdentityError(f"--expect: word {place}: must be a word of the BIP-39 list, got {word!r}")
+            raise IdentityError(
+                "AGFL-IDENTITY-004", f"--expect: word {place}: must be a word of the BIP-39 list, got {word!r}"
+            )
     places = [place for place, pair in enumerate(zip(here, there, strict=True), start=1) if pair[0] != pair[1]]
     if not places:
         return None
     if not _list().check(" ".join(there)):
-        raise IdentityError("--expect: must be words that fit together; one was misread, so read them all again")
+        raise IdentityError(
+            "AGFL-IDENTITY-005", "--expect: must be words that fit together; one was misread, so read them all again"
+        )
     first = places[0] - 1
     return (
         f"word {places[0]} is {here[first]!r} here and {there[first]!r} there; {len(places)} of {_WORDS} words differ"

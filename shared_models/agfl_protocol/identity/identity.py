@@ -43,7 +43,7 @@ def check_name(name: str) -> None:
         IdentityError: it breaks NAME_RULE.
     """
     if re.fullmatch(NAME_RULE, name) is None:
-        raise IdentityError(f"name: must match {NAME_RULE}, got {shown(name)}{name_hint(name)}")
+        raise IdentityError("AGFL-IDENTITY-006", f"name: must match {NAME_RULE}, got {shown(name)}{name_hint(name)}")
 
 
 def name_hint(name: str) -> str:
@@ -85,7 +85,7 @@ class PublicIdentity:
             raise _not_a_key("signing_key", "Ed25519", self.signing_key)
         problem = ed25519_problem(key.public_bytes_raw())
         if problem is not None:
-            raise IdentityError(f"signing_key: Ed25519 public key: {problem}")
+            raise IdentityError("AGFL-IDENTITY-007", f"signing_key: Ed25519 public key: {problem}")
         return key
 
     def format(self) -> str:
@@ -109,19 +109,28 @@ class PublicIdentity:
         try:
             content = load_yaml(text)
         except yaml.YAMLError as error:
-            raise IdentityError(f"{source}: malformed YAML: {' '.join(str(error).split())}") from None
+            raise IdentityError(
+                "AGFL-IDENTITY-008", f"{source}: malformed YAML: {' '.join(str(error).split())}"
+            ) from None
         if not isinstance(content, dict) or set(content) != set(_FIELDS):
             found = shown(sorted(map(str, content))) if isinstance(content, dict) else type(content).__name__
-            raise IdentityError(f"{source}: must hold exactly the fields {', '.join(_FIELDS)}, got {found}")
+            raise IdentityError(
+                "AGFL-IDENTITY-009", f"{source}: must hold exactly the fields {', '.join(_FIELDS)}, got {found}"
+            )
         if content["version"] != PUBLIC_FILE_VERSION:
-            raise IdentityError(f"{source}: version: must be {PUBLIC_FILE_VERSION}, got {shown(content['version'])}")
+            raise IdentityError(
+                "AGFL-IDENTITY-010",
+                f"{source}: version: must be {PUBLIC_FILE_VERSION}, got {shown(content['version'])}",
+            )
         for field in _FIELDS[1:]:
             if not isinstance(content[field], str):
-                raise IdentityError(f"{source}: {field}: must be text in quotes, got {shown(content[field])}")
+                raise IdentityError(
+                    "AGFL-IDENTITY-011", f"{source}: {field}: must be text in quotes, got {shown(content[field])}"
+                )
         try:
             return cls(content["name"], content["transport_key"], content["signing_key"])
         except IdentityError as error:
-            raise IdentityError(f"{source}: {error}") from None
+            raise IdentityError.of(error, f"{source}: {error.sentence}") from None
 
     @classmethod
     def read(cls, path: Path) -> PublicIdentity:
@@ -134,11 +143,13 @@ class PublicIdentity:
             content = read_at_most(path, _MAX_FILE_BYTES)
             text = None if content is None else content.decode("utf-8")
         except FileNotFoundError:
-            raise IdentityError(f"{path}: no such file") from None
+            raise IdentityError("AGFL-IDENTITY-012", f"{path}: no such file") from None
         except (OSError, UnicodeDecodeError) as error:
-            raise IdentityError(f"{path}: cannot be read: {error}") from None
+            raise IdentityError("AGFL-IDENTITY-013", f"{path}: cannot be read: {error}") from None
         if text is None:
-            raise IdentityError(f"{path}: must be a public file of at most {_MAX_FILE_BYTES} bytes")
+            raise IdentityError(
+                "AGFL-IDENTITY-014", f"{path}: must be a public file of at most {_MAX_FILE_BYTES} bytes"
+            )
         return cls.parse(text, str(path))
 
 
@@ -158,5 +169,6 @@ def _parse_key(line: str) -> object:
 
 def _not_a_key(field: str, kind: str, line: str) -> IdentityError:
     return IdentityError(
-        f"{field}: must be an {kind} public key as one OpenSSH line without comment, got {shown(line)}"
+        "AGFL-IDENTITY-015",
+        f"{field}: must be an {kind} public key as one OpenSSH line without comment, got {shown(line)}",
     )

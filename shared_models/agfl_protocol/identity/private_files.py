@@ -27,10 +27,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
         # A mount point, as containers have them, cannot be replaced, and its parent often not be written.
         place = folder if os.path.ismount(folder) else folder.parent
         if place == folder and any(name != _LOST for name in os.listdir(folder)):
-            raise IdentityError(f"{folder}: must be a new or empty folder; nothing is overwritten")
+            raise _taken(folder)
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=place))
     except OSError as error:
-        raise IdentityError(f"{folder}: cannot be made: {error}") from None
+        raise _not_made(folder, error) from None
     try:
         yield staging
         _move(staging, folder)
@@ -54,7 +54,7 @@ def read_private(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise IdentityError(f"{path}: cannot be read: {error.strerror}") from None
+        raise IdentityError("AGFL-IDENTITY-016", f"{path}: cannot be read: {error.strerror}") from None
 
 
 def check_private(path: Path) -> None:
@@ -66,11 +66,12 @@ def check_private(path: Path) -> None:
     try:
         mode = path.stat().st_mode & 0o777
     except OSError as error:
-        raise IdentityError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        raise IdentityError("AGFL-IDENTITY-017", f"{path}: {(error.strerror or str(error)).lower()}") from None
     if mode & _OTHERS:
         raise IdentityError(
+            "AGFL-IDENTITY-018",
             f"{path}: must be closed to group and others (chmod go= {path}), got mode {mode:04o}; where that changes "
-            "nothing, as on a Windows drive in WSL or on some shares, another file system is needed"
+            "nothing, as on a Windows drive in WSL or on some shares, another file system is needed",
         )
 
 
@@ -84,5 +85,13 @@ def _move(staging: Path, folder: Path) -> None:
         os.rename(staging, folder)  # atomic, and refused by the system unless `folder` is absent or empty
     except OSError as error:
         if folder.exists():
-            raise IdentityError(f"{folder}: must be a new or empty folder; nothing is overwritten") from None
-        raise IdentityError(f"{folder}: cannot be made: {error}") from None
+            raise _taken(folder) from None
+        raise _not_made(folder, error) from None
+
+
+def _taken(folder: Path) -> IdentityError:
+    return IdentityError("AGFL-IDENTITY-019", f"{folder}: must be a new or empty folder; nothing is overwritten")
+
+
+def _not_made(folder: Path, error: OSError) -> IdentityError:
+    return IdentityError("AGFL-IDENTITY-020", f"{folder}: cannot be made: {error}")

@@ -42,18 +42,19 @@ def write_roster(path: Path, identities: Iterable[PublicIdentity]) -> None:
     """
     nodes = list(identities)
     if not roster_of(nodes):
-        raise IdentityError("roster: must hold at least one owner, no node is admitted yet")
+        raise IdentityError("AGFL-IDENTITY-021", "roster: must hold at least one owner, no node is admitted yet")
     try:
         if path.exists():
             read_roster(path)
     except IdentityError as error:
         raise IdentityError(
-            f"{path}: must be a new file or a roster, since nothing else is replaced; {error}"
+            "AGFL-IDENTITY-022",
+            f"{path}: must be a new file or a roster, since nothing else is replaced; {error.sentence}",
         ) from None
     try:
         write_atomically(path, format_roster(nodes).encode())
     except OSError as error:
-        raise IdentityError(f"{path}: cannot be written: {error.strerror}") from None
+        raise IdentityError("AGFL-IDENTITY-023", f"{path}: cannot be written: {error.strerror}") from None
 
 
 def roster_of(identities: Iterable[PublicIdentity]) -> SigningRoster:
@@ -70,16 +71,17 @@ def read_roster(path: Path) -> SigningRoster:
     try:
         content = read_yaml(path, most=_MAX_FILE_BYTES)
     except ConfigError as error:
-        raise IdentityError(f"--roster: {error}") from None
+        raise IdentityError.of(error, f"--roster: {error.sentence}") from None
     owners = content.get("owners")
     if content.get("version") != _VERSION or not isinstance(owners, dict) or set(content) != {"version", "owners"}:
         raise IdentityError(
-            f"--roster: {path}: must hold version: {_VERSION} and owners, got {shown(sorted(map(str, content)))}"
+            "AGFL-IDENTITY-024",
+            f"--roster: {path}: must hold version: {_VERSION} and owners, got {shown(sorted(map(str, content)))}",
         )
     try:
         return SigningRoster({str(name): _signing_key(str(name), line) for name, line in owners.items()})
     except IdentityError as error:
-        raise IdentityError(f"--roster: {path}: {error}") from None
+        raise IdentityError.of(error, f"--roster: {path}: {error.sentence}") from None
 
 
 def _signing_key(name: str, line: object) -> Ed25519PublicKey:
@@ -89,6 +91,7 @@ def _signing_key(name: str, line: object) -> Ed25519PublicKey:
         key = None
     if not isinstance(key, Ed25519PublicKey):
         raise IdentityError(
-            f"owners.{name[:MAX_SHOWN]}: must be an Ed25519 public key as an OpenSSH line, got {shown(line)}"
+            "AGFL-IDENTITY-025",
+            f"owners.{name[:MAX_SHOWN]}: must be an Ed25519 public key as an OpenSSH line, got {shown(line)}",
         )
     return key

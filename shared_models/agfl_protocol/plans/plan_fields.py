@@ -23,6 +23,8 @@ _NOTHING = object()
 class PlanViolation(AgflError):
     """A request is not within the plan that this owner approved."""
 
+    area = "PLAN"
+
 
 def canonical(value: object) -> str:
     """Return JSON with sorted keys and no spaces; raises ValueError for NaN and infinities."""

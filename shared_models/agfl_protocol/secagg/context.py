@@ -61,9 +61,15 @@ class ExchangeId:
 
     def __post_init__(self) -> None:
         named = re.fullmatch(RUN_ID_RULE, self.run_id) is not None
-        require(named, f"run_id: must match {RUN_ID_RULE}, got {self.run_id[:80]!r}")
-        require(1 <= self.round < MAX_COUNTER, f"round: must be in [1, {MAX_COUNTER}), got {self.round}")
-        require(0 <= self.exchange < MAX_COUNTER, f"exchange: must be in [0, {MAX_COUNTER}), got {self.exchange}")
+        require(named, "AGFL-SECURE-001", f"run_id: must match {RUN_ID_RULE}, got {self.run_id[:80]!r}")
+        require(
+            1 <= self.round < MAX_COUNTER, "AGFL-SECURE-002", f"round: must be in [1, {MAX_COUNTER}), got {self.round}"
+        )
+        require(
+            0 <= self.exchange < MAX_COUNTER,
+            "AGFL-SECURE-003",
+            f"exchange: must be in [0, {MAX_COUNTER}), got {self.exchange}",
+        )
 
     def __str__(self) -> str:
         return f"run {self.run_id} round {self.round} exchange {self.exchange}"

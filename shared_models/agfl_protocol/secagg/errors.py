@@ -11,12 +11,14 @@ from agfl_models.errors import AgflError
 class ProtocolViolation(AgflError):
     """A check of SPEC.md failed; the line names the field, the rule and the public value, never a secret."""
 
+    area = "SECURE"
+
 
 class BadShares(ProtocolViolation):
     """What `dealer` sealed for this client is no good. More than c who say so prove it: one of them is honest."""
 
-    def __init__(self, what: str, dealer: str, rule: str) -> None:
-        super().__init__(f"{what} of {dealer!r}: {rule}")
+    def __init__(self, code: str, what: str, dealer: str, rule: str) -> None:
+        super().__init__(code, f"{what} of {dealer!r}: {rule}")
 
 
 _ACCUSATION = re.compile(r"(?:sealed shares|shares|rings) of '([^']+)': ")
@@ -28,7 +30,7 @@ def accused(line: str, dealers: Collection[str]) -> str | None:
     return found[1] if found is not None and found[1] in dealers else None
 
 
-def require(holds: bool, line: str) -> None:
-    """Raise ProtocolViolation(line) unless the check `holds`."""
+def require(holds: bool, code: str, line: str = "") -> None:
+    """Raise ProtocolViolation(code, line) unless the check `holds`."""
     if not holds:
-        raise ProtocolViolation(line)
+        raise ProtocolViolation(code, line)

@@ -40,10 +40,12 @@ class SigningRoster:
             check_name(name)
             problem = ed25519_problem(key.public_bytes_raw())
             if problem is not None:
-                raise IdentityError(f"owners.{name}: Ed25519 public key: {problem}")
+                raise IdentityError("AGFL-IDENTITY-026", f"owners.{name}: Ed25519 public key: {problem}")
             holder = holders.setdefault(key.public_bytes_raw(), name)
             if holder != name:
-                raise IdentityError(f"roster: must hold one key a name, {holder!r} and {name!r} have the same")
+                raise IdentityError(
+                    "AGFL-IDENTITY-027", f"roster: must hold one key a name, {holder!r} and {name!r} have the same"
+                )
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -65,10 +67,10 @@ class SigningRoster:
         """
         key = self.keys.get(name)
         if key is None:
-            raise ProtocolViolation(f"roster: must hold every member, got {name!r}")
+            raise ProtocolViolation("AGFL-SECURE-004", f"roster: must hold every member, got {name!r}")
         try:
             key.verify(signature, frame(label, *parts))
         except InvalidSignature:
             raise ProtocolViolation(
-                f"signature: must be that of {name!r} over this exchange ({label}); it is not"
+                "AGFL-SECURE-005", f"signature: must be that of {name!r} over this exchange ({label}); it is not"
             ) from None

@@ -46,7 +46,7 @@ def check_public_key(public: bytes, owner: str) -> None:
             written in another form than the one that all others would compare.
     """
     problem = x25519_problem(public)
-    require(problem is None, f"public key of {owner!r}: {problem}; it is not")
+    require(problem is None, "AGFL-SECURE-006", f"public key of {owner!r}: {problem}; it is not")
 
 
 def channel_key(shared: bytes, ctx1: bytes, sender: str, receiver: str) -> bytes:
@@ -89,7 +89,7 @@ def open_sealed(key: bytes, sealed: bytes, ctx1: bytes, sender: str, receiver: s
         return AESGCM(key).decrypt(_NONCE, sealed, frame("seal", ctx1, sender, receiver))
     except InvalidTag:
         rule = f"must open for {receiver!r} in this exchange; they do not"
-        raise BadShares("sealed shares", sender, rule) from None
+        raise BadShares("AGFL-SECURE-007", "sealed shares", sender, rule) from None
 
 
 def _derive(secret: bytes, context: bytes, size: int, label: str, *names: str) -> bytes:

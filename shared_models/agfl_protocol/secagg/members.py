@@ -56,10 +56,12 @@ def check_record(record: KeyRecord, ctx0: bytes, roster: SigningRoster, paramete
     check_public_key(record.mask_key, record.name)
     require(
         record.max_colluders == parameters.max_colluders,
+        "AGFL-SECURE-008",
         f"max_colluders: must be {parameters.max_colluders} as here, {record.name!r} has {record.max_colluders}",
     )
     least, most = parameters.max_colluders + MIN_HONEST, len(roster)
     require(
         least <= record.min_cohort <= most,
+        "AGFL-SECURE-009",
         f"min_cohort: must be in [{least}, {most}], {record.name!r} has {record.min_cohort}",
     )

@@ -30,16 +30,21 @@ class Parameters:
             ConfigError: the roster is too small, or a number is out of its range.
         """
         if roster_size < MIN_ROSTER:
-            raise ConfigError(f"roster: must hold at least {MIN_ROSTER} owners for a secure sum, got {roster_size}")
+            raise ConfigError(
+                "AGFL-CONFIG-043", f"roster: must hold at least {MIN_ROSTER} owners for a secure sum, got {roster_size}"
+            )
         c = max(1, roster_size // 3) if max_colluders is None else max_colluders
         most = roster_size - MIN_HONEST
         if not 1 <= c <= most:
-            raise ConfigError(f"max_colluders: must be in [1, {most}] with {roster_size} owners, got {c}")
+            raise ConfigError(
+                "AGFL-CONFIG-044", f"max_colluders: must be in [1, {most}] with {roster_size} owners, got {c}"
+            )
         smallest = min(roster_size, c + WANTED_HONEST) if min_cohort is None else min_cohort
         if not c + MIN_HONEST <= smallest <= roster_size:
             raise ConfigError(
+                "AGFL-CONFIG-045",
                 f"min_cohort: must be in [max_colluders + {MIN_HONEST}, roster] = "
-                f"[{c + MIN_HONEST}, {roster_size}], got {smallest}"
+                f"[{c + MIN_HONEST}, {roster_size}], got {smallest}",
             )
         return Parameters(c, smallest)
 

@@ -26,6 +26,7 @@ def check_fillers(rings: Iterable[int], whole: str, min_cohort: int) -> None:
     for number, count in sorted(Counter(rings).items()):
         require(
             count >= min_cohort,
+            "AGFL-SECURE-010",
             f"rings: exactly {number} must be filled by nobody or at least min_cohort = {min_cohort} of {whole}, "
             f"got {count}",
         )

@@ -78,12 +78,16 @@ def _check_points(points: Sequence[int]) -> None:
     """Raise ProtocolViolation unless `points` are distinct and in [1, 2^16)."""
     inside = all(0 < point < MAX_POINT for point in points)
     distinct = len(set(points)) == len(points)
-    require(inside and distinct, f"points: must be distinct and in [1, 2^16), got {str(list(points))[:80]}")
+    require(
+        inside and distinct,
+        "AGFL-SECURE-011",
+        f"points: must be distinct and in [1, 2^16), got {str(list(points))[:80]}",
+    )
 
 
 def _from_bytes(element: bytes) -> int:
     """The line that this raises does not quote the element, which is a secret."""
-    require(is_canonical(element), "share: must be 32 bytes below 2^256 - 189; it is not")
+    require(is_canonical(element), "AGFL-SECURE-012", "share: must be 32 bytes below 2^256 - 189; it is not")
     return int.from_bytes(element, "big")
 
 

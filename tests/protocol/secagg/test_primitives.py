@@ -91,17 +91,17 @@ def test_different_lists_have_different_frames(a: list[bytes | str | int], b: li
 
 @pytest.mark.parametrize("run_id", ["", "a" * 65, "a\n", "a/b", "é"])
 def test_a_run_id_that_breaks_its_rule_is_refused(run_id: str) -> None:
-    with pytest.raises(ProtocolViolation, match=r"^run_id: must match"):
+    with pytest.raises(ProtocolViolation, match=r"^run_id: .*AGFL-SECURE-001"):
         ExchangeId(run_id, 1, 0)
 
 
 @pytest.mark.parametrize(
     ("round_number", "exchange", "line"),
     [
-        (0, 0, r"^round: must be in \[1, 2147483648\), got 0$"),
-        (2**31, 0, r"^round: must be in"),
-        (1, -1, r"^exchange: must be in \[0, 2147483648\), got -1$"),
-        (1, 2**31, r"^exchange: must be in"),
+        (0, 0, r"^round: .*got 0.*AGFL-SECURE-002"),
+        (2**31, 0, r"^round: .*AGFL-SECURE-002"),
+        (1, -1, r"^exchange: .*got -1.*AGFL-SECURE-003"),
+        (1, 2**31, r"^exchange: .*AGFL-SECURE-003"),
     ],
 )
 def test_an_attempt_out_of_range_is_refused(round_number: int, exchange: int, line: str) -> None:
@@ -162,9 +162,9 @@ def test_a_signature_is_good_for_its_label_its_name_and_its_words_only() -> None
         ("alice", SIGN_KEYS, (b"xy", "")),
         ("alice", SIGN_KEYS, (b"x",)),
     ):
-        with pytest.raises(ProtocolViolation, match=r"^signature: must be that of"):
+        with pytest.raises(ProtocolViolation, match=r"^signature: .*AGFL-SECURE-005"):
             roster.verify(name, signature, label, *parts)
-    with pytest.raises(ProtocolViolation, match=r"^roster: must hold every member, got 'carol'"):
+    with pytest.raises(ProtocolViolation, match=r"^roster: .*got 'carol'.*AGFL-SECURE-004"):
         roster.verify("carol", signature, SIGN_KEYS, b"x", "y")
 
 
@@ -178,13 +178,13 @@ def test_the_rosters_hash_binds_names_and_keys_whatever_their_order() -> None:
 
 def test_a_roster_with_one_key_for_two_names_is_refused() -> None:
     key = Ed25519PrivateKey.generate().public_key()
-    with pytest.raises(IdentityError, match=r"^roster: must hold one key a name, 'alice' and 'bob' have the same"):
+    with pytest.raises(IdentityError, match=r"^roster: .*AGFL-IDENTITY-027"):
         SigningRoster({"bob": key, "alice": key})
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "a" * 65, "-x"])
 def test_a_roster_with_a_name_that_breaks_its_rule_is_refused(name: str) -> None:
-    with pytest.raises(IdentityError, match=r"^name: must match"):
+    with pytest.raises(IdentityError, match=r"^name: .*AGFL-IDENTITY-006"):
         SigningRoster({name: Ed25519PrivateKey.generate().public_key()})
 
 
@@ -202,7 +202,7 @@ def test_what_is_sealed_opens_for_its_key_context_sender_and_receiver_only() -> 
         (key, sealed, SALT, "a", "c"),
         (key, sealed[:-1] + bytes([sealed[-1] ^ 1]), SALT, "a", "b"),
     ):
-        with pytest.raises(ProtocolViolation, match=r"^sealed shares of '.': must open for"):
+        with pytest.raises(ProtocolViolation, match=r"^sealed shares of '.': .*AGFL-SECURE-007"):
             keys.open_sealed(*wrong)
 
 
@@ -224,7 +224,7 @@ def test_keys_of_different_uses_contexts_and_names_differ() -> None:
 
 @pytest.mark.parametrize("point", [0, 1, 2**255 - 19 - 1, 2**255 - 19, 2**255 - 19 + 1])
 def test_a_point_of_low_order_is_refused(point: int) -> None:
-    with pytest.raises(ProtocolViolation, match=r"^public key of 'eve': (u must be below|must be a point of full)"):
+    with pytest.raises(ProtocolViolation, match=r"AGFL-SECURE-006"):
         keys.agree(X25519PrivateKey.generate(), point.to_bytes(32, "little"), "eve")
 
 
@@ -259,15 +259,15 @@ def test_one_share_below_the_threshold_fits_every_secret() -> None:
 
 @pytest.mark.parametrize("points", [[0, 1], [1, 1], [-1, 2], [2**16, 1]])
 def test_points_that_would_give_the_secret_away_are_refused(points: list[int]) -> None:
-    with pytest.raises(ProtocolViolation, match=r"^points: must be distinct and in"):
+    with pytest.raises(ProtocolViolation, match=r"^points: .*AGFL-SECURE-011"):
         shamir.split(bytes(32), 2, points)
-    with pytest.raises(ProtocolViolation, match=r"^points: must be distinct and in"):
+    with pytest.raises(ProtocolViolation, match=r"^points: .*AGFL-SECURE-011"):
         shamir.weights(points)
 
 
 @pytest.mark.parametrize("element", [b"", bytes(31), bytes(33), shamir.PRIME.to_bytes(32, "big"), b"\xff" * 32])
 def test_an_element_outside_the_field_is_refused_and_not_quoted(element: bytes) -> None:
-    with pytest.raises(ProtocolViolation, match=r"^share: must be 32 bytes below 2\^256 - 189; it is not$"):
+    with pytest.raises(ProtocolViolation, match=r"^share: .*AGFL-SECURE-012"):
         shamir.combine([element], [1])
     with pytest.raises(ProtocolViolation, match=r"^share: must be 32 bytes"):
         shamir.split(element, 2, [1, 2])
@@ -368,7 +368,7 @@ def test_the_parameters_keep_what_they_promise(size: int, data: st.DataObject) -
     ],
 )
 def test_parameters_that_protect_nobody_are_refused(size: int, c: int, least: int, line: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{line}$"):
+    with pytest.raises(ConfigError, match=rf"^{line} \[AGFL-CONFIG-04[345]\]$"):
         Parameters.of(size, c, least)
 
 

@@ -28,7 +28,7 @@ def test_each_number_is_that_of_nobody_or_of_enough(rings: list[int]) -> None:
     [([2], 2, 1), ([1] * 3 + [2] * 2, 2, 2), ([1, 1] + [2] * 9, 1, 2), ([1] * 3 + [3] + [2] * 3, 3, 1)],
 )
 def test_too_few_of_a_number_are_refused(rings: list[int], number: int, count: int) -> None:
-    line = rf"^rings: exactly {number} must be filled by nobody or at least min_cohort = 3 of U3, got {count}$"
+    line = rf"^rings: exactly {number} must be .* = 3 of U3, got {count}.*AGFL-SECURE-010"
     with pytest.raises(ProtocolViolation, match=line):
         check_fillers(rings, "U3", 3)
 

@@ -32,11 +32,16 @@ def dataset_files(folder: Path) -> list[Path]:
     if (folder / _SPLITS).is_file():
         splits = _names(folder / _SPLITS, "splits")
         if len(splits) != 1:
-            raise DataError(f"data: {folder}: must be one split, got {_listed(splits)}; give the folder of one of them")
+            raise DataError(
+                "AGFL-DATA-009",
+                f"data: {folder}: must be one split, got {_listed(splits)}; give the folder of one of them",
+            )
         folder = folder / splits[0]
     path = folder / _STATE
     if _content(path).get("_indices_data_files"):
-        raise DataError(f"data: {path}: must have no _indices_data_files; save it once more with save_to_disk")
+        raise DataError(
+            "AGFL-DATA-010", f"data: {path}: must have no _indices_data_files; save it once more with save_to_disk"
+        )
     return [folder / name for name in _names(path, "_data_files", "filename")]
 
 
@@ -50,12 +55,18 @@ def check_shards(files: Iterable[Path]) -> None:
     for folder, splits in folders.items():
         if len(splits) > 1:
             rule = "must hold the shards of one split"
-            raise DataError(f"data: {folder}: {rule}, got {_listed(sorted(splits))}; give a folder with one of them")
+            raise DataError(
+                "AGFL-DATA-011",
+                f"data: {folder}: {rule}, got {_listed(sorted(splits))}; give a folder with one of them",
+            )
         for split, shards in splits.items():
             count = max(shards.values())
             missing = next((number for number in range(count) if number not in shards), None)
             if missing is not None:
-                raise DataError(f"data: {folder}: must hold all {count} shards of {split!r}, lacks number {missing:05}")
+                raise DataError(
+                    "AGFL-DATA-012",
+                    f"data: {folder}: must hold all {count} shards of {split!r}, lacks number {missing:05}",
+                )
 
 
 def _listed(splits: list[str]) -> str:
@@ -67,12 +78,14 @@ def _names(path: Path, key: str, inner: str | None = None) -> list[str]:
     """Return the names in a list of that file; none may lead out of its folder."""
     listed = _content(path).get(key)
     if not isinstance(listed, list):
-        raise DataError(f"data: {path}: {key}: must be a list, got {str(listed)[:40]!r}")
+        raise DataError("AGFL-DATA-013", f"data: {path}: {key}: must be a list, got {str(listed)[:40]!r}")
     names = []
     for item in listed:
         name = item.get(inner) if inner and isinstance(item, dict) else item
         if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
-            raise DataError(f"data: {path}: {key}: must be names in its folder, got {str(name)[:40]!r}")
+            raise DataError(
+                "AGFL-DATA-014", f"data: {path}: {key}: must be names in its folder, got {str(name)[:40]!r}"
+            )
         names.append(name)
     return names
 
@@ -82,7 +95,9 @@ def _content(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             content = json.loads(file.read(_MAX_BYTES))
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"data: {path}: must be what save_to_disk writes: {str(error)[:200]}") from None
+        raise DataError(
+            "AGFL-DATA-015", f"data: {path}: must be what save_to_disk writes: {str(error)[:200]}"
+        ) from None
     if not isinstance(content, dict):
-        raise DataError(f"data: {path}: must be what save_to_disk writes, got {str(content)[:40]!r}")
+        raise DataError("AGFL-DATA-016", f"data: {path}: must be what save_to_disk writes, got {str(content)[:40]!r}")
     return content

@@ -85,10 +85,12 @@ def _open(file: DataFile, budget: Budget) -> _Table:
         budget.take(len(content))
         start = content[:_START]
     elif file.is_gzip:
-        raise DataError(f"data: {file.path}: must be gzip as its name says, seems to be {kind_of(start)}")
+        raise DataError(
+            "AGFL-DATA-017", f"data: {file.path}: must be gzip as its name says, seems to be {kind_of(start)}"
+        )
     if not start.startswith(_MAGIC[file.format]):
         rule = f"must be {_NAMES[file.format]} as its name says"
-        raise DataError(f"data: {file.path}: {rule}, seems to be {kind_of(start)}")
+        raise DataError("AGFL-DATA-018", f"data: {file.path}: {rule}, seems to be {kind_of(start)}")
     source = pyarrow.BufferReader(content) if is_packed else pyarrow.memory_map(os.fsencode(file.path))
     if file.format is Format.ARROW:
         return IpcTable.open(source, budget)
@@ -108,13 +110,15 @@ def _one_line(file: DataFile) -> Iterator[None]:
         yield
     except (pyarrow.ArrowException, OSError, ValueError, struct.error, IndexError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"data: {file.path}: must be whole {_NAMES[file.format]}, got a broken one: {reason}") from None
+        raise DataError(
+            "AGFL-DATA-019", f"data: {file.path}: must be whole {_NAMES[file.format]}, got a broken one: {reason}"
+        ) from None
 
 
 def _check_names(where: str, schema: pyarrow.Schema) -> None:
     if len(set(schema.names)) < len(schema.names):
         twice = next(name for name in schema.names if schema.names.count(name) > 1)
-        raise DataError(f"{where}: must name each column once, got {twice!r} again")
+        raise DataError("AGFL-DATA-020", f"{where}: must name each column once, got {twice!r} again")
 
 
 def _check_column(where: str, schema: pyarrow.Schema, column: str, wanted: Wanted) -> bool:
@@ -123,7 +127,8 @@ def _check_column(where: str, schema: pyarrow.Schema, column: str, wanted: Wante
     if field is None:
         if wanted.is_required:
             raise DataError(
-                f"{where}: must have a column {column!r}, got {', '.join(map(repr, schema.names)) or 'none'}"
+                "AGFL-DATA-021",
+                f"{where}: must have a column {column!r}, got {', '.join(map(repr, schema.names)) or 'none'}",
             )
         return False
     if not is_plain(field) or (wanted.is_text and not _is_single(field.type)):
@@ -132,7 +137,7 @@ def _check_column(where: str, schema: pyarrow.Schema, column: str, wanted: Wante
         kind = f"{described(field.type)[:200]}{f' ({name})' if name else ''}"
         inner = inner_name(field)
         hint = f"; --columns can name what is in it, as in {column}.{inner}" if inner else ""
-        raise DataError(f"{where}: column {column!r}: {rule}, got {kind}{hint}")
+        raise DataError("AGFL-DATA-022", f"{where}: column {column!r}: {rule}, got {kind}{hint}")
     return True
 
 
@@ -149,7 +154,9 @@ def _check_values(where: str, place: int, batch: pyarrow.RecordBatch, columns: l
         except ValueError as error:  # of pyarrow, too
             rows = f"rows {place + 1:,} to {place + batch.num_rows:,}"
             reason = " ".join(str(error).split())[:200]
-            raise DataError(f"{where}: {rows}: column {name!r}: must hold what its type says, got {reason}") from None
+            raise DataError(
+                "AGFL-DATA-023", f"{where}: {rows}: column {name!r}: must hold what its type says, got {reason}"
+            ) from None
 
 
 def _records(file: DataFile, batch: pyarrow.RecordBatch, wanted: list[str], place: int) -> Iterator[Record]:
