@@ -40,15 +40,14 @@ from agfl_models.model.families import build_model
 from agfl_models.tasks.config import TASKS
 from agfl_models.tokenizers.tokenizer import TokenizerConfig
 from agfl_models.validation import validate
-from agfl_protocol.config.optimizer_config import ServerOptimizerConfig
 from agfl_protocol.config.run_config import AggregationConfig, RunConfig, load_with_defaults
 from agfl_protocol.config.training_config import ClientOptimizerConfig
 from agfl_protocol.methods.method import Round
 from agfl_protocol.methods.registry import methods_of
+from agfl_protocol.optimizers.registry import ServerOptimizerConfig, build_optimizer
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.update import Layout
-from agfl_server.methods.optimizers import build_optimizer
 from agfl_server.run.defaults_table import shown
 from agfl_server.search.slate import make_slate
 from agfl_sim.partition import device_widths

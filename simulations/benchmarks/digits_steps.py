@@ -32,12 +32,12 @@ from torch.nn import functional as F
 from agfl_client.training.trainer import LocalTrainer, validation_loss
 from agfl_models import AutoGenModel
 from agfl_models.tasks.task import AnyTask, Dataset
-from agfl_protocol.config.optimizer_config import PortfolioConfig, ServerOptimizerConfig
 from agfl_protocol.config.training_config import SGDConfig, TrainingConfig
 from agfl_protocol.methods import candidates
 from agfl_protocol.methods.square_norm import SQUARE_NORM
+from agfl_protocol.optimizers.portfolio import PortfolioConfig
+from agfl_protocol.optimizers.registry import ServerOptimizerConfig, build_optimizer
 from agfl_protocol.update import Layout, Total, Vector, square_sum
-from agfl_server.methods.optimizers import build_optimizer
 
 NUM_OWNERS, COHORT, HELD_OUT, TRAIN = 20, 10, 7, 1400
 STEPS, BATCH, ALPHA, LAST = 10, 16, 0.1, 10

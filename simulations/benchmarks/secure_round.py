@@ -36,6 +36,7 @@ from agfl_protocol.flower_settings import prepare_flower
 from agfl_protocol.messages import wire
 from agfl_protocol.methods.method import Round
 from agfl_protocol.methods.registry import broadcast_of
+from agfl_protocol.optimizers.registry import build_optimizer
 from agfl_protocol.plans.plan import Plan
 from agfl_protocol.randomness import OwnerRandomness
 from agfl_protocol.secagg.identity import SigningRoster
@@ -46,7 +47,6 @@ from agfl_protocol.update import square_sum
 from agfl_server.aggregation.aggregator import Aggregator
 from agfl_server.aggregation.plain_sum import PlainSum
 from agfl_server.aggregation.secure_sum import SecureSum
-from agfl_server.methods.optimizers import build_optimizer
 from agfl_server.rounds.observer import Observer
 from agfl_server.rounds.state import initial_state, quantizer_of
 from agfl_server.transport.messaging import ask_nodes

@@ -16,8 +16,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from agfl_protocol.config.optimizer_config import PortfolioConfig
 from agfl_protocol.config.run_config import RunConfig, load_run_config
+from agfl_protocol.optimizers.portfolio import PortfolioConfig
 from agfl_server.rounds.observer import Observer
 from agfl_sim.cli import SHIPPED_CONFIGS
 from agfl_sim.partition import owner_files
@@ -44,7 +44,7 @@ def main() -> None:
     if options.smoke:
         options.rounds, options.seeds = 1, 1
     arms = PortfolioConfig(type="auto").arms
-    steps = {f"{arm.type} lr {arm.lr:g}": arm.model_dump_json() for arm in arms} | {AUTO: "{type: auto}"}
+    steps = {arm.label: arm.model_dump_json() for arm in arms} | {AUTO: "{type: auto}"}
     print(f"{options.config}, {options.rounds} rounds, {options.seeds} seeds")
     with tempfile.TemporaryDirectory() as name:
         _compare(options, rates, steps, more, Path(name))

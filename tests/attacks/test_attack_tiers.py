@@ -15,10 +15,10 @@ from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages import secure_wire, wire
 from agfl_protocol.messages.header import RESOLUTION
 from agfl_protocol.methods.method import Round
+from agfl_protocol.optimizers.registry import build_optimizer
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.quantization import QuantizationPlan
-from agfl_server.methods.optimizers import build_optimizer
 from agfl_server.rounds.observer import Observer
 from agfl_server.rounds.state import initial_state
 from agfl_sim.engines.grid import InProcessGrid

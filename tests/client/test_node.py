@@ -27,12 +27,12 @@ from agfl_protocol.messages import wire
 from agfl_protocol.messages.wire import read_vector
 from agfl_protocol.methods.clipping import START
 from agfl_protocol.methods.method import States
+from agfl_protocol.optimizers.registry import build_optimizer
 from agfl_protocol.plans.plan import Plan
 from agfl_protocol.plans.plan_fields import PlanViolation
 from agfl_protocol.randomness import OwnerRandomness
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.update import Vector
-from agfl_server.methods.optimizers import build_optimizer
 from agfl_server.rounds.state import initial_state
 from agfl_sim.engines.grid import InProcessGrid
 

@@ -12,14 +12,16 @@ from agfl_models.model.config import ModelConfig
 from agfl_models.model.rings import Rings
 from agfl_models.validation import validate
 from agfl_protocol.config.elastic_config import ElasticConfig, GrowthConfig
-from agfl_protocol.config.optimizer_config import FedAdamConfig, NesterovConfig, PortfolioConfig, ServerOptimizerConfig
 from agfl_protocol.methods import elastic
 from agfl_protocol.methods.divergence import DIVERGED
 from agfl_protocol.methods.weighting import Weighting
+from agfl_protocol.optimizers.adaptive import FedAdamConfig
+from agfl_protocol.optimizers.momentum import NesterovConfig
+from agfl_protocol.optimizers.portfolio import PortfolioConfig
+from agfl_protocol.optimizers.registry import ServerOptimizerConfig, build_optimizer
 from agfl_protocol.update import Total, Update
-from agfl_server.methods.optimizers import build_optimizer
-from agfl_server.methods.per_ring import PerRing, without_ring
-from agfl_server.methods.ring_plan import RingState, after_round, plan_rings
+from agfl_server.elastic.per_ring import PerRing, without_ring
+from agfl_server.elastic.ring_plan import RingState, after_round, plan_rings
 
 CONFIG = validate(
     ModelConfig,

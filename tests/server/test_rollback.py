@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agfl_protocol.config.optimizer_config import FedAvgMConfig
 from agfl_protocol.methods.alignment import AlignmentWeighting
 from agfl_protocol.methods.clipping import Clipping
 from agfl_protocol.methods.feddyn import FedDyn
 from agfl_protocol.methods.owner_state import as_arrays, used_in
 from agfl_protocol.methods.weighting import Weighting
+from agfl_protocol.optimizers.momentum import FedAvgMConfig
+from agfl_protocol.optimizers.registry import build_optimizer
 from agfl_protocol.update import Vector
-from agfl_server.methods.optimizers import build_optimizer
 from agfl_server.rounds.observer import Row
 from agfl_server.rounds.rollback import EVAL_RISE, LAST_RISE, TRAIN_RISE, Confirmed, after_round, at_end, judge
 from agfl_server.rounds.state import ServerState

@@ -30,6 +30,9 @@ from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages import wire
 from agfl_protocol.methods.method import Round
 from agfl_protocol.methods.registry import methods_of
+from agfl_protocol.optimizers.momentum import Momentum
+from agfl_protocol.optimizers.registry import build_optimizer
+from agfl_protocol.optimizers.server_optimizer import OptimizerState
 from agfl_protocol.plans.plan import Plan
 from agfl_protocol.randomness import OwnerRandomness
 from agfl_protocol.secagg.identity import SigningRoster
@@ -39,8 +42,6 @@ from agfl_protocol.version import PROTOCOL_VERSION
 from agfl_server.aggregation.aggregator import AttemptFailed, CohortSum, Groups, LaneCodec
 from agfl_server.aggregation.plain_sum import PlainSum
 from agfl_server.app import build_aggregator, run_federation
-from agfl_server.methods.optimizers import Momentum, build_optimizer
-from agfl_server.methods.server_optimizer import OptimizerState
 from agfl_server.rounds.attempts import Parties
 from agfl_server.rounds.cohort_sums import DivergedError, Federation, sum_of_cohort, sum_of_round
 from agfl_server.rounds.journal import Journal, Records

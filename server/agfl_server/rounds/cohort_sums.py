@@ -13,13 +13,13 @@ from agfl_protocol.messages import wire
 from agfl_protocol.methods.divergence import DIVERGED
 from agfl_protocol.methods.method import Method, Round, State, States
 from agfl_protocol.methods.registry import broadcast_of
+from agfl_protocol.optimizers.server_optimizer import ServerOptimizer
 from agfl_protocol.plans.groups import Names
 from agfl_protocol.plans.sum_kind import MAX_SAMPLED_EXAMPLES, Kind, kind_of
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.update import Layout, Total, Vector
 from agfl_server.aggregation.aggregator import CohortSum
-from agfl_server.methods.server_optimizer import ServerOptimizer
 from agfl_server.rounds.attempts import Parties, Request, sum_in_attempts
 from agfl_server.rounds.journal import Entry
 from agfl_server.rounds.observer import Row

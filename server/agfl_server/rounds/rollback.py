@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from agfl_protocol.methods.method import Method
+from agfl_protocol.optimizers.server_optimizer import ServerOptimizer
 from agfl_protocol.update import Vector
-from agfl_server.methods.server_optimizer import ServerOptimizer
 from agfl_server.rounds.observer import Row
 
 if TYPE_CHECKING:

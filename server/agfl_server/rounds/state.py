@@ -11,11 +11,11 @@ from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.methods import clipping
 from agfl_protocol.methods.method import Method, Round, State, States
 from agfl_protocol.methods.registry import methods_of
+from agfl_protocol.optimizers.server_optimizer import OptimizerState, ServerOptimizer
 from agfl_protocol.randomness import first_model_seed
 from agfl_protocol.transforms import quantization
 from agfl_protocol.transforms.quantization import QuantizationPlan, plan_round
 from agfl_protocol.update import Layout, Vector
-from agfl_server.methods.server_optimizer import OptimizerState, ServerOptimizer
 from agfl_server.rounds.observer import Row
 from agfl_server.rounds.rollback import Confirmed
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 from agfl_models.model.rings import Rings
 from agfl_protocol.methods.method import Round
 from agfl_protocol.methods.registry import methods_of
+from agfl_protocol.optimizers.registry import build_optimizer
+from agfl_protocol.optimizers.server_optimizer import ServerOptimizer
 from agfl_server.aggregation.group_rule import sum_of_groups
-from agfl_server.methods.next_rings import NextRings
-from agfl_server.methods.optimizers import build_optimizer
-from agfl_server.methods.per_ring import PerRing
-from agfl_server.methods.server_optimizer import ServerOptimizer
+from agfl_server.elastic.next_rings import NextRings
+from agfl_server.elastic.per_ring import PerRing
 from agfl_server.rounds.attempts import Parties
 from agfl_server.rounds.cohort_sums import AfterRound, Federation, sum_of_round
 from agfl_server.rounds.observer import Row

@@ -20,9 +20,9 @@ from agfl_models.validation import Config, dump_yaml, load_yaml, read_yaml, vali
 from agfl_protocol.config.aggregation_config import SumsConfig
 from agfl_protocol.config.defaults import TakenDefault, with_defaults
 from agfl_protocol.config.elastic_config import ElasticConfig, Width, WidthsConfig
-from agfl_protocol.config.optimizer_config import ServerOptimizerConfig
 from agfl_protocol.config.search_config import SearchConfig
 from agfl_protocol.methods.registry import MethodConfigs, refuse_misfits
+from agfl_protocol.optimizers.registry import ServerOptimizerConfig
 from agfl_protocol.plans.client_plan import ClientPlan, RunBase
 from agfl_protocol.version import PROTOCOL_VERSION
 

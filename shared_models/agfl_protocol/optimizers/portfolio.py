@@ -14,15 +14,57 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field, NonNegativeFloat
 
-from agfl_protocol.config.optimizer_config import PortfolioConfig
-from agfl_protocol.methods.candidates import candidate_losses
+from agfl_models.bounded import Examples, Rounds
+from agfl_protocol.methods.candidates import CandidatesConfig, candidate_losses
+from agfl_protocol.methods.method import MethodConfig
+from agfl_protocol.optimizers.adaptive import FedAdamConfig
+from agfl_protocol.optimizers.arms import ArmConfig
+from agfl_protocol.optimizers.fedavg import FedAvgConfig
+from agfl_protocol.optimizers.momentum import NesterovConfig
+from agfl_protocol.optimizers.server_optimizer import Array, OptimizerConfig, OptimizerState, ServerOptimizer, Wrap
 from agfl_protocol.update import Total
-from agfl_server.methods.server_optimizer import Array, OptimizerState, ServerOptimizer
 
 _CHOICE, _AGE, _SCALE, _OTHERS = "choice", "age", "scale", "others"
+
+
+class PortfolioConfig(OptimizerConfig):
+    """Several optimizers on the same updates: the server takes the first one's step, or that of a better one.
+
+    every: rounds from one choice to the next; in such a round the models of all arms are broadcast.
+    max_examples: on which an owner evaluates each. arms: the first one's step is taken unless the loss of another
+    is less by more than `margin`, in nats a prediction: ratios would mean little where the loss is near zero.
+    """
+
+    type: Literal["auto"]
+    every: Rounds = 3
+    max_examples: Examples = 64
+    margin: NonNegativeFloat = 0.1
+    arms: Annotated[tuple[ArmConfig, ...], Field(min_length=2, max_length=8)] = (
+        NesterovConfig(type="nesterov"),
+        NesterovConfig(type="nesterov", lr=0.3),
+        FedAvgConfig(type="fedavg"),
+        FedAdamConfig(type="fedadam"),
+    )
+
+    @property
+    def num_models(self) -> int:
+        """How many models are broadcast where a choice is due: one of each arm."""
+        return len(self.arms)
+
+    @property
+    def client_methods(self) -> tuple[MethodConfig, ...]:
+        """The losses of all arms' models."""
+        num_models, max_examples = self.num_models, self.max_examples
+        return (CandidatesConfig(type="candidates", num_models=num_models, max_examples=max_examples),)
+
+    def build(self, wrap: Wrap) -> ServerOptimizer:
+        """All arms."""
+        return Portfolio(self, tuple(arm.build(wrap) for arm in self.arms))
 
 
 @dataclass(frozen=True)
@@ -52,9 +94,9 @@ class Portfolio(ServerOptimizer):
 
     def chosen(self, state: OptimizerState) -> str:
         """The arm that steps, in words."""
-        config = self.config.arms[int(state[_CHOICE][0])]
+        label = self.config.arms[int(state[_CHOICE][0])].label
         scale = float(state[_SCALE][0])
-        return f"{config.type} lr {config.lr:g}" + (f" times {scale:g}" if scale != 1 else "")
+        return label + (f" times {scale:g}" if scale != 1 else "")
 
     def step(self, model: Array, mean: Total, state: OptimizerState) -> tuple[Array, OptimizerState]:
         """Choose, if the losses are there, then step."""

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from agfl_protocol.config.optimizer_config import FedAvgConfig, FedDynConfig, ScaffoldConfig, ServerOptimizerConfig
 from agfl_protocol.methods.feddyn import FedDyn
 from agfl_protocol.methods.method import State, Step
 from agfl_protocol.methods.owner_state import LOST, OWN, OwnerState
 from agfl_protocol.methods.scaffold import CONTROL, Scaffold
+from agfl_protocol.optimizers.drift import FedDynConfig, ScaffoldConfig
+from agfl_protocol.optimizers.fedavg import FedAvgConfig
+from agfl_protocol.optimizers.registry import ServerOptimizerConfig, build_optimizer
 from agfl_protocol.update import Total
-from agfl_server.methods.optimizers import build_optimizer
 
 SIZE, OWNERS, STEPS, LR, SERVER_LR, ALPHA = 5, 4, 6, 0.1, 0.7, 0.3
 Real = NDArray[np.floating[Any]]

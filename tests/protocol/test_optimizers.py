@@ -15,11 +15,10 @@ import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from agfl_protocol.config.optimizer_config import ServerOptimizerConfig
 from agfl_protocol.methods.square_norm import SQUARE_NORM
+from agfl_protocol.optimizers.registry import ServerOptimizerConfig, build_optimizer
+from agfl_protocol.optimizers.server_optimizer import ServerOptimizer
 from agfl_protocol.update import Total
-from agfl_server.methods.optimizers import build_optimizer
-from agfl_server.methods.server_optimizer import ServerOptimizer
 
 SIZE, STEPS = 13, 20
 Deltas = list[list[float]]

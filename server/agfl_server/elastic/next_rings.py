@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from agfl_models.model.rings import Rings
 from agfl_protocol.config.elastic_config import ElasticConfig
 from agfl_protocol.methods.elastic import Elastic
-from agfl_server.methods.per_ring import without_ring
-from agfl_server.methods.ring_plan import RingState, after_round
-from agfl_server.methods.server_optimizer import ServerOptimizer
+from agfl_protocol.optimizers.server_optimizer import ServerOptimizer
+from agfl_server.elastic.per_ring import without_ring
+from agfl_server.elastic.ring_plan import RingState, after_round
 from agfl_server.rounds.cohort_sums import RoundSum
 from agfl_server.rounds.observer import Observer
 from agfl_server.rounds.state import ServerState

@@ -1,4 +1,4 @@
-"""What every server optimizer provides: how a run goes from one global model to the next.
+"""What every server optimizer provides: its settings, what it asks of clients, and its step.
 
 State in, state out: a step takes the state and returns the next one. Works in the dtype of its inputs.
 """
@@ -6,12 +6,14 @@ State in, state out: a step takes the state and returns the next one. Works in t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from agfl_models.validation import Config
+from agfl_protocol.methods.method import MethodConfig
 from agfl_protocol.update import Total
 
 Array: TypeAlias = NDArray[np.floating[Any]]
@@ -40,3 +42,32 @@ class ServerOptimizer(ABC):
     def chosen(self, state: OptimizerState) -> str | None:
         """Say in words which of several methods is at work, where there are several."""
         return None
+
+
+Wrap: TypeAlias = Callable[[ServerOptimizer], ServerOptimizer]
+
+
+class OptimizerConfig(Config):
+    """The settings of a server optimizer; `type` names it."""
+
+    type: str
+
+    @property
+    def label(self) -> str:
+        """How a line names it."""
+        rate = self.model_dump().get("lr")
+        return self.type if rate is None else f"{self.type} lr {rate:g}"
+
+    @property
+    def client_methods(self) -> tuple[MethodConfig, ...]:
+        """What clients must do for it, beside what they do for any."""
+        return ()
+
+    def build(self, wrap: Wrap) -> ServerOptimizer:
+        """Return the optimizer; `wrap` is put around each that makes a step of its own."""
+        raise NotImplementedError
+
+
+def scalar(value: float, like: Array) -> Any:
+    """Return a hyperparameter in the model's own dtype, so that float32 stays float32."""
+    return like.dtype.type(value)

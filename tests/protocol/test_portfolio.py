@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from agfl_protocol.config.optimizer_config import PortfolioConfig, ServerOptimizerConfig
 from agfl_protocol.methods import candidates
+from agfl_protocol.optimizers.portfolio import PortfolioConfig
+from agfl_protocol.optimizers.registry import ServerOptimizerConfig, build_optimizer
+from agfl_protocol.optimizers.server_optimizer import ServerOptimizer
 from agfl_protocol.update import Total
-from agfl_server.methods.optimizers import build_optimizer
-from agfl_server.methods.server_optimizer import ServerOptimizer
 from agfl_server.rounds.rollback import Confirmed, judge
 
 SIZE, ARMS = 5, 4

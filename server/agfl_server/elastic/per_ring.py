@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from agfl_models.model.rings import Rings
 from agfl_protocol.methods import elastic
+from agfl_protocol.optimizers.server_optimizer import Array, OptimizerState, ServerOptimizer
 from agfl_protocol.update import Total
-from agfl_server.methods.server_optimizer import Array, OptimizerState, ServerOptimizer
 
 
 @dataclass(frozen=True)

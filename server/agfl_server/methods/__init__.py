@@ -1,1 +1,0 @@
-"""How a sum moves the model."""
