@@ -122,6 +122,18 @@ def test_every_curve_has_a_point_for_each_value(tmp_path: Path) -> None:
         assert len(groups[name].findall(f"{SVG}circle")) == expected, name
 
 
+def test_every_metric_of_a_method_has_a_curve(tmp_path: Path) -> None:
+    """Whatever its name is: no list of them is kept."""
+    rows = [{**round_row(i), "new_method/share": i / 7 if i else None, "central/bleu": None} for i in range(4)]
+    rows[3]["central/bleu"] = 12.5
+    svgs = svgs_of(report_of(tmp_path, rows))
+    titles = [title.text for svg in svgs if (title := svg.find(f"{SVG}title")) is not None]
+    assert len(svgs) == 6 + 2
+    groups = {group.get("data-curve"): group for svg in svgs for group in svg.iter(f"{SVG}g")}
+    assert [len(groups[name].findall(f"{SVG}circle")) for name in ("new_method/share", "central/bleu")] == [3, 1]
+    assert any("new_method/share" in str(title) for title in titles)
+
+
 @pytest.mark.parametrize("trained", [False, True])
 def test_round_0_shows_what_took_place_in_it_and_nothing_else(tmp_path: Path, trained: bool) -> None:
     """Before round 1 a tokenizer may be learned; else nothing was sent, which is no zero."""

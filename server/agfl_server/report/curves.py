@@ -9,6 +9,7 @@ from agfl_models.tasks.task import MainMetric
 from agfl_server.report.charts import Chart, Curve, Point
 
 Rows = Sequence[Mapping[str, float | None]]
+_OWN_CHARTS = {"train", "eval", "update", "quantization"}  # families of metrics that have charts of their own, or none
 
 
 def values(rows: Rows, key: str) -> list[float]:
@@ -32,3 +33,9 @@ def quality_chart(rows: Rows, main_metric: MainMetric) -> Chart:
     quality = [curve(rows, "all owners", main_metric.name)]
     quality += [curve(rows, "worst tenth of owners", distribution.WORST_DECILE)]
     return Chart(f"Evaluation: {main_metric.title}", "", quality)
+
+
+def other_charts(rows: Rows) -> list[Chart]:
+    """Return a chart of each further metric of the rows: what methods report, and what a watcher measures."""
+    keys = dict.fromkeys(key for row in rows for key in row if "/" in key and key.partition("/")[0] not in _OWN_CHARTS)
+    return [Chart(key, "", [curve(rows, key, key)]) for key in keys if values(rows, key)]

@@ -16,7 +16,7 @@ from agfl_models.files.store_files import REPORT_FILE
 from agfl_models.metrics.signatures import signatures
 from agfl_models.tasks.task import MainMetric
 from agfl_server.report.charts import CHART_CSS, Chart, line_chart, number_text
-from agfl_server.report.curves import curve, loss_chart, quality_chart, values
+from agfl_server.report.curves import curve, loss_chart, other_charts, quality_chart, values
 from agfl_server.report.search_section import search_section
 from agfl_server.report.sittings_section import duration_text, sittings_section, total_time, when
 from agfl_server.report.style import PAGE_CSS
@@ -118,6 +118,7 @@ def _charts(rows: list[Row], main_metric: MainMetric) -> list[Chart]:
         Chart("Seconds per round", "s", seconds, from_zero=True),
         Chart("Quantization error", "%", errors, from_zero=True, limit=QUANTIZATION_LIMIT_PERCENT),
         Chart("Clients per round", "", clients, from_zero=True, smallest_step=1.0),
+        *other_charts(rows),
     ]
 
 
