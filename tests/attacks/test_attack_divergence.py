@@ -39,6 +39,7 @@ METHODS = {
     "delta-sgd": ("training.optimizer={type: delta_sgd}",),
     "nearly no q": ("aggregation.weighting=loss", "aggregation.fairness_q=0.001"),
     "elastic": ("elastic={widths: [0.5, 1.0]}",),
+    "fedcm": ("methods=[{type: fedcm}]",),
 }
 
 
@@ -52,6 +53,18 @@ def answer(node: Node, config: RunConfig, request: RoundRequest) -> Total:
     layout, _ = initial_state(config, build_optimizer(config.aggregation.server_optimizer), "r")
     codec = codec_of(request, layout)
     return codec.decode_sum(read_vector(node.handle_round(request), "lanes", np.uint64))
+
+
+@pytest.mark.parametrize("size", [3e38, -3e38, 1e19])
+def test_attack_no_momentum_makes_an_owner_refuse(run_config: Config, node: Node, size: float) -> None:
+    """The server makes it up; whoever runs away from it says so in the sum, as of a model."""
+    config = run_config(*METHODS["fedcm"])
+    request = request_of(config)
+    way = {"fedcm": {"momentum": np.full(request.model.size, size, np.float32)}}
+    total = answer(node, config, replace(request, arrays={**request.arrays, **way}))
+    assert total.count == 1
+    assert total.metrics[DIVERGED] in (0, 1)
+    assert total.metrics["fedcm/with"] <= 1
 
 
 @pytest.mark.parametrize("kappa", [0.0, 1.0])

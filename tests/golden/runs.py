@@ -89,6 +89,7 @@ RUNS = {
     "auto": _server(AUTO, "num_rounds=5", "training.optimizer.lr=0.01"),
     "scaffold": _server("{type: scaffold}", "aggregation.weighting=uniform", "num_rounds=4"),
     "feddyn": _server("{type: feddyn}", "aggregation.weighting=uniform", "num_rounds=4"),
+    "fedcm": Golden(("methods=[{type: fedcm, alpha: 0.3}]", "num_rounds=4")),
     "alignment": Golden(("aggregation.weighting=alignment",)),
     "q-ffl": Golden(("aggregation.weighting=loss", "aggregation.fairness_q=2")),
     "fednova": Golden(("aggregation.averaging=normalized", *EPOCHS)),

@@ -15,6 +15,7 @@ from agfl_protocol.methods.clipping import Clipping
 from agfl_protocol.methods.divergence import Divergence
 from agfl_protocol.methods.elastic import Elastic
 from agfl_protocol.methods.fair_weighting import FairWeighting
+from agfl_protocol.methods.fedcm import FedCM
 from agfl_protocol.methods.feddyn import FedDyn
 from agfl_protocol.methods.method import Method, MethodConfig, Round, Specs, States
 from agfl_protocol.methods.normalization import NormalizedAveraging
@@ -38,6 +39,7 @@ METHODS: tuple[type[Method], ...] = (
     Elastic,
     Scaffold,
     FedDyn,
+    FedCM,
 )
 
 if TYPE_CHECKING:
