@@ -122,7 +122,7 @@ class HostileServer:
             evaluate=False,
             train=True,
             model=model,
-            plan=QuantizationPlan(2, self.plan.room),
+            plan=QuantizationPlan(2, self.plan.room(all_owners=bool(changes.get("full")))),
             arrays=first_arrays(plan, self.layout.size, train=changes.get("train", True)),
         )
         return replace(request, **changes)

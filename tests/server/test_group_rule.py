@@ -205,7 +205,7 @@ def test_attack_an_exchange_over_others_than_the_group_whose_turn_it_is(run_conf
             evaluate=True,
             full=not train,
             model=np.zeros(3, np.float32),
-            plan=QuantizationPlan(1, plan.room),
+            plan=QuantizationPlan(1, plan.room(all_owners=True)),
         )
         assert sum_rules(plan, config.client_plan, request, Policy(), None).drawn == set(GROUPS[exchange % 3])
 

@@ -41,10 +41,9 @@ def sum_rules(
     if kind is Kind.EXACT and isinstance(request, RoundRequest) and train:
         for method in METHODS:  # nothing beside the model may pick who counts in sums that subtract to the last bit
             method.refuse_exact(config, request.arrays.get(method.name, {}))
-    if plan.groups and request.max_cohort != plan.room:
-        raise PlanViolation(
-            "AGFL-PLAN-001", f"max_cohort: must be {plan.room} as of the plan, got {request.max_cohort}"
-        )
+    room = plan.room(all_owners=counts or full)
+    if plan.groups and request.max_cohort != room:
+        raise PlanViolation("AGFL-PLAN-001", f"max_cohort: must be {room} as of the plan, got {request.max_cohort}")
     if counts or (full and not plan.is_by_group):
         drawn = plan.members
     else:
@@ -54,7 +53,7 @@ def sum_rules(
         train=train,
         evaluate=evaluate,
         count=counts,
-        cohort=plan.room,
+        cohort=room,
         drawn=None if drawn == plan.members else drawn,
         examples=None if counts or full else num_examples(config, train=train, evaluate=evaluate),
         stage=_stage(config, request, train),

@@ -174,7 +174,7 @@ def _joined(
     federation: Federation, state: ServerState, each: Sequence[RoundSum], *, train: bool, evaluate: bool
 ) -> RoundSum:
     """Return the sum of all groups, with the geometric median in the place of its mean, and medians of losses."""
-    codec = codec_of(federation, state, federation.parties.plan.room, train=train, evaluate=evaluate)
+    codec = codec_of(federation, state, federation.parties.plan.room(all_owners=True), train=train, evaluate=evaluate)
     cohort, total = _together([one.cohort for one in each]), reduce(_added, (one.total for one in each))
     whole = decoded(federation, state, codec, total, cohort, train=train, evaluate=evaluate)
     return replace(
@@ -229,7 +229,9 @@ def _take_kept(federation: Federation, state: ServerState, groups: _Groups, aske
         if content is None or facts["asked"] != _identity(parties, state, group, asked):
             continue
         lanes: Lanes = np.frombuffer(content["lanes"], np.uint64)
-        codec = codec_of(federation, state, parties.plan.room, train=asked["train"], evaluate=asked["evaluate"])
+        codec = codec_of(
+            federation, state, parties.plan.room(all_owners=True), train=asked["train"], evaluate=asked["evaluate"]
+        )
         total = checked(federation, codec, lanes)
         cohort = CohortSum(facts["exchange"], lanes[:0].copy(), tuple(facts["survivors"]), {}, *facts["bytes"])
         groups.sums[group] = decoded(

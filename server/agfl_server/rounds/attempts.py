@@ -107,7 +107,8 @@ def sum_in_attempts(
     while True:
         tried += 1
         entry, cohort = _cohort(parties, wanted, excluded, lied)
-        request, codec = broadcast(entry, parties.plan.room if parties.plan.groups else len(entry.cohort))
+        room = parties.plan.room(all_owners=wanted.all_owners) if parties.plan.groups else len(entry.cohort)
+        request, codec = broadcast(entry, room)
         digest = request.broadcast_hash.hex()
         if entry.request not in ("", digest):  # what was asked cannot be asked again: something changed
             journal.close(wanted.round, entry.refused)

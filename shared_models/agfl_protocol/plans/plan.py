@@ -222,11 +222,13 @@ class Plan(Config):
         """Whether these are all members of one group or more, and nobody else."""
         return is_union(names, self.groups)
 
-    @cached_property
-    def room(self) -> int:
-        """For how many clients the integers of a secure sum have room, whoever is there."""
+    def room(self, *, all_owners: bool) -> int:
+        """Return for how many clients the integers of a secure sum have room, whoever is there.
+
+        all_owners: of a sum that all members are asked for, as counts and full evaluations are.
+        """
         size, largest = self.client_plan.aggregation.cohort_size, max(map(len, self.groups), default=0)
-        return len(self.members) if size is None else min(len(self.members), max(size, largest))
+        return len(self.members) if size is None or all_owners else min(len(self.members), max(size, largest))
 
     @cached_property
     def max_evaluations(self) -> int:
