@@ -44,7 +44,8 @@ from agfl_protocol.config.run_config import AggregationConfig, RunConfig, load_w
 from agfl_protocol.config.training_config import ClientOptimizerConfig
 from agfl_protocol.methods.method import Round
 from agfl_protocol.methods.registry import methods_of
-from agfl_protocol.optimizers.registry import ServerOptimizerConfig, build_optimizer
+from agfl_protocol.optimizers import build_optimizer
+from agfl_protocol.optimizers.server_optimizer import OPTIMIZERS
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_protocol.update import Layout
@@ -283,7 +284,7 @@ def test_the_table_has_every_method() -> None:
     for key in ("averaging", "group_rule"):
         others = set(get_args(fields[key].annotation)) - {fields[key].default}
         words |= {(f"aggregation.{key}", word) for word in others}
-    steps = {("aggregation.server_optimizer", name) for name in types_in(ServerOptimizerConfig)}
+    steps = {("aggregation.server_optimizer", name) for name in OPTIMIZERS.names}
     trainers = {("training.optimizer", name) for name in types_in(ClientOptimizerConfig)}
     assert words | steps | trainers <= shown_ones
     assert {"training.proximal_mu", "aggregation.clip_l2", "elastic", "search"} <= {key for key, _ in shown_ones}

@@ -35,8 +35,8 @@ from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_protocol.config.training_config import SGDConfig, TrainingConfig
 from agfl_protocol.methods import candidates
 from agfl_protocol.methods.square_norm import SQUARE_NORM
+from agfl_protocol.optimizers import ServerOptimizerConfig, build_optimizer
 from agfl_protocol.optimizers.portfolio import PortfolioConfig
-from agfl_protocol.optimizers.registry import ServerOptimizerConfig, build_optimizer
 from agfl_protocol.update import Layout, Total, Vector, square_sum
 
 NUM_OWNERS, COHORT, HELD_OUT, TRAIN = 20, 10, 7, 1400

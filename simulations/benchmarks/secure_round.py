@@ -36,7 +36,7 @@ from agfl_protocol.flower_settings import prepare_flower
 from agfl_protocol.messages import wire
 from agfl_protocol.methods.method import Round
 from agfl_protocol.methods.registry import broadcast_of
-from agfl_protocol.optimizers.registry import build_optimizer
+from agfl_protocol.optimizers import build_optimizer
 from agfl_protocol.plans.plan import Plan
 from agfl_protocol.randomness import OwnerRandomness
 from agfl_protocol.secagg.identity import SigningRoster

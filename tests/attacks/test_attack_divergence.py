@@ -19,7 +19,7 @@ from agfl_client.node import Node
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages.wire import RoundRequest, read_vector
 from agfl_protocol.methods.divergence import DIVERGED
-from agfl_protocol.optimizers.registry import build_optimizer
+from agfl_protocol.optimizers import build_optimizer
 from agfl_protocol.update import Total, Vector
 from agfl_server.rounds.state import initial_state
 

@@ -15,7 +15,7 @@ from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages import secure_wire, wire
 from agfl_protocol.messages.header import RESOLUTION
 from agfl_protocol.methods.method import Round
-from agfl_protocol.optimizers.registry import build_optimizer
+from agfl_protocol.optimizers import build_optimizer
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.quantization import QuantizationPlan

@@ -27,7 +27,7 @@ from agfl_protocol.messages import wire
 from agfl_protocol.messages.wire import read_vector
 from agfl_protocol.methods.clipping import START
 from agfl_protocol.methods.method import States
-from agfl_protocol.optimizers.registry import build_optimizer
+from agfl_protocol.optimizers import build_optimizer
 from agfl_protocol.plans.plan import Plan
 from agfl_protocol.plans.plan_fields import PlanViolation
 from agfl_protocol.randomness import OwnerRandomness

@@ -17,7 +17,7 @@ from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages.counting import CountCodec
 from agfl_protocol.messages.wire import read_vector
 from agfl_protocol.methods import candidates, elastic
-from agfl_protocol.optimizers.registry import build_optimizer
+from agfl_protocol.optimizers import build_optimizer
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.update import Total

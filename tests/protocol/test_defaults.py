@@ -15,7 +15,7 @@ from agfl_models.errors import ConfigError
 from agfl_protocol.config.defaults import with_defaults
 from agfl_protocol.config.presets import Preset
 from agfl_protocol.config.run_config import RunConfig, load_run_config, load_with_defaults
-from agfl_protocol.optimizers.registry import ServerOptimizerConfig
+from agfl_protocol.optimizers import ServerOptimizerConfig
 from agfl_protocol.plans.client_plan import client_plan_from_json
 
 OPEN = """

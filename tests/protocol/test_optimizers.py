@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from agfl_protocol.methods.square_norm import SQUARE_NORM
-from agfl_protocol.optimizers.registry import ServerOptimizerConfig, build_optimizer
+from agfl_protocol.optimizers import ServerOptimizerConfig, build_optimizer
 from agfl_protocol.optimizers.server_optimizer import ServerOptimizer
 from agfl_protocol.update import Total
 

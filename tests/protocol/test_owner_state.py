@@ -16,9 +16,9 @@ from agfl_protocol.methods.feddyn import FedDyn
 from agfl_protocol.methods.method import State, Step
 from agfl_protocol.methods.owner_state import LOST, OWN, OwnerState
 from agfl_protocol.methods.scaffold import CONTROL, Scaffold
+from agfl_protocol.optimizers import ServerOptimizerConfig, build_optimizer
 from agfl_protocol.optimizers.drift import FedDynConfig, ScaffoldConfig
 from agfl_protocol.optimizers.fedavg import FedAvgConfig
-from agfl_protocol.optimizers.registry import ServerOptimizerConfig, build_optimizer
 from agfl_protocol.update import Total
 
 SIZE, OWNERS, STEPS, LR, SERVER_LR, ALPHA = 5, 4, 6, 0.1, 0.7, 0.3

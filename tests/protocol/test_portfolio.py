@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from agfl_protocol.methods import candidates
+from agfl_protocol.optimizers import ServerOptimizerConfig, build_optimizer
 from agfl_protocol.optimizers.portfolio import PortfolioConfig
-from agfl_protocol.optimizers.registry import ServerOptimizerConfig, build_optimizer
 from agfl_protocol.optimizers.server_optimizer import ServerOptimizer
 from agfl_protocol.update import Total
 from agfl_server.rounds.rollback import Confirmed, judge

@@ -198,7 +198,7 @@ def test_max_weight_is_one_round_of_steps_unless_given(run_config: MakeConfig) -
         ),
         (
             "aggregation.server_optimizer={lr: 1}",
-            "aggregation.server_optimizer.type: required, one of fedavg, .*auto .AGFL-CONFIG-009",
+            "aggregation.server_optimizer.type: required, one of fedadagrad, .*auto .AGFL-CONFIG-009",
         ),
         ("aggregation.server_optimizer={type: auto, arms: [{lr: 1}, {type: fedavg}]}", r"arms\.0\.type: required, one"),
         ("model.vocab_size=100", "{file}: .*model.vocab_size must be 259 .*got 100"),

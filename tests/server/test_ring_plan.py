@@ -15,10 +15,10 @@ from agfl_protocol.config.elastic_config import ElasticConfig, GrowthConfig
 from agfl_protocol.methods import elastic
 from agfl_protocol.methods.divergence import DIVERGED
 from agfl_protocol.methods.weighting import Weighting
+from agfl_protocol.optimizers import ServerOptimizerConfig, build_optimizer
 from agfl_protocol.optimizers.adaptive import FedAdamConfig
 from agfl_protocol.optimizers.momentum import NesterovConfig
 from agfl_protocol.optimizers.portfolio import PortfolioConfig
-from agfl_protocol.optimizers.registry import ServerOptimizerConfig, build_optimizer
 from agfl_protocol.update import Total, Update
 from agfl_server.elastic.per_ring import PerRing, without_ring
 from agfl_server.elastic.ring_plan import RingState, after_round, plan_rings

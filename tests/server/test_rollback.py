@@ -16,8 +16,8 @@ from agfl_protocol.methods.clipping import Clipping
 from agfl_protocol.methods.feddyn import FedDyn
 from agfl_protocol.methods.owner_state import as_arrays, used_in
 from agfl_protocol.methods.weighting import Weighting
+from agfl_protocol.optimizers import build_optimizer
 from agfl_protocol.optimizers.momentum import FedAvgMConfig
-from agfl_protocol.optimizers.registry import build_optimizer
 from agfl_protocol.update import Vector
 from agfl_server.rounds.observer import Row
 from agfl_server.rounds.rollback import EVAL_RISE, LAST_RISE, TRAIN_RISE, Confirmed, after_round, at_end, judge

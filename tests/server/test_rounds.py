@@ -30,8 +30,8 @@ from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages import wire
 from agfl_protocol.methods.method import Round
 from agfl_protocol.methods.registry import methods_of
+from agfl_protocol.optimizers import build_optimizer
 from agfl_protocol.optimizers.momentum import Momentum
-from agfl_protocol.optimizers.registry import build_optimizer
 from agfl_protocol.optimizers.server_optimizer import OptimizerState
 from agfl_protocol.plans.plan import Plan
 from agfl_protocol.randomness import OwnerRandomness

@@ -13,7 +13,7 @@ import pytest
 from agfl_models.errors import CheckpointError, ConfigError
 from agfl_models.files.store import load_model
 from agfl_protocol.config.run_config import RunConfig, load_run_config
-from agfl_protocol.optimizers.registry import build_optimizer
+from agfl_protocol.optimizers import build_optimizer
 from agfl_protocol.update import Layout
 from agfl_server.rounds.observer import Row
 from agfl_server.rounds.state import ServerState, initial_state

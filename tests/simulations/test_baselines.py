@@ -19,7 +19,7 @@ from agfl_models.examples import read_rows
 from agfl_models.model.families import build_model
 from agfl_models.tasks.language_modeling import TokenStream
 from agfl_protocol.config.run_config import RunConfig
-from agfl_protocol.optimizers.registry import build_optimizer
+from agfl_protocol.optimizers import build_optimizer
 from agfl_protocol.randomness import generator
 from agfl_server.rounds.observer import Observer
 from agfl_server.rounds.state import initial_state

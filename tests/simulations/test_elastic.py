@@ -15,7 +15,7 @@ from agfl_client.training.part import Part
 from agfl_models.errors import ConfigError
 from agfl_models.files.store import load_model
 from agfl_protocol.config.run_config import RunConfig
-from agfl_protocol.optimizers.registry import build_optimizer
+from agfl_protocol.optimizers import build_optimizer
 from agfl_protocol.update import Layout
 from agfl_server.rounds.observer import Observer, Row
 from agfl_server.rounds.state import initial_state

@@ -8,7 +8,7 @@ from dataclasses import replace
 from agfl_models.model.rings import Rings
 from agfl_protocol.methods.method import Round
 from agfl_protocol.methods.registry import methods_of
-from agfl_protocol.optimizers.registry import build_optimizer
+from agfl_protocol.optimizers import build_optimizer
 from agfl_protocol.optimizers.server_optimizer import ServerOptimizer
 from agfl_server.aggregation.group_rule import sum_of_groups
 from agfl_server.elastic.next_rings import NextRings

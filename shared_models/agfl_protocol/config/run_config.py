@@ -22,7 +22,7 @@ from agfl_protocol.config.defaults import TakenDefault, with_defaults
 from agfl_protocol.config.elastic_config import ElasticConfig, Width, WidthsConfig
 from agfl_protocol.config.search_config import SearchConfig
 from agfl_protocol.methods.registry import MethodConfigs, refuse_misfits
-from agfl_protocol.optimizers.registry import ServerOptimizerConfig
+from agfl_protocol.optimizers import ServerOptimizerConfig
 from agfl_protocol.plans.client_plan import ClientPlan, RunBase
 from agfl_protocol.version import PROTOCOL_VERSION
 

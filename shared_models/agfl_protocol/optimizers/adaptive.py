@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import PositiveFloat
 
 from agfl_protocol.config.training_config import Beta
-from agfl_protocol.optimizers.server_optimizer import Array, OptimizerState, ServerOptimizer, Wrap, scalar
+from agfl_protocol.optimizers.server_optimizer import ARMS, Array, OptimizerState, ServerOptimizer, Wrap, scalar
 from agfl_protocol.optimizers.tuned import TunedConfig
 from agfl_protocol.update import Total
 
@@ -29,12 +29,14 @@ class AdaptiveConfig(TunedConfig):
         return wrap(Adaptive(self))
 
 
+@ARMS.register
 class FedAdagradConfig(AdaptiveConfig):
     """FedAdagrad (Reddi et al. 2021, arXiv:2003.00295, Algorithm 2)."""
 
     type: Literal["fedadagrad"]
 
 
+@ARMS.register
 class FedAdamConfig(AdaptiveConfig):
     """FedAdam (Reddi et al. 2021, Algorithm 2)."""
 
@@ -42,6 +44,7 @@ class FedAdamConfig(AdaptiveConfig):
     beta2: Beta = 0.99
 
 
+@ARMS.register
 class FedYogiConfig(AdaptiveConfig):
     """FedYogi (Reddi et al. 2021, Algorithm 2)."""
 

@@ -10,9 +10,10 @@ from agfl_protocol.methods.feddyn import FedDynMethodConfig
 from agfl_protocol.methods.method import MethodConfig
 from agfl_protocol.methods.scaffold import ScaffoldMethodConfig
 from agfl_protocol.optimizers.fedavg import FedAvgConfig
-from agfl_protocol.optimizers.server_optimizer import OptimizerConfig, ServerOptimizer, Wrap
+from agfl_protocol.optimizers.server_optimizer import OPTIMIZERS, OptimizerConfig, ServerOptimizer, Wrap
 
 
+@OPTIMIZERS.register
 class ScaffoldConfig(OptimizerConfig):
     """Control variates at each owner (SCAFFOLD, Karimireddy et al. 2020, arXiv:1910.06378); see `methods.scaffold`.
 
@@ -32,6 +33,7 @@ class ScaffoldConfig(OptimizerConfig):
         return FedAvgConfig(type="fedavg", lr=self.lr).build(wrap)
 
 
+@OPTIMIZERS.register
 class FedDynConfig(OptimizerConfig):
     """A regularizer that each owner learns (FedDyn, Acar et al. 2021, arXiv:2111.04263); see `methods.feddyn`.
 

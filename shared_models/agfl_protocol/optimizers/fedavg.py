@@ -7,11 +7,12 @@ from typing import Literal
 
 from pydantic import PositiveFloat
 
-from agfl_protocol.optimizers.server_optimizer import Array, OptimizerState, ServerOptimizer, Wrap, scalar
+from agfl_protocol.optimizers.server_optimizer import ARMS, Array, OptimizerState, ServerOptimizer, Wrap, scalar
 from agfl_protocol.optimizers.tuned import TunedConfig
 from agfl_protocol.update import Total
 
 
+@ARMS.register
 class FedAvgConfig(TunedConfig):
     """x += lr * delta (McMahan et al. 2017)."""
 

@@ -11,6 +11,7 @@ from pydantic import Field, PositiveFloat
 from agfl_protocol.methods.method import MethodConfig
 from agfl_protocol.methods.square_norm import SQUARE_NORM, SquareNormConfig
 from agfl_protocol.optimizers.server_optimizer import (
+    OPTIMIZERS,
     Array,
     OptimizerConfig,
     OptimizerState,
@@ -21,6 +22,7 @@ from agfl_protocol.optimizers.server_optimizer import (
 from agfl_protocol.update import Total
 
 
+@OPTIMIZERS.register
 class FedExPConfig(OptimizerConfig):
     """A step as long as the clients' updates differ (FedExP, Jhunjhunwala et al. 2023, arXiv:2301.09604).
 

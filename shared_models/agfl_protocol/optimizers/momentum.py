@@ -10,6 +10,7 @@ from pydantic import PositiveFloat
 
 from agfl_protocol.config.training_config import Beta
 from agfl_protocol.optimizers.server_optimizer import (
+    ARMS,
     Array,
     OptimizerConfig,
     OptimizerState,
@@ -21,6 +22,7 @@ from agfl_protocol.optimizers.tuned import TunedConfig
 from agfl_protocol.update import Total
 
 
+@ARMS.register
 class FedAvgMConfig(TunedConfig):
     """Server momentum (Hsu et al. 2019, arXiv:1909.06335)."""
 
@@ -33,6 +35,7 @@ class FedAvgMConfig(TunedConfig):
         return wrap(Momentum(self))
 
 
+@ARMS.register
 class NesterovConfig(OptimizerConfig):
     """Nesterov momentum on the mean delta (DiLoCo, Douillard et al. 2023, arXiv:2311.08105)."""
 

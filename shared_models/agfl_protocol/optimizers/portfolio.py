@@ -23,15 +23,23 @@ from agfl_models.bounded import Examples, Rounds
 from agfl_protocol.methods.candidates import CandidatesConfig, candidate_losses
 from agfl_protocol.methods.method import MethodConfig
 from agfl_protocol.optimizers.adaptive import FedAdamConfig
-from agfl_protocol.optimizers.arms import ArmConfig
 from agfl_protocol.optimizers.fedavg import FedAvgConfig
 from agfl_protocol.optimizers.momentum import NesterovConfig
-from agfl_protocol.optimizers.server_optimizer import Array, OptimizerConfig, OptimizerState, ServerOptimizer, Wrap
+from agfl_protocol.optimizers.server_optimizer import (
+    ARMS,
+    OPTIMIZERS,
+    Array,
+    OptimizerConfig,
+    OptimizerState,
+    ServerOptimizer,
+    Wrap,
+)
 from agfl_protocol.update import Total
 
 _CHOICE, _AGE, _SCALE, _OTHERS = "choice", "age", "scale", "others"
 
 
+@OPTIMIZERS.register
 class PortfolioConfig(OptimizerConfig):
     """Several optimizers on the same updates: the server takes the first one's step, or that of a better one.
 
@@ -44,7 +52,7 @@ class PortfolioConfig(OptimizerConfig):
     every: Rounds = 3
     max_examples: Examples = 64
     margin: NonNegativeFloat = 0.1
-    arms: Annotated[tuple[ArmConfig, ...], Field(min_length=2, max_length=8)] = (
+    arms: Annotated[tuple[Annotated[OptimizerConfig, ARMS], ...], Field(min_length=2, max_length=8)] = (
         NesterovConfig(type="nesterov"),
         NesterovConfig(type="nesterov", lr=0.3),
         FedAvgConfig(type="fedavg"),

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from agfl_models.registry import Registry
 from agfl_models.validation import Config
 from agfl_protocol.methods.method import MethodConfig
 from agfl_protocol.update import Total
@@ -66,6 +67,10 @@ class OptimizerConfig(Config):
     def build(self, wrap: Wrap) -> ServerOptimizer:
         """Return the optimizer; `wrap` is put around each that makes a step of its own."""
         raise NotImplementedError
+
+
+ARMS = Registry(OptimizerConfig)  # those that step by the mean update alone, hence can be arms of `auto`
+OPTIMIZERS = Registry(OptimizerConfig, beyond=ARMS)
 
 
 def scalar(value: float, like: Array) -> Any:

@@ -23,7 +23,7 @@ from agfl_models.files.store import CONFIG_FILE
 from agfl_models.machine import usable_cpus
 from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_protocol.config.run_config import RunConfig, load_run_config
-from agfl_protocol.optimizers.registry import build_optimizer
+from agfl_protocol.optimizers import build_optimizer
 from agfl_server.rounds.checkpoint import load_checkpoint
 from agfl_server.rounds.state import initial_state
 from agfl_server.run.run_folder import RunFolder
