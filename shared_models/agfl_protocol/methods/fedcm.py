@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from agfl_protocol.methods.method import ArraySpec, Gradient, Method, MethodConfig, Round, Specs, State, Step
+from agfl_protocol.methods.method import (
+    ArraySpec,
+    Gradient,
+    Method,
+    MethodConfig,
+    Round,
+    Specs,
+    State,
+    Step,
+)
 from agfl_protocol.methods.scaffold import refuse_unequal_steps
 from agfl_protocol.update import Total, Update, Vector, inner_product
 

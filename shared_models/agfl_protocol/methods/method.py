@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agfl_models.model.rings import Rings
+from agfl_models.registry import Registry
 from agfl_models.validation import Config
 from agfl_protocol.update import Total, Update, Vector
 
@@ -47,6 +48,9 @@ class MethodConfig(Config):
     def max_drawn(self) -> int:
         """How many examples an owner draws for it in a round that trains, beside those of training and evaluating."""
         return 0
+
+
+METHOD_CONFIGS = Registry(MethodConfig)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import reduce
-from operator import or_
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
-from pydantic import Field
-
+from agfl_models.errors import ConfigError
 from agfl_protocol.methods.alignment import AlignmentWeighting
 from agfl_protocol.methods.candidates import Candidates
 from agfl_protocol.methods.clipping import Clipping
@@ -17,7 +14,7 @@ from agfl_protocol.methods.elastic import Elastic
 from agfl_protocol.methods.fair_weighting import FairWeighting
 from agfl_protocol.methods.fedcm import FedCM
 from agfl_protocol.methods.feddyn import FedDyn
-from agfl_protocol.methods.method import Method, MethodConfig, Round, Specs, States
+from agfl_protocol.methods.method import METHOD_CONFIGS, Method, MethodConfig, Round, Specs, States
 from agfl_protocol.methods.normalization import NormalizedAveraging
 from agfl_protocol.methods.scaffold import Scaffold
 from agfl_protocol.methods.square_norm import SquareNorm
@@ -26,8 +23,28 @@ from agfl_protocol.methods.weighting import Weighting
 if TYPE_CHECKING:
     from agfl_protocol.plans.client_plan import ClientPlan
 
+METHODS: list[type[Method]] = []
+MethodConfigs: TypeAlias = tuple[Annotated[MethodConfig, METHOD_CONFIGS], ...]
+
+
+def register(method: type[Method]) -> type[Method]:
+    """Add a method after all others, so that a run can name it; return it, so that this decorates it.
+
+    Its configuration is registered with it.
+
+    Raises:
+        ConfigError: another method, or a configuration, has its name.
+    """
+    if method.name in (one.name for one in METHODS):
+        raise ConfigError(f"method: must have a new name, got {method.name!r}, which is registered")
+    if method.config is not None:
+        METHOD_CONFIGS.register(method.config)
+    METHODS.append(method)
+    return method
+
+
 # The order is a law: what diverged is taken out first, and clipping before weighting bounds what one client can add.
-METHODS: tuple[type[Method], ...] = (
+for _method in (
     Candidates,
     Divergence,
     Clipping,
@@ -40,13 +57,8 @@ METHODS: tuple[type[Method], ...] = (
     Scaffold,
     FedDyn,
     FedCM,
-)
-
-if TYPE_CHECKING:
-    MethodConfigs: TypeAlias = tuple[MethodConfig, ...]
-else:  # one of them, told apart by `type`
-    _CONFIGS = [method.config for method in METHODS if method.config is not None]
-    MethodConfigs = tuple[Annotated[reduce(or_, _CONFIGS), Field(discriminator="type")], ...]
+):
+    register(_method)
 
 
 def methods_of(round_: Round) -> tuple[Method, ...]:
