@@ -158,7 +158,9 @@ def open_model(path: Path | str) -> tuple[User, TaskConfig]:
     model, task, config = load_task(path)
     user = user_of(model, task)
     if user is None:
-        raise ConfigError(f"{path}: task: must be one on text, which a command can use, got {config.type}")
+        raise ConfigError(
+            "AGFL-CONFIG-134", f"{path}: task: must be one on text, which a command can use, got {config.type}"
+        )
     return user, config
 
 

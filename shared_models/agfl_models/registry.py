@@ -38,10 +38,14 @@ class Registry(Generic[BaseT]):
         is_kind = issubclass(kind, self._base)
         if not is_kind:
             parent = kind.__mro__[1].__name__
-            raise ConfigError(f"{kind.__name__}: must derive from {self._base.__name__}, got one of {parent}")
+            raise ConfigError(
+                "AGFL-CONFIG-130", f"{kind.__name__}: must derive from {self._base.__name__}, got one of {parent}"
+            )
         names = get_args(kind.model_fields[self._key].annotation)
         if not names or not all(isinstance(name, str) for name in names):
-            raise ConfigError(f"{kind.__name__}.{self._key}: must be a Literal of names, got {names}")
+            raise ConfigError(
+                "AGFL-CONFIG-131", f"{kind.__name__}.{self._key}: must be a Literal of names, got {names}"
+            )
         for name in names:
             self.register_union(name, kind)
         return kind
@@ -49,7 +53,7 @@ class Registry(Generic[BaseT]):
     def register_union(self, name: str, kinds: Any) -> None:
         """Add configuration classes that have one name, as a union that tells them apart; raises as `register`."""
         if name in self.names:
-            raise ConfigError(f"{self._key}: must be a new name, got {name!r}, which is registered")
+            raise ConfigError("AGFL-CONFIG-132", f"{self._key}: must be a new name, got {name!r}, which is registered")
         self._kinds[name] = TypeAdapter(kinds)
 
     @property

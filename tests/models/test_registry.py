@@ -43,7 +43,7 @@ def test_a_class_of_before_knows_what_is_registered_later() -> None:
         ({"radius": 1}, r"shapes\.0\.kind: required, one of circle, ring"),
         (3, r"shapes\.0: must be a mapping, got 3"),
     ):
-        with pytest.raises(ConfigError, match=f"^drawing: {line}$"):
+        with pytest.raises(ConfigError, match=f"^drawing: {line} .AGFL-CONFIG"):
             validate(Drawing, {"shapes": [wrong]}, "drawing")
 
 
@@ -55,9 +55,9 @@ def test_no_name_is_taken_twice_and_none_is_open() -> None:
         kind: Literal["circle"]
 
     for registry in (shapes, Registry(Shape, "kind", beyond=shapes)):
-        with pytest.raises(ConfigError, match=r"^kind: must be a new name, got 'circle', which is registered$"):
+        with pytest.raises(ConfigError, match=r"^kind: .*got 'circle', which is registered.*AGFL-CONFIG-132"):
             registry.register(Circle)
-    with pytest.raises(ConfigError, match=r"^Shape\.kind: must be a Literal of names, got \(\)$"):
+    with pytest.raises(ConfigError, match=r"^Shape\.kind: .*got \(\) .AGFL-CONFIG-131"):
         shapes.register(Shape)
-    with pytest.raises(ConfigError, match=r"^Config: must derive from Shape, got one of BaseModel$"):
+    with pytest.raises(ConfigError, match=r"^Config: .*got one of BaseModel .AGFL-CONFIG-130"):
         shapes.register(Config)

@@ -106,7 +106,7 @@ class AttentionLayer(Layer):
     def steps(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
         """See `Layer.steps`. Raises ConfigError if the layer is not causal."""
         if not self.causal:
-            raise ConfigError("causal: must be true to decode step by step, got false")
+            raise ConfigError("AGFL-CONFIG-086", "causal: must be true to decode step by step, got false")
         past_k, past_v, seen_B = state
         new = torch.arange(x_BTD.shape[1], device=x_BTD.device)
         q_BTNA, k_BTKA, v_BTKA = self._project(x_BTD, seen_B.unsqueeze(1) + new)

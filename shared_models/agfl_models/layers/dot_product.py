@@ -13,6 +13,7 @@ from pydantic import ValidationInfo, field_validator
 from torch import Tensor
 
 from agfl_models.bounded import Size
+from agfl_models.errors import BrokenRule
 from agfl_models.layers.layer import LayerConfigBase, kept_units
 
 DEFAULT_HEAD_DIM = 32
@@ -37,7 +38,7 @@ class DotProductConfig(LayerConfigBase, ABC):
     @classmethod
     def _rope_turns_pairs(cls, head_dim: int | None, info: ValidationInfo) -> int | None:
         if head_dim is not None and info.data.get("rope") and head_dim % 2:
-            raise ValueError("must be even with rope")
+            raise BrokenRule("AGFL-CONFIG-087", "must be even with rope")
         return head_dim
 
     @field_validator("num_heads")
@@ -47,9 +48,9 @@ class DotProductConfig(LayerConfigBase, ABC):
         if num_heads is None or embed_dim is None or info.data.get("head_dim") is not None:
             return num_heads
         if embed_dim % num_heads:
-            raise ValueError(f"must divide embed_dim ({embed_dim})")
+            raise BrokenRule("AGFL-CONFIG-088", f"must divide embed_dim ({embed_dim})")
         if info.data.get("rope") and embed_dim // num_heads % 2:
-            raise ValueError(f"embed_dim ({embed_dim}) / num_heads must be even with rope")
+            raise BrokenRule("AGFL-CONFIG-089", f"embed_dim ({embed_dim}) / num_heads must be even with rope")
         return num_heads
 
     @field_validator("num_kv_heads")
@@ -57,7 +58,7 @@ class DotProductConfig(LayerConfigBase, ABC):
     def _kv_heads_divide_heads(cls, num_kv_heads: int | None, info: ValidationInfo) -> int | None:
         num_heads = info.data.get("num_heads")
         if num_kv_heads is not None and num_heads is not None and num_heads % num_kv_heads:
-            raise ValueError(f"must divide num_heads ({num_heads})")
+            raise BrokenRule("AGFL-CONFIG-090", f"must divide num_heads ({num_heads})")
         return num_kv_heads
 
     @property

@@ -136,7 +136,7 @@ def narrowed_hidden(width: float, width_hidden: int, name: str) -> int:
     narrow = width_hidden // heads * kept
     if count_heads(narrow) != kept:
         rule = f"narrowed to {narrow}, must be {kept} heads of {width_hidden // heads}"
-        raise ConfigError(f"{name}.hidden_dim: {rule}, got {count_heads(narrow)} heads")
+        raise ConfigError("AGFL-CONFIG-091", f"{name}.hidden_dim: {rule}, got {count_heads(narrow)} heads")
     return narrow
 
 

@@ -124,7 +124,7 @@ class LayerConfigBase(Config, ABC):
             ConfigError: the width is not stated, or a size breaks a rule.
         """
         if self.stated_width is None:
-            raise ConfigError(f"{self.type}: a layer on its own must state its width, got none")
+            raise ConfigError("AGFL-CONFIG-092", f"{self.type}: a layer on its own must state its width, got none")
         placed = self.in_stack(causal=True, memory_dim=None)
         return placed.resolved(self.stated_width, residual=False, name=self.type)
 

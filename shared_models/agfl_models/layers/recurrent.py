@@ -157,7 +157,7 @@ class RNNLayer(Layer):
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         """See `Layer.step`. Raises ConfigError if the layer is bidirectional."""
         if self.backward_cell is not None:
-            raise ConfigError("bidirectional: must be false to decode step by step, got true")
+            raise ConfigError("AGFL-CONFIG-093", "bidirectional: must be false to decode step by step, got true")
         h_BH, state = self.cell.step(x_BD, state)
         return self._project(h_BH), state
 

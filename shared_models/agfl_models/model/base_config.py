@@ -55,9 +55,11 @@ class OwnModelConfig(ModelConfigBase, ABC):
         for name, module in model.named_modules():
             if isinstance(module, _NormBase) and module.track_running_stats:
                 rule = "must have no running statistics, which do not travel (a group norm or layer norm has none)"
-                raise ConfigError(f"model.{name or self.family}: {rule}, got {type(module).__name__}")
+                raise ConfigError(
+                    "AGFL-CONFIG-094", f"model.{name or self.family}: {rule}, got {type(module).__name__}"
+                )
         if not trained_parameters(model):
-            raise ConfigError(f"model.family: {self.family} must have parameters to train, got none")
+            raise ConfigError("AGFL-CONFIG-095", f"model.family: {self.family} must have parameters to train, got none")
         return model
 
     def num_parameters(self) -> int:

@@ -89,7 +89,8 @@ class ModelConfig(ModelConfigBase):
             count = found.setdefault(choice.name, len(choice.of))
             if count != len(choice.of):
                 raise ConfigError(
-                    f"choice {choice.name}: must have {count} alternatives everywhere, got {len(choice.of)}"
+                    "AGFL-CONFIG-096",
+                    f"choice {choice.name}: must have {count} alternatives everywhere, got {len(choice.of)}",
                 )
         return found
 
@@ -101,7 +102,9 @@ class ModelConfig(ModelConfigBase):
         """
         dim = self.dim or next(written_out(self.layers)).stated_width
         if dim is None:
-            raise ConfigError("dim: required, because layers.0 does not state its width either, got none")
+            raise ConfigError(
+                "AGFL-CONFIG-097", "dim: required, because layers.0 does not state its width either, got none"
+            )
         is_full = self.dim is not None or self.vocab_size is not None
         residual: Residual = self.residual or ("pre" if is_full else "none")
         norm: Norm = self.norm or ("none" if residual == "none" else "rmsnorm")
@@ -138,7 +141,7 @@ class ModelConfig(ModelConfigBase):
             ConfigError: the width is another one, or the first units are no layer of their type.
         """
         if not 0 < width <= 1:
-            raise ConfigError(f"width: must be in (0, 1], got {width}")
+            raise ConfigError("AGFL-CONFIG-098", f"width: must be in (0, 1], got {width}")
         resolved = self.resolve()
         if width == 1:
             return resolved
@@ -189,32 +192,38 @@ class ResolvedModelConfig(ModelConfig):
         self._refuse_misfit_of_family()
         self.stack.refuse_misplaced_layers()
         if self.type_vocab_size > 1 and (self.family != "encoder" or self.vocab_size is None):
-            raise ConfigError(f"type_vocab_size: must be 1 but for an encoder of tokens, got {self.type_vocab_size}")
+            raise ConfigError(
+                "AGFL-CONFIG-099",
+                f"type_vocab_size: must be 1 but for an encoder of tokens, got {self.type_vocab_size}",
+            )
         if self.head is None:
             return self
         if self.vocab_size is None:
-            raise ConfigError("head: needs vocab_size, got none")
+            raise ConfigError("AGFL-CONFIG-100", "head: needs vocab_size, got none")
         if self.family not in self.head.families:
             wanted = " or ".join(self.head.families)
-            raise ConfigError(f"head: {self.head.type} needs family {wanted}, got {self.family}")
+            raise ConfigError("AGFL-CONFIG-101", f"head: {self.head.type} needs family {wanted}, got {self.family}")
         if isinstance(self.head, LanguageModelHeadConfig):
             self.stack.refuse_looking_ahead()
             if self.head.tied and self.width_out != self.dim:
                 rule = f"needs a last layer as wide as the embedding ({self.dim})"
-                raise ConfigError(f"head.tied: {rule}, got {self.width_out}")
+                raise ConfigError("AGFL-CONFIG-102", f"head.tied: {rule}, got {self.width_out}")
         return self
 
     def _refuse_misfit_of_family(self) -> None:
         encoder = self.encoder_stack
         if self.family != "encoder_decoder":
             if encoder is not None:
-                raise ConfigError(f"encoder: needs family encoder_decoder, got {self.family}")
+                raise ConfigError("AGFL-CONFIG-103", f"encoder: needs family encoder_decoder, got {self.family}")
             return
         if encoder is None:
-            raise ConfigError("encoder: required with family encoder_decoder, got none")
+            raise ConfigError("AGFL-CONFIG-104", "encoder: required with family encoder_decoder, got none")
         encoder.refuse_misplaced_layers()
         if not self.stack.looks_at_memory:
-            raise ConfigError("layers: need a layer with `type: attention, cross: true` to see the encoder, got none")
+            raise ConfigError(
+                "AGFL-CONFIG-105",
+                "layers: need a layer with `type: attention, cross: true` to see the encoder, got none",
+            )
 
     def resolve(self) -> ResolvedModelConfig:
         """Return this configuration."""

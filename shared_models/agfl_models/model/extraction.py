@@ -36,7 +36,7 @@ def extract(path: Path, folder: Path, width: float) -> tuple[ResolvedModelConfig
     model, saved = load_model(path)
     if not isinstance(model, AutoGenModel):
         rule = "must be decoder, encoder or encoder_decoder to be narrowed"
-        raise ConfigError(f"{path}: model.family: {rule}, got {saved.model.family}")
+        raise ConfigError("AGFL-CONFIG-106", f"{path}: model.family: {rule}, got {saved.model.family}")
     narrow = model.config.narrowed(width)
     _refuse_untrained(saved.widths, width)
     widths = (*(one / width for one in saved.widths or () if one < width), 1.0)
@@ -49,10 +49,12 @@ def _refuse_untrained(trained: Sequence[float] | None, width: float) -> None:
     """What is narrower than all that was trained is worth no more than a model that was not trained at all."""
     if trained is None and width < 1:
         rule = "must be 1 for a model whose config.yaml names no trained `widths`, as a run with `elastic` does"
-        raise ConfigError(f"width: {rule}, got {width:g}")
+        raise ConfigError("AGFL-CONFIG-107", f"width: {rule}, got {width:g}")
     if trained is not None and width < min(trained):
         among = ", ".join(f"{one:g}" for one in trained)
-        raise ConfigError(f"width: must be at least the least of the trained widths {among}, got {width:g}")
+        raise ConfigError(
+            "AGFL-CONFIG-108", f"width: must be at least the least of the trained widths {among}, got {width:g}"
+        )
 
 
 def prefix_weights(model: AutoGenModel, width: float) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeAlias, overload
 from pydantic import BeforeValidator
 from torch import nn
 
-from agfl_models.errors import ConfigError
+from agfl_models.errors import BrokenRule, ConfigError
 from agfl_models.huggingface.config import HuggingFaceConfig
 from agfl_models.huggingface.folder import PretrainedFolder
 from agfl_models.model.base_config import FAMILIES, ModelConfigBase, OwnModelConfig
@@ -60,13 +60,18 @@ def build_tokenizer(tokenizer: TokenizerConfig, model: ModelConfigBase) -> TextT
 
     assert isinstance(model, HuggingFaceConfig), "`refuse_misfit` has checked it"
     if model.folder is None:
-        raise ConfigError("model.folder: required with family huggingface, got none")
+        raise ConfigError("AGFL-CONFIG-109", "model.folder: required with family huggingface, got none")
     return HuggingFaceTokenizer(PretrainedFolder(model.folder), model.architecture)
 
 
 def refuse_misfit(tokenizer: TokenizerConfig, model: ModelConfigBase) -> None:
-    """Raise ValueError unless a pretrained model has its own tokenizer, and no other model has such a one."""
+    """Raise BrokenRule unless a pretrained model has its own tokenizer, and no other model has such a one."""
     if isinstance(model, HuggingFaceConfig) and tokenizer.type != "huggingface":
-        raise ValueError(f"tokenizer.type: must be huggingface with model.family huggingface, got {tokenizer.type}")
+        raise BrokenRule(
+            "AGFL-CONFIG-110",
+            f"tokenizer.type: must be huggingface with model.family huggingface, got {tokenizer.type}",
+        )
     if not isinstance(model, HuggingFaceConfig) and tokenizer.type == "huggingface":
-        raise ValueError(f"model.family: must be huggingface with tokenizer.type huggingface, got {model.family}")
+        raise BrokenRule(
+            "AGFL-CONFIG-111", f"model.family: must be huggingface with tokenizer.type huggingface, got {model.family}"
+        )

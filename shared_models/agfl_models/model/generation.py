@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
 from torch import Tensor
 
-from agfl_models.errors import ConfigError
+from agfl_models.errors import BrokenRule, ConfigError
 from agfl_models.layers.layer import Memory, State, at_least_float32
 from agfl_models.model.sequence_model import SequenceModel
 from agfl_models.validation import Config
@@ -48,7 +48,7 @@ class GenerationConfig(Config):
     @classmethod
     def _beams_are_not_drawn(cls, num_beams: int, info: ValidationInfo) -> int:
         if num_beams > 1 and (info.data.get("temperature") or info.data.get("top_k")):
-            raise ValueError("must be 1 to draw with temperature or top_k")
+            raise BrokenRule("AGFL-CONFIG-112", "must be 1 to draw with temperature or top_k")
         return num_beams
 
     def score(self, log_prob: float, length: int) -> float:
@@ -113,7 +113,7 @@ def room(model: SequenceModel, prompt: Sequence[int]) -> float:
     """
     if len(prompt) > model.max_length:
         rule = f"must be at most {model.max_length} tokens long for this model, its beginning included"
-        raise ConfigError(f"prompt: {rule}, got {len(prompt)}")
+        raise ConfigError("AGFL-CONFIG-113", f"prompt: {rule}, got {len(prompt)}")
     return model.max_length - len(prompt) + 1  # the last one is written and not read
 
 

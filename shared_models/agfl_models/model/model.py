@@ -54,7 +54,9 @@ class AutoGenModel(Stack, SequenceModel):
         if not isinstance(config, ModelConfig):
             config = validate(ModelConfig, dict(config), "model")
         if config.choices:
-            raise ConfigError(f"layers: a model has no choices left, got {', '.join(config.choices)}")
+            raise ConfigError(
+                "AGFL-CONFIG-114", f"layers: a model has no choices left, got {', '.join(config.choices)}"
+            )
         self.config = config.resolve()
         for bridge in self.config.bridges():
             warnings.warn(bridge, stacklevel=2)
@@ -104,7 +106,9 @@ class AutoGenModel(Stack, SequenceModel):
             ConfigError: an encoder does not decode, and an encoder-decoder not without a memory.
         """
         if self.config.family == "encoder":
-            raise ConfigError("family: must be decoder or encoder_decoder to decode step by step, got encoder")
+            raise ConfigError(
+                "AGFL-CONFIG-115", "family: must be decoder or encoder_decoder to decode step by step, got encoder"
+            )
         self._check_source(memory is not None)
         return self.initial_stack_state(batch_size, memory)
 
@@ -148,9 +152,11 @@ class AutoGenModel(Stack, SequenceModel):
 
     def _check_source(self, is_given: bool) -> None:
         if self.encoder is None and is_given:
-            raise ConfigError(f"family: must be encoder_decoder to read a source, got {self.config.family}")
+            raise ConfigError(
+                "AGFL-CONFIG-116", f"family: must be encoder_decoder to read a source, got {self.config.family}"
+            )
         if self.encoder is not None and not is_given:
-            raise ConfigError("source: required with family encoder_decoder, got none")
+            raise ConfigError("AGFL-CONFIG-117", "source: required with family encoder_decoder, got none")
 
     def _embed(self, x: Tensor, types_BT: Tensor | None = None) -> Tensor:
         if self.embedding is None:

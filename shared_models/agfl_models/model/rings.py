@@ -86,7 +86,9 @@ class _Undrawn(TorchFunctionMode):
 def _refuse_disorder(widths: Sequence[float]) -> None:
     ascend = all(narrow < wide for narrow, wide in pairwise(widths))
     if not ascend or not widths or widths[-1] != 1 or len(widths) > MAX_WIDTHS:
-        raise ConfigError(f"widths: must ascend to 1, at most {MAX_WIDTHS} of them, got {list(widths)}")
+        raise ConfigError(
+            "AGFL-CONFIG-118", f"widths: must ascend to 1, at most {MAX_WIDTHS} of them, got {list(widths)}"
+        )
 
 
 def _inner_blocks(model: AutoGenModel) -> dict[str, Blocks]:

@@ -71,7 +71,9 @@ class SequenceModel(nn.Module, ABC):
 def decoding(model: nn.Module) -> SequenceModel:
     """Return the model as one that decodes; raises ConfigError if it does not."""
     if not isinstance(model, SequenceModel):
-        raise ConfigError(f"model: must be a SequenceModel to write text, got {type(model).__name__}")
+        raise ConfigError(
+            "AGFL-CONFIG-119", f"model: must be a SequenceModel to write text, got {type(model).__name__}"
+        )
     return model
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from agfl_models.errors import ConfigError
+from agfl_models.errors import BrokenRule, ConfigError
 from agfl_models.layers import LayerConfig
 from agfl_models.layers.attention import AttentionConfig
 from agfl_models.layers.connection import Norm, Residual, bridge_weights, connection_parameters
@@ -25,7 +25,7 @@ def _tag_repeat(item: Any) -> Any:
     # pydantic tells the members of a union apart by `type`; a repeat group is known by its `repeat` instead.
     if isinstance(item, dict) and "type" not in item:
         if "repeat" not in item:
-            raise ValueError("must have a `type`, or `repeat` and `layers`")
+            raise BrokenRule("AGFL-CONFIG-120", "must have a `type`, or `repeat` and `layers`")
         return {"type": _REPEAT, **item}
     return item
 
@@ -57,7 +57,7 @@ ITEMS.register(ChoiceConfig)
 def _refuse_too_many(items: tuple[AnyItem, ...]) -> tuple[AnyItem, ...]:
     count = _num_layers(items)
     if count > MAX_LAYERS:
-        raise ValueError(f"must be at most {MAX_LAYERS} with repeats written out, got {count}")
+        raise BrokenRule("AGFL-CONFIG-121", f"must be at most {MAX_LAYERS} with repeats written out, got {count}")
     return items
 
 
@@ -187,16 +187,18 @@ class StackConfig:
         for place in self.places():
             layer = place.layer
             if layer.needs_memory and self.memory_dim is None:
-                raise ConfigError(f"{place.name}.cross: needs the decoder of family encoder_decoder, got true")
+                raise ConfigError(
+                    "AGFL-CONFIG-122", f"{place.name}.cross: needs the decoder of family encoder_decoder, got true"
+                )
             if isinstance(layer, AttentionConfig) and layer.causal and not self.causal:
-                raise ConfigError(f"{place.name}.causal: must be false in an encoder, got true")
+                raise ConfigError("AGFL-CONFIG-123", f"{place.name}.causal: must be false in an encoder, got true")
 
     def refuse_looking_ahead(self) -> None:
         """Raise ConfigError if a position may see a later one, as it must not under a language-model head."""
         for place in self.places():
             if not place.layer.is_causal:
                 rule = "must be causal under a language-model head, where no position sees a later one"
-                raise ConfigError(f"{place.name}: {rule}, got {settings_of(place.layer)}")
+                raise ConfigError("AGFL-CONFIG-124", f"{place.name}: {rule}, got {settings_of(place.layer)}")
 
 
 def settings_of(config: Config, keys: set[str] | None = None) -> str:

@@ -81,7 +81,9 @@ def corpus_of(task: str, name: str | None) -> Corpus:
     """
     own = [key for key, corpus in CORPORA.items() if corpus.task == task]
     if not own:
-        raise ConfigError(f"data.path: required for task {task}, which has no corpus, got {name or 'none'}")
+        raise ConfigError(
+            "AGFL-CONFIG-133", f"data.path: required for task {task}, which has no corpus, got {name or 'none'}"
+        )
     if name is None:
         return CORPORA[own[0]]
     if name not in own:

@@ -55,7 +55,7 @@ class LanguageModelingConfig(TextTaskConfig):
         return self.sequence_length
 
     def check_model(self, model: AnyModelConfig) -> None:
-        """Raise ValueError unless `model` predicts the next token."""
+        """Raise BrokenRule unless `model` predicts the next token."""
         check_kind(model, self.type, "decoder", "language_model")
 
     def build(self, tokenizer: TextTokenizer) -> LanguageModeling:
@@ -203,5 +203,5 @@ class LanguageModeling:
 def _with_text(rows: Sequence[TextRow]) -> list[TextRow]:
     found = [row for row in rows if row.text.strip()]
     if not found:
-        raise DataError("data: must hold at least one document with text, got none")
+        raise DataError("AGFL-DATA-067", "data: must hold at least one document with text, got none")
     return found

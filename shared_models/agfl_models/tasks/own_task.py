@@ -105,7 +105,7 @@ class OwnTask:
     def prepare(self, rows: Sequence[Row]) -> EqualDataset:
         """Split by source; raises DataError where there is no row."""
         if not rows:
-            raise DataError("data: must hold at least one example, got none")
+            raise DataError("AGFL-DATA-068", "data: must hold at least one example, got none")
         return self._dataset(*split_rows(rows, self.config.validation_fraction))
 
     def hold_out(self, rows: Sequence[Row]) -> EqualDataset:

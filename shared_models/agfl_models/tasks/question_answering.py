@@ -94,7 +94,7 @@ class QuestionAnsweringConfig(TextTaskConfig):
         return 1
 
     def check_model(self, model: AnyModelConfig) -> None:
-        """Raise ValueError unless `model` scores the start and the end of a span."""
+        """Raise BrokenRule unless `model` scores the start and the end of a span."""
         check_kind(model, self.type, "encoder", "span")
 
     def build(self, tokenizer: TextTokenizer) -> QuestionAnswering:
@@ -165,8 +165,9 @@ class QuestionAnswering:
         learnable = [_only_learnable(example) for example in train if any(example.targets)]
         if not learnable:
             raise DataError(
+                "AGFL-DATA-069",
                 f"data: must hold at least one question whose answer fits into task.context_length = "
-                f"{self.config.context_length}, got none of {len(rows)}"
+                f"{self.config.context_length}, got none of {len(rows)}",
             )
         if len(learnable) < len(train):
             count = len(train) - len(learnable)

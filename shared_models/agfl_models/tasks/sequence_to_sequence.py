@@ -49,7 +49,7 @@ class SequenceToSequenceConfig(TextTaskConfig):
         return max(self.source_length, self.target_length)
 
     def check_model(self, model: AnyModelConfig) -> None:
-        """Raise ValueError unless `model` reads one text and writes another."""
+        """Raise BrokenRule unless `model` reads one text and writes another."""
         check_kind(model, self.type, "encoder_decoder", "language_model")
 
 
@@ -115,7 +115,7 @@ class SequenceToSequence:
             DataError: there is no row.
         """
         if not rows:
-            raise DataError("data: must hold at least one example, got none")
+            raise DataError("AGFL-DATA-070", "data: must hold at least one example, got none")
         train, held_out = split_rows(rows, self.config.validation_fraction)
         pairs, held_out_pairs = ([self._pair(row) for row in part] for part in (train, held_out))
         return ExampleDataset(pairs, held_out_pairs, self.collate, _size)

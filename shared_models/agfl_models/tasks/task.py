@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self, TypeAlias, TypeVar
 import numpy as np
 from torch import Tensor, nn
 
+from agfl_models.errors import BrokenRule
 from agfl_models.huggingface.config import HuggingFaceConfig
 from agfl_models.model.config import ModelConfig
 from agfl_models.model.families import AnyModelConfig
@@ -115,13 +116,15 @@ AnyTask: TypeAlias = Task[Any]
 
 
 def check_kind(model: AnyModelConfig, task: str, kind: Family, head: str) -> None:
-    """Raise ValueError unless `model` is of the kind and has the head that `task` needs."""
+    """Raise BrokenRule unless `model` is of the kind and has the head that `task` needs."""
     resolved = model.resolve()
     if not isinstance(resolved, ModelConfig | HuggingFaceConfig):
-        raise ValueError(f"model.family: must be a model of text for task {task}, got {model.family}")
+        raise BrokenRule(
+            "AGFL-CONFIG-125", f"model.family: must be a model of text for task {task}, got {model.family}"
+        )
     if resolved.kind != kind:
         (key, wanted), (_, got) = resolved.written(kind), resolved.written(resolved.kind)
-        raise ValueError(f"model.{key} must be {wanted} for task {task}, got {got}")
+        raise BrokenRule("AGFL-CONFIG-126", f"model.{key} must be {wanted} for task {task}, got {got}")
     if resolved.head is None or resolved.head.type != head:
         got = "none" if resolved.head is None else resolved.head.type
-        raise ValueError(f"model.head must be {head} for task {task}, got {got}")
+        raise BrokenRule("AGFL-CONFIG-127", f"model.head must be {head} for task {task}, got {got}")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agfl_models.bounded import Length, shown
-from agfl_models.errors import DataError
+from agfl_models.errors import BrokenRule, DataError
 from agfl_models.examples import Row, Text
 from agfl_models.metrics import classification
 from agfl_models.model.families import AnyModelConfig
@@ -66,7 +66,7 @@ class TextClassificationConfig(TextTaskConfig):
     def _differ(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
         twice = next((label for label in labels if labels.count(label) > 1), None)
         if twice is not None:
-            raise ValueError(f"must differ from each other, got {shown(twice)} twice")
+            raise BrokenRule("AGFL-CONFIG-128", f"must differ from each other, got {shown(twice)} twice")
         return labels
 
     @property
@@ -80,12 +80,12 @@ class TextClassificationConfig(TextTaskConfig):
         return self.sequence_length
 
     def check_model(self, model: AnyModelConfig) -> None:
-        """Raise ValueError unless `model` has one class for each label."""
+        """Raise BrokenRule unless `model` has one class for each label."""
         check_kind(model, self.type, "encoder", "classification")
         head = getattr(model, "head", None)
         if isinstance(head, ClassificationHeadConfig) and head.num_classes != len(self.labels):
             rule = f"must be {len(self.labels)}, the number of task.labels"
-            raise ValueError(f"model.head.num_classes: {rule}, got {head.num_classes}")
+            raise BrokenRule("AGFL-CONFIG-129", f"model.head.num_classes: {rule}, got {head.num_classes}")
 
     def build(self, tokenizer: TextTokenizer) -> TextClassification:
         """Return the task."""
@@ -130,7 +130,7 @@ class TextClassification:
     def prepare(self, rows: Sequence[LabeledRow]) -> ExampleDataset[Example, LabelBatch]:
         """Split by text and encode; raises DataError without a row, or where a label is none of the run's."""
         if not rows:
-            raise DataError("data: must hold at least one example, got none")
+            raise DataError("AGFL-DATA-071", "data: must hold at least one example, got none")
         train, held_out = split_rows(rows, self.config.validation_fraction)
         return self._dataset(train, held_out)
 
@@ -191,7 +191,9 @@ class TextClassification:
     def _example(self, row: LabeledRow) -> Example:
         if row.label not in self.config.labels:
             known = ", ".join(self.config.labels)
-            raise DataError(f"data: label: must be one of task.labels ({known}), got {shown(row.label)}")
+            raise DataError(
+                "AGFL-DATA-072", f"data: label: must be one of task.labels ({known}), got {shown(row.label)}"
+            )
         return Example(self.encode(row.text), self.config.labels.index(row.label))
 
 
