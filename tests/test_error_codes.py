@@ -15,11 +15,6 @@ ROOT = Path(__file__).parents[1]
 CODE = re.compile(r"AGFL-([A-Z]+)-(\d{3})")
 # Folders and files whose errors have no codes yet.
 WITHOUT_CODES = (
-    "shared_models/agfl_protocol/config",
-    "shared_models/agfl_protocol/messages",
-    "shared_models/agfl_protocol/methods",
-    "shared_models/agfl_protocol/plans",
-    "shared_models/agfl_protocol/transforms",
     "client/agfl_client/node.py",
     "client/agfl_client/training",
     "server/agfl_server/aggregation",

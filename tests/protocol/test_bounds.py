@@ -65,7 +65,7 @@ def total_of(metrics: dict[str, float], count: int) -> Total:
 def test_each_owner_is_of_one_tier() -> None:
     method = elastic.Elastic(np.zeros(0, np.uint8), 2, 0.5)
     method.check(total_of({"rings/tier_1": 1.0, "rings/tier_2": 2.0}, 3))
-    with pytest.raises(ImplausibleSum, match=r"^rings: tiers must add up to 3 clients, got 4$"):
+    with pytest.raises(ImplausibleSum, match=r"^rings: .*got 4.*AGFL-ROUND-004"):
         method.check(total_of({"rings/tier_1": 2.0, "rings/tier_2": 2.0}, 3))
 
 
@@ -77,7 +77,7 @@ def test_a_sum_with_an_owner_in_two_tiers_is_not_used(
     header, lanes = codec.quantization.header, lanes.copy()
     for tier in (name for name in header.metrics if name.startswith("rings/tier_")):
         lanes[2 + header.metrics.index(tier)] = 2**20
-    with pytest.raises(ImplausibleSum, match=r"^rings: tiers must add up to 1 clients, got 2$"):
+    with pytest.raises(ImplausibleSum, match=r"^rings: .*got 2.*AGFL-ROUND-004"):
         codec.decode_checked(lanes)
 
 
@@ -85,7 +85,7 @@ def test_losses_of_candidates_have_a_bound_by_prediction() -> None:
     honest = {name: candidates.MAX_LOSS * 5 for name in candidates.names(2)} | {candidates.PREDICTIONS: 5.0}
     method = candidates.Candidates(2, 1, 5)
     method.check(total_of(honest, 2))
-    with pytest.raises(ImplausibleSum, match=r"^candidates: losses must be at most 5000, got 5001$"):
+    with pytest.raises(ImplausibleSum, match=r"^candidates: .*got 5001.*AGFL-ROUND-002"):
         method.check(total_of(honest | {candidates.names(2)[1]: 5003.0}, 2))
 
 
@@ -94,5 +94,7 @@ def test_counts_of_pairs_have_a_bound_by_client() -> None:
     total = codec.encode({(97, 98): 2**61 - 1}) * np.uint64(2)
     assert codec.decode_checked(total) == {(97, 98): 2**62 - 2}
     total[5] = 2**62 - 1
-    with pytest.raises(ImplausibleSum, match=r"^pairs: the sum of a count must be at most \d+, got \d+$"):
+    with pytest.raises(
+        ImplausibleSum, match=r"^pairs: the sum of a count must be at most \d+, got \d+.*AGFL-ROUND-005"
+    ):
         codec.decode_checked(total)

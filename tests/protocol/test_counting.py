@@ -40,7 +40,7 @@ def test_a_request_is_a_query_and_its_answer_is_that_to_a_round() -> None:
     assert REQUEST.kind == COUNT == "query.count"
     reply = wire.RoundReply(REQUEST.client_plan_hash, 3, 1, np.zeros(3, np.uint64)).to_record()
     assert wire.RoundReply.from_record(reply, REQUEST, 3).lanes.size == 3
-    with pytest.raises(WireError, match=r"^round: must be 4 as in the request, got 3$"):
+    with pytest.raises(WireError, match=r"^round: .*got 3.*AGFL-WIRE-041"):
         wire.RoundReply.from_record(reply, replace(REQUEST, round=4), 3)
 
 
@@ -77,7 +77,7 @@ def test_lying_array_is_named_and_never_unpickled(tmp_path: Path, lie: str) -> N
     ],
 )
 def test_number_out_of_range_is_named(key: str, value: int, rule: str) -> None:
-    with pytest.raises(WireError, match=f"^{key}: {rule}$"):
+    with pytest.raises(WireError, match=f"^{key}: {rule} .AGFL-WIRE-042"):
         CountRequest.from_record(with_scalar(REQUEST.to_record(), key, value))
 
 
@@ -85,17 +85,17 @@ def test_attack_a_request_for_too_many_cells_is_refused_before_anything_is_made(
     """At most 64 new tokens, with whatever stands beside them: 67 MB for the largest of vocabularies."""
     many = np.zeros(2 * 100, np.uint32)
     record = with_array(REQUEST.to_record(), "merges", Array(many))
-    with pytest.raises(WireError, match=r"^num_new: must be in \[1, 64\], got 65$"):
+    with pytest.raises(WireError, match=r"^num_new: .*got 65.*AGFL-WIRE-042"):
         CountRequest.from_record(with_scalar(record, "num_new", 65))
     assert 8 * CountCodec(MAX_VOCAB_SIZE - 259, 64, 1).num_lanes < 68e6
-    with pytest.raises(WireError, match=r"^num_new: must be in \[0, 0\], got 1$"):
+    with pytest.raises(WireError, match=r"^num_new: .*got 1 .AGFL-WIRE-042"):
         CountRequest.from_record(with_scalar(FIRST.to_record(), "num_new", 1))
 
 
 @pytest.mark.parametrize("size", [1, 2 * (MAX_VOCAB_SIZE - 259) + 2, 10**6])
 def test_merges_that_no_vocabulary_has_room_for_are_refused(size: int) -> None:
     record = with_array(REQUEST.to_record(), "merges", Array(np.zeros(size, np.uint32)))
-    with pytest.raises(WireError, match=rf"^merges: must be at most 65277 pairs of ids, got {size} ids$"):
+    with pytest.raises(WireError, match=rf"^merges: .*got {size} ids.*AGFL-WIRE-023"):
         CountRequest.from_record(record)
 
 
@@ -162,7 +162,7 @@ def test_a_count_that_could_make_the_sum_overflow_is_refused_on_both_sides() -> 
     lanes = codec.encode({})
     for count in (0, 2, 2**63):
         lanes[0] = count
-        with pytest.raises(WireError, match=rf"^count: must be 1, got {count}$"):
+        with pytest.raises(WireError, match=rf"^count: .*got {count}.*AGFL-WIRE-024"):
             codec.check(lanes)
 
 

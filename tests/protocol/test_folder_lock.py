@@ -16,7 +16,7 @@ from agfl_models.errors import AgflError, ConfigError
 from agfl_models.files import file_systems
 from agfl_protocol.folder_lock import held, lock
 
-TAKEN, NONE_THERE = ConfigError("taken"), ConfigError("no locks")
+TAKEN, NONE_THERE = ConfigError("AGFL-CONFIG-000", "taken"), ConfigError("AGFL-CONFIG-000", "no locks")
 ODD = [errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.EPERM]
 OTHER = """
 import fcntl, os, sys
@@ -27,7 +27,7 @@ if len(sys.argv) > 2:
     def flock(*_): raise OSError(int(sys.argv[2]), "odd")
     fcntl.flock = flock
 try:
-    with held(Path(sys.argv[1]), ConfigError("taken")): print("free")
+    with held(Path(sys.argv[1]), ConfigError("AGFL-CONFIG-000", "taken")): print("free")
 except ConfigError as error: print(error)
 """
 
@@ -46,7 +46,7 @@ def failing(number: int) -> object:
 
 def test_a_folder_is_held_and_free_again(tmp_path: Path) -> None:
     with held(tmp_path, TAKEN):
-        assert of_another_process(tmp_path) == "taken"
+        assert of_another_process(tmp_path) == "taken [AGFL-CONFIG-000]"
     assert of_another_process(tmp_path) == "free"
     assert list(tmp_path.iterdir()) == []
 
@@ -57,7 +57,7 @@ def test_a_folder_that_cannot_be_locked_is_held_by_a_file_in_it(
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", failing(number))
     with held(tmp_path, TAKEN, without=NONE_THERE):
-        assert of_another_process(tmp_path, number) == "taken"
+        assert of_another_process(tmp_path, number) == "taken [AGFL-CONFIG-000]"
     assert of_another_process(tmp_path, number) == "free"
 
 
@@ -72,7 +72,7 @@ def test_without_any_locks_it_is_said_or_refused(
         pass
     (record,) = caplog.records
     assert record.getMessage().startswith(f"{tmp_path}: this file system has no locks")
-    with pytest.raises(AgflError, match=r"^no locks$"), held(tmp_path, TAKEN, without=NONE_THERE):
+    with pytest.raises(AgflError, match=r"^no locks ."), held(tmp_path, TAKEN, without=NONE_THERE):
         pass
     assert lock(tmp_path, wait=True) is None
 
@@ -81,7 +81,7 @@ def test_what_a_lock_answers_for_another_process_is_taken_and_what_fails_is_a_fa
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", failing(errno.EACCES))
-    with pytest.raises(AgflError, match=r"^taken$"), held(tmp_path, TAKEN):
+    with pytest.raises(AgflError, match=r"^taken ."), held(tmp_path, TAKEN):
         pass
     monkeypatch.setattr(fcntl, "flock", failing(errno.EIO))
     with pytest.raises(OSError, match=os.strerror(errno.EIO)), held(tmp_path, TAKEN):

@@ -104,10 +104,10 @@ def test_a_plan_shows_the_owner_the_search(run_config: MakeConfig) -> None:
     [
         (lambda c: c | {"members": ["b", "a"]}, r"^plan: members: must be sorted, each name once"),
         (lambda c: c | {"members": ["a", "a"]}, r"^plan: members: must be sorted, each name once"),
-        (lambda c: c | {"members": []}, r"^plan: members: must be 1 to 1024 names, got 0$"),
-        (lambda c: c | {"members": ["../a"]}, r"^plan: members: must each match .* got '\.\./a'$"),
-        (lambda c: c | {"run_id": "a b"}, r"^plan: run_id: must match .* got 'a b'$"),
-        (lambda c: c | {"run_id": ".a"}, r"^plan: run_id: must not begin with a dot, got '\.a'$"),
+        (lambda c: c | {"members": []}, r"^plan: members: .*got 0.*AGFL-CONFIG-161"),
+        (lambda c: c | {"members": ["../a"]}, r"^plan: members: must each match .* got '\.\./a'.*AGFL-CONFIG-163"),
+        (lambda c: c | {"run_id": "a b"}, r"^plan: run_id: must match .* got 'a b'.*AGFL-CONFIG-159"),
+        (lambda c: c | {"run_id": ".a"}, r"^plan: run_id: .*got '\.a'.*AGFL-CONFIG-160"),
         (lambda c: c | {"extra": 1}, r"^plan: unknown key 'extra'"),
         (lambda c: {k: v for k, v in c.items() if k != "groups"}, r"^plan: must be canonical JSON"),
         (lambda c: c | {"config": {}}, r"^plan: config: "),
@@ -137,7 +137,7 @@ def test_what_is_no_plan_is_one_line(text: str) -> None:
 
 
 def test_a_plan_that_is_too_long_is_not_read() -> None:
-    with pytest.raises(ConfigError, match=r"^plan: must have at most 4194304 characters, got 4194305$"):
+    with pytest.raises(ConfigError, match=r"^plan: .*got 4194305.*AGFL-CONFIG-166"):
         plan_from_json(" " * (2**22 + 1))
 
 
@@ -152,20 +152,23 @@ def test_a_plan_that_is_not_canonical_has_no_hash(run_config: MakeConfig) -> Non
     ("changed", "line"),
     [
         ({}, None),
-        ({"members": NAMES[1:], "groups": [NAMES[1:]]}, r"^plan\.members: must hold owner-00, got 11 others$"),
+        ({"members": NAMES[1:], "groups": [NAMES[1:]]}, r"^plan\.members: .*got 11 others.*AGFL-PLAN-011"),
         (
             {"members": [*NAMES, "z"], "groups": [[*NAMES, "z"]]},
-            r"^plan\.members: must be in this owner's roster, got z$",
+            r"^plan\.members: .*got z.*AGFL-PLAN-013",
         ),
-        ({"groups": []}, r"^plan\.groups: must be at least one where sums are secure, got none$"),
-        ({"groups": [NAMES, ["z"]]}, r"^plan\.groups: must be of members, got z$"),
+        ({"groups": []}, r"^plan\.groups: .*AGFL-PLAN-015"),
+        ({"groups": [NAMES, ["z"]]}, r"^plan\.groups: .*got z.*AGFL-PLAN-016"),
         ({"groups": [NAMES[:7], NAMES[6:]]}, r"^plan\.groups: must be disjoint"),
         (
             {"groups": [NAMES[:3], NAMES[3:]]},
-            r"^plan\.groups: must each have this owner's min_cohort or more, got .* 3$",
+            r"^plan\.groups: must each have this owner's min_cohort or more, got .* 3.*AGFL-PLAN-018",
         ),
-        ({"groups": [NAMES, []]}, r"^plan\.groups: must each have this owner's min_cohort or more, got one of 0$"),
-        ({"groups": [NAMES[::-1]]}, r"^plan\.groups: must each be sorted$"),
+        (
+            {"groups": [NAMES, []]},
+            r"^plan\.groups: must each have this owner's min_cohort or more, got one of 0.*AGFL-PLAN-018",
+        ),
+        ({"groups": [NAMES[::-1]]}, r"^plan\.groups: .*AGFL-PLAN-017"),
     ],
 )
 def test_an_owner_checks_who_is_in_its_sums(changed: Any, line: str | None, run_config: MakeConfig) -> None:
@@ -180,7 +183,7 @@ def test_an_owner_checks_who_is_in_its_sums(changed: Any, line: str | None, run_
 def test_plain_sums_have_no_groups(run_config: MakeConfig) -> None:
     plan_of(run_config()).check_groups([], 4, "owner-00")
     grouped = plan_of(run_config()).model_copy(update={"groups": (tuple(NAMES),)})
-    with pytest.raises(PlanViolation, match=r"^plan\.groups: must be none with plain aggregation, got 1$"):
+    with pytest.raises(PlanViolation, match=r"^plan\.groups: .*got 1.*AGFL-PLAN-012"):
         grouped.check_groups([], 4, "owner-00")
 
 
@@ -281,7 +284,9 @@ def test_ceilings_hold_in_one_direction(
         plan.covers(as_received(run_config(f"{field}={value}")))
     for value in refused:
         rule = "at least 2" if field == "evaluation.every" else "at most 3"
-        with pytest.raises(PlanViolation, match=rf"^{field}: must be {rule} as in the approved plan, got {value}$"):
+        with pytest.raises(
+            PlanViolation, match=rf"^{field}: must be {rule} as in the approved plan, got {value}.*AGFL-PLAN-021"
+        ):
             plan.covers(as_received(run_config(f"{field}={value}")))
 
 
@@ -304,7 +309,7 @@ def test_growth_and_shrinkage_are_free_and_widths_are_not(run_config: MakeConfig
     plan.covers(as_received(run_config(elastic([0.5, 1.0], 0.1, "{patience: 5}"))))
     with pytest.raises(PlanViolation, match=r"^elastic\.widths\.0: must be 0\.5"):
         plan.covers(as_received(run_config(elastic([0.25, 1.0], 0.5, "null"))))
-    with pytest.raises(PlanViolation, match=r"^elastic: must be 1 fields as in the approved plan, got None$"):
+    with pytest.raises(PlanViolation, match=r"^elastic: .*got None.*AGFL-PLAN-021"):
         plan.covers(as_received(run_config()))
 
 
@@ -332,9 +337,9 @@ def test_only_the_plans_models_are_trained(run_config: MakeConfig) -> None:
     plan = plan_of(config, candidates=[other.model])
     plan.covers(as_received(config))
     plan.covers(as_received(other))
-    with pytest.raises(PlanViolation, match=r"^model: must be the plan's or one of its 1 candidates; it is not$"):
+    with pytest.raises(PlanViolation, match=r"^model: .*AGFL-PLAN-020"):
         plan.covers(as_received(third))
-    with pytest.raises(PlanViolation, match=r"^model\.dim: must be 16 as in the approved plan, got 64$"):
+    with pytest.raises(PlanViolation, match=r"^model\.dim: .*got 64 .AGFL-PLAN-021"):
         plan_of(config).covers(as_received(third))
     assert plan_from_json(plan.to_json()) == plan
 
@@ -495,14 +500,14 @@ def test_an_owner_that_holds_another_roster_says_which_and_who_is_in_the_other(r
     held, asked = to_words(OLDER).split()[:4], to_words(ROSTER).split()[:4]
     expected = (
         f"plan.roster: must be this owner's, one of 11 owners ({' '.join(held)} ...); got one of 12 owners "
-        f"({' '.join(asked)} ...), owner-11 among them"
+        f"({' '.join(asked)} ...), owner-11 among them [AGFL-PLAN-010]"
     )
     with pytest.raises(PlanViolation) as caught:
         plan.check_roster(OLDER, NAMES[:11])
     assert str(caught.value) == expected
-    with pytest.raises(PlanViolation, match=r"got one of 12 owners \([^)]*\)$"):
+    with pytest.raises(PlanViolation, match=r"got one of 12 owners \([^)]*\) .AGFL-PLAN-010"):
         plan.check_roster(OLDER, NAMES)  # the same names with other keys
-    with pytest.raises(PlanViolation, match=r"got none$"):
+    with pytest.raises(PlanViolation, match=r"got none .AGFL-PLAN-010"):
         plan_of(run_config(SECURE)).check_roster(ROSTER, NAMES)
     plan_of(run_config(), roster=ROSTER).check_roster(OLDER, NAMES)  # plain sums have no roster
 

@@ -138,7 +138,7 @@ def test_max_weight_is_one_round_of_steps_unless_given(run_config: MakeConfig) -
         ("num_rounds=null", "{file}: num_rounds: .*, got None"),
         (
             "num_rounds=",
-            r"^--set num_rounds: must have a value \(null for none\), got none; is a shell variable not set\?$",
+            r"^--set num_rounds: .*got none; is a shell variable not set\?.*AGFL-CONFIG-146",
         ),
         ("data.path= ", r"^--set data\.path: must have a value"),
         ("data.path=''", r"data\.path: must name a folder, got ''"),

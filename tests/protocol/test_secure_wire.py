@@ -94,9 +94,11 @@ def test_a_message_survives_its_bytes(
 def test_a_masked_vector_survives_its_bytes(through_bytes: Callable[[RecordDict], RecordDict]) -> None:
     record = through_bytes(sw.write_mask_reply(messages.MaskReply(ID, LANES)))
     np.testing.assert_array_equal(sw.read_mask_reply(record, ID, 3).lanes, LANES)
-    with pytest.raises(WireError, match=r"^lanes: must be uint64 of shape \(4,\), got uint64 of shape \(3,\)$"):
+    with pytest.raises(WireError, match=r"^lanes: .*got uint64 of shape \(3,\).*AGFL-WIRE-044"):
         sw.read_mask_reply(record, ID, 4)
-    with pytest.raises(WireError, match=r"^exchange: must answer run run round 1 exchange 1, got .* exchange 0$"):
+    with pytest.raises(
+        WireError, match=r"^exchange: must answer run run round 1 exchange 1, got .* exchange 0 .AGFL-WIRE-031"
+    ):
         sw.read_mask_reply(record, exchange_id(1), 3)
 
 
@@ -114,7 +116,7 @@ def missing(record: RecordDict, key: str) -> RecordDict:
 def test_no_field_may_be_missing_or_of_another_type(what: str, key: str, record: RecordDict, read: Read) -> None:
     with pytest.raises(WireError, match=rf"^{key}: must be an? "):
         read(missing(record, key))
-    with pytest.raises(WireError, match=rf"^{key}: must be an? .*, got float$"):
+    with pytest.raises(WireError, match=rf"^{key}: must be an? .*, got float.*AGFL-WIRE-040"):
         read(changed(record, key, 1.0))
 
 
@@ -136,14 +138,18 @@ def test_a_block_is_exactly_as_long_as_it_must_be(key: str) -> None:
             continue
         assert isinstance(block, bytes)
         for wrong in (b"", block[:-1], block + b"\0", block * 2):
-            with pytest.raises(WireError, match=rf"^{key}: must be {len(block)} bytes, got {len(wrong)}$"):
+            with pytest.raises(
+                WireError, match=rf"^{key}: must be {len(block)} bytes, got {len(wrong)}.*AGFL-WIRE-032"
+            ):
                 read(changed(record, key, wrong))
         assert what
 
 
 def test_a_text_that_no_list_of_names_can_be_is_never_cut_up() -> None:
     record = changed(sw.write_agree_request(messages.AgreeRequest(ID, ("a",))), "names", "a" * 65 * 1024)
-    with pytest.raises(WireError, match=r"^names: .* got 66560$"):  # its length, not how many names it has
+    with pytest.raises(
+        WireError, match=r"^names: .* got 66560.*AGFL-WIRE-033"
+    ):  # its length, not how many names it has
         sw.read_agree_request(record)
 
 

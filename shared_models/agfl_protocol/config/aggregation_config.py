@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from agfl_models.bounded import Owners
+from agfl_models.errors import BrokenRule
 from agfl_models.validation import Config
 
 
@@ -48,5 +49,5 @@ class SumsConfig(Config):
     def _groups_are_sums(self) -> Self:
         if self.group_rule != "mean" and (self.type == "plain" or self.cohort_size is not None):
             rule = f"group_rule {self.group_rule} needs type secure and no cohort_size"
-            raise ValueError(f"{rule}, got {self.type} and {self.cohort_size}")
+            raise BrokenRule("AGFL-CONFIG-135", f"{rule}, got {self.type} and {self.cohort_size}")
         return self

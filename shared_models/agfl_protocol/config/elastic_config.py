@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from agfl_models.bounded import Rounds
+from agfl_models.errors import BrokenRule
 from agfl_models.validation import Config
 from agfl_protocol.secagg.rings import MAX_RINGS
 
@@ -38,7 +39,7 @@ class WidthsConfig(Config):
     @classmethod
     def _ascending_to_one(cls, widths: tuple[float, ...]) -> tuple[float, ...]:
         if any(a >= b for a, b in pairwise(widths)) or widths[-1] != 1:
-            raise ValueError("must ascend to 1.0")
+            raise BrokenRule("AGFL-CONFIG-136", "must ascend to 1.0")
         return widths
 
 

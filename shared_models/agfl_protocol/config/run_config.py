@@ -70,7 +70,7 @@ class DataConfig(Config):
     @classmethod
     def _path_is_given(cls, path: Any) -> Any:
         if isinstance(path, str) and not path.strip():  # which is the folder one stands in, to `pathlib`
-            raise ValueError(f"must name a folder, got {path!r}")
+            raise BrokenRule("AGFL-CONFIG-137", f"must name a folder, got {path!r}")
         return path
 
 
@@ -98,23 +98,30 @@ class RunConfig(RunBase):
     def _are_chosen(cls, methods: MethodConfigs) -> MethodConfigs:
         bound = next((method for method in methods if not method.is_chosen), None)
         if bound is not None:
-            raise ValueError(f"{bound.type} comes with what aggregation says, got it by itself")
+            raise BrokenRule("AGFL-CONFIG-138", f"{bound.type} comes with what aggregation says, got it by itself")
         return methods
 
     @model_validator(mode="after")
     def _search_fits_model(self) -> RunConfig:
         if not isinstance(self.model, ModelConfig):
             if self.search is not None:
-                raise ValueError(f"search: needs a model made of layers, got family {self.model.family}")
+                raise BrokenRule(
+                    "AGFL-CONFIG-139", f"search: needs a model made of layers, got family {self.model.family}"
+                )
         elif self.search is None and self.model.choices:
-            raise ValueError(f"search: required where model.layers hold a choice, got {', '.join(self.model.choices)}")
+            raise BrokenRule(
+                "AGFL-CONFIG-140",
+                f"search: required where model.layers hold a choice, got {', '.join(self.model.choices)}",
+            )
         return self
 
     @model_validator(mode="after")
     def _search_is_part_of_run(self) -> RunConfig:
         rounds = sum(self.search.rungs or ()) if self.search is not None else 0
         if rounds > self.num_rounds:
-            raise ValueError(f"search.rungs: must sum to at most num_rounds = {self.num_rounds}, got {rounds}")
+            raise BrokenRule(
+                "AGFL-CONFIG-141", f"search.rungs: must sum to at most num_rounds = {self.num_rounds}, got {rounds}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -130,17 +137,19 @@ class RunConfig(RunBase):
     def _devices_hold_widths_of_model(self) -> RunConfig:
         devices = sorted(self.data.max_widths or ())
         if devices and self.elastic is None:
-            raise ValueError(f"data.max_widths: needs elastic, whose widths the devices hold, got {devices}")
+            raise BrokenRule(
+                "AGFL-CONFIG-142", f"data.max_widths: needs elastic, whose widths the devices hold, got {devices}"
+            )
         if self.elastic is not None and not set(devices) <= set(self.elastic.widths):
             rule = f"must be among elastic.widths {list(self.elastic.widths)}"
-            raise ValueError(f"data.max_widths: {rule}, got {devices}")
+            raise BrokenRule("AGFL-CONFIG-143", f"data.max_widths: {rule}, got {devices}")
         return self
 
     @model_validator(mode="after")
     def _methods_fit(self) -> RunConfig:
         types = [method.type for method in self.client_plan.methods]
         if len(set(types)) != len(types):
-            raise ValueError(f"methods: must name each once, got {', '.join(types)}")
+            raise BrokenRule("AGFL-CONFIG-144", f"methods: must name each once, got {', '.join(types)}")
         refuse_misfits(self.client_plan)
         return self
 
@@ -228,14 +237,18 @@ def _holds(content: Mapping[str, Any], source: str) -> bool:
 def _apply(content: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"--set: must be KEY=VALUE (as in training.local_steps=5), got {shown(override)}")
+        raise ConfigError(
+            "AGFL-CONFIG-145", f"--set: must be KEY=VALUE (as in training.local_steps=5), got {shown(override)}"
+        )
     if not text.strip():
         rule = "must have a value (null for none), got none; is a shell variable not set?"
-        raise ConfigError(f"--set {key}: {rule}")
+        raise ConfigError("AGFL-CONFIG-146", f"--set {key}: {rule}")
     try:
         value = load_yaml(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key}: malformed YAML value {shown(text)}: {' '.join(str(error).split())}") from None
+        raise ConfigError(
+            "AGFL-CONFIG-147", f"--set {key}: malformed YAML value {shown(text)}: {' '.join(str(error).split())}"
+        ) from None
     *parents, last = key.split(".")
     node: Any = content
     for parent in parents:
@@ -244,7 +257,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
         elif isinstance(node, dict):
             node = node.setdefault(parent, {})
         else:
-            raise ConfigError(f"--set {key}: {shown(parent)} names nothing in the configuration")
+            raise ConfigError("AGFL-CONFIG-148", f"--set {key}: {shown(parent)} names nothing in the configuration")
     if not isinstance(node, dict):
-        raise ConfigError(f"--set {key}: {shown(last)} names nothing in the configuration")
+        raise ConfigError("AGFL-CONFIG-149", f"--set {key}: {shown(last)} names nothing in the configuration")
     node[last] = value

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, field_validator
 
 from agfl_models.bounded import Rounds
+from agfl_models.errors import BrokenRule
 from agfl_models.validation import Config
 
 MAX_CANDIDATES = 16  # each is a run; so many does a server have open at a time
@@ -34,7 +35,7 @@ class SearchConfig(Config):
     def _auto_or_names(cls, slate: Any) -> Any:
         is_list = isinstance(slate, list | tuple) and len(slate) >= 2 and all(isinstance(name, str) for name in slate)
         if slate != "auto" and not is_list:
-            raise ValueError("must be auto, or at least two names")
+            raise BrokenRule("AGFL-CONFIG-150", "must be auto, or at least two names")
         return slate
 
     def rungs_of(self, num_rounds: int) -> tuple[int, ...]:

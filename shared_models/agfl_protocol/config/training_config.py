@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from agfl_models.bounded import Examples, Rounds
+from agfl_models.errors import BrokenRule
 from agfl_models.validation import Config
 
 Beta = Annotated[float, Field(ge=0, lt=1)]  # decay of a moving average
@@ -64,7 +65,7 @@ class TrainingConfig(Config):
     def _steps_or_epochs(self) -> TrainingConfig:
         if (self.local_steps is None) == (self.local_epochs is None):
             got = f"{self.local_steps} and {self.local_epochs}"
-            raise ValueError(f"exactly one of local_steps and local_epochs must be given, got {got}")
+            raise BrokenRule("AGFL-CONFIG-151", f"exactly one of local_steps and local_epochs must be given, got {got}")
         return self
 
 

@@ -25,7 +25,7 @@ def check_arrays(plan: ClientPlan, arrays: States, size: int, *, train: bool) ->
     got = {(method, name) for method, own in arrays.items() for name in own}
     for method, name in sorted(names ^ got):
         rule = "required but missing" if (method, name) in names else "must not be there as configured"
-        raise WireError(f"{method}/{name}: {rule}")
+        raise WireError("AGFL-WIRE-018", f"{method}/{name}: {rule}")
     for method, specs in wanted.items():
         for name, spec in specs.items():
             _check(f"{method}/{name}", arrays[method][name], spec)
@@ -42,13 +42,15 @@ def most_bytes(plan: ClientPlan, size: int, *, train: bool) -> int:
 
 def _check(key: str, array: NDArray[Any], spec: ArraySpec) -> None:
     if array.dtype.name != spec.dtype:
-        raise WireError(f"{key}: must be {spec.dtype}, got {array.dtype.name}")
+        raise WireError("AGFL-WIRE-019", f"{key}: must be {spec.dtype}, got {array.dtype.name}")
     if array.size not in spec.sizes:
         few = sorted({min(spec.sizes), max(spec.sizes)})
         rule = (" to " if isinstance(spec.sizes, range) else " or ").join(map(str, few))
-        raise WireError(f"{key}: must have {rule} elements as configured, got {array.size}")
+        raise WireError("AGFL-WIRE-020", f"{key}: must have {rule} elements as configured, got {array.size}")
     if spec.dtype == "float32":
         if not np.isfinite(square_sum(array)):
-            raise WireError(f"{key}: must be finite, got NaN or infinity")
+            raise WireError("AGFL-WIRE-021", f"{key}: must be finite, got NaN or infinity")
     elif array.size and not (spec.low <= array.min() and array.max() <= spec.high):
-        raise WireError(f"{key}: must be in [{spec.low}, {spec.high}], got {array.min()} to {array.max()}")
+        raise WireError(
+            "AGFL-WIRE-022", f"{key}: must be in [{spec.low}, {spec.high}], got {array.min()} to {array.max()}"
+        )

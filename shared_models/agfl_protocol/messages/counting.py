@@ -83,7 +83,7 @@ class CountRequest:
         """Read a request; raises WireError. Whether its merges make tokens is for the tokenizer to say."""
         flat = read_vector(record, "merges", np.uint32)
         if flat.size % 2 or flat.size > 2 * _MAX_MERGES:
-            raise WireError(f"merges: must be at most {_MAX_MERGES} pairs of ids, got {flat.size} ids")
+            raise WireError("AGFL-WIRE-023", f"merges: must be at most {_MAX_MERGES} pairs of ids, got {flat.size} ids")
         num_merges = flat.size // 2
         most = min(num_merges, MAX_MERGES_PER_ROUND)
         return CountRequest(
@@ -137,9 +137,9 @@ class CountCodec:
             WireError: its own count is not 1, or one of a pair could make the sum overflow.
         """
         if lanes[0] != 1:
-            raise WireError(f"count: must be 1, got {lanes[0]}")
+            raise WireError("AGFL-WIRE-024", f"count: must be 1, got {lanes[0]}")
         if lanes.max() >= self._bound:
-            raise WireError(f"lanes: every count must be below {self._bound}, got {lanes.max()}")
+            raise WireError("AGFL-WIRE-025", f"lanes: every count must be below {self._bound}, got {lanes.max()}")
 
     def decode(self, total: Lanes) -> dict[Pair, int]:
         """Return the pairs that occur, with how often they do over the cohort."""
@@ -151,7 +151,9 @@ class CountCodec:
         """As `decode`; raises ImplausibleSum where a count is above what the clients of the sum can have together."""
         most = int(total[0]) * (self._bound - 1)
         if int(total.max()) > most:
-            raise ImplausibleSum(f"pairs: the sum of a count must be at most {most}, got {total.max()}")
+            raise ImplausibleSum(
+                "AGFL-ROUND-005", f"pairs: the sum of a count must be at most {most}, got {total.max()}"
+            )
         return self.decode(total)
 
     @property

@@ -47,7 +47,7 @@ class Header:
         """
         if set(values) != set(self.metrics):
             odd = sorted(set(values) ^ set(self.metrics))
-            raise WireError(f"metrics: must be exactly those of the round's header, differ in {odd}")
+            raise WireError("AGFL-WIRE-026", f"metrics: must be exactly those of the round's header, differ in {odd}")
         known = [value if (value := values[name]) < self.room else self.room for name in self.metrics]  # NaN too
         lanes = [min(round(value * RESOLUTION), self._bound - 1) for value in known]
         return np.array([1, round(as_it_travels(weight) * RESOLUTION), *lanes], np.uint64)
@@ -60,16 +60,19 @@ class Header:
         """
         count, weight, *metrics = (int(lane) for lane in lanes)
         if count != 1:
-            raise WireError(f"count: must be 1, got {count}")
+            raise WireError("AGFL-WIRE-027", f"count: must be 1, got {count}")
         if not 1 <= weight <= RESOLUTION:
-            raise WireError(f"weight: must be in (0, 1], got {weight / RESOLUTION}")
+            raise WireError("AGFL-WIRE-028", f"weight: must be in (0, 1], got {weight / RESOLUTION}")
         for name, value in zip(self.metrics, metrics, strict=True):
             if value >= self._bound:
                 raise WireError(
-                    f"metric {name}: must be below {self._bound / RESOLUTION:g}, got {value / RESOLUTION:g}"
+                    "AGFL-WIRE-029",
+                    f"metric {name}: must be below {self._bound / RESOLUTION:g}, got {value / RESOLUTION:g}",
                 )
             if name in self.most and value > math.ceil(self.most[name] * RESOLUTION):
-                raise WireError(f"metric {name}: must be at most {self.most[name]:g}, got {value / RESOLUTION:g}")
+                raise WireError(
+                    "AGFL-WIRE-030", f"metric {name}: must be at most {self.most[name]:g}, got {value / RESOLUTION:g}"
+                )
 
     @property
     def room(self) -> float:
@@ -90,14 +93,19 @@ class Header:
         count, *numbers = (int(lane) for lane in lanes)
         if not count <= numbers[0] <= count * RESOLUTION:
             lie = numbers[0] / RESOLUTION
-            raise ImplausibleSum(f"weight: the sum must be in (0, {count}] over {count} clients, got {lie:g}: one lied")
+            raise ImplausibleSum(
+                "AGFL-ROUND-006", f"weight: the sum must be in (0, {count}] over {count} clients, got {lie:g}: one lied"
+            )
         for name, number in zip(self.metrics, numbers[1:], strict=True):
             if number >= 2**63:
-                raise ImplausibleSum(f"metric {name}: the sum must be below {2**63 / RESOLUTION:g}: a client lied")
+                raise ImplausibleSum(
+                    "AGFL-ROUND-007", f"metric {name}: the sum must be below {2**63 / RESOLUTION:g}: a client lied"
+                )
             if name in self.most and number > (most := count * self.most[name]) * RESOLUTION:
                 got = number / RESOLUTION
                 raise ImplausibleSum(
-                    f"metric {name}: the sum must be at most {most:g} over {count} clients, got {got:g}"
+                    "AGFL-ROUND-008",
+                    f"metric {name}: the sum must be at most {most:g} over {count} clients, got {got:g}",
                 )
         weight, *values = (number / RESOLUTION for number in numbers)
         return count, weight, dict(zip(self.metrics, values, strict=True))

@@ -158,13 +158,13 @@ def _read_exchange(record: RecordDict) -> ExchangeId:
 def _check_exchange(record: RecordDict, expected: ExchangeId) -> None:
     got = _read_exchange(record)
     if got != expected:
-        raise WireError(f"exchange: must answer {expected}, got {got}")
+        raise WireError("AGFL-WIRE-031", f"exchange: must answer {expected}, got {got}")
 
 
 def _read_bytes(record: RecordDict, key: str, size: int) -> bytes:
     value = read_scalar(record, key, bytes)
     if len(value) != size:
-        raise WireError(f"{key}: must be {size} bytes, got {len(value)}")
+        raise WireError("AGFL-WIRE-032", f"{key}: must be {size} bytes, got {len(value)}")
     return value
 
 
@@ -176,10 +176,14 @@ def _read_blocks(record: RecordDict, key: str, size: int, count: int) -> tuple[b
 def _read_names(record: RecordDict) -> tuple[str, ...]:
     text = read_scalar(record, "names", str)
     if len(text) >= MAX_MEMBERS * (_MAX_NAME + 1):
-        raise WireError(f"names: must be at most {MAX_MEMBERS} of at most {_MAX_NAME} characters, got {len(text)}")
+        raise WireError(
+            "AGFL-WIRE-033", f"names: must be at most {MAX_MEMBERS} of at most {_MAX_NAME} characters, got {len(text)}"
+        )
     names = tuple(text.split("\n"))
     if len(names) > MAX_MEMBERS or max(map(len, names)) > _MAX_NAME:
-        raise WireError(f"names: must be at most {MAX_MEMBERS} of at most {_MAX_NAME} characters, got {len(names)}")
+        raise WireError(
+            "AGFL-WIRE-034", f"names: must be at most {MAX_MEMBERS} of at most {_MAX_NAME} characters, got {len(names)}"
+        )
     return names
 
 

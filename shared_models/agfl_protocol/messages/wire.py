@@ -67,7 +67,7 @@ class IdentifyReply:
         """Read a reply; raises WireError."""
         software = read_scalar(record, "software", str)
         if len(software) > _MAX_SOFTWARE or not software.isprintable():
-            raise WireError(f"software: must be at most {_MAX_SOFTWARE} printable characters")
+            raise WireError("AGFL-WIRE-035", f"software: must be at most {_MAX_SOFTWARE} printable characters")
         return IdentifyReply(read_scalar(record, "name", str), software)
 
 
@@ -111,7 +111,7 @@ class ProposeReply:
         """Read a reply; raises WireError."""
         text = read_scalar(record, "answer", str)
         if text not in set(Answer):
-            raise WireError(f"answer: must be one of {', '.join(Answer)}, got {text[:80]!r}")
+            raise WireError("AGFL-WIRE-036", f"answer: must be one of {', '.join(Answer)}, got {text[:80]!r}")
         return ProposeReply(Answer(text), read_scalar(record, "keeps_model", bool))
 
 
@@ -225,10 +225,13 @@ class RoundRequest:
             max_cohort=read_bounded(record, "max_cohort", 1, 2**20),
         )
         if plan.levels < 2:
-            raise WireError(f"max_cohort: must leave levels in {plan.fields_per_lane} fields, got {plan.max_cohort}")
+            raise WireError(
+                "AGFL-WIRE-037",
+                f"max_cohort: must leave levels in {plan.fields_per_lane} fields, got {plan.max_cohort}",
+            )
         train, full = read_scalar(record, "train", bool), read_scalar(record, "full", bool)
         if train and full:
-            raise WireError("full: must be false in a request that trains, got true")
+            raise WireError("AGFL-WIRE-038", "full: must be false in a request that trains, got true")
         return RoundRequest(
             run_id=read_scalar(record, "run_id", str),
             round=read_bounded(record, "round", 1, 2**31),
@@ -333,7 +336,9 @@ def check_version(record: RecordDict) -> None:
     """Raise WireError unless the message speaks this protocol version."""
     version = read_scalar(record, "version", int, versioned=True)
     if version != PROTOCOL_VERSION:
-        raise WireError(f"version: this side speaks protocol {PROTOCOL_VERSION}, the other side {version}")
+        raise WireError(
+            "AGFL-WIRE-039", f"version: this side speaks protocol {PROTOCOL_VERSION}, the other side {version}"
+        )
 
 
 def content_bytes(message: Message) -> int:
@@ -360,21 +365,21 @@ def read_scalar(record: RecordDict, key: str, kind: type[ScalarT], versioned: bo
     config = record.get(_CONFIG)
     value = config.get(key) if isinstance(config, ConfigRecord) else None
     if type(value) is not kind:
-        raise WireError(f"{key}: must be a {kind.__name__}, got {type(value).__name__}")
+        raise WireError("AGFL-WIRE-040", f"{key}: must be a {kind.__name__}, got {type(value).__name__}")
     return value
 
 
 def _expect(record: RecordDict, key: str, expected: int | str) -> None:
     got = read_scalar(record, key, str) if isinstance(expected, str) else read_scalar(record, key, int)
     if got != expected:
-        raise WireError(f"{key}: must be {expected!r} as in the request, got {got!r}")
+        raise WireError("AGFL-WIRE-041", f"{key}: must be {expected!r} as in the request, got {got!r}")
 
 
 def read_bounded(record: RecordDict, key: str, low: int, high: int) -> int:
     """Return an integer field in [low, high]; raises WireError."""
     value = read_scalar(record, key, int)
     if not low <= value <= high:
-        raise WireError(f"{key}: must be in [{low}, {high}], got {value}")
+        raise WireError("AGFL-WIRE-042", f"{key}: must be in [{low}, {high}], got {value}")
     return value
 
 
@@ -384,13 +389,16 @@ def read_vector(record: RecordDict, key: str, dtype: DTypeLike, size: int | None
     array = arrays.get(key) if isinstance(arrays, ArrayRecord) else None
     kind = np.dtype(dtype)
     if array is None:
-        raise WireError(f"{key}: required but missing")
+        raise WireError("AGFL-WIRE-043", f"{key}: required but missing")
     if array.dtype != kind.name or len(array.shape) != 1 or (size is not None and array.shape != (size,)):
         expected = f"{kind.name} of shape ({'any' if size is None else size},)"
-        raise WireError(f"{key}: must be {expected}, got {array.dtype} of shape {tuple(array.shape)}")
+        raise WireError("AGFL-WIRE-044", f"{key}: must be {expected}, got {array.dtype} of shape {tuple(array.shape)}")
     header = _npy_header(kind, array.shape[0])
     if len(array.data) != len(header) + array.shape[0] * kind.itemsize or not array.data.startswith(header):
-        raise WireError(f"{key}: must hold exactly the declared {array.shape[0]} numbers, got {len(array.data)} bytes")
+        raise WireError(
+            "AGFL-WIRE-045",
+            f"{key}: must hold exactly the declared {array.shape[0]} numbers, got {len(array.data)} bytes",
+        )
     return np.frombuffer(array.data, kind, offset=len(header))
 
 
@@ -407,9 +415,9 @@ def _read_arrays(record: RecordDict) -> States:
         if key == "model":
             continue
         if _NAME.fullmatch(key) is None:
-            raise WireError(f"arrays: names must be METHOD/ARRAY, got {key[:80]!r}")
+            raise WireError("AGFL-WIRE-046", f"arrays: names must be METHOD/ARRAY, got {key[:80]!r}")
         if array.dtype not in _DTYPES:
-            raise WireError(f"{key}: must be one of {', '.join(_DTYPES)}, got {array.dtype[:80]!r}")
+            raise WireError("AGFL-WIRE-047", f"{key}: must be one of {', '.join(_DTYPES)}, got {array.dtype[:80]!r}")
         method, _, name = key.partition("/")
         found.setdefault(method, {})[name] = read_vector(record, key, array.dtype)
     return found

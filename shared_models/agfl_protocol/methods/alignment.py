@@ -57,7 +57,9 @@ class AlignmentWeighting(Method):
     def refuse_exact(plan: ClientPlan, arrays: State) -> None:
         """Weights follow from a direction that the server chooses."""
         if plan.aggregation.type == "secure" and plan.aggregation.weighting == "alignment":
-            raise PlanViolation("aggregation.weighting: must not be alignment in an exact sum, where it picks owners")
+            raise PlanViolation(
+                "AGFL-PLAN-007", "aggregation.weighting: must not be alignment in an exact sum, where it picks owners"
+            )
 
     def encode(self, update: Update, state: State, rng: np.random.Generator) -> Update:
         """Scale gain and weight."""

@@ -86,7 +86,7 @@ class Candidates(Method):
         # Each client rounds once.
         worst = max(value for name, value in total.metrics.items() if is_loss(name)) - total.count
         if worst > most:
-            raise ImplausibleSum(f"candidates: losses must be at most {most:g}, got {worst:g}")
+            raise ImplausibleSum("AGFL-ROUND-002", f"candidates: losses must be at most {most:g}, got {worst:g}")
 
 
 def names(num_models: int) -> tuple[str, ...]:

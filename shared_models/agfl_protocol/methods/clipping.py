@@ -86,7 +86,7 @@ class Clipping(Method):
         """Which owners a bound clips is told by two bounds."""
         if plan.aggregation.type == "secure" and varies(plan):
             rule = "must be a number in an exact sum, where a bound that moves picks owners"
-            raise PlanViolation(f"aggregation.clip_l2: {rule}")
+            raise PlanViolation("AGFL-PLAN-008", f"aggregation.clip_l2: {rule}")
 
     @property
     def sums(self) -> tuple[str, ...]:
@@ -127,7 +127,9 @@ class Clipping(Method):
         """Who exceeds a bound exceeds each lower one."""
         votes = [total.metrics[name] for name in self.sums]
         if votes != sorted(votes) or votes[-1] > total.count:
-            raise ImplausibleSum(f"clip: lower bounds must be exceeded by more, of {total.count} clients, got {votes}")
+            raise ImplausibleSum(
+                "AGFL-ROUND-003", f"clip: lower bounds must be exceeded by more, of {total.count} clients, got {votes}"
+            )
 
     def initial_state(self, model: Vector) -> State:
         """Where the bound is learned, it begins high."""

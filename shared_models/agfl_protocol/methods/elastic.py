@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from agfl_models.errors import ImplausibleSum, WireError
+from agfl_models.errors import BrokenRule, ImplausibleSum, WireError
 from agfl_models.model.config import ModelConfig
 from agfl_protocol.methods import ring_losses
 from agfl_protocol.methods.divergence import DIVERGED
@@ -68,12 +68,18 @@ class Elastic(Method):
         if plan.elastic is None:
             return
         if not isinstance(plan.model, ModelConfig):
-            raise ValueError(f"elastic: needs a model made of layers, got model.family {plan.model.family}")
+            raise BrokenRule(
+                "AGFL-CONFIG-169", f"elastic: needs a model made of layers, got model.family {plan.model.family}"
+            )
         if plan.aggregation.group_rule != "mean":
-            raise ValueError(f"elastic: needs aggregation.group_rule mean, got {plan.aggregation.group_rule}")
+            raise BrokenRule(
+                "AGFL-CONFIG-170", f"elastic: needs aggregation.group_rule mean, got {plan.aggregation.group_rule}"
+            )
         sizes = [plan.narrowed_model(k).num_parameters() for k in range(1, plan.max_rings + 1)]
         if any(a >= b for a, b in pairwise(sizes)):
-            raise ValueError(f"elastic.widths: must make models of different size, got {sizes} parameters")
+            raise BrokenRule(
+                "AGFL-CONFIG-171", f"elastic.widths: must make models of different size, got {sizes} parameters"
+            )
 
     @staticmethod
     def arrays(plan: ClientPlan, size: int, *, train: bool) -> Specs:
@@ -85,7 +91,7 @@ class Elastic(Method):
         """No tier trains more rings than it holds."""
         rings = arrays[BY_TIER].tolist()
         if any(number > tier for tier, number in enumerate(rings, start=1)):
-            raise WireError(f"elastic/by_tier: the i-th number must be in [1, i], got {rings}")
+            raise WireError("AGFL-WIRE-016", f"elastic/by_tier: the i-th number must be in [1, i], got {rings}")
 
     @staticmethod
     def refuse_exact(plan: ClientPlan, arrays: State) -> None:
@@ -93,7 +99,7 @@ class Elastic(Method):
         rings = arrays[BY_TIER].tolist() if arrays else [1]
         if plan.aggregation.type == "secure" and rings != [min(t, max(rings)) for t in range(1, len(rings) + 1)]:
             rule = "must be 1, 2, ... up to some ring in an exact sum"
-            raise PlanViolation(f"elastic/by_tier: {rule}, got {tuple(rings)}")
+            raise PlanViolation("AGFL-PLAN-009", f"elastic/by_tier: {rule}, got {tuple(rings)}")
 
     @property
     def sums(self) -> tuple[str, ...]:
@@ -153,7 +159,7 @@ class Elastic(Method):
         """Each client is of one tier."""
         owners = sum(total.metrics[_TIER + str(k)] for k in range(1, self.num_rings + 1))
         if owners != total.count:
-            raise ImplausibleSum(f"rings: tiers must add up to {total.count} clients, got {owners:g}")
+            raise ImplausibleSum("AGFL-ROUND-004", f"rings: tiers must add up to {total.count} clients, got {owners:g}")
 
     def row(self, mean: Total) -> Mapping[str, float]:
         """How many owners trained each ring."""

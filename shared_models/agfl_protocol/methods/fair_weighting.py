@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from agfl_models.errors import BrokenRule
 from agfl_protocol.messages.header import RESOLUTION, as_it_travels
 from agfl_protocol.methods.method import Method, Round, State
 from agfl_protocol.methods.weighting import refuse_without
@@ -50,9 +51,13 @@ class FairWeighting(Method):
         if aggregation.weighting != "loss":
             return
         if aggregation.averaging != "mean":
-            raise ValueError(f"aggregation.weighting: loss needs averaging mean, got {aggregation.averaging}")
+            raise BrokenRule(
+                "AGFL-CONFIG-172", f"aggregation.weighting: loss needs averaging mean, got {aggregation.averaging}"
+            )
         if aggregation.group_rule != "mean":
-            raise ValueError(f"aggregation.weighting: loss needs group_rule mean, got {aggregation.group_rule}")
+            raise BrokenRule(
+                "AGFL-CONFIG-173", f"aggregation.weighting: loss needs group_rule mean, got {aggregation.group_rule}"
+            )
 
     @property
     def sums(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from agfl_models.errors import BrokenRule
 from agfl_protocol.config.training_config import SGDConfig
 from agfl_protocol.methods.method import Method, Round, State
 from agfl_protocol.update import Total, Update
@@ -47,7 +48,9 @@ class NormalizedAveraging(Method):
         if optimizer.lr * mu >= bound:
             rule = f"must be below 2 (1 - training.optimizer.momentum) = {bound:g}"
             rule += " with aggregation.averaging normalized"
-            raise ValueError(f"training.optimizer.lr * training.proximal_mu {rule}, got {optimizer.lr * mu:g}")
+            raise BrokenRule(
+                "AGFL-CONFIG-174", f"training.optimizer.lr * training.proximal_mu {rule}, got {optimizer.lr * mu:g}"
+            )
 
     @property
     def sums(self) -> tuple[str, ...]:

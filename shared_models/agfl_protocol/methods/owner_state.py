@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from agfl_models.errors import WireError
+from agfl_models.errors import BrokenRule, WireError
 from agfl_protocol.methods.method import ArraySpec, Method, MethodConfig, Specs, State, Step
 from agfl_protocol.update import Total, Update, Vector
 
@@ -70,21 +70,21 @@ class OwnerState(Method):
 
     @staticmethod
     def refuse_unlike(plan: ClientPlan, name: str) -> None:
-        """Raise ValueError where owners do not weigh alike, or another rule pulls at them or sums them up."""
+        """Raise BrokenRule where owners do not weigh alike, or another rule pulls at them or sums them up."""
         aggregation, training = plan.aggregation, plan.training
         if (aggregation.weighting, aggregation.averaging) != ("uniform", "mean"):
             rule = f"{name} needs weighting uniform and averaging mean"
             got = f"{aggregation.weighting} and {aggregation.averaging}"
-            raise ValueError(f"aggregation.server_optimizer: {rule}, got {got}")
+            raise BrokenRule("AGFL-CONFIG-175", f"aggregation.server_optimizer: {rule}, got {got}")
         if aggregation.group_rule != "mean":
             rule = f"{name} needs group_rule mean"
-            raise ValueError(f"aggregation.server_optimizer: {rule}, got {aggregation.group_rule}")
+            raise BrokenRule("AGFL-CONFIG-176", f"aggregation.server_optimizer: {rule}, got {aggregation.group_rule}")
         if training.proximal_mu > 0:
             rule = f"must be 0 with server_optimizer {name}"
-            raise ValueError(f"training.proximal_mu {rule}, got {training.proximal_mu}")
+            raise BrokenRule("AGFL-CONFIG-177", f"training.proximal_mu {rule}, got {training.proximal_mu}")
         if plan.elastic is not None:
             rule = "needs owners that keep no state"
-            raise ValueError(f"elastic: {rule}, got aggregation.server_optimizer {name}")
+            raise BrokenRule("AGFL-CONFIG-178", f"elastic: {rule}, got aggregation.server_optimizer {name}")
 
     @property
     def sums(self) -> tuple[str, ...]:
@@ -134,7 +134,9 @@ def used_in(arrays: State) -> tuple[Used, ...]:
     exchanges, text = arrays[USED].tolist(), arrays[NAMES].tobytes()
     lines = text.decode("utf-8", "replace").split("\n") if text else [""] * len(exchanges)
     if any(a >= b for a, b in pairwise(exchanges)) or len(lines) != len(exchanges):
-        raise WireError(f"used: must be exchanges, ascending, each with its names, got {exchanges[:8]}")
+        raise WireError(
+            "AGFL-WIRE-017", f"used: must be exchanges, ascending, each with its names, got {exchanges[:8]}"
+        )
     return tuple((exchange, tuple(line.split())) for exchange, line in zip(exchanges, lines, strict=True))
 
 

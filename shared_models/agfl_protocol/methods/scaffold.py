@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from agfl_models.errors import BrokenRule
 from agfl_protocol.config.training_config import SGDConfig
 from agfl_protocol.methods.method import ArraySpec, Gradient, MethodConfig, Round, Specs, State
 from agfl_protocol.methods.owner_state import OWN, OWNERS, SUM, Array, OwnerState
@@ -75,13 +76,15 @@ class Scaffold(OwnerState):
 
 
 def refuse_unequal_steps(plan: ClientPlan, needs: str) -> None:
-    """Raise ValueError unless all owners take as many steps of plain SGD."""
+    """Raise BrokenRule unless all owners take as many steps of plain SGD."""
     training = plan.training
     if not isinstance(training.optimizer, SGDConfig) or training.optimizer.momentum > 0:
         got = training.optimizer.model_dump_json()
-        raise ValueError(f"training.optimizer must be sgd without momentum with {needs}, got {got}")
+        raise BrokenRule("AGFL-CONFIG-179", f"training.optimizer must be sgd without momentum with {needs}, got {got}")
     if training.local_steps is None:
-        raise ValueError(f"training.local_steps is required with {needs}, since all must take as many, got None")
+        raise BrokenRule(
+            "AGFL-CONFIG-180", f"training.local_steps is required with {needs}, since all must take as many, got None"
+        )
 
 
 def _control(state: State) -> Array:

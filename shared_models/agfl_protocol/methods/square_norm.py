@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from agfl_models.errors import BrokenRule
 from agfl_protocol.methods.method import Method, MethodConfig, Round, State
 from agfl_protocol.update import Total, Update
 
@@ -42,11 +43,15 @@ class SquareNorm(Method):
         if plan.method(SquareNormConfig) is None:
             return
         if aggregation.averaging != "mean":
-            raise ValueError(f"aggregation.averaging: must be mean with {_WITH}, got {aggregation.averaging}")
+            raise BrokenRule(
+                "AGFL-CONFIG-181", f"aggregation.averaging: must be mean with {_WITH}, got {aggregation.averaging}"
+            )
         if aggregation.weighting == "loss":
-            raise ValueError(f"aggregation.weighting: must not be loss with {_WITH}")
+            raise BrokenRule("AGFL-CONFIG-182", f"aggregation.weighting: must not be loss with {_WITH}")
         if aggregation.group_rule != "mean":
-            raise ValueError(f"aggregation.group_rule: must be mean with {_WITH}, got {aggregation.group_rule}")
+            raise BrokenRule(
+                "AGFL-CONFIG-183", f"aggregation.group_rule: must be mean with {_WITH}, got {aggregation.group_rule}"
+            )
 
     @property
     def sums(self) -> tuple[str, ...]:

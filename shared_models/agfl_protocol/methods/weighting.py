@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from agfl_models.errors import BrokenRule
 from agfl_protocol.messages.header import as_it_travels
 from agfl_protocol.methods.method import Method, Round, State
 from agfl_protocol.update import Total, Update
@@ -47,10 +48,10 @@ class Weighting(Method):
 
 
 def refuse_without(plan: ClientPlan, weighting: str, *fields: str) -> None:
-    """Raise ValueError where a field of `aggregation` is set that only another weighting reads."""
+    """Raise BrokenRule where a field of `aggregation` is set that only another weighting reads."""
     aggregation = plan.aggregation
     for field in fields:
         value = getattr(aggregation, field)
         if value != type(aggregation).model_fields[field].default and aggregation.weighting != weighting:
             got = f"{value} with weighting {aggregation.weighting}"
-            raise ValueError(f"aggregation.{field}: needs weighting {weighting}, got {got}")
+            raise BrokenRule("AGFL-CONFIG-184", f"aggregation.{field}: needs weighting {weighting}, got {got}")

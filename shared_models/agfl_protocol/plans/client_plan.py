@@ -15,7 +15,7 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import Field, model_validator
 
 from agfl_models.bounded import Rounds, Seed, load_json
-from agfl_models.errors import ConfigError
+from agfl_models.errors import BrokenRule, ConfigError
 from agfl_models.huggingface.config import HuggingFaceConfig
 from agfl_models.model.config import ModelConfig
 from agfl_models.model.families import AnyModelConfig, refuse_misfit, vocabulary_of
@@ -58,9 +58,10 @@ class RunBase(Config):
         self._refuse_misfit_of_tokenizer()
         unbounded = self.training.local_steps is None and self.aggregation.max_weight is None
         if self.aggregation.weighting in ("tokens", "alignment") and unbounded:
-            raise ValueError(
+            raise BrokenRule(
+                "AGFL-CONFIG-152",
                 "aggregation.max_weight (in tokens) is required with training.local_epochs and weighting "
-                f"{self.aggregation.weighting!r}, since it bounds what one owner can weigh, got None"
+                f"{self.aggregation.weighting!r}, since it bounds what one owner can weigh, got None",
             )
         return self
 
@@ -68,13 +69,13 @@ class RunBase(Config):
         if not isinstance(self.task, TextTaskConfig):
             if self.tokenizer != BytesTokenizerConfig():
                 rule = f"must be left out for task {self.task.type}, which reads no text"
-                raise ValueError(f"tokenizer: {rule}, got type {self.tokenizer.type}")
+                raise BrokenRule("AGFL-CONFIG-153", f"tokenizer: {rule}, got type {self.tokenizer.type}")
             return
         refuse_misfit(self.tokenizer, self.model)
         vocab_size = vocabulary_of(self.model)
         if vocab_size != self.tokenizer.vocab_size:
             rule = f"must be {self.tokenizer.vocab_size} as tokenizer.vocab_size (type {self.tokenizer.type})"
-            raise ValueError(f"model.vocab_size {rule}, got {vocab_size}")
+            raise BrokenRule("AGFL-CONFIG-154", f"model.vocab_size {rule}, got {vocab_size}")
 
     @property
     def max_rings(self) -> int:
@@ -123,7 +124,7 @@ class RunBase(Config):
             length, most = getattr(self.task, field), model.max_length
             if length > most:
                 rule = f"must be at most {most}, the positions of the pretrained model"
-                raise ConfigError(f"task.{field}: {rule}, got {length}")
+                raise ConfigError("AGFL-CONFIG-155", f"task.{field}: {rule}, got {length}")
         return self.model_copy(update={"model": model})
 
     def with_merges(self, merges: Sequence[Pair]) -> Self:
@@ -145,7 +146,7 @@ class ClientPlan(RunBase):
     def _methods_fit(self) -> Self:
         types = [method.type for method in self.methods]
         if types != sorted(set(types)):
-            raise ValueError(f"methods: must be sorted by type, each once, got {', '.join(types)}")
+            raise BrokenRule("AGFL-CONFIG-156", f"methods: must be sorted by type, each once, got {', '.join(types)}")
         refuse_misfits(self)
         return self
 
@@ -191,10 +192,12 @@ def client_plan_from_json(text: str) -> ClientPlan:
     try:
         content = load_json(text)
     except ValueError as error:
-        raise ConfigError(f"{_SOURCE}: malformed JSON: {error}") from None
+        raise ConfigError("AGFL-CONFIG-157", f"{_SOURCE}: malformed JSON: {error}") from None
     plan = validate(ClientPlan, content, _SOURCE)
     if plan.to_json() != text:
-        raise ConfigError(f"{_SOURCE}: must be canonical JSON (sorted keys, no spaces, every field); it is not")
+        raise ConfigError(
+            "AGFL-CONFIG-158", f"{_SOURCE}: must be canonical JSON (sorted keys, no spaces, every field); it is not"
+        )
     return plan
 
 

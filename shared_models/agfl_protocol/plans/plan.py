@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from agfl_models.errors import ConfigError
+from agfl_models.errors import BrokenRule, ConfigError
 from agfl_models.model.config import ModelConfig
 from agfl_models.model.families import AnyModelConfig
 from agfl_models.tokenizers.tokenizer import BPETokenizerConfig
-from agfl_models.validation import Config, first_problem, validate
+from agfl_models.validation import Config, broken, first_problem, validate
 from agfl_protocol.config.search_config import MAX_CANDIDATES
 from agfl_protocol.identity.identity import NAME_RULE
 from agfl_protocol.plans.client_plan import ClientPlan, RunBase
@@ -50,35 +50,39 @@ class Plan(Config):
     @classmethod
     def _is_run_id(cls, run_id: str) -> str:
         if re.fullmatch(RUN_ID_RULE, run_id) is None:
-            raise ValueError(f"must match {RUN_ID_RULE}, got {run_id[:80]!r}")
+            raise BrokenRule("AGFL-CONFIG-159", f"must match {RUN_ID_RULE}, got {run_id[:80]!r}")
         if run_id.startswith("."):  # owners have files by this name
-            raise ValueError(f"must not begin with a dot, got {run_id!r}")
+            raise BrokenRule("AGFL-CONFIG-160", f"must not begin with a dot, got {run_id!r}")
         return run_id
 
     @field_validator("members")
     @classmethod
     def _are_sorted_names(cls, members: Names) -> Names:
         if not 1 <= len(members) <= MAX_MEMBERS:
-            raise ValueError(f"must be 1 to {MAX_MEMBERS} names, got {len(members)}")
+            raise BrokenRule("AGFL-CONFIG-161", f"must be 1 to {MAX_MEMBERS} names, got {len(members)}")
         if list(members) != sorted(set(members)):
-            raise ValueError("must be sorted, each name once")
+            raise BrokenRule("AGFL-CONFIG-162", "must be sorted, each name once")
         wrong = next((name for name in members if re.fullmatch(NAME_RULE, name) is None), None)
         if wrong is not None:
-            raise ValueError(f"must each match {NAME_RULE}, got {wrong[:80]!r}")
+            raise BrokenRule("AGFL-CONFIG-163", f"must each match {NAME_RULE}, got {wrong[:80]!r}")
         return members
 
     @model_validator(mode="after")
     def _config_is_whole(self) -> Plan:
         """Refuse what is no run, or leaves open what a default would fill in: the owner must see every field."""
         if len(self.candidates) > MAX_CANDIDATES:
-            raise ValueError(f"candidates: must be at most {MAX_CANDIDATES}, got {len(self.candidates)}")
+            raise BrokenRule(
+                "AGFL-CONFIG-164", f"candidates: must be at most {MAX_CANDIDATES}, got {len(self.candidates)}"
+            )
         try:
             for model in (self.config.get("model"), *self.candidates):
                 config = validate(ClientPlan, self.config | {"model": model}, "config")
                 if config.to_json() != canonical(self.config | {"model": model}):
-                    raise ValueError("config: must have every field as a run's own JSON has it; it has not")
+                    raise BrokenRule(
+                        "AGFL-CONFIG-165", "config: must have every field as a run's own JSON has it; it has not"
+                    )
         except ConfigError as error:
-            raise ValueError(str(error)) from None
+            raise BrokenRule.of(error) from None
         return self
 
     @staticmethod
@@ -138,8 +142,9 @@ class Plan(Config):
         strangers = sorted(set(self.members) - set(own_names))
         more = f", {', '.join(strangers[:3])} among them" if strangers else ""
         raise PlanViolation(
+            "AGFL-PLAN-010",
             f"plan.roster: must be this owner's, {roster_shown(len(own_names), own.hex())}; got "
-            f"{roster_shown(len(self.members), self.roster)}{more}"
+            f"{roster_shown(len(self.members), self.roster)}{more}",
         )
 
     def check_groups(self, roster_names: Collection[str], min_cohort: int, own_name: str) -> None:
@@ -149,22 +154,44 @@ class Plan(Config):
             PlanViolation: the owner is no member, one is not in its roster, or, where sums are secure, the groups are
                 not disjoint sets of members, of at least its `min_cohort` each.
         """
-        _require(own_name in self.members, f"plan.members: must hold {own_name}, got {len(self.members)} others")
+        _require(
+            own_name in self.members,
+            "AGFL-PLAN-011",
+            f"plan.members: must hold {own_name}, got {len(self.members)} others",
+        )
         if self.client_plan.aggregation.type == "plain":
-            _require(not self.groups, f"plan.groups: must be none with plain aggregation, got {len(self.groups)}")
+            _require(
+                not self.groups,
+                "AGFL-PLAN-012",
+                f"plan.groups: must be none with plain aggregation, got {len(self.groups)}",
+            )
             return
         strangers = sorted(set(self.members) - set(roster_names))
-        _require(not strangers, f"plan.members: must be in this owner's roster, got {', '.join(strangers[:3])}")
+        _require(
+            not strangers,
+            "AGFL-PLAN-013",
+            f"plan.members: must be in this owner's roster, got {', '.join(strangers[:3])}",
+        )
         grouped = [name for group in self.groups for name in group]
-        _require(len(grouped) == len(set(grouped)), "plan.groups: must be disjoint, got a name that stands twice")
+        _require(
+            len(grouped) == len(set(grouped)),
+            "AGFL-PLAN-014",
+            "plan.groups: must be disjoint, got a name that stands twice",
+        )
         others = sorted(set(grouped) - set(self.members))
-        _require(bool(grouped), "plan.groups: must be at least one where sums are secure, got none")
-        _require(not others, f"plan.groups: must be of members, got {', '.join(others[:3])}")
-        _require(all(list(group) == sorted(group) for group in self.groups), "plan.groups: must each be sorted")
+        _require(bool(grouped), "AGFL-PLAN-015", "plan.groups: must be at least one where sums are secure, got none")
+        _require(not others, "AGFL-PLAN-016", f"plan.groups: must be of members, got {', '.join(others[:3])}")
+        _require(
+            all(list(group) == sorted(group) for group in self.groups),
+            "AGFL-PLAN-017",
+            "plan.groups: must each be sorted",
+        )
         least = min(map(len, self.groups))
         # How many this owner wants in a sum stays its own.
         _require(
-            least >= min_cohort, f"plan.groups: must each have this owner's min_cohort or more, got one of {least}"
+            least >= min_cohort,
+            "AGFL-PLAN-018",
+            f"plan.groups: must each have this owner's min_cohort or more, got one of {least}",
         )
 
     def covers(self, config: ClientPlan, merges: str | None = None) -> None:
@@ -180,14 +207,18 @@ class Plan(Config):
             found = merges_of(config)
             if merges is not None and found != merges:
                 got = "others" if found else "none"
-                raise PlanViolation(f"tokenizer.merges: must stay as this run first had them, got {got}")
+                raise PlanViolation(
+                    "AGFL-PLAN-019", f"tokenizer.merges: must stay as this run first had them, got {got}"
+                )
             asked["tokenizer"]["merges"] = None
         model = asked.pop("model")
         check_fields({key: value for key, value in planned.items() if key != "model"}, asked)
         if canonical(model) not in map(canonical, (planned["model"], *self.candidates)):
             if not self.candidates:
                 check_fields(planned["model"], model, "model")
-            raise PlanViolation(f"model: must be the plan's or one of its {len(self.candidates)} candidates; it is not")
+            raise PlanViolation(
+                "AGFL-PLAN-020", f"model: must be the plan's or one of its {len(self.candidates)} candidates; it is not"
+            )
 
     @property
     def _learns_tokenizer(self) -> bool:
@@ -253,17 +284,21 @@ def plan_from_json(text: str) -> Plan:
         ConfigError: it is too long, malformed, not canonical, or breaks a rule of a plan.
     """
     if len(text) > MAX_PLAN_CHARACTERS:
-        raise ConfigError(f"{_SOURCE}: must have at most {MAX_PLAN_CHARACTERS} characters, got {len(text)}")
+        raise ConfigError(
+            "AGFL-CONFIG-166", f"{_SOURCE}: must have at most {MAX_PLAN_CHARACTERS} characters, got {len(text)}"
+        )
     try:
         content = json.loads(text)
         plan = Plan.model_validate(content)
         is_canonical = plan.to_json() == text
     except ValidationError as error:
-        raise ConfigError(f"{_SOURCE}: {first_problem(error, content)}") from None
+        raise broken(error.errors()[0], f"{_SOURCE}: {first_problem(error, content)}") from None
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{_SOURCE}: malformed JSON: {str(error)[:80]}") from None
+        raise ConfigError("AGFL-CONFIG-167", f"{_SOURCE}: malformed JSON: {str(error)[:80]}") from None
     if not is_canonical:
-        raise ConfigError(f"{_SOURCE}: must be canonical JSON (sorted keys, no spaces, every field); it is not")
+        raise ConfigError(
+            "AGFL-CONFIG-168", f"{_SOURCE}: must be canonical JSON (sorted keys, no spaces, every field); it is not"
+        )
     return plan
 
 
@@ -300,6 +335,6 @@ def _sizes(groups: Sequence[Names]) -> str:
     return f"{len(groups)} of {'/'.join(map(str, sorted(set(map(len, groups))))) or 0}"
 
 
-def _require(holds: bool, line: str) -> None:
+def _require(holds: bool, code: str, line: str) -> None:
     if not holds:
-        raise PlanViolation(line)
+        raise PlanViolation(code, line)

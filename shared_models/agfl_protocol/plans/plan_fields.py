@@ -44,7 +44,7 @@ def check_fields(planned: Any, asked: Any, path: str = "") -> None:
             continue
         rule = "must be at most" if field in AT_MOST else "must be at least" if field in AT_LEAST else "must be"
         line = f"{field}: {rule} {_shown(before)} as in the approved plan, got {_shown(now)}"
-        raise PlanViolation(_printable(line))
+        raise PlanViolation("AGFL-PLAN-021", _printable(line))
 
 
 def changes(before: Any, now: Any) -> list[str]:

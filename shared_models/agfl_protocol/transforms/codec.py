@@ -78,7 +78,7 @@ class UpdateCodec:
         expected = self.quantization.basis.size
         if update.delta.dtype != np.float32 or update.delta.shape != (expected,):
             got = f"{update.delta.dtype} {update.delta.shape}"
-            raise WireError(f"delta: must be float32 of shape ({expected},), got {got}")
+            raise WireError("AGFL-WIRE-048", f"delta: must be float32 of shape ({expected},), got {got}")
         for method in self.methods:
             update = method.encode(update, states.get(method.name, {}), rng)
         return self.quantization.encode(update, rng)

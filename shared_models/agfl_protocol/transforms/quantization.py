@@ -132,7 +132,9 @@ class Quantization:
         for j in range(self.plan.fields_per_lane):
             plane = (packed >> np.uint64(j * bits)) & np.uint64(2**bits - 1)
             if plane.size and plane.max() > self.plan.levels:
-                raise WireError(f"lanes: every field must be at most {self.plan.levels}, got {plane.max()}")
+                raise WireError(
+                    "AGFL-WIRE-049", f"lanes: every field must be at most {self.plan.levels}, got {plane.max()}"
+                )
 
     def decode(self, total: Lanes) -> Total:
         """Return the summed update; its metric `quantization/relative_error` is measured, not assumed.
@@ -148,7 +150,9 @@ class Quantization:
         size = sum(self.basis.sizes)
         sums = packing.unpack(total[self.header.size :], size, plan.fields_per_lane)
         if size and int(sums.max()) > count * plan.levels:
-            raise ImplausibleSum(f"fields: the sum must be at most {count * plan.levels}, got {sums.max()}")
+            raise ImplausibleSum(
+                "AGFL-ROUND-009", f"fields: the sum must be at most {count * plan.levels}, got {sums.max()}"
+            )
         sums -= np.uint64(count * (plan.levels // 2))
         rotated = sums.view(np.int64).astype(np.float32)
         for part, step in zip(self.basis.split(rotated), self._steps.tolist(), strict=True):
@@ -174,10 +178,14 @@ class Quantization:
         norm, noise = square_sum(total.delta) ** 0.5, (total.count * self._square_steps) ** 0.5 / 2
         most = self.clip_l2 * total.weight + _NOISE * noise
         if norm > most:
-            raise ImplausibleSum(f"update: the norm of the sum must be at most {most:g}, got {norm:g}")
+            raise ImplausibleSum(
+                "AGFL-ROUND-010", f"update: the norm of the sum must be at most {most:g}, got {norm:g}"
+            )
         got = f"{total.metrics[FLATNESS]:.1f} times what chance explains"
         if total.metrics[FLATNESS] > 1:
-            raise ImplausibleSum(f"fields: their sum must be as good as normally distributed, is flatter: {got}")
+            raise ImplausibleSum(
+                "AGFL-ROUND-011", f"fields: their sum must be as good as normally distributed, is flatter: {got}"
+            )
 
     @cached_property
     def _steps(self) -> NDArray[np.float64]:
