@@ -15,8 +15,6 @@ ROOT = Path(__file__).parents[1]
 CODE = re.compile(r"AGFL-([A-Z]+)-(\d{3})")
 # Folders and files whose errors have no codes yet.
 WITHOUT_CODES = (
-    "client/agfl_client/node.py",
-    "client/agfl_client/training",
     "server/agfl_server/aggregation",
     "server/agfl_server/rounds",
     "server/agfl_server/search",

@@ -152,8 +152,9 @@ class Node:
         """This node's part in secure sums; raises PolicyViolation where it has none."""
         if self._member is None:
             raise PolicyViolation(
+                "AGFL-POLICY-009",
                 "aggregation.type: secure needs a node that was started with the owners' roster and that keeps its "
-                "keys between messages, which Flower's Ray runtime does not; this node has none"
+                "keys between messages, which Flower's Ray runtime does not; this node has none",
             )
         return self._member
 
@@ -162,8 +163,9 @@ class Node:
         """What this node keeps from round to round; raises PolicyViolation where it has no folder for that."""
         if self._states is None:
             raise PolicyViolation(
+                "AGFL-POLICY-010",
                 "aggregation.server_optimizer: scaffold and feddyn need a node that was started with a folder of its "
-                "own, where it keeps state from round to round; this node has none"
+                "own, where it keeps state from round to round; this node has none",
             )
         return self._states
 
@@ -227,7 +229,9 @@ class Node:
             WireError, CheckpointError: as `SavedModel.write`.
         """
         if self._saved is None or self._approvals is None:
-            raise PolicyViolation("model: this owner was not started with --save-model, so it keeps none")
+            raise PolicyViolation(
+                "AGFL-POLICY-011", "model: this owner was not started with --save-model, so it keeps none"
+            )
         plan = approved_plan(self._approvals.approved(request.run_id), request.run_id, request.plan_hash)
         config = client_plan_from_json(request.client_plan).with_pretrained(self._pretrained, "--pretrained")
         self._policy.tier(config)
@@ -329,7 +333,7 @@ def _round(space: Workspace, request: RoundRequest) -> Round:
     plan, size = space.plan, space.layout.size
     num_models, rest = divmod(request.model.size, size)
     if rest or num_models not in (1, plan.max_models if request.train else 1):
-        raise WireError(f"model: must have {size} parameters as configured, got {request.model.size}")
+        raise WireError("AGFL-WIRE-050", f"model: must have {size} parameters as configured, got {request.model.size}")
     return Round(plan, num_models, request.arrays, space.rings)
 
 

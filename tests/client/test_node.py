@@ -287,7 +287,7 @@ def test_an_array_that_a_method_needs_is_missed_by_its_name(
     for method, own in request.arrays.items():
         for name in own:
             less = {**request.arrays, method: {key: value for key, value in own.items() if key != name}}
-            with pytest.raises(WireError, match=f"^{method}/{name}: required but missing$"):
+            with pytest.raises(WireError, match=f"^{method}/{name}: .*AGFL-WIRE-018"):
                 make_node().handle_round(replace(request, arrays=less))
 
 
@@ -377,7 +377,7 @@ def test_other_version_is_refused_before_anything_else(make_node: MakeNode, deli
     record.config_records["config"]["version"] = 9
     reply = deliver(create_client_app(make_node()), record, wire.IDENTIFY)
     assert reply.error.code == REFUSED
-    assert reply.error.reason == "version: this side speaks protocol 3, the other side 9"
+    assert reply.error.reason == "version: this side speaks protocol 3, the other side 9 [AGFL-WIRE-039]"
 
 
 def test_node_says_its_name_and_hears_that_the_run_is_over(

@@ -70,7 +70,7 @@ def test_text_that_was_no_use_is_not_read_each_time_that_the_server_asks(
     def read(config: RunConfig) -> list[object]:
         nonlocal reads
         reads += 1
-        raise DataError("data: none")
+        raise DataError("AGFL-DATA-000", "data: none")
 
     monkeypatch.setattr(node, "_rows", read)
     for _ in range(5):
@@ -96,10 +96,11 @@ def test_a_reason_is_said_once_and_again_when_it_changes_or_ten_minutes_later(ca
     now = 1000.0
     screen = OwnScreen(clock=lambda: now)
     for text in ("a: one", "a: one", "a: two", "a: two"):
-        screen.refused("train", ConfigError(text))
-    assert caplog.messages == [f"your node takes no part in this round: a: {word}" for word in ("one", "two")]
+        screen.refused("train", ConfigError("AGFL-CONFIG-000", text))
+    begin, code = "your node takes no part in this round", "[AGFL-CONFIG-000]"
+    assert caplog.messages == [f"{begin}: a: {word} {code}" for word in ("one", "two")]
     now += 600
-    screen.refused("train", ConfigError("a: two"))
+    screen.refused("train", ConfigError("AGFL-CONFIG-000", "a: two"))
     assert len(caplog.messages) == 3
     screen.answered("train")
     screen.answered("train")

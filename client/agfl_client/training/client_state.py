@@ -129,7 +129,7 @@ class ClientStates:
                 path.unlink()
         except OSError as error:
             # The path stays out of the line, which also goes to the server.
-            raise ConfigError(f"state: cannot be written on this node: {error.strerror}") from None
+            raise ConfigError("AGFL-CONFIG-185", f"state: cannot be written on this node: {error.strerror}") from None
 
     def finish(self, run_id: str) -> None:
         """Drop what other runs have left; the run that is over may yet be made longer."""

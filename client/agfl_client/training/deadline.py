@@ -31,7 +31,7 @@ class Deadline:
                 permits; that there was too much to do here, it learns from the silence of a slow machine too.
         """
         if time.monotonic() >= self.at:
-            raise PolicyViolation("max_seconds_per_round: out of time")
+            raise PolicyViolation("AGFL-POLICY-012", "max_seconds_per_round: out of time")
 
 
 NO_DEADLINE = Deadline()

@@ -22,6 +22,6 @@ def choose_device(name: str) -> str:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"--device: must be auto, cpu, or a device of this machine, got {name!r} ({reason})"
+            "AGFL-CONFIG-186", f"--device: must be auto, cpu, or a device of this machine, got {name!r} ({reason})"
         ) from None
     return name

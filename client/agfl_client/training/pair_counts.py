@@ -32,12 +32,19 @@ def check_request(request: CountRequest) -> ClientPlan:
     plan = client_plan_from_json(request.client_plan)
     tokenizer = plan.tokenizer
     if not isinstance(tokenizer, BPETokenizerConfig) or tokenizer.is_trained:
-        raise WireError(f"tokenizer: must have merges to learn for pairs to be counted, got type {tokenizer.type}")
+        raise WireError(
+            "AGFL-WIRE-051", f"tokenizer: must have merges to learn for pairs to be counted, got type {tokenizer.type}"
+        )
     if request.num_new > tokenizer.merges_per_round:
         most = tokenizer.merges_per_round
-        raise WireError(f"num_new: must be at most tokenizer.merges_per_round = {most}, got {request.num_new}")
+        raise WireError(
+            "AGFL-WIRE-052", f"num_new: must be at most tokenizer.merges_per_round = {most}, got {request.num_new}"
+        )
     if len(request.merges) >= tokenizer.max_merges:
-        raise WireError(f"merges: must be fewer than the {tokenizer.max_merges} to learn, got {len(request.merges)}")
+        raise WireError(
+            "AGFL-WIRE-053",
+            f"merges: must be fewer than the {tokenizer.max_merges} to learn, got {len(request.merges)}",
+        )
     bytes_of_tokens(request.merges)
     return plan
 
