@@ -15,13 +15,9 @@ ROOT = Path(__file__).parents[1]
 CODE = re.compile(r"AGFL-([A-Z]+)-(\d{3})")
 # Folders and files whose errors have no codes yet.
 WITHOUT_CODES = (
-    "server/agfl_server/aggregation",
-    "server/agfl_server/rounds",
-    "server/agfl_server/search",
     "simulations/agfl_sim/baselines",
     "simulations/agfl_sim/engines",
     "simulations/agfl_sim/partition.py",
-    "simulations/benchmarks",
 )
 
 

@@ -56,8 +56,8 @@ class PaperOwner:
     def share(self, members: Collection[str]) -> None:
         """Trip 2."""
         assert self.rules is not None
-        require(self.rules.drawn.issuperset(members), "members: must be among the plan's draw")
-        require(len(members) >= self.parameters.min_cohort, "members: must be at least min_cohort")
+        require(self.rules.drawn.issuperset(members), "AGFL-SECURE-039", "members: must be among the plan's draw")
+        require(len(members) >= self.parameters.min_cohort, "AGFL-SECURE-040", "members: must be at least min_cohort")
         self.members = len(members)
 
     def mask(self, request: SumRequest, dealers: Collection[str]) -> None:
@@ -76,8 +76,14 @@ class PaperOwner:
 
     def _check(self, names: Collection[str]) -> None:
         assert self.rules is not None
-        require(len(names) >= self.parameters.least_survivors(self.members), "survivors: must be enough")
-        require(not self.rules.groups or is_union(names, self.rules.groups), "survivors: must be whole groups")
+        require(
+            len(names) >= self.parameters.least_survivors(self.members), "AGFL-SECURE-041", "survivors: must be enough"
+        )
+        require(
+            not self.rules.groups or is_union(names, self.rules.groups),
+            "AGFL-SECURE-042",
+            "survivors: must be whole groups",
+        )
 
 
 @dataclass(frozen=True)
@@ -152,7 +158,7 @@ class PaperSum:
             rules = sum_rules(first.plan, config, request, first.policy, None)
         except AgflError as error:
             self.refusals[str(error)] += 1
-            raise AttemptFailed(str(error), {}) from None
+            raise AttemptFailed.of(error, error.sentence) from None
         return lambda name: self.owners[name].announce(request, rules)
 
     def _trip(self, names: Collection[str], take: Callable[[str], None]) -> tuple[str, ...]:
@@ -171,7 +177,7 @@ class PaperSum:
     def _require(self, got: int, least: int, what: str, request: SumRequest, *, is_spent: bool) -> None:
         if got < least:
             self.spent += is_spent
-            raise AttemptFailed(f"{what}: must be at least {least}, got {got}", {}, is_spent=is_spent)
+            raise AttemptFailed("AGFL-ROUND-023", f"{what}: must be at least {least}, got {got}", {}, is_spent=is_spent)
 
 
 def _whole(names: Collection[str], groups: Groups) -> tuple[str, ...]:

@@ -119,7 +119,7 @@ def test_attack_nothing_of_the_arrays_is_fetched_where_the_run_is_refused() -> N
     store = Store.of(floats(20_000_000))
 
     def refuse(kind: str, told: RecordDict) -> int:
-        raise PolicyViolation("tasks: no")
+        raise PolicyViolation("AGFL-POLICY-000", "tasks: no")
 
     with pytest.raises(PolicyViolation):
         pull(store, refuse)

@@ -36,11 +36,11 @@ def make_app(finished: threading.Event) -> ClientApp:
 
     @app.query("refuse")
     def refuse(message: Message, context: Context) -> Message:
-        raise ConfigError("field: must be small, got 9")
+        raise ConfigError("AGFL-CONFIG-000", "field: must be small, got 9")
 
     @app.query("leak")
     def leak(message: Message, context: Context) -> Message:
-        raise DataError("data: must be text, got 'a private sentence'")
+        raise DataError("AGFL-DATA-000", "data: must be text, got 'a private sentence'")
 
     @app.query("crash")
     def crash(message: Message, context: Context) -> Message:

@@ -43,7 +43,7 @@ class Silent:
     def sum(self, grid: Any, cohort: Any, request: RoundRequest, *rest: Any) -> Any:
         """Fail."""
         self.asked.append((request.round, request.exchange))
-        raise AttemptFailed("U1: must be at least 4, got 0", {})
+        raise AttemptFailed("AGFL-ROUND-000", "U1: must be at least 4, got 0", {})
 
 
 def test_what_follows_a_round_that_was_given_up_has_another_number(

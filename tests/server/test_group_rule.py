@@ -90,7 +90,7 @@ class Sums:
         if len(self.cohorts) == self.ends_at:
             raise KeyboardInterrupt
         if self.failing.intersection(cohort):
-            raise AttemptFailed("lost", {}, is_spent=True, bad=cohort if self.are_lies else ())
+            raise AttemptFailed("AGFL-ROUND-000", "lost", {}, is_spent=True, bad=cohort if self.are_lies else ())
         return self.inner.sum(grid, cohort, request, codec, timeout_s, groups, records)
 
 

@@ -30,7 +30,7 @@ def opened(entry: Entry) -> Entry:
 def test_a_run_is_named_once(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     assert not journal.is_begun
-    with pytest.raises(CheckpointError, match=rf"^exchange: {tmp_path}/.*: must name the run, is missing$"):
+    with pytest.raises(CheckpointError, match=rf"^exchange: {tmp_path}/.*: .*AGFL-CHECKPOINT-026"):
         _ = journal.run_id
     journal.begin()
     other = Journal(tmp_path / "other")
@@ -156,7 +156,7 @@ def test_a_damaged_state_is_one_line(tmp_path: Path, journal: Journal, content: 
         lambda: journal.take_back(0),
         lambda: journal.refused(1),
     ):
-        with pytest.raises(CheckpointError, match=rf"^exchange: {path}: is damaged: [^\n]*$"):
+        with pytest.raises(CheckpointError, match=rf"^exchange: {path}: is damaged: [^\n]*AGFL-CHECKPOINT-02"):
             ask()
     assert path.read_text() == content
 
@@ -166,7 +166,7 @@ def test_a_damaged_record_is_one_line(tmp_path: Path, journal: Journal, content:
     records = journal.open(opened(journal.current(0)))
     path = tmp_path / "exchange" / "1-keys.safetensors"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"^exchange: {path}: is damaged: [^\n]*$"):
+    with pytest.raises(CheckpointError, match=rf"^exchange: {path}: is damaged: [^\n]*AGFL-CHECKPOINT-02"):
         records.read("1-keys")
 
 

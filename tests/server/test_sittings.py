@@ -43,7 +43,9 @@ def test_an_entry_is_there_from_the_start_and_says_how_it_ended(tmp_path: Path) 
     assert entry.started == open_entry.started
 
 
-@pytest.mark.parametrize(("error", "outcome"), [(KeyboardInterrupt(), "interrupted"), (AgflError("x"), "failed")])
+@pytest.mark.parametrize(
+    ("error", "outcome"), [(KeyboardInterrupt(), "interrupted"), (AgflError("AGFL-X-000", "x"), "failed")]
+)
 def test_an_end_by_an_error_is_told_and_the_error_stays(tmp_path: Path, error: BaseException, outcome: str) -> None:
     def run() -> None:
         with SittingLog() as log:
@@ -67,7 +69,7 @@ def test_a_resume_adds_an_entry_and_a_new_run_begins_anew(tmp_path: Path) -> Non
 
 def test_a_refused_command_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(AgflError), SittingLog():
-        raise AgflError("refused before it began")
+        raise AgflError("AGFL-X-000", "refused before it began")
     assert list(tmp_path.iterdir()) == []
 
 

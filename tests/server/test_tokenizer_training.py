@@ -245,7 +245,7 @@ def test_an_owner_who_is_lost_later_is_waited_for(train: Callable[..., RunConfig
 def test_an_owner_who_is_lost_for_good_ends_the_training_in_one_line(train: Callable[..., RunConfig]) -> None:
     line = (
         r"^tokenizer: round 4: failed in 3 attempts, the last because updates: must be at least min_cohort = 3, "
-        rf"got 2; {BAD}: no power$"
+        rf"got 2; {BAD}: no power .AGFL-ROUND-013"
     )
     with pytest.raises(RoundError, match=line):
         train(in_round(4), Diary())
@@ -340,7 +340,7 @@ class Blaming:
         groups: Groups = (),
         records: Records | None = None,
     ) -> CohortSum:
-        raise AttemptFailed(f"mask_key: of {BAD}", {}, frozenset({BAD}))
+        raise AttemptFailed("AGFL-ROUND-000", f"mask_key: of {BAD}", {}, frozenset({BAD}))
 
     def requiring(self, min_cohort: int) -> Blaming:
         return self

@@ -167,7 +167,7 @@ def test_a_missing_extra_is_said_before_anything_is_written(
         return None if wanted == name else find_spec(wanted)
 
     monkeypatch.setattr(registry, "find_spec", without)
-    line = rf"^tracking: {name}: needs an extra that is not installed: pip install 'agfl\[{name}\]'$"
+    line = rf"^tracking: {name}: needs an extra that is not installed: pip install 'agfl\[{name}\]' .AGFL-CONFIG-193"
     with pytest.raises(ConfigError, match=line):
         run_tracked(tmp_path / "run", name)
     assert not (tmp_path / "run").exists()

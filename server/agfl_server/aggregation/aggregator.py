@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol, Self, TypeAlias
 
 from flwr.serverapp import Grid
 
-from agfl_models.errors import ImplausibleSum, RoundError
+from agfl_models.errors import AgflError, BrokenRule, ImplausibleSum, RoundError
 from agfl_protocol.messages import wire
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_server.rounds.journal import Records
@@ -32,21 +32,36 @@ class AttemptFailed(RoundError):
 
     def __init__(
         self,
+        code: str,
         line: str,
-        refused: Mapping[str, str],
+        refused: Mapping[str, str] | None = None,
         guilty: frozenset[str] = frozenset(),
         *,
         is_spent: bool = False,
         bad: Collection[str] = (),
     ) -> None:
-        super().__init__(line)
-        self.refused = dict(refused)
+        super().__init__(code, line)
+        self.refused = dict(refused or {})
         self.guilty = guilty
         self.is_spent = is_spent
         self.bad = tuple(bad)
         self.silent: frozenset[str] = frozenset()
         self.refusing: Mapping[str, str] = {}
         self.kind: type[RoundError] = ImplausibleSum
+
+    @classmethod
+    def of(
+        cls,
+        error: AgflError | BrokenRule,
+        sentence: str,
+        refused: Mapping[str, str] | None = None,
+        guilty: frozenset[str] = frozenset(),
+        *,
+        is_spent: bool = False,
+        bad: Collection[str] = (),
+    ) -> Self:
+        """Return a failure with another error's code, whose rule was broken."""
+        return cls(error.code, sentence, refused, guilty, is_spent=is_spent, bad=bad)
 
 
 @dataclass(frozen=True)

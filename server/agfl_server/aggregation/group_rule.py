@@ -89,7 +89,7 @@ def sum_of_groups(
             break
     if groups.are_enough():
         return _joined(federation, state, list(groups.sums.values()), train=train, evaluate=evaluate)
-    raise last or RoundError(f"round {state.round + 1}: too few groups are there")
+    raise last or RoundError("AGFL-ROUND-012", f"round {state.round + 1}: too few groups are there")
 
 
 def geometric_median(points: Sequence[Vector]) -> Vector:

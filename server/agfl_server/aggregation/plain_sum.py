@@ -78,7 +78,7 @@ class PlainSum:
             self.observer.refused(name, refused[name])
         if len(survivors) < self.min_cohort:
             line = f"updates: must be at least min_cohort = {self.min_cohort}, got {len(survivors)}{reasons(refused)}"
-            failed = AttemptFailed(line, refused)
+            failed = AttemptFailed("AGFL-ROUND-013", line, refused)
             failed.silent, failed.refusing = silent, refusing
             raise failed
         bytes_down = wire.content_bytes(requests[0]) * len(requests)

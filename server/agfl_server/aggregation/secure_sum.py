@@ -97,7 +97,7 @@ class SecureSum:
             apply_masks(lanes, self._open(talk, recovery), self.num_threads)
             if lanes[0] != len(survivors):  # S5.6, the canary: every client counts 1
                 line = f"count: must be {len(survivors)} after unmasking, got {lanes[0]}"
-                raise AttemptFailed(line, talk.refused, bad=survivors)
+                raise AttemptFailed("AGFL-ROUND-014", line, talk.refused, bad=survivors)
         except AttemptFailed as error:
             error.is_spent = True
             error.silent, error.refusing = frozenset(talk.silent), talk.own_refusals
@@ -276,7 +276,8 @@ class SecureSum:
         try:
             return recovery.masks()
         except AttemptFailed as error:
-            raise AttemptFailed(str(error), {**talk.refused, **recovery.blamed}, error.guilty) from None
+            refused = {**talk.refused, **recovery.blamed}
+            raise AttemptFailed.of(error, error.sentence, refused, error.guilty) from None
         finally:
             for name, reason in recovery.blamed.items():
                 talk.refuse(name, reason)
@@ -293,7 +294,7 @@ class SecureSum:
         if guilty:
             blamed = {name: talk.refused[name] for name in talk.refused if name in guilty or name in talk.silent}
             line = reasons({repr(name): blamed[name] for name in guilty}).removeprefix("; ")
-            raise AttemptFailed(line, blamed, frozenset(guilty))
+            raise AttemptFailed("AGFL-ROUND-015", line, blamed, frozenset(guilty))
 
     def _least(self, members: Members) -> int:
         return members.bind(self.parameters).least_survivors(len(members.records))
@@ -387,4 +388,4 @@ class _Talk:
         """Raise AttemptFailed, with the reasons of those left out, where fewer than `least` are left."""
         if got < least:
             line = f"{what}: must be at least {least}, got {got}{reasons(self.refused)}"
-            raise AttemptFailed(line, self.refused)
+            raise AttemptFailed("AGFL-ROUND-016", line, self.refused)

@@ -31,7 +31,9 @@ Dealt = Mapping[str, Mapping[str, SealedShares]]
 
 def check_keys(name: str, record: KeyRecord, ctx0: bytes, roster: SigningRoster, parameters: Parameters) -> None:
     """Check what the client that the transport knows as `name` announces; raises ProtocolViolation."""
-    require(record.name == name, f"name: must be {name!r} as registered, got {record.name!r}")  # S1.1
+    require(
+        record.name == name, "AGFL-SECURE-038", f"name: must be {name!r} as registered, got {record.name!r}"
+    )  # S1.1
     check_record(record, ctx0, roster, parameters)  # S1.2 to S1.4
 
 
@@ -126,7 +128,7 @@ class Recovery:
                 self.blamed.setdefault(holder, f"shares: must be what {dealer!r} dealt; one is not")
         if len(shares) < threshold:  # S5.5
             line = f"shares of {dealer!r}: must be at least {threshold}, got {len(shares)}"
-            raise AttemptFailed(line, self.blamed, frozenset(self.blamed))
+            raise AttemptFailed("AGFL-ROUND-017", line, self.blamed, frozenset(self.blamed))
         return self._combine(dealer, kind, shares)
 
     def _is_committed(self, share: bytes, dealer: str, holder: str, kind: str) -> bool:
@@ -144,7 +146,9 @@ class Recovery:
     def _inconsistent(self, dealer: str, what: str) -> AttemptFailed:
         """Every share has the hash that the dealer sent, yet they do not rebuild what it announced: it lied to all."""
         self.blamed[dealer] = f"{what}: must be what its shares rebuild; it is not"
-        return AttemptFailed(f"{dealer!r}: {self.blamed[dealer]}", self.blamed, frozenset(self.blamed))
+        return AttemptFailed(
+            "AGFL-ROUND-018", f"{dealer!r}: {self.blamed[dealer]}", self.blamed, frozenset(self.blamed)
+        )
 
     def _share_of(self, dealer: str, holder: str, reply: UnmaskReply) -> bytes:
         """Return a holder's share of `dealer`: shares come in the order of U2 without the holder."""

@@ -133,7 +133,7 @@ def sum_in_attempts(
                 # What comes next may be another round, or of another kind: clients would refuse it under this number.
                 journal.close(wanted.round, frozenset(entry.refused) | error.refused.keys())
                 attempts = "1 attempt, " if tried == 1 else f"{tried} attempts, the last "
-                line = f"round {wanted.round}: failed in {attempts}because {error}"
+                line = f"round {wanted.round}: failed in {attempts}because {error.sentence}"
                 raise _as_it_ends(parties, error, line) from None
 
 
@@ -160,10 +160,11 @@ def _noted(parties: Parties, wanted: Request, entry: Entry, error: AttemptFailed
 def _as_it_ends(parties: Parties, error: AttemptFailed, line: str) -> RoundError:
     """Return what ends a round; where a lie did, and nobody knows whose, it names all that may have told it."""
     if not error.bad:
-        return RoundError(line)
+        return RoundError.of(error, line)
     if error.kind is not ImplausibleSum:
-        return error.kind(line)
-    return ImplausibleSum(f"{line}; {IMPLAUSIBLE}: one of {', '.join(parties.suspects.suspected(error.bad))}")
+        return error.kind.of(error, line)
+    names = ", ".join(parties.suspects.suspected(error.bad))
+    return ImplausibleSum.of(error, f"{line}; {IMPLAUSIBLE}: one of {names}")
 
 
 def _is_hopeless(parties: Parties, wanted: Request, error: AttemptFailed, lost: int, lied: int) -> bool:
@@ -188,7 +189,7 @@ def _decoded(
     try:
         return decode(codec, found.lanes)
     except ImplausibleSum as error:
-        failed = AttemptFailed(str(error), found.refused, is_spent=True, bad=found.survivors)
+        failed = AttemptFailed.of(error, error.sentence, found.refused, is_spent=True, bad=found.survivors)
         failed.silent, failed.kind = found.silent, type(error)
         raise failed from None
 
@@ -222,7 +223,7 @@ def _cohort(parties: Parties, wanted: Request, excluded: Collection[str], lied: 
             return replace(entry, round=wanted.round, refused=tuple(sorted(refused)), cohort=names), cohort
         if wanted.group is not None:
             few = f"{parties.min_cohort} owners of {', '.join(wanted.group)} must be there, {len(cohort)} are"
-            raise RoundError(f"round {wanted.round}: {few}")
+            raise RoundError("AGFL-ROUND-019", f"round {wanted.round}: {few}")
         if drawn is not None and len(drawn) < len(parties.plan.members):
             entry = replace(entry, exchange=entry.exchange + 1)  # too few of this draw are there
         elif drawn is not None and missing != (missing := sorted(set(drawn) - nodes.keys())):

@@ -66,7 +66,7 @@ def save_checkpoint(
             old.unlink()
     except OSError as error:
         raise CheckpointError(
-            f"checkpoint: {path}: cannot be written: {error.strerror}; the last good one stays"
+            "AGFL-CHECKPOINT-021", f"checkpoint: {path}: cannot be written: {error.strerror}; the last good one stays"
         ) from None
     return path
 
@@ -80,7 +80,9 @@ def newest_checkpoint(folder: Path) -> Path:
     """Return the file of the last round; raises CheckpointError where there is none."""
     checkpoints = _checkpoints(folder)
     if not checkpoints:
-        raise CheckpointError(f"--resume: {folder}: must hold a checkpoint, found none{folder_hint(folder.parent)}")
+        raise CheckpointError(
+            "AGFL-CHECKPOINT-022", f"--resume: {folder}: must hold a checkpoint, found none{folder_hint(folder.parent)}"
+        )
     return checkpoints[-1]
 
 
@@ -138,7 +140,7 @@ def _newest(
             version = facts.get("version")
             if facts.get("format") != _FORMAT:
                 rule = f"which reads checkpoints of format {_FORMAT}, got {facts.get('format')}"
-                raise CheckpointError(f"checkpoint: {path}: {written_by(version)}, {rule}")
+                raise CheckpointError("AGFL-CHECKPOINT-023", f"checkpoint: {path}: {written_by(version)}, {rule}")
             if config_hash is not None:
                 found = facts.get("config")
                 refuse_other(f"checkpoint: {path}", found_hash, config_hash, found, defining, version)
@@ -146,8 +148,8 @@ def _newest(
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         if version != VERSION and isinstance(error, KeyError | TypeError):
             problem = f"{written_by(version)}, which misses something in it: {error}"
-            raise CheckpointError(f"checkpoint: {path}: {problem}") from None
-        raise CheckpointError(f"checkpoint: {path}: is damaged: {error}") from None
+            raise CheckpointError("AGFL-CHECKPOINT-024", f"checkpoint: {path}: {problem}") from None
+        raise CheckpointError("AGFL-CHECKPOINT-025", f"checkpoint: {path}: is damaged: {error}") from None
 
 
 def _confirmed(facts: dict[str, Any], model: NDArray[np.float32]) -> Confirmed:

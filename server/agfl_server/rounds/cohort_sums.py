@@ -203,8 +203,9 @@ def checked(federation: Federation, codec: UpdateCodec, lanes: Lanes) -> Total:
         federation.parties.observer.diverged(diverged)
     if total.count - diverged < least:
         raise DivergedError(
+            "AGFL-ROUND-020",
             f"updates and losses must be finite for at least min_cohort = {least} owners, "
-            f"are not for {diverged} of {total.count} (is training.optimizer.lr too large, or does one of them lie?)"
+            f"are not for {diverged} of {total.count} (is training.optimizer.lr too large, or does one of them lie?)",
         )
     return total
 

@@ -82,7 +82,7 @@ class Journal:
         """The run's."""
         entry = self._read()
         if entry is None:
-            raise CheckpointError(f"exchange: {self._state_path}: must name the run, is missing")
+            raise CheckpointError("AGFL-CHECKPOINT-026", f"exchange: {self._state_path}: must name the run, is missing")
         return entry.run_id
 
     @property
@@ -160,7 +160,9 @@ class Journal:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-            raise CheckpointError(f"exchange: {self._state_path}: is damaged: {error!r}") from None
+            raise CheckpointError(
+                "AGFL-CHECKPOINT-027", f"exchange: {self._state_path}: is damaged: {error!r}"
+            ) from None
 
     def _write(self, entry: Entry) -> None:
         _write(self._state_path, json.dumps({"version": _VERSION, **asdict(entry)}).encode())
@@ -183,7 +185,7 @@ class _Files:
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"exchange: {path}: is damaged: {error}") from None
+            raise CheckpointError("AGFL-CHECKPOINT-028", f"exchange: {path}: is damaged: {error}") from None
 
     def write(self, trip: str, content: Mapping[str, bytes]) -> None:
         _write(self._path(trip), save({name: np.frombuffer(value, np.uint8) for name, value in content.items()}))
@@ -197,4 +199,4 @@ def _write(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content, mode=0o600)
     except OSError as error:
-        raise CheckpointError(f"exchange: {path}: cannot be written: {error.strerror}") from None
+        raise CheckpointError("AGFL-CHECKPOINT-029", f"exchange: {path}: cannot be written: {error.strerror}") from None

@@ -26,7 +26,9 @@ def step(federation: Federation, state: ServerState, found: RoundSum) -> ServerS
             done = Step(state.model, model, found.mean, found.cohort.exchange, found.cohort.survivors)
             model, methods[one.name] = one.stepped(found.state_of(one), done)
     if not np.isfinite(model).all():
-        raise DivergedError(f"round {state.round + 1}: the model must be finite after the server's step; it is not")
+        raise DivergedError(
+            "AGFL-ROUND-021", f"round {state.round + 1}: the model must be finite after the server's step; it is not"
+        )
     chosen = optimizer.chosen(own)
     if chosen is not None and chosen != optimizer.chosen(state.optimizer):
         observer.optimizer_chosen(chosen)

@@ -58,7 +58,7 @@ def public_rows(config: RunConfig) -> tuple[Sequence[TextRow], Survey] | None:
     try:
         return read_data(tokenizer.text, TextRow)
     except DataError as error:
-        raise ConfigError(f"tokenizer.text: {str(error).removeprefix('data: ')}") from None
+        raise ConfigError.of(error, f"tokenizer.text: {error.sentence.removeprefix('data: ')}") from None
 
 
 def train_tokenizer(parties: Parties) -> tuple[RunConfig, Row]:
@@ -124,7 +124,7 @@ def _sum_counts(
         wanted = Request(number, after, Kind.EXACT, all_owners=True)
         _, counts, cohort_sum = sum_in_attempts(parties, wanted, broadcast, CountCodec.decode_checked)
     except RoundError as error:
-        raise RoundError(f"tokenizer: {error}") from None
+        raise RoundError.of(error, f"tokenizer: {error.sentence}") from None
     return counts, replace(cohort_sum, lanes=np.zeros(0, np.uint64))
 
 

@@ -126,7 +126,7 @@ def _decided(race: Race, rung: int, share: int) -> Race:
     """Return the race with those out who do not go on: with the best `share`, or after the last rung the best one."""
     ranked = race.ranked()
     if not ranked:
-        raise RoundError(f"search: a candidate must have a finite loss after rung {rung}, none has")
+        raise RoundError("AGFL-ROUND-022", f"search: a candidate must have a finite loss after rung {rung}, none has")
     kept = _kept(ranked, share) if rung < len(race.rungs) else ranked[:1]
     for place, runner in enumerate(ranked, start=1):
         if runner not in kept:

@@ -83,7 +83,7 @@ def open_search(config: RunConfig, folder: RunFolder, *, resume: bool) -> Slate:
         folder.refuse_existing_run()
         return slate
     if not folder.search.exists():
-        raise CheckpointError(f"--resume: {folder.search}: must hold a search, found none")
+        raise CheckpointError("AGFL-CHECKPOINT-030", f"--resume: {folder.search}: must hold a search, found none")
     home = RunFolder(folder.search)
     learned = slate.candidates[0].config
     if (home.path / CONFIG_FILE).exists():
@@ -106,7 +106,7 @@ def _rungs(config: RunConfig, told: Path) -> tuple[int, ...]:
     rungs, _ = _read_race(told)
     if sum(rungs) > config.num_rounds:
         rule = f"num_rounds must be at least {sum(rungs)}, the rounds of the race that has begun"
-        raise CheckpointError(f"--resume: {told}: {rule}, got {config.num_rounds}")
+        raise CheckpointError("AGFL-CHECKPOINT-031", f"--resume: {told}: {rule}, got {config.num_rounds}")
     return rungs
 
 
@@ -114,11 +114,16 @@ def _chosen_before(slate: Slate, told: Path) -> Candidate:
     """Return the candidate that won a race which is over."""
     _, alive = _read_race(told)
     if len(alive) != 1:
-        raise CheckpointError(f"search: {told}: is damaged: must name one winner, names {', '.join(alive) or 'none'}")
+        raise CheckpointError(
+            "AGFL-CHECKPOINT-032",
+            f"search: {told}: is damaged: must name one winner, names {', '.join(alive) or 'none'}",
+        )
     found = next((candidate for candidate in slate.candidates if candidate.name in alive), None)
     if found is None:
         names = ", ".join(candidate.name for candidate in slate.candidates)
-        raise CheckpointError(f"--resume: {told}: search.slate must still hold the chosen {alive[0]}, got {names}")
+        raise CheckpointError(
+            "AGFL-CHECKPOINT-033", f"--resume: {told}: search.slate must still hold the chosen {alive[0]}, got {names}"
+        )
     return found
 
 
@@ -129,7 +134,7 @@ def _read_race(told: Path) -> tuple[tuple[int, ...], list[str]]:
         alive = [str(one["name"]) for one in race["candidates"] if not one["fate"]]
         return tuple(int(rounds) for rounds in race["rungs"]), alive
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"search: {told}: is damaged: {error!r}") from None
+        raise CheckpointError("AGFL-CHECKPOINT-034", f"search: {told}: is damaged: {error!r}") from None
 
 
 def _with_tokenizer(parties: Parties, home: RunFolder, resume: bool) -> RunConfig:
@@ -182,7 +187,9 @@ def _trained_loss(parties: Parties, folder: RunFolder, rounds: int) -> float:
     federation, state = open_run(parties, folder, is_new=is_new)
     if state.round > rounds:
         rule = f"must be at most at round {rounds}, the end of a rung of this search"
-        raise CheckpointError(f"--resume: {folder.path}: {rule}, got {state.round} (were search.rungs changed?)")
+        raise CheckpointError(
+            "AGFL-CHECKPOINT-035", f"--resume: {folder.path}: {rule}, got {state.round} (were search.rungs changed?)"
+        )
 
     def save(state: ServerState, complete: list[Row]) -> None:
         folder.save(config, state, complete)
@@ -191,7 +198,9 @@ def _trained_loss(parties: Parties, folder: RunFolder, rounds: int) -> float:
     run_rounds(federation, state, save)
     loss = rows[-1].get("eval/loss")
     if loss is None:
-        raise ConfigError("search: needs validation text to compare candidates on, no owner holds any out")
+        raise ConfigError(
+            "AGFL-CONFIG-187", "search: needs validation text to compare candidates on, no owner holds any out"
+        )
     return float(loss)
 
 
@@ -203,7 +212,7 @@ def _read_measured(folder: RunFolder, config: RunConfig) -> tuple[Measured, ...]
         content = json.loads(path.read_text("utf-8"))
         found_hash, measured = str(content["config_hash"]), tuple(Measured(**one) for one in content["measured"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"search: {path}: is damaged: {error}") from None
+        raise CheckpointError("AGFL-CHECKPOINT-036", f"search: {path}: is damaged: {error}") from None
     written = None
     with suppress(ConfigError):
         written = load_run_config(folder.path / CONFIG_FILE).defining
@@ -242,4 +251,4 @@ def _write(path: Path, text: str) -> None:
     try:
         write_atomically(path, text.encode())
     except OSError as error:
-        raise CheckpointError(f"search: {path}: cannot be written: {error.strerror}") from None
+        raise CheckpointError("AGFL-CHECKPOINT-037", f"search: {path}: cannot be written: {error.strerror}") from None

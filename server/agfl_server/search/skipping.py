@@ -50,7 +50,7 @@ def write_skip_costs(federation: Federation, state: ServerState, folder: RunFold
     try:
         write_atomically(path, json.dumps(content, indent=1).encode())
     except OSError as error:
-        raise CheckpointError(f"search: {path}: cannot be written: {error.strerror}") from None
+        raise CheckpointError("AGFL-CHECKPOINT-038", f"search: {path}: cannot be written: {error.strerror}") from None
 
 
 def models_without_a_block(

@@ -91,7 +91,7 @@ def make_slate(config: RunConfig) -> Slate:
         try:
             candidate = _candidate(name, config, models.make(name))
         except ConfigError as error:
-            skipped[name] = str(error).removeprefix(f"candidate {name}: ")
+            skipped[name] = error.sentence.removeprefix(f"candidate {name}: ")
             continue
         twin = next((other for other, one in found.items() if _is_same(one, candidate)), None)
         if twin is not None and name == CONFIGURED:  # this name it is to have, since the race knows it by that
@@ -103,7 +103,9 @@ def make_slate(config: RunConfig) -> Slate:
         found[name] = candidate
     if len(found) < 2:
         reasons = "".join(f"; {name} {reason}" for name, reason in skipped.items())
-        raise ConfigError(f"search.slate: must leave two candidates, got {', '.join(found) or 'none'}{reasons}")
+        raise ConfigError(
+            "AGFL-CONFIG-188", f"search.slate: must leave two candidates, got {', '.join(found) or 'none'}{reasons}"
+        )
     reference = config.model.flops_per_token(config.task.context_length)
     return Slate(tuple(found.values()), skipped, reference)
 
@@ -112,9 +114,13 @@ def _chosen_names(search: SearchConfig, known: Sequence[str]) -> Sequence[str]:
     names = known if search.slate == "auto" else search.slate
     for name in names:
         if name not in known:
-            raise ConfigError(f"search.slate: unknown candidate {name!r}{nearest(name, list(known))}")
+            raise ConfigError(
+                "AGFL-CONFIG-189", f"search.slate: unknown candidate {name!r}{nearest(name, list(known))}"
+            )
     if len(names) > MAX_CANDIDATES:
-        raise ConfigError(f"search.slate: must be at most {MAX_CANDIDATES} candidates, got {len(names)}")
+        raise ConfigError(
+            "AGFL-CONFIG-190", f"search.slate: must be at most {MAX_CANDIDATES} candidates, got {len(names)}"
+        )
     return names
 
 
@@ -172,7 +178,7 @@ class _Models:
         got = validate(ModelConfig, self._with_stacks(scaled), "model").num_parameters()
         if abs(got / wanted - 1) > PARAMETER_TOLERANCE:
             rule = f"must have {wanted:,} parameters within {PARAMETER_TOLERANCE:.0%} by the width of its ff layers"
-            raise ConfigError(f"model: {rule}, got {got:,}")
+            raise ConfigError("AGFL-CONFIG-191", f"model: {rule}, got {got:,}")
         return scaled
 
 
@@ -180,7 +186,7 @@ def _products(choices: Mapping[str, int]) -> Iterator[dict[str, int]]:
     if prod(choices.values()) > MAX_CANDIDATES:
         counts = ", ".join(f"{count} of {name}" for name, count in choices.items())
         rule = f"choices must make at most {MAX_CANDIDATES} candidates"
-        raise ConfigError(f"model.layers: {rule}, got {prod(choices.values())} ({counts})")
+        raise ConfigError("AGFL-CONFIG-192", f"model.layers: {rule}, got {prod(choices.values())} ({counts})")
     for picks in product(*(range(count) for count in choices.values())):
         yield dict(zip(choices, picks, strict=True))
 

@@ -23,7 +23,7 @@ def refuse_missing(names: Sequence[str]) -> None:
     for name in names:
         if find_spec(_TRACKERS[name].package) is None:
             rule = f"needs an extra that is not installed: pip install 'agfl[{name}]'"
-            raise ConfigError(f"tracking: {name}: {rule}")
+            raise ConfigError("AGFL-CONFIG-193", f"tracking: {name}: {rule}")
 
 
 @contextmanager

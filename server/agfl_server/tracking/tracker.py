@@ -73,10 +73,12 @@ class Tracker(Observer):
             return {}
         except (OSError, ValueError, AttributeError):
             rule = "must say which tracked run goes on; it is damaged, so remove it to begin another"
-            raise CheckpointError(f"tracking: {self._state}: {rule}") from None
+            raise CheckpointError("AGFL-CHECKPOINT-039", f"tracking: {self._state}: {rule}") from None
 
     def _write(self) -> None:
         try:
             write_atomically(self._state, (json.dumps({"run": self._run, "round": self._last}) + "\n").encode())
         except OSError as error:
-            raise CheckpointError(f"tracking: {self._state}: cannot be written: {error.strerror}") from None
+            raise CheckpointError(
+                "AGFL-CHECKPOINT-040", f"tracking: {self._state}: cannot be written: {error.strerror}"
+            ) from None
