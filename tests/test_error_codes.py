@@ -9,16 +9,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 CODE = re.compile(r"AGFL-([A-Z]+)-(\d{3})")
-# Folders and files whose errors have no codes yet.
-WITHOUT_CODES = (
-    "simulations/agfl_sim/baselines",
-    "simulations/agfl_sim/engines",
-    "simulations/agfl_sim/partition.py",
-)
 
 
 @cache
@@ -81,10 +73,6 @@ def without_code(path: str) -> Iterator[str]:
                 yield f"{path}:{call.lineno}: {ast.unparse(call)[:80]}"
 
 
-def is_below(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(f"{folder}/")
-
-
 def codes_of_source() -> Counter[str]:
     return Counter(
         node.value
@@ -95,13 +83,7 @@ def codes_of_source() -> Counter[str]:
 
 
 def test_every_error_is_raised_with_a_code_of_its_area() -> None:
-    done = [path for path in trees() if not any(is_below(path, folder) for folder in WITHOUT_CODES)]
-    assert [line for path in done for line in without_code(path)] == []
-
-
-@pytest.mark.parametrize("folder", WITHOUT_CODES)
-def test_a_folder_that_has_its_codes_leaves_the_list(folder: str) -> None:
-    assert any(line for path in trees() if is_below(path, folder) for line in without_code(path))
+    assert [line for path in trees() for line in without_code(path)] == []
 
 
 def test_every_class_of_errors_has_an_area() -> None:

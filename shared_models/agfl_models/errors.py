@@ -36,14 +36,12 @@ class AgflError(Exception):
 
     area: ClassVar[str] = ""
 
-    def __init__(self, code: str, sentence: str = "") -> None:
-        super().__init__(*((code, sentence) if sentence else (code,)))
-        if not sentence:  # a folder whose rules have no codes yet
-            code, sentence = "", code
+    def __init__(self, code: str, sentence: str) -> None:
+        super().__init__(code, sentence)
         self.code, self.sentence = code, one_line(sentence)
 
     def __str__(self) -> str:
-        return f"{self.sentence} [{self.code}]" if self.code else self.sentence
+        return f"{self.sentence} [{self.code}]"
 
     @classmethod
     def of(cls, error: AgflError | BrokenRule, sentence: str) -> Self:

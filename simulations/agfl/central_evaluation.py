@@ -31,12 +31,12 @@ class CentralEvaluation(Observer):
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
             raise ConfigError(
-                f"evaluate: {self._name}: must not raise, raised at round {round_number} {what}"
+                "AGFL-CONFIG-194", f"evaluate: {self._name}: must not raise, raised at round {round_number} {what}"
             ) from error
         rule = f"evaluate: {self._name}: must return a mapping from names to numbers, got"
         if not isinstance(found, Mapping):
-            raise ConfigError(f"{rule} {type(found).__name__}")
+            raise ConfigError("AGFL-CONFIG-195", f"{rule} {type(found).__name__}")
         for name, value in found.items():
             if not isinstance(name, str) or not isinstance(value, numbers.Real):
-                raise ConfigError(f"{rule} {name!r}: {type(value).__name__}")
+                raise ConfigError("AGFL-CONFIG-196", f"{rule} {name!r}: {type(value).__name__}")
         return {name: float(value) for name, value in found.items()}

@@ -44,7 +44,9 @@ class History:
         """
         folder = Path(folder)
         if not (folder / METRICS_FILE).exists():
-            raise DataError(f"{folder}: must hold a run that has finished a round, holds none{folder_hint(folder)}")
+            raise DataError(
+                "AGFL-DATA-073", f"{folder}: must hold a run that has finished a round, holds none{folder_hint(folder)}"
+            )
         return cls(folder, load_run_config(folder / CONFIG_FILE), read_json_lines(folder / METRICS_FILE))
 
     @property
@@ -58,7 +60,9 @@ class History:
         sign = 1 if metric.higher_is_better else -1
         measured = [(sign * value, row) for row in self.rows if (value := row.get(metric.name)) is not None]
         if not measured:
-            raise DataError(f"{self.folder}: {metric.name}: must be measured in a round at least, is in none")
+            raise DataError(
+                "AGFL-DATA-074", f"{self.folder}: {metric.name}: must be measured in a round at least, is in none"
+            )
         return max(measured, key=lambda pair: pair[0])[1]
 
     @property
@@ -82,7 +86,9 @@ class History:
         try:
             import pandas
         except ImportError:
-            raise ConfigError("to_pandas: needs pandas, which is not installed: pip install pandas") from None
+            raise ConfigError(
+                "AGFL-CONFIG-197", "to_pandas: needs pandas, which is not installed: pip install pandas"
+            ) from None
         return pandas.DataFrame(self.rows).set_index("round")
 
     def __len__(self) -> int:

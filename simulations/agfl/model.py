@@ -121,7 +121,7 @@ class Model:
     def _as(self, kind: type[_UserT], command: str) -> _UserT:
         if self.task.command != command or not isinstance(self._user, kind):
             rule = f"must be a model to {command} with, got one for {self.task.type}"
-            raise ConfigError(f"{self.path}: {rule}; use {self.task.command}")
+            raise ConfigError("AGFL-CONFIG-198", f"{self.path}: {rule}; use {self.task.command}")
         return self._user
 
 

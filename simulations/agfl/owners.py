@@ -26,12 +26,12 @@ def dealt(config: RunConfig, owners: OwnersData, folder: Path) -> Owners:
         DataError: names the owner, the row, the field, the rule and the value.
     """
     if not owners:
-        raise DataError("owners: must hold one owner or more, got none")
+        raise DataError("AGFL-DATA-075", "owners: must hold one owner or more, got none")
     for name in owners:
         if re.fullmatch(NAME_RULE, name) is None:
-            raise DataError(f"owners: a name must match {NAME_RULE}, got {name!r}{name_hint(name)}")
+            raise DataError("AGFL-DATA-076", f"owners: a name must match {NAME_RULE}, got {name!r}{name_hint(name)}")
         if not owners[name]:
-            raise DataError(f"owners: {name}: must hold one row or more, got none")
+            raise DataError("AGFL-DATA-077", f"owners: {name}: must hold one row or more, got none")
     return to_write({name: _rows(config.task.row, name, rows) for name, rows in owners.items()}, folder)
 
 
@@ -43,5 +43,5 @@ def _rows(kind: type[Row], name: str, rows: Sequence[str | Mapping[str, Any]]) -
         try:
             found.append(kind.model_validate(content))
         except ValidationError as error:
-            raise DataError(f"owners: {name}: row {number}: {first_problem(error, content)}") from None
+            raise DataError("AGFL-DATA-078", f"owners: {name}: row {number}: {first_problem(error, content)}") from None
     return found

@@ -60,7 +60,7 @@ def simulate(
     """
     check_engine(engine, "engine")
     if resume and out is None:
-        raise ConfigError("resume: needs out, the folder of the run to go on with")
+        raise ConfigError("AGFL-CONFIG-199", "resume: needs out, the folder of the run to go on with")
     given = [f"{key}={json.dumps(value, default=str)}" for key, value in (settings or {}).items()]
     folder = Path(out) if out is not None else None
     name = _name(config)

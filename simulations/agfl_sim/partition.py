@@ -49,17 +49,20 @@ class Owners:
             for path, content in self.content.items():
                 if path.exists() and path.read_bytes() != content:
                     rule = "must be as the run's seed and data settings make it, or not there"
-                    raise DataError(f"owners: {path}: {rule}, got other content")
+                    raise DataError("AGFL-DATA-081", f"owners: {path}: {rule}, got other content")
             if self.content and is_new and self.folder.exists():
                 other = next((path for path in sorted(self.folder.glob("[!.]*")) if path not in self.content), None)
                 if other is not None:
-                    raise DataError(f"owners: {self.folder}: must be a new or empty folder, got one with {other.name}")
+                    raise DataError(
+                        "AGFL-DATA-082",
+                        f"owners: {self.folder}: must be a new or empty folder, got one with {other.name}",
+                    )
             for path, content in self.content.items():
                 if not path.exists():
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write_atomically(path, content, mode=0o600)
         except OSError as error:
-            raise DataError(f"owners: {self.folder}: cannot be written: {error.strerror}") from None
+            raise DataError("AGFL-DATA-083", f"owners: {self.folder}: cannot be written: {error.strerror}") from None
         return self.files
 
 
@@ -115,7 +118,9 @@ def partition(config: DataConfig, sources: Mapping[str, Sequence[RowT]], seed: i
         chosen = sorted(rng.permutation(len(names))[:count].tolist())
         return {names[i]: list(sources[names[i]]) for i in chosen}
     if config.num_owners is None:
-        raise ConfigError(f"data.num_owners: required with data.partition {config.partition!r}, got None")
+        raise ConfigError(
+            "AGFL-CONFIG-209", f"data.num_owners: required with data.partition {config.partition!r}, got None"
+        )
     width = len(str(config.num_owners - 1))
     labeled = [sources[name] for name in names]
     if config.partition in _SKEWED:
@@ -140,14 +145,19 @@ def device_widths(config: RunConfig, num_owners: int) -> list[float]:
         return [1.0] * num_owners
     devices = [width for width in sorted(counts) for _ in range(counts[width])]
     if len(devices) != num_owners:
-        raise ConfigError(f"data.max_widths: must name one device an owner, {num_owners} in all, got {len(devices)}")
+        raise ConfigError(
+            "AGFL-CONFIG-210",
+            f"data.max_widths: must name one device an owner, {num_owners} in all, got {len(devices)}",
+        )
     order = generator(config.seed, "simulation", 0, "devices").permutation(num_owners).tolist()
     return [devices[i] for i in order]
 
 
 def _checked(num_owners: int, available: int) -> int:
     if num_owners > available:
-        raise ConfigError(f"data.num_owners: must be at most {available} for this partition, got {num_owners}")
+        raise ConfigError(
+            "AGFL-CONFIG-211", f"data.num_owners: must be at most {available} for this partition, got {num_owners}"
+        )
     return num_owners
 
 
@@ -155,15 +165,18 @@ def _own_files(folder: Path) -> tuple[dict[str, Path], tuple[Path, ...]]:
     """Return what each owner has by NAME, sorted, and what lies beside it and is not read."""
     if not folder.is_dir():
         raise DataError(
-            f"data.path: {folder}: {'must be a folder, got a file' if folder.exists() else 'no such folder'}"
+            "AGFL-DATA-084",
+            f"data.path: {folder}: {'must be a folder, got a file' if folder.exists() else 'no such folder'}",
         )
     found, left_out = list_owners(folder)
     if not found:
-        raise DataError(f"data.path: {folder}: must hold one NAME{JSONL_SUFFIX} file an owner, found none")
+        raise DataError(
+            "AGFL-DATA-085", f"data.path: {folder}: must hold one NAME{JSONL_SUFFIX} file an owner, found none"
+        )
     for name, path in found.items():
         if re.fullmatch(NAME_RULE, name) is None:
             rule = f"must be called after its owner, whose name matches {NAME_RULE}"
-            raise DataError(f"data.path: {path}: {rule}, got {name!r}{name_hint(name)}")
+            raise DataError("AGFL-DATA-086", f"data.path: {path}: {rule}, got {name!r}{name_hint(name)}")
     return found, left_out
 
 
@@ -180,7 +193,9 @@ def _read_own(config: RunConfig, found: Mapping[str, Path]) -> dict[str, tuple[l
         if not all(row.is_blank for row in rows):
             own[name] = rows, survey
         else:
-            empty.append(NoRows(f"data: {path}: must hold at least one row with text, got {len(rows)} without"))
+            empty.append(
+                NoRows("AGFL-DATA-087", f"data: {path}: must hold at least one row with text, got {len(rows)} without")
+            )
     if not own:
         raise empty[0]
     return own

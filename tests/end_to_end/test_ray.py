@@ -104,5 +104,5 @@ def test_ray_none_of_whose_processes_answers_is_given_up(tmp_path: Path) -> None
 def assert_free(folder: Path) -> None:
     """No process holds the folder."""
     folder.mkdir(exist_ok=True)
-    with held(folder, ConfigError("held")):
+    with held(folder, ConfigError("AGFL-CONFIG-000", "held")):
         pass

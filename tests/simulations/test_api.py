@@ -145,7 +145,7 @@ def test_a_notebook_without_widgets_shows_lines_and_no_warnings(
 
 def test_a_table_needs_pandas_and_says_so(history: agfl.History, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ConfigError, match=r"^to_pandas: needs pandas, which is not installed: pip install pandas$"):
+    with pytest.raises(ConfigError, match=r"^to_pandas: .*AGFL-CONFIG-197"):
         history.to_pandas()
 
 
@@ -191,9 +191,11 @@ def broken(model: nn.Module, round_number: int) -> Mapping[str, float]:
 
 def test_a_central_evaluation_that_fails_is_named(home: Path, tmp_path: Path) -> None:
     lines = {
-        broken: r"^evaluate: broken: must not raise, raised at round 0 RuntimeError: no data$",
-        (lambda model, number: 3): r"^evaluate: .*<lambda>: must return a mapping from names to numbers, got int$",
-        (lambda model, number: {"a": "b"}): r"numbers, got 'a': str$",
+        broken: r"^evaluate: broken: .*AGFL-CONFIG-194",
+        (
+            lambda model, number: 3
+        ): r"^evaluate: .*<lambda>: must return a mapping from names to numbers, got int .AGFL-CONFIG-195",
+        (lambda model, number: {"a": "b"}): r"numbers, got 'a': str .AGFL-CONFIG-196",
     }
     for i, (function, line) in enumerate(lines.items()):
         evaluate: Any = function
@@ -203,13 +205,13 @@ def test_a_central_evaluation_that_fails_is_named(home: Path, tmp_path: Path) ->
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"config": "langauge_modeling"}, r"no shipped configuration 'langauge_modeling' \(did you mean"),
-    ({"settings": {"num_rounds": 0}}, r"num_rounds: Input should be greater than 0, got 0$"),
-    ({"engine": "inlin"}, r"^engine: unknown engine 'inlin' \(did you mean 'inline'\?\)$"),
-    ({"resume": True}, r"^resume: needs out, the folder of the run to go on with$"),
-    ({"owners": {}}, r"^owners: must hold one owner or more, got none$"),
-    ({"owners": {"a b": ["x"]}}, r"^owners: a name must match .*, got 'a b' \(a-b would do\)$"),
-    ({"owners": {"ann": []}}, r"^owners: ann: must hold one row or more, got none$"),
-    ({"owners": {"ann": [{"txt": "x"}]}}, r"^owners: ann: row 1: text: required but missing$"),
+    ({"settings": {"num_rounds": 0}}, r"num_rounds: .*got 0.*AGFL-CONFIG-011"),
+    ({"engine": "inlin"}, r"^engine: unknown engine 'inlin' \(did you mean 'inline'\?\).*AGFL-CONFIG-083"),
+    ({"resume": True}, r"^resume: .*AGFL-CONFIG-199"),
+    ({"owners": {}}, r"^owners: .*AGFL-DATA-075"),
+    ({"owners": {"a b": ["x"]}}, r"^owners: a name must match .*, got 'a b' \(a-b would do\).*AGFL-DATA-076"),
+    ({"owners": {"ann": []}}, r"^owners: ann: .*AGFL-DATA-077"),
+    ({"owners": {"ann": [{"txt": "x"}]}}, r"^owners: ann: row 1: text: .*AGFL-DATA-078"),
     ({"owners": {"ann": ["x"]}}, r"aggregation\.min_cohort: must be at most 1"),
 ]
 
@@ -226,7 +228,7 @@ def test_refusal_is_one_line_and_leaves_nothing(
 
 
 def test_a_folder_without_a_run_has_no_history(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"must hold a run that has finished a round, holds none$"):
+    with pytest.raises(DataError, match=r"AGFL-DATA-073"):
         agfl.History.read(tmp_path)
 
 
@@ -249,9 +251,7 @@ def test_a_model_does_what_its_task_is(history: agfl.History) -> None:
     user, _ = open_model(history.folder)
     assert history.model.task.command == "generate"
     assert sum(p.numel() for p in user.model.parameters()) == sum(p.numel() for p in history.model.module.parameters())
-    with pytest.raises(
-        ConfigError, match=r"must be a model to translate with, got one for language_modeling; use generate$"
-    ):
+    with pytest.raises(ConfigError, match=r"got one for language_modeling; use generate.*AGFL-CONFIG-198"):
         history.model.translate("The sea")
 
 

@@ -275,6 +275,6 @@ def test_candidates_of_a_search_keep_the_states_of_their_owners_while_others_hav
 
 @with_state
 def test_ray_keeps_no_state_and_refuses_by_name(method: str, run_config: MakeConfig) -> None:
-    rule = rf"^--engine ray: runs no aggregation\.server_optimizer for which owners keep state.* got {method}$"
+    rule = rf"^--engine ray: runs no aggregation\.server_optimizer .* got {method} .AGFL-CONFIG-202"
     with pytest.raises(ConfigError, match=rule):
         RayEngine(run_config(*METHODS[method]), [])

@@ -30,7 +30,7 @@ def accused(line: str, dealers: Collection[str]) -> str | None:
     return found[1] if found is not None and found[1] in dealers else None
 
 
-def require(holds: bool, code: str, line: str = "") -> None:
+def require(holds: bool, code: str, line: str) -> None:
     """Raise ProtocolViolation(code, line) unless the check `holds`."""
     if not holds:
         raise ProtocolViolation(code, line)

@@ -153,10 +153,10 @@ class ScoreFile:
             own = [row for row in read_json_lines(self._path) if row.pop("run") == self._key]
             return [Score(**row) for row in own if row["owner"] is not None]
         except (KeyError, TypeError) as error:
-            raise CheckpointError(f"baselines: {self._path}: is damaged: {error!r}") from None
+            raise CheckpointError("AGFL-CHECKPOINT-041", f"baselines: {self._path}: is damaged: {error!r}") from None
 
     def _line(self, score: Score) -> str:
         return json.dumps({"run": self._key, **asdict(score)}) + "\n"
 
     def _unwritable(self, error: OSError) -> CheckpointError:
-        return CheckpointError(f"baselines: {self._path}: cannot be written: {error.strerror}")
+        return CheckpointError("AGFL-CHECKPOINT-042", f"baselines: {self._path}: cannot be written: {error.strerror}")

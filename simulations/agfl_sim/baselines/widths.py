@@ -75,7 +75,7 @@ def write_widths(folder: Path, owners: Sequence[Path]) -> None:
     try:
         write_atomically(folder / FILE, json.dumps([asdict(one) for one in table], indent=1).encode())
     except OSError as error:
-        raise CheckpointError(f"{folder / FILE}: cannot be written: {error.strerror}") from None
+        raise CheckpointError("AGFL-CHECKPOINT-043", f"{folder / FILE}: cannot be written: {error.strerror}") from None
 
 
 def choose(gains: Sequence[float | None], speeds: Sequence[float]) -> list[int]:
@@ -104,7 +104,7 @@ def read_widths(path: Path) -> list[Width]:
     try:
         return [Width(**one) for one in json.loads(path.read_text("utf-8"))]
     except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path}: must hold the widths of a run as it writes them: {error}") from None
+        raise DataError("AGFL-DATA-079", f"{path}: must hold the widths of a run as it writes them: {error}") from None
 
 
 def _last_of(path: Path, num_rings: int) -> tuple[list[float | None], list[int | None]]:
@@ -127,7 +127,7 @@ def _a_batch(config: RunConfig, owners: Sequence[Path]) -> Any:
         except DataError:
             continue  # its node refused each round, and the run did without
         return next(iter(held_out.validation(config.training.batch_size, 64)))
-    raise DataError("data: at least one owner must have text that can be used, none has")
+    raise DataError("AGFL-DATA-080", "data: at least one owner must have text that can be used, none has")
 
 
 def _milliseconds(config: RunConfig, num_rings: int, batch: Any) -> float:

@@ -54,15 +54,19 @@ class RayEngine:
         choose_device(device)  # of "auto" each of Ray's processes makes what it is given
         if config.aggregation.type == "secure":
             raise ConfigError(
+                "AGFL-CONFIG-200",
                 "--engine ray: runs aggregation.type plain only, since Ray keeps no node's keys between messages, "
-                "got secure; add --set aggregation.type=plain"
+                "got secure; add --set aggregation.type=plain",
             )
         if config.data.max_widths is not None:
-            raise ConfigError("--engine ray: every node there holds the whole model, got data.max_widths")
+            raise ConfigError(
+                "AGFL-CONFIG-201", "--engine ray: every node there holds the whole model, got data.max_widths"
+            )
         if config.client_plan.keeps_state:
             raise ConfigError(
+                "AGFL-CONFIG-202",
                 "--engine ray: runs no aggregation.server_optimizer for which owners keep state, since Ray keeps none "
-                f"between messages, got {config.aggregation.server_optimizer.type}"
+                f"between messages, got {config.aggregation.server_optimizer.type}",
             )
         # Read when Ray is imported: else a call of Flower's after the end would start another Ray.
         os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
@@ -70,7 +74,7 @@ class RayEngine:
             import ray  # noqa: F401
         except ImportError:
             raise ConfigError(
-                "--engine ray: needs the extra `ray` (pip install 'agfl[ray]'), which is missing"
+                "AGFL-CONFIG-203", "--engine ray: needs the extra `ray` (pip install 'agfl[ray]'), which is missing"
             ) from None
 
     def run(self, folder: Path, *, resume: bool, observer: Observer, sitting: SittingLog | None = None) -> None:
@@ -133,7 +137,9 @@ class _Server:
         except Exception as error:
             if self._failure is None and not self._stopped.is_set():
                 cause = error.__cause__ or error
-                self._failure = ConfigError(f"--engine ray: Flower's runtime ended: {cause.__cause__ or cause}")
+                self._failure = ConfigError(
+                    "AGFL-CONFIG-204", f"--engine ray: Flower's runtime ended: {cause.__cause__ or cause}"
+                )
 
     def _main(self, grid: Grid, context: Context) -> None:
         self._ended.clear()
@@ -168,9 +174,12 @@ class _Server:
         for awake, (_, reply) in enumerate(ask_nodes(grid, requests, _WAKE_S), start=1):  # noqa: B007
             if reply.has_error():
                 reason = _first_line(reply.error.reason or "")
-                raise ConfigError(f"--engine ray: a client's process cannot work: {reason}")
+                raise ConfigError("AGFL-CONFIG-205", f"--engine ray: a client's process cannot work: {reason}")
         if awake < len(nodes):
-            raise ConfigError(f"--engine ray: all nodes must answer within {_WAKE_S:g} s, got {awake} of {len(nodes)}")
+            raise ConfigError(
+                "AGFL-CONFIG-206",
+                f"--engine ray: all nodes must answer within {_WAKE_S:g} s, got {awake} of {len(nodes)}",
+            )
 
     def stop(self) -> None:
         """End the server's part, if it has not: then its folder is free."""
@@ -210,9 +219,11 @@ def _own_ray(num_cpus: int) -> Iterator[None]:
             ray.get(ray.remote(_answer).remote(), timeout=_START_S)
         except ray.exceptions.GetTimeoutError:
             rule = f"none of its processes answered within {_START_S:g} s"
-            raise ConfigError(f"--engine ray: Ray cannot start here: {rule}") from None
+            raise ConfigError("AGFL-CONFIG-207", f"--engine ray: Ray cannot start here: {rule}") from None
         except Exception as error:  # of many kinds: OSError, ValueError, RuntimeError, Ray's own
-            raise ConfigError(f"--engine ray: Ray cannot start here: {_first_line(str(error))}") from None
+            raise ConfigError(
+                "AGFL-CONFIG-208", f"--engine ray: Ray cannot start here: {_first_line(str(error))}"
+            ) from None
         finally:
             with suppress(ValueError):  # not the main thread: it has no handlers
                 signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which leaves our folder held
