@@ -115,19 +115,22 @@ def test_a_width_outside_0_to_1_is_refused(width: str, shown: str, wide: Path, t
 
 def test_a_width_below_all_that_were_trained_is_refused(wide: Path, tmp_path: Path) -> None:
     rule = "width: must be at least the least of the trained widths"
-    assert refusal(wide, tmp_path / "narrow", "--width", 0.2) == f"{rule} 0.25, 0.5, 1, got 0.2"
+    assert refusal(wide, tmp_path / "narrow", "--width", 0.2) == f"{rule} 0.25, 0.5, 1, got 0.2 [AGFL-CONFIG-108]"
     run(wide, tmp_path / "between", "--width", 0.4)
-    assert refusal(tmp_path / "between", tmp_path / "narrow", "--width", 0.6) == f"{rule} 0.625, 1, got 0.6"
+    assert (
+        refusal(tmp_path / "between", tmp_path / "narrow", "--width", 0.6)
+        == f"{rule} 0.625, 1, got 0.6 [AGFL-CONFIG-108]"
+    )
     run(wide, tmp_path / "least", "--width", 0.25)
     rule = "width: must be 1 for a model whose config.yaml names no trained `widths`, as a run with `elastic` does"
-    assert refusal(tmp_path / "least", tmp_path / "narrow", "--width", 0.5) == f"{rule}, got 0.5"
+    assert refusal(tmp_path / "least", tmp_path / "narrow", "--width", 0.5) == f"{rule}, got 0.5 [AGFL-CONFIG-107]"
     assert not (tmp_path / "narrow").exists()
 
 
 def test_a_folder_with_content_is_refused_and_an_empty_one_is_not(wide: Path, tmp_path: Path) -> None:
     before = (wide / "model" / "model.safetensors").read_bytes()
     for folder in (wide, wide / "model", wide / "model" / "config.yaml"):
-        line = f"{folder}: must be a new or empty folder, got one with content"
+        line = f"{folder}: must be a new or empty folder, got one with content [AGFL-CHECKPOINT-002]"
         assert refusal(wide, folder, "--width", 0.5) == line
     assert (wide / "model" / "model.safetensors").read_bytes() == before
     (tmp_path / "empty").mkdir()
@@ -143,5 +146,5 @@ def test_a_pretrained_model_is_refused(tmp_path: Path) -> None:
     save_model(tmp_path / "saved", config, trained_parameters(build_model(config, seed=0)), None, tokenizer)
     line = refusal(tmp_path / "saved", tmp_path / "narrow", "--width", 0.5)
     rule = "must be decoder, encoder or encoder_decoder to be narrowed"
-    assert re.fullmatch(rf".*saved: model\.family: {rule}, got huggingface", line)
+    assert re.fullmatch(rf".*saved: model\.family: {rule}, got huggingface .AGFL-CONFIG-106.", line)
     assert not (tmp_path / "narrow").exists()
