@@ -70,7 +70,7 @@ def test_attack_a_key_of_low_order_is_announced(world: World, key: str) -> None:
 def test_attack_a_record_is_announced_under_anothers_name(world: World) -> None:
     hook = reply_of(wire.TRAIN, lambda content: record_with(world, content, name=OTHER))
     result = world.secure_sum(on_reply=hook)
-    without(world, result, "name: must be 'owner-001' as registered, got 'owner-002'")
+    without(world, result, "name: must be 'owner-001' as registered, got 'owner-002' [AGFL-SECURE-038]")
 
 
 def test_attack_a_stranger_announces_keys(world: World) -> None:
@@ -237,7 +237,7 @@ def test_attack_too_few_shares_are_dealt(world: World) -> None:
         return sw.write_share_reply(messages.ShareReply(ID, sw.read_share_reply(content, ID, 4).dealt[:3]))
 
     result = world.secure_sum(on_reply=reply_of(sw.SHARE, three))
-    without(world, result, "dealt: must be 452 bytes, got 339")
+    without(world, result, "dealt: must be 452 bytes, got 339 [AGFL-WIRE-032]")
 
 
 # --- trip 3
@@ -248,7 +248,7 @@ def test_attack_a_vector_of_another_length_is_sent(world: World, size: int) -> N
     vector = np.zeros(size, np.uint64)
     hook = reply_of(sw.MASK, lambda content: sw.write_mask_reply(messages.MaskReply(ID, vector)))
     result = world.secure_sum(on_reply=hook)
-    without(world, result, f"lanes: must be uint64 of shape (7,), got uint64 of shape ({size},)")
+    without(world, result, f"lanes: must be uint64 of shape (7,), got uint64 of shape ({size},) [AGFL-WIRE-044]")
 
 
 def test_attack_a_vector_of_another_type_is_sent(world: World) -> None:
@@ -258,7 +258,7 @@ def test_attack_a_vector_of_another_type_is_sent(world: World) -> None:
         lambda content: wire.new_record({"run_id": "run", "round": 1, "exchange": 0}, {"lanes": vector}),
     )
     result = world.secure_sum(on_reply=hook)
-    without(world, result, "lanes: must be uint64 of shape (7,), got float64 of shape (7,)")
+    without(world, result, "lanes: must be uint64 of shape (7,), got float64 of shape (7,) [AGFL-WIRE-044]")
 
 
 @pytest.mark.parametrize("count", [0, 2, 2**63])
@@ -345,7 +345,7 @@ def test_attack_a_reply_for_another_attempt_is_sent(world: World) -> None:
         return RecordDict({**content, "config": ConfigRecord(fields)})
 
     result = world.secure_sum(on_reply=reply_of(sw.MASK, stale))
-    line = "exchange: must answer run run round 1 exchange 0, got run run round 1 exchange 9"
+    line = "exchange: must answer run run round 1 exchange 0, got run run round 1 exchange 9 [AGFL-WIRE-031]"
     without(world, result, line)
 
 

@@ -191,7 +191,7 @@ def test_attack_one_of_five_lies(lie: str, tell: Callable[[str, int], tuple[Outc
     check(outcome, loss)
     assert bool(outcome.line) == (lie in STOPS)
     if lie == "canary":
-        assert outcome.line.endswith("one of owner-00, owner-01, owner-02, owner-03, owner-04")
+        assert outcome.line.endswith("one of owner-00, owner-01, owner-02, owner-03, owner-04 [AGFL-ROUND-014]")
 
 
 @pytest.mark.parametrize("lie", OF_TWELVE)

@@ -111,7 +111,7 @@ def test_a_failed_attempt_says_how_many_were_needed_and_who_was_lost_why(world: 
     line = "U2, clients that dealt shares: must be at least 4, got 3; owner-000: disconnected; owner-001: disconnected"
     with pytest.raises(AttemptFailed) as failed:
         world.secure_sum(on_reply=lost)
-    assert str(failed.value) == line
+    assert str(failed.value) == f"{line} [AGFL-ROUND-016]"
     assert failed.value.refused == dict.fromkeys(["owner-000", "owner-001"], "disconnected")
     assert failed.value.guilty == frozenset()
     result = world.secure_sum(round_request(exchange=1))  # and the next exchange, with fresh keys, succeeds

@@ -252,19 +252,19 @@ def test_an_owner_who_is_lost_for_good_ends_the_training_in_one_line(train: Call
 
 
 LIES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
-    "counts twice": (lambda lanes: np.array([2, *lanes[1:]], np.uint64), "count: must be 1, got 2"),
-    "does not count": (lambda lanes: np.array([0, *lanes[1:]], np.uint64), "count: must be 1, got 0"),
+    "counts twice": (lambda lanes: np.array([2, *lanes[1:]], np.uint64), "count: must be 1, got 2 [AGFL-WIRE-024]"),
+    "does not count": (lambda lanes: np.array([0, *lanes[1:]], np.uint64), "count: must be 1, got 0 [AGFL-WIRE-024]"),
     "overflows": (
         lambda lanes: np.array([*lanes[:-1], 2**63], np.uint64),
-        "lanes: every count must be below 3074457345618258602, got 9223372036854775808",
+        "lanes: every count must be below 3074457345618258602, got 9223372036854775808 [AGFL-WIRE-025]",
     ),
     "too long": (
         lambda lanes: np.array([*lanes, 0], np.uint64),
-        "lanes: must be uint64 of shape (65537,), got uint64 of shape (65538,)",
+        "lanes: must be uint64 of shape (65537,), got uint64 of shape (65538,) [AGFL-WIRE-044]",
     ),
     "another type": (
         lambda lanes: lanes.astype(np.int64),
-        "lanes: must be uint64 of shape (65537,), got int64 of shape (65537,)",
+        "lanes: must be uint64 of shape (65537,), got int64 of shape (65537,) [AGFL-WIRE-044]",
     ),
 }
 
