@@ -46,7 +46,7 @@ from agfl_protocol.messages.wire import (
 )
 from agfl_protocol.methods.elastic import rings_by_tier
 from agfl_protocol.methods.method import NO_STATES, Method, Round
-from agfl_protocol.methods.owner_state import OwnerState
+from agfl_protocol.methods.owner_states.owner_state import OwnerState
 from agfl_protocol.methods.registry import methods_of
 from agfl_protocol.plans.client_plan import ClientPlan, client_plan_from_json, model_of
 from agfl_protocol.plans.plan import plan_from_json

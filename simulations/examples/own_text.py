@@ -1,6 +1,6 @@
 """Your own text, three owners in memory, one model that none of them could train alone. Run it:
 
-    python simulations/examples/own_text.py runs/mine
+python simulations/examples/own_text.py runs/mine
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from agfl_client.training.client_state import ClientStates, Memory, StateKey
 from agfl_models.errors import ConfigError, IdentityError
 from agfl_protocol.config.search_config import MAX_CANDIDATES
 from agfl_protocol.identity.private_files import write_private
-from agfl_protocol.methods.feddyn import FedDyn
+from agfl_protocol.methods.owner_states.feddyn import FedDyn
 from agfl_protocol.update import Vector
 
 SIZE = 3

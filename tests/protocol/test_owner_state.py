@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from agfl_protocol.methods.feddyn import FedDyn
 from agfl_protocol.methods.method import State, Step
-from agfl_protocol.methods.owner_state import LOST, OWN, OwnerState
-from agfl_protocol.methods.scaffold import CONTROL, Scaffold
+from agfl_protocol.methods.owner_states.feddyn import FedDyn
+from agfl_protocol.methods.owner_states.owner_state import LOST, OWN, OwnerState
+from agfl_protocol.methods.owner_states.scaffold import CONTROL, Scaffold
 from agfl_protocol.optimizers import ServerOptimizerConfig, build_optimizer
 from agfl_protocol.optimizers.drift import FedDynConfig, ScaffoldConfig
 from agfl_protocol.optimizers.fedavg import FedAvgConfig

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from agfl_models.errors import CheckpointError
 from agfl_models.files.durable_files import write_atomically
 from agfl_models.version import VERSION
-from agfl_protocol.methods.owner_state import as_arrays
+from agfl_protocol.methods.owner_states.owner_state import as_arrays
 from agfl_server.rounds.checkpoint import load_checkpoint, save_checkpoint
 from agfl_server.rounds.state import ServerState
 

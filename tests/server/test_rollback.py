@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from agfl_protocol.methods.alignment import AlignmentWeighting
 from agfl_protocol.methods.clipping import Clipping
-from agfl_protocol.methods.feddyn import FedDyn
-from agfl_protocol.methods.owner_state import as_arrays, used_in
+from agfl_protocol.methods.owner_states.feddyn import FedDyn
+from agfl_protocol.methods.owner_states.owner_state import as_arrays, used_in
 from agfl_protocol.methods.weighting import Weighting
 from agfl_protocol.optimizers import build_optimizer
 from agfl_protocol.optimizers.momentum import FedAvgMConfig

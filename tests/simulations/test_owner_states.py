@@ -24,7 +24,7 @@ from agfl_protocol.config.run_config import RunConfig, load_run_config
 from agfl_protocol.identity.private_files import write_private
 from agfl_protocol.messages import wire
 from agfl_protocol.methods.method import State
-from agfl_protocol.methods.owner_state import Used, used_in
+from agfl_protocol.methods.owner_states.owner_state import Used, used_in
 from agfl_protocol.randomness import OwnerRandomness
 from agfl_server.app import run_federation
 from agfl_server.rounds.checkpoint import load_checkpoint

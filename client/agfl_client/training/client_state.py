@@ -1,4 +1,4 @@
-"""What an owner keeps from round to round for methods that need it (`methods.owner_state`); it never leaves.
+"""What an owner keeps from round to round for methods that need it (`methods.owner_states`); it never leaves.
 
 A state counts only if the server used the update that it follows from, and an owner cannot know that by itself: its
 reply may have come too late, or its node may have crashed. So the file holds two states, each under the exchange that
@@ -32,7 +32,7 @@ from agfl_models.files.durable_files import write_atomically
 from agfl_protocol.config.search_config import MAX_CANDIDATES
 from agfl_protocol.identity.private_files import check_private
 from agfl_protocol.methods.method import State, States
-from agfl_protocol.methods.owner_state import IS_LOST, OWN, OwnerState, used_in
+from agfl_protocol.methods.owner_states.owner_state import IS_LOST, OWN, OwnerState, used_in
 from agfl_protocol.update import Vector
 
 log = logging.getLogger("agfl.client")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from agfl_models.errors import BrokenRule
 from agfl_protocol.methods.method import (
     ArraySpec,
     Gradient,
@@ -19,7 +20,7 @@ from agfl_protocol.methods.method import (
     State,
     Step,
 )
-from agfl_protocol.methods.scaffold import refuse_unequal_steps
+from agfl_protocol.methods.owner_states.scaffold import refuse_unequal_steps
 from agfl_protocol.update import Total, Update, Vector, inner_product
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ class FedCM(Method):
             return
         refuse_unequal_steps(plan, "methods fedcm")
         if plan.keeps_state:
-            raise ValueError("methods: fedcm cannot go with owners' state (scaffold, feddyn), got both")
+            rule = "methods: fedcm cannot go with owners' state (scaffold, feddyn), got both"
+            raise BrokenRule("AGFL-CONFIG-213", rule)
 
     @staticmethod
     def arrays(plan: ClientPlan, size: int, *, train: bool) -> Specs:

@@ -13,10 +13,10 @@ from agfl_protocol.methods.divergence import Divergence
 from agfl_protocol.methods.elastic import Elastic
 from agfl_protocol.methods.fair_weighting import FairWeighting
 from agfl_protocol.methods.fedcm import FedCM
-from agfl_protocol.methods.feddyn import FedDyn
 from agfl_protocol.methods.method import METHOD_CONFIGS, Method, MethodConfig, Round, Specs, States
 from agfl_protocol.methods.normalization import NormalizedAveraging
-from agfl_protocol.methods.scaffold import Scaffold
+from agfl_protocol.methods.owner_states.feddyn import FedDyn
+from agfl_protocol.methods.owner_states.scaffold import Scaffold
 from agfl_protocol.methods.square_norm import SquareNorm
 from agfl_protocol.methods.weighting import Weighting
 
@@ -36,7 +36,8 @@ def register(method: type[Method]) -> type[Method]:
         ConfigError: another method, or a configuration, has its name.
     """
     if method.name in (one.name for one in METHODS):
-        raise ConfigError(f"method: must have a new name, got {method.name!r}, which is registered")
+        line = f"method: must have a new name, got {method.name!r}, which is registered"
+        raise ConfigError("AGFL-CONFIG-212", line)
     if method.config is not None:
         METHOD_CONFIGS.register(method.config)
     METHODS.append(method)

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import PositiveFloat
 
-from agfl_protocol.methods.feddyn import FedDynMethodConfig
 from agfl_protocol.methods.method import MethodConfig
-from agfl_protocol.methods.scaffold import ScaffoldMethodConfig
+from agfl_protocol.methods.owner_states.feddyn import FedDynMethodConfig
+from agfl_protocol.methods.owner_states.scaffold import ScaffoldMethodConfig
 from agfl_protocol.optimizers.fedavg import FedAvgConfig
 from agfl_protocol.optimizers.server_optimizer import OPTIMIZERS, OptimizerConfig, ServerOptimizer, Wrap
 

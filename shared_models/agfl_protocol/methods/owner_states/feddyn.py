@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import PositiveFloat
 
 from agfl_protocol.methods.method import Gradient, MethodConfig, Round, Specs, State, Step
-from agfl_protocol.methods.owner_state import OWN, SUM, Array, OwnerState
+from agfl_protocol.methods.owner_states.owner_state import OWN, SUM, Array, OwnerState
 from agfl_protocol.update import Vector
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from agfl_models.errors import BrokenRule
 from agfl_protocol.config.training_config import SGDConfig
 from agfl_protocol.methods.method import ArraySpec, Gradient, MethodConfig, Round, Specs, State
-from agfl_protocol.methods.owner_state import OWN, OWNERS, SUM, Array, OwnerState
+from agfl_protocol.methods.owner_states.owner_state import OWN, OWNERS, SUM, Array, OwnerState
 
 if TYPE_CHECKING:
     from agfl_protocol.plans.client_plan import ClientPlan

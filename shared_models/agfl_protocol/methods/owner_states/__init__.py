@@ -1,0 +1,1 @@
+"""Methods whose owners keep state from round to round."""
