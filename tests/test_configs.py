@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.commands import run
 
+from agfl_models.reading.corpora import corpus_of
 from agfl_protocol.config.run_config import load_run_config
 from agfl_server import cli as server_cli
 from agfl_sim.cli import DEFAULT_CONFIG, SHIPPED_CONFIGS
@@ -16,6 +17,8 @@ CONFIGS = sorted(path for path in SHIPPED_CONFIGS.glob("*.yaml") if not path.ste
 FULL = sorted(SHIPPED_CONFIGS.glob("*-full.yaml"))
 SHORT = ("num_rounds=1", "training.local_steps=1", "training.batch_size=1", "evaluation.max_examples=1")
 FEW_MERGES = ("tokenizer.vocab_size=280", "model.vocab_size=280")
+FEW_OWNERS = ("data.partition=natural", "data.num_owners=6")
+AS_SHIPPED = "text_classification"  # the quickest one runs with all its owners
 
 
 def test_the_default_is_shipped() -> None:
@@ -25,13 +28,17 @@ def test_the_default_is_shipped() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configuration_runs(path: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    short = (*SHORT, *FEW_MERGES) if load_run_config(path).tokenizer.type == "bpe" else SHORT
+    config = load_run_config(path)
+    short = (*SHORT, *FEW_MERGES) if config.tokenizer.type == "bpe" else SHORT
+    short = short if path.stem == AS_SHIPPED else (*short, *FEW_OWNERS)
     overrides = [part for value in short for part in ("--set", value)]
     done = run("agfl-simulate", path.stem, "--output", output, *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [row["round"] for row in rows] == [0, 1]
-    assert rows[1]["clients"] == load_run_config(path).data.num_owners
+    assert config.data.num_owners is not None
+    assert rows[1]["clients"] == (config.data.num_owners if path.stem == AS_SHIPPED else 6)
+    assert config.data.num_owners <= len(corpus_of(config.task.type, config.data.corpus).load())
     assert (output / "report.html").exists()
     assert sorted(str(p.relative_to(output)) for p in output.rglob("model*")) == ["model", "model/model.safetensors"]
 
