@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from tests.commands import run
 
 EXAMPLES = Path(__file__).parents[2] / "simulations" / "examples"
-PATHS = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
-    command = [sys.executable, str(EXAMPLES / "own_model_on_digits.py"), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **PATHS}, timeout=300)
+    done = run(EXAMPLES / "own_model_on_digits.py", folder)
     assert done.returncode == 0, done.stderr
     return folder / "run"
 
@@ -34,8 +30,6 @@ def test_a_users_own_module_learns_digits_of_five_owners_under_secure_sums(digit
 
 def test_its_model_is_saved_and_needs_its_own_code_to_be_opened(digits: Path) -> None:
     assert (digits / "model" / "model.safetensors").stat().st_size > 4 * 4810
-    main = "import sys; from agfl_models.cli import main; sys.argv[1:] = ['describe', sys.argv[1]]; main()"
-    command = [sys.executable, "-c", main, str(digits)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **PATHS}, timeout=60)
+    done = run("agfl-model", "describe", digits)
     assert done.returncode != 0
     assert "model: unknown 'family' 'mlp' (known: decoder, encoder, encoder_decoder, huggingface)" in done.stderr
