@@ -30,6 +30,9 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     config = yaml.safe_load((SHIPPED_CONFIGS / f"{request.param}.yaml").read_text()) | SHORT
     config |= MORE.get(request.param, {})
     config["model"]["vocab_size"] = 300
+    for stack in (config["model"], config["model"].get("encoder", {"layers": []})):
+        for layer in stack["layers"]:  # of a search, each block is one more exchange
+            layer |= {"repeat": 1} if "repeat" in layer else {}
     config["training"] |= {"local_steps": 2, "batch_size": 2}
     site = Site(tmp_path_factory.mktemp(request.param))
     site.prepare(yaml.safe_dump(config))
