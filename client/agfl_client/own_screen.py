@@ -28,11 +28,11 @@ class OwnScreen:
 
     def refused(self, kind: str, error: AgflError) -> None:
         """Say that this node does not answer a message of a kind, and why."""
-        field = str(error).partition(":")[0]
+        field = error.sentence.partition(":")[0]
         if isinstance(error, DataError | PretrainedError):
             field = "data" if isinstance(error, DataError) else "pretrained"
         advice = f"; {_ADVICE[field]}" if field in _ADVICE else ""
-        line = f"your node takes no part in {_WHAT.get(kind, 'this round')}: {error}{advice}"
+        line = f"your node takes no part in {_WHAT.get(kind, 'this round')}: {error.sentence}{advice} [{error.code}]"
         last, at = self._said.get(kind, ("", 0.0))
         if line != last or self._clock() - at >= _AGAIN_S:
             self._said[kind] = line, self._clock()

@@ -13,6 +13,8 @@ from agfl_models.errors import ConfigError, RoundError
 from agfl_models.files.store_files import MODEL_FOLDER
 from agfl_protocol.config.run_config import AggregationConfig, RunConfig, load_run_config
 from agfl_protocol.messages import wire
+from agfl_protocol.methods.registry import METHODS
+from agfl_protocol.plans.client_plan import ClientPlan
 from agfl_protocol.plans.plan import Plan
 from agfl_protocol.plans.plan_fields import PlanViolation
 from agfl_protocol.plans.sum_kind import MAX_SAMPLED_EXAMPLES, may_train_exactly
@@ -216,13 +218,8 @@ def refuse_run(config: RunConfig, folder: Path, *, resume: bool, roster: Signing
 
 
 def _refuse_before_writing(config: RunConfig, folder: RunFolder, resume: bool) -> None:
-    aggregation = config.aggregation
-    if aggregation.type == "secure" and aggregation.weighting == "alignment" and may_train_exactly(config.client_plan):
-        raise ConfigError(
-            "AGFL-CONFIG-070",
-            "aggregation.weighting: must not be alignment where owners train or evaluate on more than "
-            f"{MAX_SAMPLED_EXAMPLES} examples a round, since they refuse that",
-        )
+    if may_train_exactly(config.client_plan):
+        _refuse_exact(config.client_plan)
     if config.search is not None:
         open_search(config, folder, resume=resume)
     else:
@@ -230,6 +227,16 @@ def _refuse_before_writing(config: RunConfig, folder: RunFolder, resume: bool) -
     if not resume:
         public_rows(config)
     refuse_missing(config.tracking)
+
+
+def _refuse_exact(plan: ClientPlan) -> None:
+    """Raise ConfigError where a method cannot be in exact sums: owners would refuse them."""
+    try:
+        for method in METHODS:
+            method.refuse_exact(plan, {})
+    except PlanViolation as error:
+        sums = f"sums are exact where owners train or evaluate on more than {MAX_SAMPLED_EXAMPLES} examples a round"
+        raise ConfigError.of(error, f"{error.sentence} ({sums})") from None
 
 
 def _refuse_few_owners(config: AggregationConfig, num_owners: int | None, min_cohort: int) -> None:

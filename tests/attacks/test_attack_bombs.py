@@ -278,8 +278,11 @@ def test_out_of_time_is_one_line_on_both_sides_and_nothing_else_leaves(
     with caplog.at_level(logging.ERROR):
         reply = create_client_app(node)(message, Context(1, 7, {}, RecordDict(), {}))
     assert not reply.has_content()
-    assert (reply.error.code, reply.error.reason) == (REFUSED, "max_seconds_per_round: out of time")
-    assert caplog.messages == ["your node takes no part in this round: max_seconds_per_round: out of time"]
+    line = "max_seconds_per_round: out of time [AGFL-POLICY-012]"
+    assert (reply.error.code, reply.error.reason) == (REFUSED, line)
+    assert caplog.messages == [
+        "your node takes no part in this round: max_seconds_per_round: out of time [AGFL-POLICY-012]"
+    ]
 
 
 # --- more memory than there is

@@ -46,6 +46,11 @@ def harmless(outcome: str | dict[str, float]) -> None:
 Change = Callable[[RoundRequest], RoundRequest]
 ALIGNED = (*EXACT, "aggregation.weighting=alignment")
 FEDDYN = (*EXACT, "aggregation.server_optimizer={type: feddyn}", "aggregation.weighting=uniform")
+FEDCM = (
+    *(one for one in EXACT if not one.startswith("training")),
+    "methods=[{type: fedcm}]",
+    "training={optimizer: {type: sgd, lr: 0.5}, batch_size: 64, local_steps: 9}",
+)
 AUTO = (*EXACT, "aggregation.server_optimizer={type: auto}")
 FIELDS: dict[str, list[tuple[tuple[str, ...], Change, Callable[[str | dict[str, float]], None]]]] = {
     "run_id": [(EXACT, lambda r: replace(r, run_id="other"), refused("plan: this owner must approve run other"))],
@@ -79,6 +84,8 @@ FIELDS: dict[str, list[tuple[tuple[str, ...], Change, Callable[[str | dict[str, 
         (ALIGNED, with_arrays("alignment", previous=np.zeros(0, np.float32)), refused("aggregation.weighting: must")),
         (FEDDYN, with_arrays("feddyn", used=np.array([1])), harmless),
         (EXACT, with_arrays("elastic", by_tier=np.ones(2, np.uint8)), refused("elastic/by_tier: must not be there")),
+        # Who goes with a direction that the server makes up, of updates that stay the same.
+        (FEDCM, lambda r: r, refused("methods: fedcm must not be in an exact sum")),
         # By so low a bound that every update is above it.
         (EXACT, with_arrays("clipping", step=np.array([1])), refused("clipping/step: must not be there")),
     ],

@@ -112,7 +112,9 @@ def test_a_day_with_four_owners(federation: Federation) -> None:
     for name in ("alice", "bob"):
         owners[name].wait_for(rf"your node takes no part in the run: data: .*{name}\.jsonl: .*text")
         server.wait_for(f"{name} refused: data: this owner's data cannot be used")
-    server.wait_for(rf"not taking part: alice, bob \(data: this owner's data cannot be used\); carol \({reason}\)")
+    server.wait_for(
+        rf"not taking part: alice, bob \(data: this owner's data cannot be used\); carol \({reason} \[AGFL-PLAN-010\]\)"
+    )
     assert server.process.poll() is None
     assert str(federation.folder) not in re.sub(r".*(listening|as this run).*", "", server.output())
     nodes = ("agfl-server", "nodes", "--federation", federation.federation, "--json")

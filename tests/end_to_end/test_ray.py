@@ -95,7 +95,9 @@ def test_ray_none_of_whose_processes_answers_is_given_up(tmp_path: Path) -> None
     )
     refused = run(program, config, "--output", tmp_path / "ray", *PLAIN, timeout_s=SLOW_S)
     assert refused.returncode == 2
-    line = r"error: --engine ray: Ray cannot start here: none of its processes answered within 0.001 s"
+    line = (
+        r"error: --engine ray: Ray cannot start here: none of its processes answered within 0.001 s \[AGFL-CONFIG-207\]"
+    )
     assert re.fullmatch(line, refused.stderr.splitlines()[-1])
     assert "Traceback" not in refused.stderr
     assert_free(tmp_path / "ray")

@@ -82,7 +82,7 @@ def test_the_run_goes_on_with_those_who_hold_its_roster(
     assert state.row["clients"] == 4
     assert observer.refusals["owner-01"] == (
         f"plan.roster: must be this owner's, {roster_shown(5, older.hash.hex())}; "
-        f"got {roster_shown(5, ours.hash.hex())}"
+        f"got {roster_shown(5, ours.hash.hex())} [AGFL-PLAN-010]"
     )
 
 
@@ -98,6 +98,6 @@ def test_where_too_few_hold_the_roster_the_server_names_the_others_and_what_they
         assert nodes.connected().keys() == {"owner-03"}
         reason = (
             f"plan.roster: must be this owner's, {roster_shown(3, older.hash.hex())}; "
-            f"got {roster_shown(4, ours.hash.hex())}, owner-03 among them"
+            f"got {roster_shown(4, ours.hash.hex())}, owner-03 among them [AGFL-PLAN-010]"
         )
         assert nodes.absent() == dict.fromkeys(owners.names[:3], reason)

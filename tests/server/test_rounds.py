@@ -327,7 +327,7 @@ def test_weights_by_alignment_are_refused_where_every_owner_would(
 ) -> None:
     config = run_config("aggregation={type: secure, weighting: alignment, server_optimizer: {type: fedavg}}", more)
     roster = SigningRoster({name: Ed25519PrivateKey.generate().public_key() for name in "abcde"})
-    rule = r"^aggregation\.weighting: .*AGFL-CONFIG-070"
+    rule = r"^aggregation\.weighting: .*exact sum.*AGFL-PLAN-007"
     with InProcessGrid({}, 1) as grid, pytest.raises(ConfigError, match=rule):
         run_federation(grid, config, tmp_path / "run", roster=roster)
     assert not (tmp_path / "run" / "plan.json").exists()

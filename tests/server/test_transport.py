@@ -62,7 +62,7 @@ def test_a_round_without_work_takes_less_than_a_second(cluster: Cluster) -> None
 @pytest.mark.parametrize(
     ("message_type", "reason"),
     [
-        ("query.refuse", "field: must be small, got 9"),
+        ("query.refuse", "field: must be small, got 9 [AGFL-CONFIG-000]"),
         ("query.leak", "DataError"),
         ("query.crash", "ValueError"),
         ("query.unknown", "ValueError"),

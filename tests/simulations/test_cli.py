@@ -115,13 +115,22 @@ REFUSALS: list[tuple[list[str], str]] = [
     (["none.yaml"], "none.yaml: no such file [AGFL-CONFIG-003]"),
     ([*TO_NEW, "--set", "modell.dim=3"], "--set: unknown key 'modell' (did you mean 'model'?) [AGFL-CONFIG-001]"),
     ([*TO_NEW, "--set", "num_rounds=0"], "--set: num_rounds: Input should be greater than 0, got 0 [AGFL-CONFIG-011]"),
-    ([*TO_NEW, "--set", "seed"], "--set: must be KEY=VALUE (as in training.local_steps=5), got 'seed'"),
+    (
+        [*TO_NEW, "--set", "seed"],
+        "--set: must be KEY=VALUE (as in training.local_steps=5), got 'seed' [AGFL-CONFIG-145]",
+    ),
     ([*TO_NEW, "--engine", "inlin"], "--engine: unknown engine 'inlin' (did you mean 'inline'?) [AGFL-CONFIG-083]"),
-    (["small.yaml", "--output", "[/x]", "--resume"], "--resume: [/x]/checkpoints: must hold a checkpoint, found none"),
+    (
+        ["small.yaml", "--output", "[/x]", "--resume"],
+        "--resume: [/x]/checkpoints: must hold a checkpoint, found none [AGFL-CHECKPOINT-022]",
+    ),
     (["small.yaml", "--resume"], "--resume: needs --output, the folder of the run to go on with [AGFL-CONFIG-084]"),
-    ([*TO_NEW, "--resume"], "--resume: new/checkpoints: must hold a checkpoint, found none"),
-    ([*TO_NEW, "--set", "data.path=none"], "data.path: none: no such folder"),
-    ([*TO_NEW, "--set", "data.num_owners=999"], "data.num_owners: must be at most 608 for this partition, got 999"),
+    ([*TO_NEW, "--resume"], "--resume: new/checkpoints: must hold a checkpoint, found none [AGFL-CHECKPOINT-022]"),
+    ([*TO_NEW, "--set", "data.path=none"], "data.path: none: no such folder [AGFL-DATA-084]"),
+    (
+        [*TO_NEW, "--set", "data.num_owners=999"],
+        "data.num_owners: must be at most 608 for this partition, got 999 [AGFL-CONFIG-211]",
+    ),
 ]
 
 

@@ -25,6 +25,7 @@ from agfl_protocol.identity.private_files import write_private
 from agfl_protocol.messages import wire
 from agfl_protocol.methods.method import State
 from agfl_protocol.methods.owner_states.owner_state import Used, used_in
+from agfl_protocol.plans.client_plan import model_of
 from agfl_protocol.randomness import OwnerRandomness
 from agfl_server.app import run_federation
 from agfl_server.rounds.checkpoint import load_checkpoint
@@ -135,9 +136,9 @@ class Federation:
     def model(self, name: str) -> bytes:
         return (self.root / name / "model" / "model.safetensors").read_bytes()
 
-    def sum_of_states(self, name: str, state: ServerState, training: str = "") -> NDArray[np.float64]:
-        """What all owners hold, by the exchanges that the server says it used; training: of which, by its hash."""
-        pattern = f"*/state-*{training[:16]}.safetensors"
+    def sum_of_states(self, name: str, state: ServerState, model: str = "") -> NDArray[np.float64]:
+        """What all owners hold, by the exchanges that the server says it used; model: of which training, by name."""
+        pattern = f"*/state-*{model}.safetensors"
         files = {f.parent.name: load_file(f) for f in (self.root / name / "nodes").glob(pattern)}
         held = [files[owner][str(exchange)] for owner, exchange in last_used(state).items()]
         return np.asarray(np.sum(held, axis=0, dtype=np.float64))
@@ -269,7 +270,7 @@ def test_candidates_of_a_search_keep_the_states_of_their_owners_while_others_hav
     assert not diary.lost
     chosen = load_run_config(tmp_path / "run" / "search" / CHOSEN_FILE)
     state = load_checkpoint(tmp_path / "run" / "checkpoints", chosen.hash)
-    found = federation.sum_of_states("run", state, chosen.hash)
+    found = federation.sum_of_states("run", state, model_of(chosen))
     np.testing.assert_allclose(found, own_of(state)["sum"], atol=1e-5 * np.abs(found).max())
 
 

@@ -21,6 +21,7 @@ from agfl_protocol.methods.method import (
     Step,
 )
 from agfl_protocol.methods.owner_states.scaffold import refuse_unequal_steps
+from agfl_protocol.plans.plan_fields import PlanViolation
 from agfl_protocol.update import Total, Update, Vector, inner_product
 
 if TYPE_CHECKING:
@@ -78,6 +79,13 @@ class FedCM(Method):
         """The momentum."""
         is_asked = train and plan.method(FedCMConfig) is not None
         return {MOMENTUM: ArraySpec("float32", (size,))} if is_asked else {}
+
+    @staticmethod
+    def refuse_exact(plan: ClientPlan, arrays: State) -> None:
+        """Votes on directions that the server makes up tell the same updates apart, one after the other."""
+        if plan.aggregation.type == "secure" and plan.method(FedCMConfig) is not None:
+            line = "methods: fedcm must not be in an exact sum, where votes on made-up directions tell of owners"
+            raise PlanViolation("AGFL-PLAN-022", line)
 
     @property
     def sums(self) -> tuple[str, ...]:
