@@ -308,13 +308,13 @@ class Node:
         """Return what belongs to a request, kept from last time if it can be, and what its sum goes by."""
         space = self._workspace
         if space is not None and space.text == request.client_plan:
+            _check_vectors(space.plan, request, space.layout.size)
             rules = self._rules(space.plan, request)
-            check_arrays(space.plan, request.arrays, space.layout.size, train=request.train)
         else:
             self._workspace = None
             plan = client_plan_from_json(request.client_plan).with_pretrained(self._pretrained, "--pretrained")
             tier = self._policy.tier(plan)  # before the model is built and the text is touched
-            check_arrays(plan, request.arrays, plan.model.num_parameters(), train=request.train)
+            _check_vectors(plan, request, plan.model.num_parameters())
             rules = self._rules(plan, request)
             space = self._make_workspace(request.client_plan, plan, tier)
         self._workspace = space = space.with_rings(rings_by_tier(request.arrays)[space.tier - 1])
@@ -328,13 +328,17 @@ def _state_key(space: Workspace, request: RoundRequest) -> StateKey:
     return StateKey(request.run_id, model_of(space.plan))
 
 
-def _round(space: Workspace, request: RoundRequest) -> Round:
-    """Return what methods are built from; raises WireError where the models do not fit."""
-    plan, size = space.plan, space.layout.size
+def _check_vectors(plan: ClientPlan, request: RoundRequest, size: int) -> None:
+    """Raise WireError where the models do not fit one of `size` parameters, or arrays are not what methods say."""
     num_models, rest = divmod(request.model.size, size)
     if rest or num_models not in (1, plan.max_models if request.train else 1):
         raise WireError("AGFL-WIRE-050", f"model: must have {size} parameters as configured, got {request.model.size}")
-    return Round(plan, num_models, request.arrays, space.rings)
+    check_arrays(plan, request.arrays, size, train=request.train)
+
+
+def _round(space: Workspace, request: RoundRequest) -> Round:
+    """Return what methods are built from."""
+    return Round(space.plan, request.model.size // space.layout.size, request.arrays, space.rings)
 
 
 def _codec(space: Workspace, request: RoundRequest, round_: Round) -> UpdateCodec:

@@ -65,10 +65,11 @@ class BrokenRule(ValueError):
 
 
 def one_line(text: str) -> str:
-    """Return a text, whoever wrote it, as one bounded line."""
+    """Return a text, whoever wrote it, as one bounded line that steers no terminal and that can be encoded."""
     if len(text) > _MAX_LINE:
         text = f"{text[: _MAX_LINE - 200]} ... {text[-150:]}"
-    return " ".join(text.splitlines())
+    line = " ".join(text.splitlines())
+    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 class ConfigError(AgflError):

@@ -182,3 +182,23 @@ def test_a_request_for_nothing_is_refused(serve: Serve) -> None:
     server = serve()
     line = refusal(server, server.request(model_of(server), train=False, evaluate=False))
     assert line.startswith("evaluate: must be true")
+
+
+ODD_ARRAYS: dict[str, tuple[dict[str, NDArray[Any]], str]] = {
+    "another": ({"x": np.ones(2, np.uint8)}, "elastic/by_tier: required but missing"),
+    "none": ({"by_tier": np.zeros(0, np.uint8)}, "elastic/by_tier: must have 2 elements as configured, got 0"),
+    "type": ({"by_tier": np.ones(2, np.float32)}, "elastic/by_tier: must be uint8, got float32"),
+    "more": ({"by_tier": np.ones(2, np.uint8), "x": np.ones(2, np.uint8)}, "elastic/x: must not be there"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_ARRAYS)
+@pytest.mark.parametrize("is_warm", [True, False])
+def test_odd_arrays_are_refused_before_anything_goes_by_them(serve: Serve, kind: str, is_warm: bool) -> None:
+    """Also by a node that has this run's workspace at hand."""
+    arrays, line = ODD_ARRAYS[kind]
+    server = serve("elastic={widths: [0.5, 1.0]}")
+    if is_warm:
+        assert server.sum(server.request(model_of(server)))[0] == len(server.names)
+    request = server.request(model_of(server))
+    assert line in refusal(server, replace(request, arrays={**request.arrays, "elastic": arrays}))

@@ -280,3 +280,16 @@ def test_node_and_command_may_write_at_once(tmp_path: Path, make_plan: MakePlan)
         node.join(30)
         assert node.exitcode == 0
     assert all(open_as(tmp_path).approved(plan.run_id) == plan for plan in plans)
+
+
+def test_a_plan_that_another_version_wrote_stops_no_later_run(tmp_path: Path, make_plan: MakePlan) -> None:
+    """It is none that went before: nobody is asked less for it, and what has changed since is not known."""
+    files = ApprovalFiles(tmp_path)
+    open_as(tmp_path, "all").propose(make_plan(run_id="old"))
+    known = files.read("old")
+    assert known is not None
+    files.write("old", known.changed(plan='{"config":{},"run_id":"old"}'))
+    plan = make_plan()
+    assert open_as(tmp_path, "same_operator_and_task").propose(plan) is Status.PENDING
+    assert earlier_run(files, plan) is None
+    assert open_as(tmp_path).propose(make_plan(run_id="old")) is Status.PENDING

@@ -13,7 +13,7 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-from hostile_server import first_arrays
+from hostile_server import codec_of, first_arrays
 from numpy.typing import NDArray
 
 from agfl_client.app import OWNERS_VARIABLE, REFUSED, create_client_app
@@ -22,6 +22,7 @@ from agfl_client.node import Node
 from agfl_client.policy import Policy, PolicyViolation
 from agfl_models.errors import ConfigError, DataError, WireError
 from agfl_models.examples import TextRow, read_rows
+from agfl_models.model.families import build_model
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages import wire
 from agfl_protocol.messages.wire import read_vector
@@ -32,7 +33,7 @@ from agfl_protocol.plans.plan import Plan
 from agfl_protocol.plans.plan_fields import PlanViolation
 from agfl_protocol.randomness import OwnerRandomness
 from agfl_protocol.transforms.quantization import QuantizationPlan
-from agfl_protocol.update import Vector
+from agfl_protocol.update import Layout, Vector
 from agfl_server.rounds.state import initial_state
 from agfl_sim.engines.grid import InProcessGrid
 
@@ -493,3 +494,21 @@ def test_data_of_another_task_is_refused_in_one_line(
 def test_node_without_text_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="AGFL-DATA-037"):
         Node("alice", tmp_path / "none.jsonl")
+
+
+def test_a_direction_moves_each_parameter_of_a_part_by_its_own(
+    run_config: MakeConfig, make_owners: Callable[..., Path]
+) -> None:
+    """FedCM on the first ring of an elastic model: with next to nothing of its own gradient an owner goes that way."""
+    overrides = ("methods=[{type: fedcm, alpha: 1.0e-9}]", "training.max_grad_norm=null", "aggregation.clip_l2=1000")
+    request = request_of(run_config(*ELASTIC, *overrides))
+    way = np.random.default_rng(3).standard_normal(request.model.size).astype(np.float32)
+    request = replace(request, arrays={**request.arrays, "fedcm": {"momentum": way}}, plan=QuantizationPlan(1, 3))
+    policy = UNASKED.model_copy(update={"max_width": 0.5})
+    node = Node("alice", make_owners(1) / "owner-00.jsonl", device="cpu", policy=policy)
+    layout = Layout.of(build_model(run_config(*ELASTIC).model, seed=0))
+    total = codec_of(request, layout).decode_sum(lanes(node, request))
+    rings = run_config(*ELASTIC).build_rings()
+    assert rings is not None
+    expected = np.where(rings.held(1), way, 0) * total.weight
+    assert np.linalg.norm(total.delta - expected) < 1e-3 * np.linalg.norm(expected)

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from agfl_models.errors import ConfigError
 from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.methods import registry
 from agfl_protocol.methods.fedcm import AGREEMENT, MOMENTUM, FedCM
-from agfl_protocol.methods.method import Step
+from agfl_protocol.methods.method import Method, Step
 from agfl_protocol.update import Total, Update
 
 SIZE, OWNERS, STEPS, LR, SERVER_LR, ALPHA, ROUNDS = 5, 4, 6, 0.1, 0.7, 0.3, 12
@@ -124,6 +125,7 @@ def test_each_owner_has_one_vote_on_whether_its_update_goes_with_the_momentum() 
             r"methods: fedcm cannot go with owners' state \(scaffold, feddyn\), got both",
         ),
         (("methods=[{type: fedcm}, {type: fedcm}]",), "methods: must name each once, got fedcm, fedcm"),
+        (("aggregation.weighting=loss",), "aggregation.weighting: must not be loss with methods fedcm"),
         (("methods=[{type: fedcm, alpha: 0}]",), r"methods\.0\.alpha: .*greater than 0, got 0"),
         (("methods=[{type: scaffold}]",), "methods: scaffold comes with what aggregation says, got it by itself"),
         (("methods=[{type: fedmc}]",), r"methods\.0: unknown 'type' 'fedmc' \(did you mean 'fedcm'\?\)"),
@@ -135,3 +137,16 @@ def test_what_does_not_go_with_it_is_one_line(
     with pytest.raises(ConfigError, match=line) as caught:
         run_config(*FEDCM, *overrides)
     assert "\n" not in str(caught.value)
+
+
+def test_methods_of_users_have_one_order_whoever_registers_them_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their sums travel in it: two owners must not add up one's first with another's second."""
+    shipped = list(registry.METHODS)
+    kinds = [type(name, (Method,), {"name": name}) for name in ("b_method", "a_method", "c_method")]
+    for order in (kinds, kinds[::-1]):
+        monkeypatch.setattr(registry, "METHODS", list(shipped))
+        for kind in order:
+            registry.register(kind)
+        assert [one.name for one in registry.METHODS[len(shipped) :]] == ["a_method", "b_method", "c_method"]
+        with pytest.raises(ConfigError, match="method: must have a new name, got 'a_method'"):
+            registry.register(kinds[1])

@@ -519,3 +519,38 @@ def test_a_plan_with_another_roster_is_another_plan(run_config: MakeConfig) -> N
     assert line.startswith("roster: one of 12 owners (")
     with pytest.raises(ConfigError, match="roster"):
         plan_from_json(one.to_json().replace(ROSTER.hex(), "x" * 64))
+
+
+@pytest.mark.parametrize("name", ["\x1b[2J", "\ud800", "../a", "a b", ""])
+@pytest.mark.parametrize("field", ["groups", "retired"])
+def test_attack_no_name_in_a_plan_steers_a_terminal_or_ends_a_node(
+    run_config: MakeConfig, field: str, name: str
+) -> None:
+    content = json.loads(plan_of(run_config()).to_json())
+    content[field] = [[name]] if field == "groups" else [name]
+    with pytest.raises(ConfigError, match=rf"^plan: {field}: must hold names that match ") as caught:
+        plan_from_json(canonical(content))
+    assert str(caught.value).isprintable()
+    assert str(caught.value).encode()
+
+
+def test_whatever_an_error_quotes_is_printable_and_can_be_sent() -> None:
+    line = str(PlanViolation("AGFL-PLAN-016", "got \x1b[2J, \ud800,\x07 \u202e and naïve"))
+    assert line == "got \\x1b[2J, \\ud800,\\x07 \\u202e and naïve [AGFL-PLAN-016]"
+    assert line.encode()
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [("feddyn", "scaffold"), ("candidates", "scaffold"), ("candidates", "square_norm"), ("feddyn", "square_norm")],
+)
+def test_attack_a_plan_holds_one_method_of_a_server_optimizer_at_most(
+    run_config: MakeConfig, bound: tuple[str, str]
+) -> None:
+    """No run of ours makes such a plan, and an owner must not find out while it trains."""
+    settings: dict[str, dict[str, Any]] = {"feddyn": {"alpha": 0.1}, "candidates": {"num_models": 2, "max_examples": 8}}
+    content = json.loads(run_config("aggregation.weighting=uniform").client_plan.to_json())
+    content["methods"] = [{"type": name, **settings.get(name, {})} for name in bound]
+    rule = f"methods: must hold one at most that comes with a server optimizer, got {', '.join(bound)}"
+    with pytest.raises(ConfigError, match=rule):
+        client_plan_from_json(canonical(content))

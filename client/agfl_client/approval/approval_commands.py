@@ -47,8 +47,9 @@ def print_runs(folder: Path, *, as_json: bool) -> None:
     """Print one line a run, the one that changed last at the end."""
     rows = []
     for run_id, one in _files(folder).read_all().items():
-        plan = one.read_plan()
-        task, members = plan.client_plan.task.type, len(plan.members)
+        plan = one.plan_if_read()
+        task = "unknown" if plan is None else plan.client_plan.task.type
+        members = None if plan is None else len(plan.members)
         rows.append({"run": run_id, "status": one.status.value, "by": one.by, "task": task, "members": members})
         rows[-1]["since"] = one.time
     if as_json:

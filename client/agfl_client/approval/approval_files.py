@@ -58,6 +58,13 @@ class Approval(Config):
         """Return the plan; raises ConfigError."""
         return plan_from_json(self.plan)
 
+    def plan_if_read(self) -> Plan | None:
+        """Return the plan; None where another version wrote it, or it names what is not installed here now."""
+        try:
+            return self.read_plan()
+        except ConfigError:
+            return None
+
     def changed(self, **fields: object) -> Approval:
         """Return it with other values, and the time of now."""
         return Approval.model_validate({**self.model_dump(), "time": now(), **fields})

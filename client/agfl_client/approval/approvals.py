@@ -11,7 +11,7 @@ from agfl_client.approval.approval_files import Approval, ApprovalFiles, Status,
 from agfl_client.policy import Policy, PolicyViolation
 from agfl_client.training.own_error import MIN_SIGMA
 from agfl_models.errors import ConfigError
-from agfl_protocol.plans.plan import Plan, differences, plan_from_json
+from agfl_protocol.plans.plan import Plan, differences
 
 log = logging.getLogger("agfl.client")
 MAX_PENDING = 16  # the server can put up as many as it likes
@@ -61,7 +61,8 @@ class Approvals:
             command = shlex.join(["agfl-client", "approve", plan.run_id, "--keys", str(self._folder)])
             self._unsaid = [f"run {plan.run_id} waits for your approval: {command}"]
             if known is not None and not is_same:
-                changes = differences(known.read_plan(), plan)
+                before = known.plan_if_read()
+                changes = [] if before is None else differences(before, plan)
                 self._unsaid += [f"run {plan.run_id} has changed: {line}" for line in changes]
         return status
 
@@ -106,7 +107,8 @@ class Approvals:
         if self._policy.runs == "ask" or (known is not None and known.plan != plan.to_json()):
             return False
         earlier = (one for one in self._files.read_all().values() if one.status is Status.APPROVED)
-        return any(one.operator == self._operator and _is_like(one.read_plan(), plan) for one in earlier)
+        own = (one.plan_if_read() for one in earlier if one.operator == self._operator)
+        return any(before is not None and _is_like(before, plan) for before in own)
 
     def _store(self, plan: Plan, approval: Approval) -> None:
         if approval.status is Status.APPROVED:
@@ -145,10 +147,10 @@ def earlier_run(files: ApprovalFiles, plan: Plan) -> Plan | None:
     """Return the plan that was approved last before this one: of the same run, or of the last one on this text."""
     known = files.read(plan.run_id)
     if known is not None and known.previous is not None and known.previous != plan.to_json():
-        return plan_from_json(known.previous)
+        return known.model_copy(update={"plan": known.previous}).plan_if_read()
     others = [one for run_id, one in files.read_all().items() if run_id != plan.run_id]
-    approved = [one for one in others if one.status is Status.APPROVED]
-    return approved[-1].read_plan() if approved else None
+    approved = [found for one in others if one.status is Status.APPROVED and (found := one.plan_if_read()) is not None]
+    return approved[-1] if approved else None
 
 
 def _check_split(splits: Mapping[str, float], plan: Plan) -> None:

@@ -104,7 +104,7 @@ class ClientStates:
         if last is None:
             return np.zeros(size, np.float32), False
         found = self._read(key).get(str(last))
-        if found is not None and found.dtype == np.float32 and found.shape == (size,):
+        if found is not None and found.dtype == np.float32 and found.shape == (size,) and np.isfinite(found).all():
             return found, False
         log.warning(
             "run %s: the state after exchange %d, which was used, is not here; all owners begin anew", key.run_id, last

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from agfl_client.training.deadline import Deadline
 from agfl_client.training.trainer import LocalTrainer, effective_steps, evaluate, validation_loss
 from agfl_client.training.workspace import Workspace
 from agfl_protocol.messages.wire import RoundRequest
-from agfl_protocol.methods.method import Method, State, States
+from agfl_protocol.methods.method import Gradient, Method, State, States
 from agfl_protocol.update import Update, Vector
 
 
@@ -48,7 +48,7 @@ class LocalRound:
     def losses_by_ring(self, max_examples: int, purpose: str) -> tuple[list[float], int]:
         """Return the loss of the broadcast model up to each ring that this owner trains, and the predictions of each.
 
-        None where the model is not elastic.
+        No losses where the model is not elastic.
         """
         part, losses, predictions = self.space.part, [], 0
         if part.widths is None:
@@ -81,7 +81,7 @@ class LocalRound:
         if not request.train:
             return Update(np.zeros(0, np.float32), 1.0, metrics), states
         space.part.load(self.models[0])
-        gradients = [found for method in methods if (found := method.gradient(states[method.name])) is not None]
+        gradients = [self._of_part(found) for method in methods if (found := method.gradient(states[method.name]))]
         result = LocalTrainer(space.plan.training, space.device).train(
             space.part.model,
             space.part.layout,
@@ -97,6 +97,12 @@ class LocalRound:
         steps = effective_steps(space.plan.training, result.num_steps)
         delta, count = space.part.spread(result.delta), result.num_predictions
         return Update(delta, count, metrics, loss=result.first_loss, steps=steps, start=self.models[0]), states
+
+    def _of_part(self, gradient: Gradient) -> Gradient:
+        held = self.space.part.held
+        if held is None or gradient.shift is None:
+            return gradient
+        return replace(gradient, shift=gradient.shift[held])
 
     def _evaluate(self, methods: tuple[Method, ...]) -> dict[str, float]:
         space, request = self.space, self.request

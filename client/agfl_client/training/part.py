@@ -54,5 +54,5 @@ class Part:
 
 def whole_layout(config: RunBase) -> Layout:
     """Return the layout of an elastic model as a whole, without the memory that its weights would take."""
-    assert isinstance(config.model, ModelConfig), "`RunConfig` has checked it"
+    assert isinstance(config.model, ModelConfig), "`ClientPlan` has checked it"
     return Layout.of(outline(config.model))

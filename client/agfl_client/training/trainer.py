@@ -130,6 +130,7 @@ class _Shaping:
         """Return it for training that begins at `before` (d,)."""
 
         def tensors(vector: Vector) -> list[Tensor]:
+            assert vector.shape == (layout.size,), (vector.shape, layout.size)
             return [part.to(device) for part in layout.split(vector)]
 
         pull = proximal_mu + sum(one.pull for one in gradients)

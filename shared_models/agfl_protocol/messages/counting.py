@@ -32,8 +32,8 @@ _MAX_MERGES = MAX_VOCAB_SIZE - FIRST_MERGE
 class CountRequest:
     """Server to each client of a cohort: cut your training text up by `merges` and count.
 
-    num_new: of the merges, those whose tokens are to be
-    counted, 0 where there are none; max_cohort: clients that the sum has room for.
+    num_new: of the merges, those whose tokens are to be counted, 0 where there are none; max_cohort: clients that the
+    sum has room for.
     """
 
     run_id: str

@@ -392,7 +392,9 @@ def read_vector(record: RecordDict, key: str, dtype: DTypeLike, size: int | None
         raise WireError("AGFL-WIRE-043", f"{key}: required but missing")
     if array.dtype != kind.name or len(array.shape) != 1 or (size is not None and array.shape != (size,)):
         expected = f"{kind.name} of shape ({'any' if size is None else size},)"
-        raise WireError("AGFL-WIRE-044", f"{key}: must be {expected}, got {array.dtype} of shape {tuple(array.shape)}")
+        raise WireError(
+            "AGFL-WIRE-044", f"{key}: must be {expected}, got {array.dtype[:80]} of shape {tuple(array.shape)}"
+        )
     header = _npy_header(kind, array.shape[0])
     if len(array.data) != len(header) + array.shape[0] * kind.itemsize or not array.data.startswith(header):
         raise WireError(

@@ -70,6 +70,8 @@ class FedCM(Method):
         if plan.method(FedCMConfig) is None:
             return
         refuse_unequal_steps(plan, "methods fedcm")
+        if plan.aggregation.weighting == "loss":  # of which the sum is a step, and no mean of what owners moved
+            raise BrokenRule("AGFL-CONFIG-216", "aggregation.weighting: must not be loss with methods fedcm")
         if plan.keeps_state:
             rule = "methods: fedcm cannot go with owners' state (scaffold, feddyn), got both"
             raise BrokenRule("AGFL-CONFIG-213", rule)

@@ -131,7 +131,7 @@ class Local(Protocol):
     def losses_by_ring(self, max_examples: int, purpose: str) -> tuple[list[float], int]:
         """Return the loss of the broadcast model up to each ring that this owner trains, and the predictions of each.
 
-        None where the model is not elastic.
+        No losses where the model is not elastic.
         """
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from agfl_protocol.plans.client_plan import ClientPlan
 
 METHODS: list[type[Method]] = []
+_NUM_SHIPPED = 12  # their order is a law: see below
 MethodConfigs: TypeAlias = tuple[Annotated[MethodConfig, METHOD_CONFIGS], ...]
 
 
@@ -41,6 +42,7 @@ def register(method: type[Method]) -> type[Method]:
     if method.config is not None:
         METHOD_CONFIGS.register(method.config)
     METHODS.append(method)
+    METHODS[_NUM_SHIPPED:] = sorted(METHODS[_NUM_SHIPPED:], key=lambda one: one.name)  # whoever registered them first
     return method
 
 
@@ -60,6 +62,7 @@ for _method in (
     FedCM,
 ):
     register(_method)
+assert len(METHODS) == _NUM_SHIPPED, len(METHODS)
 
 
 def methods_of(round_: Round) -> tuple[Method, ...]:

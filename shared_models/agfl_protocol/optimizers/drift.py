@@ -15,7 +15,7 @@ from agfl_protocol.optimizers.server_optimizer import OPTIMIZERS, OptimizerConfi
 
 @OPTIMIZERS.register
 class ScaffoldConfig(OptimizerConfig):
-    """Control variates at each owner (SCAFFOLD, Karimireddy et al. 2020, arXiv:1910.06378); see `methods.scaffold`.
+    """Control variates at each owner (SCAFFOLD, Karimireddy et al. 2020, arXiv:1910.06378): `methods.owner_states`.
 
     lr: of the server's step.
     """
@@ -35,7 +35,7 @@ class ScaffoldConfig(OptimizerConfig):
 
 @OPTIMIZERS.register
 class FedDynConfig(OptimizerConfig):
-    """A regularizer that each owner learns (FedDyn, Acar et al. 2021, arXiv:2111.04263); see `methods.feddyn`.
+    """A regularizer that each owner learns (FedDyn, Acar et al. 2021, arXiv:2111.04263): `methods.owner_states`.
 
     alpha: of the pull toward the global model, alpha / 2 |x - x_0|^2, and of what an owner remembers of past rounds.
     """

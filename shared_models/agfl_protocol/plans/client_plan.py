@@ -147,6 +147,10 @@ class ClientPlan(RunBase):
         types = [method.type for method in self.methods]
         if types != sorted(set(types)):
             raise BrokenRule("AGFL-CONFIG-156", f"methods: must be sorted by type, each once, got {', '.join(types)}")
+        bound = [method.type for method in self.methods if not method.is_chosen]
+        if len(bound) > 1:
+            rule = "must hold one at most that comes with a server optimizer"
+            raise BrokenRule("AGFL-CONFIG-215", f"methods: {rule}, got {', '.join(bound)}")
         refuse_misfits(self)
         return self
 

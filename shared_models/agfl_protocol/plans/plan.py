@@ -67,6 +67,14 @@ class Plan(Config):
             raise BrokenRule("AGFL-CONFIG-163", f"must each match {NAME_RULE}, got {wrong[:80]!r}")
         return members
 
+    @field_validator("groups", "retired")
+    @classmethod
+    def _are_names(cls, names: Any) -> Any:
+        for name in (one for part in names for one in ((part,) if isinstance(part, str) else part)):
+            if re.fullmatch(NAME_RULE, name) is None:
+                raise BrokenRule("AGFL-CONFIG-214", f"must hold names that match {NAME_RULE}, got {name[:80]!r}")
+        return names
+
     @model_validator(mode="after")
     def _config_is_whole(self) -> Plan:
         """Refuse what is no run, or leaves open what a default would fill in: the owner must see every field."""
