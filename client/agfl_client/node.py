@@ -108,7 +108,6 @@ class Node:
         self._randomness = randomness or OwnerRandomness(secrets.token_bytes(SECRET_BYTES))
         self._approvals = approvals
         self._tell = tell
-        self._deadline = Deadline()
         self._workspace: Workspace | None = None
         self._words: pair_counts.CutWords | None = None
         self._text_check = TextCheck()
@@ -182,13 +181,13 @@ class Node:
         again = self._answered(request)
         if again is not None:
             return again
-        self._deadline, started = Deadline.after(self._policy.max_seconds_per_round), time.monotonic()
+        deadline, started = Deadline.after(self._policy.max_seconds_per_round), time.monotonic()
         space, rules = self._workspace_for(request)
         round_ = _round(space, request)
         methods, codec = methods_of(round_), _codec(space, request, round_)
         self._words = None  # the tokenizer is there
         memory = self._recall(space, request, methods) if request.train else None
-        local = LocalRound(space, request, lambda purpose: self._draw(request, purpose), self._deadline)
+        local = LocalRound(space, request, lambda purpose: self._draw(request, purpose), deadline)
         update, states = local.run(methods, NO_STATES if memory is None else memory.states)
         lanes = codec.encode(update, self._draw(request, "rounding"), states)
         self._say_round(space, request, update, time.monotonic() - started)

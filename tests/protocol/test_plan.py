@@ -424,7 +424,7 @@ def test_a_plan_draws_and_evaluates_as_its_run_does(run_config: MakeConfig) -> N
     for exchange in range(1, 20):
         assert plan.draw(exchange) == draw_members(NAMES, 5, 7, exchange)
         assert plan.draw_groups(exchange) == draw_groups(plan.groups, 5, 7, exchange)
-        assert plan.is_union_of_groups(plan.draw_groups(exchange))
+        assert is_union(plan.draw_groups(exchange), plan.groups)
     assert [number for number in range(1, 11) if plan.evaluates_in(number)] == [1, 4, 7, 10]
 
 

@@ -17,10 +17,10 @@ from agfl_models.errors import BrokenRule, ConfigError
 from agfl_models.model.config import ModelConfig
 from agfl_models.reading.corpora import corpus_of
 from agfl_models.validation import Config, dump_yaml, load_yaml, read_yaml, validate
-from agfl_protocol.config.aggregation_config import SumsConfig
 from agfl_protocol.config.defaults import TakenDefault, with_defaults
 from agfl_protocol.config.elastic_config import ElasticConfig, Width, WidthsConfig
 from agfl_protocol.config.search_config import SearchConfig
+from agfl_protocol.config.sums_config import SumsConfig
 from agfl_protocol.methods.registry import MethodConfigs, refuse_misfits
 from agfl_protocol.optimizers import ServerOptimizerConfig
 from agfl_protocol.plans.client_plan import ClientPlan, RunBase

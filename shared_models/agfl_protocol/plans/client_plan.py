@@ -7,8 +7,8 @@ client of an older version takes part in a run whose server steps in a way that 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
@@ -25,8 +25,8 @@ from agfl_models.tasks.config import TextTaskConfig
 from agfl_models.tasks.task import AnyTask
 from agfl_models.tokenizers.tokenizer import BPETokenizerConfig, BytesTokenizerConfig, Pair, TokenizerConfig
 from agfl_models.validation import Config, validate
-from agfl_protocol.config.aggregation_config import SumsConfig
 from agfl_protocol.config.elastic_config import WidthsConfig
+from agfl_protocol.config.sums_config import SumsConfig
 from agfl_protocol.config.training_config import EvaluationConfig, TrainingConfig
 from agfl_protocol.methods.method import MethodConfig
 from agfl_protocol.methods.registry import MethodConfigs, refuse_misfits
@@ -182,6 +182,7 @@ class ClientPlan(RunBase):
         return hash_of(self.to_json())
 
 
+@lru_cache(maxsize=2)  # every message of an exchange asks, and a vocabulary can make it long
 def hash_of(text: str) -> str:
     """Return the SHA-256 of a client plan as it travels, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
@@ -208,4 +209,4 @@ def client_plan_from_json(text: str) -> ClientPlan:
 def model_of(plan: RunBase) -> str:
     """Return a name for the model that is trained: a plan has as many as models, whatever else a request may change."""
     model = plan.model_dump(mode="json", include={"model"}, exclude=_LOCAL)["model"]
-    return hashlib.sha256(json.dumps(model, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+    return hash_of(canonical(model))[:16]

@@ -19,7 +19,7 @@ from agfl_models.validation import Config, broken, first_problem, validate
 from agfl_protocol.config.search_config import MAX_CANDIDATES
 from agfl_protocol.identity.identity import NAME_RULE
 from agfl_protocol.plans.client_plan import ClientPlan, RunBase
-from agfl_protocol.plans.groups import Names, draw_groups, draw_members, groups_after, is_union
+from agfl_protocol.plans.groups import Names, draw_groups, draw_members, groups_after
 from agfl_protocol.plans.plan_fields import PlanViolation, canonical, changes, check_fields, members_changed
 from agfl_protocol.secagg.context import RUN_ID_RULE
 from agfl_protocol.secagg.parameters import MAX_MEMBERS
@@ -256,10 +256,6 @@ class Plan(Config):
             return self.draw(exchange)
         config = self.client_plan
         return draw_groups(self.groups, config.aggregation.cohort_size, config.seed, exchange)
-
-    def is_union_of_groups(self, names: Collection[str]) -> bool:
-        """Whether these are all members of one group or more, and nobody else."""
-        return is_union(names, self.groups)
 
     def room(self, *, all_owners: bool) -> int:
         """Return for how many clients the integers of a secure sum have room, whoever is there.
