@@ -137,6 +137,7 @@ def _main(
     # Those that were inherited belong to what the test's own process writes to.
     sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     sys.argv = command
     if command[0] in MODULES:
         importlib.import_module(MODULES[command[0]]).main()

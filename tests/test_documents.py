@@ -32,6 +32,7 @@ from tests.documents import (
     table_rows,
     text_of,
 )
+from tests.plugin_files import install_digits, registries_kept
 
 import agfl
 from agfl_client.policy import Policy
@@ -124,6 +125,8 @@ def test_a_command_in_a_sentence_names_what_there_is(page: str, code: str) -> No
     words = code.removeprefix("agfl").lstrip(" -").split()
     command: click.Command = application()
     while words and isinstance(command, click.Group):
+        if words[0] in all_options(command):  # with a value
+            words = words[2:]
         assert words[0] in command.commands, code
         command = command.commands[words.pop(0)]
     options = {option for parameter in command.params for option in parameter.opts}
@@ -195,6 +198,15 @@ def merged(base: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
     return {**base, **part, **both}
 
 
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The example plug-in, installed."""
+    monkeypatch.syspath_prepend(str(install_digits(tmp_path / "site")))
+    with registries_kept():
+        yield
+
+
+@pytest.mark.usefixtures("plugin")
 @pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: block.name)
 def test_every_yaml_block_is_a_policy_or_part_of_a_run(block: Block, tmp_path: Path) -> None:
     content = yaml.safe_load(block.text)
@@ -202,7 +214,10 @@ def test_every_yaml_block_is_a_policy_or_part_of_a_run(block: Block, tmp_path: P
         validate(Policy, content, block.page)
         return
     path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(merged(yaml.safe_load(smallest_run()), content)))
+    base = yaml.safe_load(smallest_run())
+    if "plugins" in content:  # of which model and task are
+        base = {"num_rounds": base["num_rounds"]}
+    path.write_text(yaml.safe_dump(merged(base, content)))
     config, _ = load_with_defaults(path)
     assert config.data.num_owners is not None
     device_widths(config, config.data.num_owners)

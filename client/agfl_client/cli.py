@@ -145,6 +145,7 @@ def probe(
     data: Annotated[Path, typer.Option(metavar="PATH", help="Your data, as for start.")],
     columns: Columns = "",
     pretrained: Pretrained = None,
+    policy: Annotated[Path | None, typer.Option(metavar="FILE", help="What you accept, as for start.")] = None,
     device: Device = "auto",
     threads: Threads = 1,
     max_seconds: Annotated[
@@ -153,6 +154,7 @@ def probe(
     as_json: AsJson = False,
 ) -> None:
     """Measure which width of a run's model this machine can train, and propose one; you decide."""
+    from agfl_client.approval.policy_command import refuse_disabled
     from agfl_client.training.device import choose_device
     from agfl_client.training.probe import free_memory, measure, proposed
     from agfl_client.training.probe_table import print_proposal, print_table, probe_json
@@ -160,6 +162,7 @@ def probe(
     from agfl_protocol.config.run_config import load_run_config
 
     _refuse_nan("--max-seconds", max_seconds)
+    refuse_disabled(config, _rules(policy))
     for line in _data_lines(data):
         typer.echo(line, err=as_json)
     run = load_run_config(config).client_plan.with_pretrained(pretrained, "--pretrained")
@@ -188,6 +191,29 @@ def approve(
     from agfl_client.policy import Policy, load_policy
 
     decide_on(folder, run_id, load_policy(policy) if policy is not None else Policy(), refuse=refuse, yes=yes)
+
+
+@app.command()
+def policy(
+    file: Annotated[
+        Path | None,
+        typer.Option("--policy", metavar="FILE", help="What you accept, as for start; the default if omitted."),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A run's configuration, from the operator: show its sums only.")
+    ] = None,
+    pretrained: Pretrained = None,
+) -> None:
+    """Show what a policy permits, the plug-ins on this machine, and what a run would sum up; nothing is changed."""
+    from agfl_client.approval.policy_command import print_policy, print_sums, refuse_disabled
+    from agfl_protocol.config.run_config import load_run_config
+
+    rules = _rules(file)
+    if run is None:
+        print_policy(rules)
+        return
+    refuse_disabled(run, rules)
+    print_sums(rules, load_run_config(run).client_plan.with_pretrained(pretrained, "--pretrained"))
 
 
 @app.command()

@@ -13,6 +13,7 @@ _AGAIN_S = 600.0
 _ADVICE = {
     "data": "mend it and your node joins by itself, or start it anew with other --data",
     "pretrained": "start it anew with the run's own model as --pretrained",
+    "plugins": "install the run's own, look with agfl-client policy, and start anew with it in your policy's plugins",
     "plan.roster": "compare its 24 words with the other owners; who holds the older one starts anew with the newer",
 }
 # A refusal of the plan lasts until its owner does something; any other may pass.
@@ -31,7 +32,9 @@ class OwnScreen:
         field = error.sentence.partition(":")[0]
         if isinstance(error, DataError | PretrainedError):
             field = "data" if isinstance(error, DataError) else "pretrained"
-        advice = f"; {_ADVICE[field]}" if field in _ADVICE else ""
+        # A rule of a plan's part stands behind the names of what it is a part of.
+        known = [one for one in (field, *error.sentence.split(": ")) if one in _ADVICE]
+        advice = f"; {_ADVICE[known[0]]}" if known else ""
         line = f"your node takes no part in {_WHAT.get(kind, 'this round')}: {error.sentence}{advice} [{error.code}]"
         last, at = self._said.get(kind, ("", 0.0))
         if line != last or self._clock() - at >= _AGAIN_S:

@@ -13,6 +13,7 @@ max_width: 0.5           # of a model that is trained in several widths, the wid
 max_seconds_per_round: 3600   # after these a round is given up, and nothing of it leaves
 max_memory: 8GB          # of a run, as estimated before its model is built; default this machine's memory
 tasks: [language_modeling, translation]   # default: every task, summarization and question_answering too
+plugins: [agfl-digits]   # installed distributions whose models, tasks, layers and methods may run here; default none
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pydantic import ByteSize, Field, PositiveFloat, PositiveInt
 from agfl_client.training.memory_estimate import estimate
 from agfl_models.errors import AgflError
 from agfl_models.machine import usable_memory
+from agfl_models.plugins import enable, names_in, normalized
 from agfl_models.tasks import TaskName
 from agfl_models.validation import Config, read_yaml, validate
 from agfl_protocol.config.elastic_config import Width
@@ -56,6 +58,7 @@ class Policy(Config):
     max_seconds_per_round: PositiveFloat = 3600.0
     max_memory: ByteSize = Field(default_factory=lambda: ByteSize(usable_memory()), gt=0)
     tasks: tuple[TaskName, ...] | None = None
+    plugins: tuple[str, ...] = ()
 
     def parameters(self, roster_size: int) -> Parameters:
         """Return what protects this owner in secure sums over a roster.
@@ -117,14 +120,20 @@ class Policy(Config):
             raise PolicyViolation(
                 "AGFL-POLICY-007", "allow_plain: must be true in this owner's policy for aggregation 'plain'"
             )
+        permitted = set(map(normalized, self.plugins))
+        strange = next((plugin for plugin in config.plugins if plugin.name not in permitted), None)
+        if strange is not None:
+            raise PolicyViolation("AGFL-POLICY-013", f"plugins: must hold {strange.name} to take part; it does not")
         if self.tasks is not None and config.task.type not in self.tasks:
             raise PolicyViolation("AGFL-POLICY-008", f"tasks: must hold {config.task.type} to take part; it does not")
 
 
 def load_policy(path: Path) -> Policy:
-    """Read a policy file.
+    """Read a policy file, and load the plug-ins that it enables.
 
     Raises:
         ConfigError: names the file, the key, the rule and the value.
     """
-    return validate(Policy, read_yaml(path, may_be_empty=True, most=_MAX_FILE_BYTES), str(path))
+    content = read_yaml(path, may_be_empty=True, most=_MAX_FILE_BYTES)
+    enable(names_in(content, str(path)), f"{path}: plugins")  # before `tasks` are known
+    return validate(Policy, content, str(path))

@@ -13,7 +13,7 @@ from agfl_models.errors import ConfigError, RoundError
 from agfl_models.files.store_files import MODEL_FOLDER
 from agfl_protocol.config.run_config import AggregationConfig, RunConfig, load_run_config
 from agfl_protocol.messages import wire
-from agfl_protocol.methods.registry import METHODS
+from agfl_protocol.methods.registry import known_methods
 from agfl_protocol.plans.client_plan import ClientPlan
 from agfl_protocol.plans.plan import Plan
 from agfl_protocol.plans.plan_fields import PlanViolation
@@ -232,7 +232,7 @@ def _refuse_before_writing(config: RunConfig, folder: RunFolder, resume: bool) -
 def _refuse_exact(plan: ClientPlan) -> None:
     """Raise ConfigError where a method cannot be in exact sums: owners would refuse them."""
     try:
-        for method in METHODS:
+        for method in known_methods(plan):
             method.refuse_exact(plan, {})
     except PlanViolation as error:
         sums = f"sums are exact where owners train or evaluate on more than {MAX_SAMPLED_EXAMPLES} examples a round"

@@ -17,6 +17,19 @@ from agfl_models.text_commands import ModelPath
 app = new_app("Look at a trained model, use it, evaluate it, serve it.")
 
 
+@app.callback()
+def enable_plugins(
+    plugin: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="An installed plug-in of which the model has parts.")
+    ] = None,
+) -> None:
+    """Load what a model needs beside agfl, before any command."""
+    if plugin:
+        from agfl_models.plugins import enable
+
+        enable(plugin, "--plugin")
+
+
 @app.command()
 def describe(
     path: ModelPath,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar, overload
 
@@ -11,6 +12,7 @@ from agfl_models.errors import ConfigError
 from agfl_models.files.store import load_model, save_model
 from agfl_models.inference import Answerer, Continuer, Rewriter, User, open_model
 from agfl_models.model.sequence_model import trained_parameters
+from agfl_models.plugins import enable
 from agfl_models.tasks import TaskConfig
 from agfl_models.tasks.question_answering import Found
 from agfl_models.web.facts import model_facts
@@ -33,8 +35,9 @@ class Model:
         self.path, self.task, self._user = path, task, user
 
     @classmethod
-    def from_pretrained(cls, path: Path | str) -> Model:
-        """Return the model of a model folder, or of a run folder that holds one; raises as `load`."""
+    def from_pretrained(cls, path: Path | str, *, plugins: Sequence[str] = ()) -> Model:
+        """Return the model of a model folder, or of a run folder that holds one; arguments and errors as of `load`."""
+        enable(plugins)
         return cls(Path(path), *open_model(path))
 
     def save_pretrained(self, folder: Path | str) -> None:
@@ -125,17 +128,18 @@ class Model:
         return self._user
 
 
-def load(path: Path | str) -> Model:
+def load(path: Path | str, *, plugins: Sequence[str] = ()) -> Model:
     """Return the model of a model folder, or of a run folder that holds one.
 
     Args:
         path: what `agfl-model` takes.
+        plugins: installed plug-ins of which the model has parts.
 
     Raises:
         CheckpointError: a file is missing or corrupt, or the weights do not fit the configuration.
         ConfigError: the model was trained for no task that we know.
     """
-    return Model.from_pretrained(path)
+    return Model.from_pretrained(path, plugins=plugins)
 
 
 def serve(path: Path | str, *, host: str = "127.0.0.1", port: int = 8600) -> None:

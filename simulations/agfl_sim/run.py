@@ -119,6 +119,7 @@ class InlineEngine:
             max_parameters=_NO_LIMIT,
             max_width=max_width,
             max_seconds_per_round=_NO_LIMIT_S,
+            plugins=tuple(plugin.name for plugin in self._config.plugins),
         )
 
     def _node(self, path: Path, max_width: float, folder: Path) -> Node:

@@ -54,9 +54,13 @@ def test_no_name_is_taken_twice_and_none_is_open() -> None:
     class Circle(Shape):
         kind: Literal["circle"]
 
+    class Disk(Shape):
+        kind: Literal["circle"]
+
+    assert shapes.register(Circle) is Circle  # once more, as where a plug-in's module registers it, too
     for registry in (shapes, Registry(Shape, "kind", beyond=shapes)):
         with pytest.raises(ConfigError, match=r"^kind: .*got 'circle', which is registered.*AGFL-CONFIG-132"):
-            registry.register(Circle)
+            registry.register(Disk)
     with pytest.raises(ConfigError, match=r"^Shape\.kind: .*got \(\) .AGFL-CONFIG-131"):
         shapes.register(Shape)
     with pytest.raises(ConfigError, match=r"^Config: .*got one of BaseModel .AGFL-CONFIG-130"):

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import create_model
 
 from agfl_models.errors import ConfigError
+from agfl_models.registry import Registry
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.methods import registry
 from agfl_protocol.methods.fedcm import AGREEMENT, MOMENTUM, FedCM
-from agfl_protocol.methods.method import Method, Step
+from agfl_protocol.methods.method import Method, MethodConfig, Step
 from agfl_protocol.update import Total, Update
 
 SIZE, OWNERS, STEPS, LR, SERVER_LR, ALPHA, ROUNDS = 5, 4, 6, 0.1, 0.7, 0.3, 12
@@ -142,11 +144,22 @@ def test_what_does_not_go_with_it_is_one_line(
 def test_methods_of_users_have_one_order_whoever_registers_them_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their sums travel in it: two owners must not add up one's first with another's second."""
     shipped = list(registry.METHODS)
-    kinds = [type(name, (Method,), {"name": name}) for name in ("b_method", "a_method", "c_method")]
+    names = ("b_method", "a_method", "c_method")
+    kinds = [type(name, (Method,), {"name": name, "config": own_config(name)}) for name in names]
+    monkeypatch.setattr(registry, "METHOD_CONFIGS", Registry(MethodConfig))
     for order in (kinds, kinds[::-1]):
         monkeypatch.setattr(registry, "METHODS", list(shipped))
         for kind in order:
             registry.register(kind)
         assert [one.name for one in registry.METHODS[len(shipped) :]] == ["a_method", "b_method", "c_method"]
         with pytest.raises(ConfigError, match="method: must have a new name, got 'a_method'"):
-            registry.register(kinds[1])
+            registry.register(type("d_method", (Method,), {"name": "a_method", "config": own_config("a_method")}))
+    with pytest.raises(ConfigError, match="AGFL-CONFIG-218"):
+        registry.register(type("hidden", (Method,), {"name": "hidden"}))
+
+
+def own_config(name: str) -> type[MethodConfig]:
+    fields: dict[str, Any] = {"type": (Literal[name], ...)}
+    config: type[MethodConfig] = create_model(f"{name}Config", __base__=MethodConfig, **fields)
+    config.is_chosen = True
+    return config

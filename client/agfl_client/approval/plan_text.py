@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from agfl_client.approval.sums_text import sums_lines
 from agfl_client.policy import Policy
 from agfl_client.training.own_error import MIN_SIGMA, own_error
 from agfl_models.tokenizers.tokenizer import BPETokenizerConfig
@@ -54,6 +55,8 @@ def _lines(plan: Plan, earlier: Plan | None, sigma: float | None, operator: str,
     yield f"task: {config.task.type}"
     yield f"rounds: {config.num_rounds}, each asked for at most {config.aggregation.max_attempts} times"
     yield f"model: {' or '.join(f'{size:,}' for size in sizes)} parameters" + _candidates(plan)
+    if config.plugins:
+        yield f"plug-ins: {', '.join(map(str, config.plugins))}"
     yield f"members: {len(plan.members)}: {', '.join(plan.members)}"
     if plan.roster:
         yield f"roster: that of yours, in words: {to_words(bytes.fromhex(plan.roster))}"
@@ -63,6 +66,8 @@ def _lines(plan: Plan, earlier: Plan | None, sigma: float | None, operator: str,
         for number, group in enumerate(plan.groups, start=1):
             yield f"group {number}: {len(group)}: {', '.join(group)}"
         yield from _sums(plan, config, sigma, policy)
+        yield "what you add to these sums beside your update:"
+        yield from sums_lines(config)
     yield from _earlier(plan, earlier)
 
 

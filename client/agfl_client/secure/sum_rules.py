@@ -8,7 +8,7 @@ from agfl_client.secure.secure_member import SumRules
 from agfl_models.tokenizers.tokenizer import BPETokenizerConfig
 from agfl_protocol.messages.wire import RoundRequest, SumRequest
 from agfl_protocol.methods.elastic import rings_by_tier
-from agfl_protocol.methods.registry import METHODS
+from agfl_protocol.methods.registry import known_methods
 from agfl_protocol.plans.client_plan import ClientPlan, model_of
 from agfl_protocol.plans.plan import Plan, merges_of
 from agfl_protocol.plans.plan_fields import PlanViolation
@@ -39,7 +39,7 @@ def sum_rules(
         max_sampled_examples=policy.max_sampled_examples,
     )
     if kind is Kind.EXACT and isinstance(request, RoundRequest) and train:
-        for method in METHODS:  # nothing beside the model may pick who counts in sums that subtract to the last bit
+        for method in known_methods(config):  # nothing beside the model may pick whom exact sums tell of
             method.refuse_exact(config, request.arrays.get(method.name, {}))
     room = plan.room(all_owners=counts or full)
     if plan.groups and request.max_cohort != room:

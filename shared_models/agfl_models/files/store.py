@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import torch
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from agfl_models.model.config import ModelConfig
 from agfl_models.model.families import AnyModelConfig, build_model, refuse_misfit, vocabulary_of
 from agfl_models.model.rings import outline
 from agfl_models.model.sequence_model import trained_parameters
+from agfl_models.plugins import MAX_PLUGINS, Plugin, enable, is_enabled
+from agfl_models.registry import plugins_used
 from agfl_models.tasks import TaskConfig
 from agfl_models.tokenizers.tokenizer import BytesTokenizerConfig, TokenizerConfig
 from agfl_models.validation import Config, dump_yaml, read_yaml, validate
@@ -43,13 +45,27 @@ def _named(task: Any) -> Any:
     return {"type": task} if isinstance(task, str) else task
 
 
+def _refuse_disabled(plugins: tuple[Plugin, ...]) -> tuple[Plugin, ...]:
+    """Whoever uses a model enables its plug-ins; another version of one may do."""
+    for plugin in plugins:
+        if not is_enabled(plugin.name):
+            how = f"agfl-model --plugin {plugin.name}, or agfl.load(plugins=[{plugin.name!r}])"
+            raise BrokenRule("AGFL-CONFIG-219", f"{plugin} must be enabled to use this model ({how}), got it disabled")
+    return plugins
+
+
+_PluginsOfModel = Annotated[tuple[Plugin, ...], Field(max_length=MAX_PLUGINS), AfterValidator(_refuse_disabled)]
+
+
 class SavedConfig(Config):
     """Content of `config.yaml`: what is needed to use the weights. Without a task they only compute.
 
     version: of the agfl that wrote it, where that is known.
     widths: in which the model was trained, ascending to 1; None of one that was trained whole only.
+    plugins: of which the model or its task are parts, as they were when it was trained.
     """
 
+    plugins: _PluginsOfModel | None = None
     version: Annotated[str, Field(max_length=64)] | None = None
     model: AnyModelConfig
     task: Annotated[TaskConfig | None, BeforeValidator(_named)] = None
@@ -105,8 +121,12 @@ def save_model(
         "tokenizer": tokenizer,
         "widths": widths,
     }
-    saved = validate(SavedConfig, content, str(folder))
-    description = dump_yaml(saved.model_dump(mode="json", exclude_none=True))
+    saved = validate(SavedConfig, content, str(folder)).model_dump(mode="json", exclude_none=True)
+    with plugins_used() as used:
+        validate(SavedConfig, saved, str(folder))
+    if used:
+        saved = {"plugins": [plugin.model_dump() for plugin in enable(used)], **saved}
+    description = dump_yaml(saved)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)

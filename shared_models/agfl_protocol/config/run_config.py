@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from agfl_models.bounded import Owners, few, shown
 from agfl_models.errors import BrokenRule, ConfigError
 from agfl_models.model.config import ModelConfig
+from agfl_models.plugins import enable, names_in, normalized
 from agfl_models.reading.corpora import corpus_of
 from agfl_models.validation import Config, dump_yaml, load_yaml, read_yaml, validate
 from agfl_protocol.config.defaults import TakenDefault, with_defaults
@@ -221,8 +222,21 @@ def fill(
 
 
 def _filled(content: Mapping[str, Any], source: str) -> tuple[RunConfig, tuple[TakenDefault, ...]]:
-    filled, taken = with_defaults(content)
+    filled, taken = with_defaults(_with_plugins(content, source))
     return validate(RunConfig, filled, source), taken
+
+
+def _with_plugins(content: Mapping[str, Any], source: str) -> Mapping[str, Any]:
+    """Load the plug-ins that a run names, and return the run with each as it is installed; a pin that is there stays.
+
+    Who reads a run's configuration wrote it, or asked for it by name; what a message holds does not come here.
+    """
+    names = names_in(content, source)
+    if not names:
+        return content
+    pins = {plugin.name: plugin.model_dump() for plugin in enable(names, f"{source}: plugins")}
+    stated = {normalized(one["name"]): one for one in content["plugins"] if isinstance(one, dict)}
+    return {**content, "plugins": [stated.get(name, pin) for name, pin in pins.items()]}
 
 
 def _holds(content: Mapping[str, Any], source: str) -> bool:

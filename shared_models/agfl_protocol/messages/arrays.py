@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from agfl_models.errors import WireError
 from agfl_protocol.methods.method import ArraySpec, States
-from agfl_protocol.methods.registry import METHODS, arrays_of
+from agfl_protocol.methods.registry import arrays_of, known_methods
 from agfl_protocol.plans.client_plan import ClientPlan
 from agfl_protocol.update import square_sum
 
@@ -29,7 +29,7 @@ def check_arrays(plan: ClientPlan, arrays: States, size: int, *, train: bool) ->
     for method, specs in wanted.items():
         for name, spec in specs.items():
             _check(f"{method}/{name}", arrays[method][name], spec)
-    for one in METHODS:
+    for one in known_methods(plan):
         if one.name in wanted:
             one.refuse_arrays(plan, arrays[one.name])
 

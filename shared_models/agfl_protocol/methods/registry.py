@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 from agfl_models.errors import ConfigError
+from agfl_models.plugins import GROUPS
 from agfl_protocol.methods.alignment import AlignmentWeighting
 from agfl_protocol.methods.candidates import Candidates
 from agfl_protocol.methods.clipping import Clipping
@@ -31,11 +32,20 @@ MethodConfigs: TypeAlias = tuple[Annotated[MethodConfig, METHOD_CONFIGS], ...]
 def register(method: type[Method]) -> type[Method]:
     """Add a method after all others, so that a run can name it; return it, so that this decorates it.
 
-    Its configuration is registered with it.
+    Its configuration is registered with it. The same class once more changes nothing.
 
     Raises:
-        ConfigError: another method, or a configuration, has its name.
+        ConfigError: the class is no method that a run can name, or another one, or a configuration, has its name.
     """
+    if not issubclass(method, Method):
+        raise ConfigError("AGFL-CONFIG-217", f"{method.__name__}: must derive from Method")
+    if method in METHODS:
+        if method.config is not None:
+            METHOD_CONFIGS.register(method.config)
+        return method
+    if len(METHODS) >= _NUM_SHIPPED and (method.config is None or not method.config.is_chosen):
+        rule = "must have a config that is_chosen: what owners have not read in a plan does not run"
+        raise ConfigError("AGFL-CONFIG-218", f"method {method.name}: {rule}")
     if method.name in (one.name for one in METHODS):
         line = f"method: must have a new name, got {method.name!r}, which is registered"
         raise ConfigError("AGFL-CONFIG-212", line)
@@ -63,17 +73,18 @@ for _method in (
 ):
     register(_method)
 assert len(METHODS) == _NUM_SHIPPED, len(METHODS)
+GROUPS["agfl.methods"] = lambda method: (register(method).name,)
 
 
 def methods_of(round_: Round) -> tuple[Method, ...]:
     """Return the methods that a round has."""
-    found = (method.of(round_) for method in METHODS)
+    found = (method.of(round_) for method in known_methods(round_.plan))
     return tuple(method for method in found if method is not None)
 
 
 def arrays_of(plan: ClientPlan, size: int, *, train: bool) -> dict[str, Specs]:
     """Return what a request has beside the model of `size` parameters, by the methods' names."""
-    specs = {method.name: method.arrays(plan, size, train=train) for method in METHODS}
+    specs = {method.name: method.arrays(plan, size, train=train) for method in known_methods(plan)}
     return {name: found for name, found in specs.items() if found}
 
 
@@ -85,5 +96,11 @@ def broadcast_of(methods: Iterable[Method], states: States, *, train: bool, is_r
 
 def refuse_misfits(plan: ClientPlan) -> None:
     """Raise ValueError, one line, where the methods that a run names do not go together."""
-    for method in METHODS:
+    for method in known_methods(plan):
         method.refuse_misfit(plan)
+
+
+def known_methods(plan: ClientPlan) -> Iterable[type[Method]]:
+    """Return the methods that may have a part in a run: those shipped, and of others those that it names."""
+    named = {type(config) for config in plan.methods}
+    return (*METHODS[:_NUM_SHIPPED], *(one for one in METHODS[_NUM_SHIPPED:] if one.config in named))

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from agfl_models.bounded import Rounds, Seed, load_json
 from agfl_models.errors import BrokenRule, ConfigError
@@ -20,6 +20,8 @@ from agfl_models.huggingface.config import HuggingFaceConfig
 from agfl_models.model.config import ModelConfig
 from agfl_models.model.families import AnyModelConfig, refuse_misfit, vocabulary_of
 from agfl_models.model.rings import Rings
+from agfl_models.plugins import Plugins
+from agfl_models.registry import plugins_used
 from agfl_models.tasks import TaskConfig, build_task
 from agfl_models.tasks.config import TextTaskConfig
 from agfl_models.tasks.task import AnyTask
@@ -40,8 +42,12 @@ _SOURCE = "run configuration from the server"
 
 
 class RunBase(Config):
-    """What server and clients both know of a run."""
+    """What server and clients both know of a run.
 
+    plugins: of which it has parts; each as this machine must have it, too.
+    """
+
+    plugins: Plugins = ()  # the first: nothing below is known without them
     seed: Seed = 0
     num_rounds: Rounds
     task: TaskConfig
@@ -51,6 +57,17 @@ class RunBase(Config):
     aggregation: SumsConfig
     elastic: WidthsConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _plugins_are_pinned(cls, content: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        with plugins_used() as used:
+            run = handler(content)
+        missing = sorted(used - {plugin.name for plugin in run.plugins})
+        if missing:
+            rule = f"must hold {missing[0]}, of which the run has parts"
+            raise BrokenRule("AGFL-CONFIG-229", f"plugins: {rule}, got {[one.name for one in run.plugins]}")
+        return run
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

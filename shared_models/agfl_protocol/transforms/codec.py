@@ -50,7 +50,7 @@ class UpdateCodec:
         plan, rings, methods = round_.plan, round_.rings, methods_of(round_)
         sums = (task.train_sums if train else ()) + (task.eval_sums if evaluate else ())
         sums += tuple(name for method in methods for name in method.eval_sums if evaluate)
-        bounds = _task_bounds(plan, task) | {name: value for method in methods for name, value in method.bounds.items()}
+        bounds = task_bounds(plan, task) | {name: value for method in methods for name, value in method.bounds.items()}
         if not train:
             methods, quantizer = (Divergence(),), QuantizationPlan(1, quantizer.max_cohort)
         sums += tuple(name for method in methods for name in method.sums)
@@ -110,7 +110,7 @@ class UpdateCodec:
         return total, after
 
 
-def _task_bounds(plan: ClientPlan, task: AnyTask) -> dict[str, float]:
+def task_bounds(plan: ClientPlan, task: AnyTask) -> dict[str, float]:
     """Return what one honest client's sums of the task are at most; of others, such as a loss, nothing is known."""
     bounds = dict.fromkeys(distribution.BINS, 1.0)
     training = plan.training

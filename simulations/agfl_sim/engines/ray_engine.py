@@ -16,7 +16,13 @@ from pathlib import Path
 from flwr.app import ConfigRecordValues, Context, Message
 from flwr.serverapp import Grid, ServerApp
 
-from agfl_client.app import DEVICE_VARIABLE, OWNERS_VARIABLE, PRETRAINED_VARIABLE, SEED_VARIABLE
+from agfl_client.app import (
+    DEVICE_VARIABLE,
+    OWNERS_VARIABLE,
+    PLUGINS_VARIABLE,
+    PRETRAINED_VARIABLE,
+    SEED_VARIABLE,
+)
 from agfl_client.app import app as client_app
 from agfl_client.training.device import AUTO, choose_device
 from agfl_models import stop_signal
@@ -86,6 +92,7 @@ class RayEngine:
         os.environ[OWNERS_VARIABLE] = str(self._owners[0].parent.resolve())
         os.environ[SEED_VARIABLE] = str(self._config.seed)
         os.environ[DEVICE_VARIABLE] = self._device
+        os.environ[PLUGINS_VARIABLE] = " ".join(plugin.name for plugin in self._config.plugins)
         if self._config.pretrained is not None:
             os.environ[PRETRAINED_VARIABLE] = str(self._config.pretrained.resolve())
         server = _Server(self._config, len(self._owners), folder, resume, observer, sitting)

@@ -1,0 +1,181 @@
+"""A plug-in is found and pinned without running its code, and loads only what it offers and a person has named."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+from tests.plugin_files import OWN_TASK, install, registries_kept
+
+from agfl_models.errors import ConfigError
+from agfl_models.files.store import load_model, save_model
+from agfl_models.model.config import ModelConfig
+from agfl_models.plugins import described, enable, found, installed, names_in, offers
+from agfl_models.registry import plugins_used
+from agfl_models.tasks.config import TASKS
+from agfl_models.validation import validate
+
+TASK = {"agfl.tasks": {"own_task": "own_plugin:OwnConfig"}}
+LAYER = """
+from pathlib import Path
+from typing import Literal
+from agfl_models.layers.feed_forward import FFConfig
+
+
+class OwnFF(FFConfig):
+    type: Literal["own_ff"] = "own_ff"
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    with registries_kept():
+        yield tmp_path / "site"
+
+
+def put(site: Path, code: str = OWN_TASK, version: str = "1.0", **more: str) -> None:
+    install(site, "own-plugin", version, {"own_plugin.py": code, **more}, TASK)
+
+
+def files_of(site: Path) -> str:
+    return found(distribution("own-plugin"), "plugins").files
+
+
+def test_finding_and_hashing_run_no_code(site: Path, tmp_path: Path) -> None:
+    put(site, f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n" + OWN_TASK)
+    (one,) = [one for one in installed() if one.name == "own-plugin"]
+    assert described(one).startswith("own-plugin 1.0 (files ")
+    assert [entry.name for entry in offers(one)] == ["own_task"]
+    assert not (tmp_path / "ran").exists()
+    enable(["own-plugin"])
+    assert (tmp_path / "ran").exists()
+
+
+def test_the_hash_is_of_the_files_alone_not_of_how_they_were_installed(site: Path) -> None:
+    put(site, **{"data/table.txt": "1"})
+    before = files_of(site)
+    info = site / "own_plugin-1.0.dist-info"
+    (info / "INSTALLER").write_text("uv")
+    (info / "METADATA").write_text("Metadata-Version: 2.4\nName: own_plugin\nVersion: 1.0\n")
+    (site / "__pycache__").mkdir()
+    (site / "__pycache__" / "own_plugin.cpython-311.pyc").write_text("made here")
+    with (info / "RECORD").open("a") as record:
+        record.write("own_plugin-1.0.dist-info/INSTALLER,sha256=YQ,2\n__pycache__/own_plugin.cpython-311.pyc,,\n")
+        record.write("../../bin/own,sha256=YQ,9\n")
+    assert files_of(site) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data/table.txt": "2"},
+        {"data/tables.txt": "1"},
+        {"data/table.txt": "1", "more.py": ""},
+        {"data/table.txt1": ""},
+        {"data/table.txt": "1", "code": OWN_TASK + "\n"},
+    ],
+)
+def test_any_change_of_a_file_changes_it(site: Path, tmp_path: Path, change: dict[str, str]) -> None:
+    put(site, **{"data/table.txt": "1"})
+    before = files_of(site)
+    for path in sorted(site.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    put(site, **change)
+    assert files_of(site) != before
+
+
+def test_what_is_on_disk_counts_not_what_the_record_says_of_it(site: Path) -> None:
+    put(site)
+    before = files_of(site)
+    (site / "own_plugin.py").write_text(OWN_TASK + "# changed after it was installed\n")
+    assert files_of(site) != before
+
+
+def test_an_editable_installation_cannot_be_pinned(site: Path) -> None:
+    put(site)
+    (site / "own_plugin-1.0.dist-info" / "direct_url.json").write_text(
+        json.dumps({"url": "file:///home/me/own", "dir_info": {"editable": True}})
+    )
+    with pytest.raises(ConfigError, match="own-plugin must be installed as a wheel") as caught:
+        enable(["own-plugin"])
+    assert caught.value.code == "AGFL-CONFIG-227"
+    assert "own_plugin" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("code", "offers_", "expected"),
+    [
+        ("import nothing_like_it", TASK, "AGFL-CONFIG-225"),
+        ("raise RuntimeError('two\\nlines')", TASK, "AGFL-CONFIG-225"),
+        ("OwnConfig = 3", TASK, "AGFL-CONFIG-226"),
+        ("class OwnConfig: pass", TASK, "AGFL-CONFIG-130"),
+        (OWN_TASK.replace("def scores", "def score"), TASK, "AGFL-CONFIG-272"),
+        (OWN_TASK.replace('"own_task"', '"translation"'), TASK, "AGFL-CONFIG-132"),
+        (OWN_TASK.replace('"own_task"', '"other"'), TASK, "AGFL-CONFIG-271"),
+        (OWN_TASK, {"other.group": {"own_task": "own_plugin:OwnConfig"}}, "AGFL-CONFIG-224"),
+    ],
+)
+def test_what_is_no_plugin_is_refused_in_one_line_that_names_it(
+    site: Path, code: str, offers_: dict[str, dict[str, str]], expected: str
+) -> None:
+    install(site, "own-plugin", "1.0", {"own_plugin.py": code}, offers_)
+    with pytest.raises(ConfigError) as caught:
+        enable(["own-plugin"])
+    assert caught.value.code == expected
+    assert "own-plugin" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../own_plugin", "os", "own_plugin:OwnConfig", "", "torch"])
+def test_a_path_a_module_and_any_other_distribution_are_no_plugins(site: Path, name: str) -> None:
+    put(site)
+    with pytest.raises(ConfigError, match="plugins: "):
+        enable([name])
+    assert "own_plugin" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "listed", ["own-plugin", [3], [None], [{"version": "1"}], [["own-plugin"]], ["x"] * 17, {"own-plugin": 1}, True]
+)
+def test_a_list_that_is_none_is_refused(listed: object) -> None:
+    with pytest.raises(ConfigError, match=r"run\.yaml: plugins"):
+        names_in({"plugins": listed}, "run.yaml")
+
+
+def test_a_name_may_be_written_in_any_way_that_installers_take(site: Path) -> None:
+    put(site)
+    (one,) = enable(["Own_Plugin"])
+    assert enable(["own.plugin", "own-plugin"]) == (one,)
+    assert one.name == "own-plugin"
+
+
+def test_what_is_used_of_it_is_known_also_what_its_module_registers_by_itself(site: Path) -> None:
+    aside = OWN_TASK.replace("class OwnConfig", "@TASKS.register\nclass Aside").replace('"own_task"', '"aside"')
+    put(site, OWN_TASK + aside)
+    enable(["own-plugin"])
+    for name, used in (("own_task", {"own-plugin"}), ("aside", {"own-plugin"}), ("language_modeling", set())):
+        with plugins_used() as found_:
+            TASKS.validate({"type": name})
+        assert found_ == used
+
+
+def test_a_layer_of_one_is_known_wherever_it_stands_and_its_model_is_used_once_it_is_enabled(
+    site: Path, tmp_path: Path
+) -> None:
+    install(site, "own-plugin", "1.0", {"own_plugin.py": LAYER}, {"agfl.layers": {"own_ff": "own_plugin:OwnFF"}})
+    enable(["own-plugin"])
+    nested = {"repeat": 2, "layers": [{"type": "rnn", "cell": "mingru"}, {"type": "own_ff"}]}
+    with plugins_used() as used:
+        config = validate(ModelConfig, {"vocab_size": 259, "dim": 8, "layers": [nested]}, "model")
+    assert used == {"own-plugin"}
+    from agfl_models.model.families import build_model
+
+    save_model(tmp_path / "model", config, build_model(config, 0).state_dict())
+    assert load_model(tmp_path / "model")[1].plugins is not None
+    with registries_kept(is_empty=True), pytest.raises(Exception, match="AGFL-CONFIG-219"):
+        load_model(tmp_path / "model")
