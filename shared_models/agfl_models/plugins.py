@@ -67,7 +67,7 @@ def _refuse_unloaded(plugins: tuple[Plugin, ...]) -> tuple[Plugin, ...]:
     for plugin in plugins:
         own = _loaded.get(plugin.name)
         if own is None:
-            raise BrokenRule("AGFL-CONFIG-221", f"{plugin} must be enabled here, got it disabled")
+            raise BrokenRule("AGFL-CONFIG-221", f"{plugin} must be enabled by the policy here, got it disabled")
         if own != plugin:
             raise BrokenRule("AGFL-CONFIG-222", f"must be {plugin} here, too, got {own.version} ({own.files[:_SHOWN]})")
     return plugins

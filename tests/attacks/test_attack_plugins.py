@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Context, RecordDict
 from tests.plugin_files import OWN_TASK, install, registries_kept
 
+from agfl_client.app import OWNERS_VARIABLE, PLUGINS_VARIABLE, _node_of_context
+from agfl_client.approval.approvals import Approvals
+from agfl_client.approval.plan_text import describe
 from agfl_client.policy import Policy, PolicyViolation, load_policy
 from agfl_models.errors import ConfigError
-from agfl_models.plugins import Plugin, enable
+from agfl_models.plugins import Plugin, enable, is_enabled
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.methods.method import Round
 from agfl_protocol.methods.registry import METHODS, arrays_of, methods_of
@@ -203,3 +207,26 @@ def test_a_policy_enables_before_it_says_which_tasks(site: Path, tmp_path: Path,
     plan: ClientPlan = client_plan_from_json(canonical(fields | {"plugins": [own.model_dump()]}))
     with pytest.raises(PolicyViolation, match="tasks: must hold language_modeling"):
         policy.tier(plan)
+
+
+def test_an_owner_is_told_to_approve_with_the_policy_that_enables(
+    site: Path, tmp_path: Path, run_config: Callable[..., RunConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    (own,) = enable(["own-plugin"])
+    config = run_config("aggregation.type=secure").client_plan.model_copy(update={"plugins": (own,)})
+    plan = Plan.of(config, "run-1", [f"owner-{i}" for i in range(5)], 5, roster=bytes(32))
+    approvals = Approvals(tmp_path, Policy(plugins=("own-plugin",)), "operator")
+    approvals.propose(plan)
+    approvals.announce()
+    assert caplog.messages[-1].endswith(f"agfl-client approve run-1 --keys {tmp_path} --policy FILE")
+    assert f"plug-ins: {own}\n" in describe(plan, None, None)
+
+
+def test_processes_of_a_simulation_enable_what_its_run_names(
+    site: Path, make_owners: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(OWNERS_VARIABLE, str(make_owners(1)))
+    monkeypatch.setenv(PLUGINS_VARIABLE, "own-plugin")
+    context = Context(0, 1, {"partition-id": 0}, RecordDict(), {})
+    assert _node_of_context(context).identify().name == "owner-00"
+    assert is_enabled("own-plugin")

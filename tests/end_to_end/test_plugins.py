@@ -70,7 +70,12 @@ def test_an_own_model_learns_over_three_clients_once_all_have_enabled_the_same_p
 
     # Carol has it installed, but has not enabled it.
     carol = federation.start_client(federation.data("carol"), port, "--policy", federation.disabled)
-    refused(server, carol, r"agfl-digits 0\.1\.0 \(files \w{12}\) must be enabled here, got it disabled", "221")
+    refused(
+        server,
+        carol,
+        r"agfl-digits 0\.1\.0 \(files \w{12}\) must be enabled by the policy here, got it disabled",
+        "221",
+    )
     carol.kill()
 
     # Now she has, but of another version, with other files.

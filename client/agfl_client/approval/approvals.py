@@ -59,6 +59,7 @@ class Approvals:
             self._store(plan, approval)
         if status is Status.PENDING:
             command = shlex.join(["agfl-client", "approve", plan.run_id, "--keys", str(self._folder)])
+            command += " --policy FILE" if plan.client_plan.plugins else ""  # which says that they may be loaded
             self._unsaid = [f"run {plan.run_id} waits for your approval: {command}"]
             if known is not None and not is_same:
                 before = known.plan_if_read()
