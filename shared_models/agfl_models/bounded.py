@@ -7,7 +7,9 @@ import reprlib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+
+from agfl_models.errors import BrokenRule
 
 MAX_SHOWN = 80  # characters of a value in an error
 MAX_DEPTH = 64  # lists and mappings within each other: three times what a model of nested repeats takes
@@ -23,6 +25,20 @@ Rounds = Annotated[int, Field(gt=0, le=1_000_000)]  # rounds, steps
 Examples = Annotated[int, Field(gt=0, le=10_000_000)]
 Owners = Annotated[int, Field(gt=0, le=1 << 20)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 64)]
+
+# Of factors in float32 arithmetic: a product of several is finite there, and the square of one is no denormal, which
+# some processors take for zero.
+LEAST_FACTOR, MOST_FACTOR = 1e-12, 1e6
+
+
+def _no_denormal(value: float) -> float:
+    if 0 < value < LEAST_FACTOR:
+        raise BrokenRule("AGFL-CONFIG-250", f"must be at least {LEAST_FACTOR:g} where it is not 0, got {value:g}")
+    return value
+
+
+Factor = Annotated[float, Field(gt=0, le=MOST_FACTOR), AfterValidator(_no_denormal)]
+FactorOrZero = Annotated[float, Field(ge=0, le=MOST_FACTOR), AfterValidator(_no_denormal)]
 
 
 def few(value: Any) -> Any:

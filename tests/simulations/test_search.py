@@ -240,7 +240,8 @@ def test_secure_search_is_the_plain_one_bit_for_bit(run_config: MakeConfig, make
 
 
 def test_candidates_that_diverge_die_and_a_race_without_survivors_says_so(runs: Runs, tmp_path: Path) -> None:
-    wild = ("training.optimizer.lr=1e38", "training.local_steps=3", "aggregation.max_attempts=1")
+    optimizer = "training.optimizer={type: sgd, lr: 1.0e+6, weight_decay: 1.0e+6}"  # weights grow 1e12-fold a step
+    wild = (optimizer, "training.local_steps=4", "aggregation.max_attempts=1")
     with pytest.raises(RoundError, match="search: a candidate must have a finite loss after rung 1, none has"):
         runs.run(tmp_path / "run", *wild)
     told = json.loads((tmp_path / "run" / "search" / RACE_FILE).read_text())

@@ -12,11 +12,11 @@ import math
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from agfl_models.bounded import Seed, Size
+from agfl_models.bounded import Factor, Seed, Size
 from agfl_models.errors import ConfigError
 from agfl_models.validation import Config, nearest
 
@@ -29,7 +29,7 @@ class LoRAConfig(Config):
     """
 
     rank: Size = 8
-    alpha: PositiveFloat = 16.0
+    alpha: Factor = 16.0
     targets: tuple[str, ...] = Field(min_length=1, max_length=64, fail_fast=True)
     train_a: bool = False
     seed: Seed = 0

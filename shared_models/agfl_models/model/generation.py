@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
 from torch import Tensor
 
+from agfl_models.bounded import MOST_FACTOR
 from agfl_models.errors import BrokenRule, ConfigError
 from agfl_models.layers.layer import Memory, State, at_least_float32
 from agfl_models.model.sequence_model import SequenceModel
@@ -38,7 +39,7 @@ class GenerationConfig(Config):
 
     # Order matters: a field is checked against those above it.
     max_new_tokens: Annotated[int, Field(gt=0, le=2**20)]
-    temperature: float = Field(default=0.0, ge=0)
+    temperature: float = Field(default=0.0, ge=0, le=MOST_FACTOR)
     top_k: PositiveInt | None = None
     num_beams: PositiveInt = 1
     length_penalty: float = Field(default=1.0, ge=0, le=10)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, field_validator
+from pydantic import Field, field_validator
 
-from agfl_models.bounded import Rounds
+from agfl_models.bounded import FactorOrZero, Rounds
 from agfl_models.errors import BrokenRule
 from agfl_models.validation import Config
 
@@ -27,8 +27,8 @@ class SearchConfig(Config):
     slate: Literal["auto"] | Annotated[tuple[str, ...], Field(max_length=64, fail_fast=True)] = "auto"
     rungs: Annotated[tuple[Rounds, ...], Field(min_length=1, max_length=64, fail_fast=True)] | None = None
     keep: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    cost_weight: NonNegativeFloat = 0.0
-    tie: NonNegativeFloat = 0.005
+    cost_weight: FactorOrZero = 0.0
+    tie: FactorOrZero = 0.005
 
     @field_validator("slate", mode="before")
     @classmethod

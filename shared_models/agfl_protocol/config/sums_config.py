@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import Field, model_validator
 
-from agfl_models.bounded import Owners
+from agfl_models.bounded import LEAST_FACTOR, Factor, FactorOrZero, Owners
 from agfl_models.errors import BrokenRule
 from agfl_models.validation import Config
 
@@ -36,12 +36,12 @@ class SumsConfig(Config):
     min_cohort: Owners | None = None
     max_colluders: Owners | None = None
     max_attempts: Annotated[int, Field(gt=0, le=1000)] = 3
-    clip_l2: PositiveFloat | Literal["auto"] = "auto"
+    clip_l2: Factor | Literal["auto"] = "auto"
     weighting: Literal["tokens", "uniform", "loss", "alignment"] = "tokens"
-    fairness_q: NonNegativeFloat = 1.0
-    max_loss: PositiveFloat = 10.0
-    alignment_kappa: NonNegativeFloat = 1.0
-    max_weight: PositiveFloat | None = None
+    fairness_q: FactorOrZero = 1.0
+    max_loss: Factor = 10.0
+    alignment_kappa: FactorOrZero = 1.0
+    max_weight: Annotated[float, Field(ge=LEAST_FACTOR, le=1e15)] | None = None
     averaging: Literal["mean", "normalized"] = "mean"
     group_rule: Literal["mean", "geometric_median"] = "mean"
 

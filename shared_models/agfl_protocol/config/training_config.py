@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import Field, model_validator
 
-from agfl_models.bounded import Examples, Rounds
+from agfl_models.bounded import Examples, Factor, FactorOrZero, Rounds
 from agfl_models.errors import BrokenRule
 from agfl_models.validation import Config
 
@@ -17,18 +17,18 @@ class SGDConfig(Config):
     """Plain SGD on the client."""
 
     type: Literal["sgd"]
-    lr: PositiveFloat
+    lr: Factor
     momentum: Beta = 0.0
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: FactorOrZero = 0.0
 
 
 class AdamWConfig(Config):
     """AdamW on the client; its moments start anew each round."""
 
     type: Literal["adamw"]
-    lr: PositiveFloat
+    lr: Factor
     betas: tuple[Beta, Beta] = (0.9, 0.95)
-    weight_decay: NonNegativeFloat = 0.1
+    weight_decay: FactorOrZero = 0.1
 
 
 class DeltaSGDConfig(Config):
@@ -38,9 +38,9 @@ class DeltaSGDConfig(Config):
     """
 
     type: Literal["delta_sgd"]
-    lr: PositiveFloat = 0.2
-    gamma: PositiveFloat = 2.0
-    delta: PositiveFloat = 0.1
+    lr: Factor = 0.2
+    gamma: Factor = 2.0
+    delta: Factor = 0.1
 
 
 ClientOptimizerConfig = Annotated[SGDConfig | AdamWConfig | DeltaSGDConfig, Field(discriminator="type")]
@@ -54,11 +54,11 @@ class TrainingConfig(Config):
     """
 
     optimizer: ClientOptimizerConfig
-    proximal_mu: NonNegativeFloat = 0.0
+    proximal_mu: FactorOrZero = 0.0
     batch_size: Annotated[int, Field(gt=0, le=1 << 16)] = 16
     local_steps: Rounds | None = None
     local_epochs: Rounds | None = None
-    max_grad_norm: PositiveFloat | None = 1.0
+    max_grad_norm: Factor | None = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from agfl_models.bounded import Factor
 from agfl_models.errors import BrokenRule
 from agfl_protocol.methods.method import (
     ArraySpec,
@@ -36,7 +37,7 @@ class FedCMConfig(MethodConfig):
     """alpha: share of an owner's own gradient in each local step; 1 is FedAvg."""
 
     type: Literal["fedcm"]
-    alpha: Annotated[float, Field(gt=0, le=1)] = 0.1
+    alpha: Annotated[Factor, Field(le=1)] = 0.1
     is_chosen = True
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from pydantic import PositiveFloat
 
+from agfl_models.bounded import Factor
 from agfl_protocol.config.training_config import Beta
 from agfl_protocol.optimizers.server_optimizer import ARMS, Array, OptimizerState, ServerOptimizer, Wrap, scalar
 from agfl_protocol.optimizers.tuned import TunedConfig
@@ -20,9 +20,9 @@ from agfl_protocol.update import Total
 class AdaptiveConfig(TunedConfig):
     """What the three have in common."""
 
-    lr: PositiveFloat = 1e-2
+    lr: Factor = 1e-2
     beta1: Beta = 0.9
-    tau: PositiveFloat = 1e-3
+    tau: Factor = 1e-3
 
     def build(self, wrap: Wrap) -> ServerOptimizer:
         """Its step."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import PositiveFloat
-
+from agfl_models.bounded import Factor
 from agfl_protocol.methods.method import MethodConfig
 from agfl_protocol.methods.owner_states.feddyn import FedDynMethodConfig
 from agfl_protocol.methods.owner_states.scaffold import ScaffoldMethodConfig
@@ -21,7 +20,7 @@ class ScaffoldConfig(OptimizerConfig):
     """
 
     type: Literal["scaffold"]
-    lr: PositiveFloat = 1.0
+    lr: Factor = 1.0
 
     @property
     def client_methods(self) -> tuple[MethodConfig, ...]:
@@ -41,7 +40,7 @@ class FedDynConfig(OptimizerConfig):
     """
 
     type: Literal["feddyn"]
-    alpha: PositiveFloat = 0.1
+    alpha: Factor = 0.1
 
     @property
     def client_methods(self) -> tuple[MethodConfig, ...]:

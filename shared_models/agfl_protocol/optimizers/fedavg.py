@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import PositiveFloat
-
+from agfl_models.bounded import Factor
 from agfl_protocol.optimizers.server_optimizer import ARMS, Array, OptimizerState, ServerOptimizer, Wrap, scalar
 from agfl_protocol.optimizers.tuned import TunedConfig
 from agfl_protocol.update import Total
@@ -17,7 +16,7 @@ class FedAvgConfig(TunedConfig):
     """x += lr * delta (McMahan et al. 2017)."""
 
     type: Literal["fedavg"]
-    lr: PositiveFloat = 1.0
+    lr: Factor = 1.0
 
     def build(self, wrap: Wrap) -> ServerOptimizer:
         """Its step."""

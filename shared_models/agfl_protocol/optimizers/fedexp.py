@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 
+from agfl_models.bounded import MOST_FACTOR, Factor
 from agfl_protocol.methods.method import MethodConfig
 from agfl_protocol.methods.square_norm import SQUARE_NORM, SquareNormConfig
 from agfl_protocol.optimizers.server_optimizer import (
@@ -30,8 +31,8 @@ class FedExPConfig(OptimizerConfig):
     """
 
     type: Literal["fedexp"]
-    epsilon: PositiveFloat = 1e-3
-    max_lr: Annotated[float, Field(ge=1)] = 5.0
+    epsilon: Factor = 1e-3
+    max_lr: Annotated[float, Field(ge=1, le=MOST_FACTOR)] = 5.0
 
     @property
     def client_methods(self) -> tuple[MethodConfig, ...]:

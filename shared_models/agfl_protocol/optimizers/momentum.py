@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from pydantic import PositiveFloat
 
+from agfl_models.bounded import Factor
 from agfl_protocol.config.training_config import Beta
 from agfl_protocol.optimizers.server_optimizer import (
     ARMS,
@@ -27,7 +27,7 @@ class FedAvgMConfig(TunedConfig):
     """Server momentum (Hsu et al. 2019, arXiv:1909.06335)."""
 
     type: Literal["fedavgm"]
-    lr: PositiveFloat = 1.0
+    lr: Factor = 1.0
     momentum: Beta = 0.9
 
     def build(self, wrap: Wrap) -> ServerOptimizer:
@@ -40,7 +40,7 @@ class NesterovConfig(OptimizerConfig):
     """Nesterov momentum on the mean delta (DiLoCo, Douillard et al. 2023, arXiv:2311.08105)."""
 
     type: Literal["nesterov"]
-    lr: PositiveFloat = 0.7
+    lr: Factor = 0.7
     momentum: Beta = 0.9
 
     def build(self, wrap: Wrap) -> ServerOptimizer:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field
 
-from agfl_models.bounded import Examples, Rounds
+from agfl_models.bounded import Examples, FactorOrZero, Rounds
 from agfl_protocol.methods.candidates import CandidatesConfig, candidate_losses
 from agfl_protocol.methods.method import MethodConfig
 from agfl_protocol.optimizers.adaptive import FedAdamConfig
@@ -51,7 +51,7 @@ class PortfolioConfig(OptimizerConfig):
     type: Literal["auto"]
     every: Rounds = 3
     max_examples: Examples = 64
-    margin: NonNegativeFloat = 0.1
+    margin: FactorOrZero = 0.1
     arms: Annotated[tuple[Annotated[OptimizerConfig, ARMS], ...], Field(min_length=2, max_length=8)] = (
         NesterovConfig(type="nesterov"),
         NesterovConfig(type="nesterov", lr=0.3),

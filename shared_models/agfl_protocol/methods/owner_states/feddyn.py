@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from pydantic import PositiveFloat
 
+from agfl_models.bounded import Factor
 from agfl_protocol.methods.method import Gradient, MethodConfig, Round, Specs, State, Step
 from agfl_protocol.methods.owner_states.owner_state import OWN, SUM, Array, OwnerState
 from agfl_protocol.update import Vector
@@ -21,7 +21,7 @@ class FedDynMethodConfig(MethodConfig):
 
     type: Literal["feddyn"]
     keeps_state = True
-    alpha: PositiveFloat
+    alpha: Factor
 
 
 @dataclass(frozen=True)
