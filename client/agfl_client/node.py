@@ -225,7 +225,7 @@ class Node:
 
         Raises:
             PolicyViolation, PlanViolation: the owner keeps none, or did not approve such a run.
-            WireError, CheckpointError: as `SavedModel.write`.
+            WireError, CheckpointError: as `SavedModel.check` and `SavedModel.write`.
         """
         if self._saved is None or self._approvals is None:
             raise PolicyViolation(
@@ -235,6 +235,7 @@ class Node:
         config = client_plan_from_json(request.client_plan).with_pretrained(self._pretrained, "--pretrained")
         self._policy.tier(config)
         plan.covers(config, None if self._member is None else self._member.ledger.merges(request.run_id))
+        self._saved.check(request, config)
         self._workspace = self._words = None  # the memory is needed
         self._saved.write(request, config)
         folder, quoted = self._saved.shown
@@ -310,11 +311,11 @@ class Node:
             _check_vectors(space.plan, request, space.layout.size)
             rules = self._rules(space.plan, request)
         else:
-            self._workspace = None
             plan = client_plan_from_json(request.client_plan).with_pretrained(self._pretrained, "--pretrained")
             tier = self._policy.tier(plan)  # before the model is built and the text is touched
             _check_vectors(plan, request, plan.model.num_parameters())
             rules = self._rules(plan, request)
+            self._workspace = space = None  # not before all refusals: else a server could have it made anew each time
             space = self._make_workspace(request.client_plan, plan, tier)
         self._workspace = space = space.with_rings(rings_by_tier(request.arrays)[space.tier - 1])
         return space, rules

@@ -53,20 +53,24 @@ class SavedModel:
         """How a line names the folder, and how a person types it."""
         return str(self.folder), shlex.quote(str(self.folder))
 
-    def write(self, request: ModelRequest, config: ClientPlan) -> None:
-        """Write a received model, which `config` describes.
-
-        Raises:
-            WireError: the vector is not of that model, or not finite.
-            CheckpointError: the folder cannot be written; the line has no path in it, since the server gets it.
-        """
-        layout = _layout(config)
-        if request.model.size != layout.size:
+    @staticmethod
+    def check(request: ModelRequest, config: ClientPlan) -> None:
+        """Raise WireError where the vector is not of the model that `config` describes, or not finite."""
+        size = config.model.num_parameters()
+        if request.model.size != size:
             raise WireError(
-                "AGFL-WIRE-001", f"model: must have {layout.size} parameters as configured, got {request.model.size}"
+                "AGFL-WIRE-001", f"model: must have {size} parameters as configured, got {request.model.size}"
             )
         if not np.isfinite(request.model).all():
             raise WireError("AGFL-WIRE-002", "model: must be finite, got NaN or infinity")
+
+    def write(self, request: ModelRequest, config: ClientPlan) -> None:
+        """Write a received model that was checked.
+
+        Raises:
+            CheckpointError: the folder cannot be written; the line has no path in it, since the server gets it.
+        """
+        layout = _layout(config)
         receipt = {"run": request.run_id, "round": request.round}
         widths = config.elastic.widths if config.elastic is not None else None
         try:

@@ -491,6 +491,28 @@ def test_data_of_another_task_is_refused_in_one_line(
         Node("alice", path, device="cpu", policy=UNASKED).handle_round(request)
 
 
+@pytest.mark.parametrize("refused", ["plan", "vector", "policy"])
+def test_a_refused_request_leaves_what_is_warm(
+    run_config: MakeConfig, make_owners: Callable[..., Path], refused: str
+) -> None:
+    """A server cannot have an owner read its text and build its model again and again."""
+    lines: list[str] = []
+    policy = UNASKED.model_copy(update={"max_parameters": run_config().model.num_parameters()})
+    node = Node("alice", make_owners(1) / "owner-00.jsonl", device="cpu", policy=policy, tell=lines.append)
+    config, wider = run_config(), run_config("model.dim=32")
+    wrong = {
+        "plan": replace(request_of(config), client_plan="{}"),
+        "vector": replace(request_of(run_config("seed=9")), model=np.zeros(7, np.float32)),
+        "policy": request_of(wider),
+    }[refused]
+    node.handle_round(request_of(config))
+    for exchange in (1, 2):
+        with pytest.raises((ConfigError, WireError, PolicyViolation)):
+            node.handle_round(wrong)
+        node.handle_round(request_of(config, exchange=exchange))
+    assert [line.startswith("data for ") for line in lines].count(True) == 1
+
+
 def test_node_without_text_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="AGFL-DATA-037"):
         Node("alice", tmp_path / "none.jsonl")

@@ -88,6 +88,7 @@ def test_a_model_that_is_not_that_of_an_approved_run_is_not_written(
     with pytest.raises(kind, match=words):
         site.node.keep_model(replace(site.request, **changes))  # type: ignore[arg-type]
     assert not site.folder.exists()
+    assert site.node._workspace is not None, "a refusal leaves what is warm"
 
 
 def test_neither_another_model_nor_one_that_is_not_finite(site: Site, run_config: MakeConfig) -> None:
