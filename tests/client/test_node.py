@@ -201,7 +201,7 @@ BAD_REQUESTS: dict[str, tuple[Callable[[wire.RoundRequest], wire.RoundRequest], 
     "config": (
         lambda r: replace(r, client_plan="{}"),
         ConfigError,
-        "configuration from the server: .*: .*AGFL-CONFIG-008",
+        "client plan from the server: .*: .*AGFL-CONFIG-008",
     ),
     "model": (lambda r: replace(r, model=r.model[:-1]), WireError, r"model: must have \d+ parameters"),
 }

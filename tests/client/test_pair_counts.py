@@ -119,7 +119,7 @@ def test_words_stay_warm_and_go_with_the_first_round_and_with_the_run(
 DOUBLING = ((97, 97), *((token_id, token_id) for token_id in range(259, 280)))
 Changes = dict[str, Any]
 BAD_REQUESTS: dict[str, tuple[Changes, type[AgflError], str]] = {
-    "config": ({"client_plan": "{}"}, ConfigError, "configuration from the server: .*: .*AGFL-CONFIG-008"),
+    "config": ({"client_plan": "{}"}, ConfigError, "client plan from the server: .*: .*AGFL-CONFIG-008"),
     "too many new": (
         {"merges": (*MERGES, (0, 1)), "num_new": 5},
         WireError,

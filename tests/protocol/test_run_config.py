@@ -290,13 +290,13 @@ def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", "{}", '{"model": {"layers": 3}}'])
 def test_configuration_from_the_wire_is_refused_by_source(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"^run configuration from the server: "):
+    with pytest.raises(ConfigError, match=r"^client plan from the server: "):
         client_plan_from_json(text)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000], ids=["deep", "long"])
 def test_hostile_configuration_from_the_wire_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"^run configuration from the server: malformed JSON"):
+    with pytest.raises(ConfigError, match=r"^client plan from the server: malformed JSON"):
         client_plan_from_json(text)
 
 

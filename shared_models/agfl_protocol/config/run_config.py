@@ -174,7 +174,10 @@ class RunConfig(RunBase):
 
     @property
     def defining(self) -> dict[str, Any]:
-        """What defines the run, as JSON; `num_rounds`, `evaluation`, `data`, `baselines` and `search` may change."""
+        """What defines the run, as JSON.
+
+        `num_rounds`, `evaluation`, `data`, `baselines`, `search`, `tracking` and paths of one machine may change.
+        """
         return self.model_dump(mode="json", exclude={"num_rounds": True, "evaluation": True, **_LOCAL})
 
     @property

@@ -38,7 +38,7 @@ ConfigT = TypeVar("ConfigT", bound=MethodConfig)
 # Of one machine, or its owner's own.
 _LOCAL: dict[str, Any] = {"model": {"folder"}, "tokenizer": {"text"}}
 _LENGTHS = {"sequence_length", "context_length", "source_length", "target_length"}  # of tasks, in tokens
-_SOURCE = "run configuration from the server"
+_SOURCE = "client plan from the server"
 
 
 class RunBase(Config):
