@@ -24,7 +24,7 @@ from agfl_server.aggregation.aggregator import Aggregator
 from agfl_server.aggregation.group_rule import MIN_GROUPS
 from agfl_server.aggregation.plain_sum import PlainSum
 from agfl_server.aggregation.secure_sum import SecureSum
-from agfl_server.rounds.attempts import Parties
+from agfl_server.rounds.attempts import RunContext
 from agfl_server.rounds.checkpoint import load_checkpoint
 from agfl_server.rounds.cohort_sums import Federation
 from agfl_server.rounds.journal import Journal
@@ -90,7 +90,7 @@ def run_federation(
             owners = nodes.wait_for(min_cohort) if roster is None else roster.keys
         plan = _plan(config, run_folder, journal.run_id, owners, min_cohort, b"" if roster is None else roster.hash)
         nodes.propose(plan)
-        parties = Parties(
+        context = RunContext(
             config=config,
             grid=grid,
             nodes=nodes,
@@ -102,7 +102,7 @@ def run_federation(
             num_owners=num_owners,
             suspects=Suspects(plan.groups, plan.is_by_group),
         )
-        federation, state = _run(parties, run_folder, resume)
+        federation, state = _run(context, run_folder, resume)
     deliver_model(federation, state)
     _finish(grid, state)
     return state
@@ -141,28 +141,28 @@ def _asks_more(plan: Plan, known: Plan, config: RunConfig) -> bool:
     return False
 
 
-def _run(parties: Parties, run_folder: RunFolder, resume: bool) -> tuple[Federation, ServerState]:
+def _run(context: RunContext, run_folder: RunFolder, resume: bool) -> tuple[Federation, ServerState]:
     """Search where the run says so, and train."""
-    if parties.config.search is None:
-        return _train(parties, run_folder, resume)
-    chosen = run_search(parties, run_folder, resume=resume)
-    federation, state = _train(replace(parties, config=chosen), run_folder, resume=True)
+    if context.config.search is None:
+        return _train(context, run_folder, resume)
+    chosen = run_search(context, run_folder, resume=resume)
+    federation, state = _train(replace(context, config=chosen), run_folder, resume=True)
     write_skip_costs(federation, state, run_folder)
     return federation, state
 
 
-def _train(parties: Parties, run_folder: RunFolder, resume: bool) -> tuple[Federation, ServerState]:
+def _train(context: RunContext, run_folder: RunFolder, resume: bool) -> tuple[Federation, ServerState]:
     """Learn the tokenizer where there is none, run all rounds, and leave the trained model in the folder."""
-    observer = parties.observer
-    config, is_new = _opened(parties.config, run_folder, resume)
+    observer = context.observer
+    config, is_new = _opened(context.config, run_folder, resume)
     config = with_public_tokenizer(config, observer)
     if is_new:
         run_folder.begin(config)
     cost: Row = {}
     if not config.tokenizer.is_trained:
-        config, cost = train_tokenizer(replace(parties, config=config))
+        config, cost = train_tokenizer(replace(context, config=config))
         run_folder.write_config(config)
-    federation, state = open_run(replace(parties, config=config), run_folder, is_new=is_new, cost=cost)
+    federation, state = open_run(replace(context, config=config), run_folder, is_new=is_new, cost=cost)
     with tracked(config, run_folder.path, observer) as watchers:
         state = _run_rounds(federation, state, run_folder, watchers)
     return federation, state
@@ -170,7 +170,7 @@ def _train(parties: Parties, run_folder: RunFolder, resume: bool) -> tuple[Feder
 
 def _run_rounds(federation: Federation, state: ServerState, run_folder: RunFolder, watchers: Observer) -> ServerState:
     """Run all rounds that are left, and leave the trained model, or the last good one, in the folder."""
-    config = federation.parties.config
+    config = federation.context.config
 
     def save(after: ServerState, rows: Sequence[Row]) -> None:
         run_folder.save(config, after, rows)
@@ -186,7 +186,7 @@ def _run_rounds(federation: Federation, state: ServerState, run_folder: RunFolde
         if kept.confirmed.model.size:
             kept, number = replace(kept, model=kept.confirmed.model), kept.confirmed.round
         run_folder.save_model(config, federation.layout, kept)
-        federation.parties.observer.kept(number, str(run_folder.path / MODEL_FOLDER))
+        federation.context.observer.kept(number, str(run_folder.path / MODEL_FOLDER))
         raise
     run_folder.save_model(config, federation.layout, state)
     watchers.finished(run_folder.path / MODEL_FOLDER)

@@ -25,7 +25,7 @@ from agfl_protocol.messages.wire import RoundRequest
 from agfl_protocol.plans.plan import Plan
 from agfl_protocol.plans.sum_kind import MAX_SAMPLED_EXAMPLES, Kind, kind_of
 from agfl_protocol.transforms.quantization import QuantizationPlan
-from agfl_server.rounds.attempts import Parties, Request, sum_in_attempts
+from agfl_server.rounds.attempts import Request, RunContext, sum_in_attempts
 from agfl_server.rounds.journal import Entry, Journal
 from agfl_server.rounds.observer import Observer
 from agfl_server.transport import connected_nodes
@@ -113,10 +113,10 @@ def run(case: Case, rounds: int, in_outages: bool, folder: Path) -> str:
     grid, journal = InProcessGrid({}, 1), Journal(folder)
     journal.begin("run")
     weather = Weather(grid, Observer(), owners=names, in_outages=in_outages, rng=rng)
-    parties = Parties(
+    context = RunContext(
         config, grid, weather, aggregator, Observer(), parameters.min_cohort, journal, plan, num_owners=len(names)
     )
-    tally = _rounds(parties, config, rounds)
+    tally = _rounds(context, config, rounds)
     first = next(iter(owners.values())).ledger
     pairs = [first.pairs("run", name).k for name in names]
     waits = weather.looks - aggregator.exchanges - tally.tried
@@ -130,7 +130,7 @@ def run(case: Case, rounds: int, in_outages: bool, folder: Path) -> str:
     )
 
 
-def _rounds(parties: Parties, config: RunConfig, rounds: int) -> Tally:
+def _rounds(context: RunContext, config: RunConfig, rounds: int) -> Tally:
     tally = Tally()
     number = 1
     while number <= rounds:
@@ -143,30 +143,30 @@ def _rounds(parties: Parties, config: RunConfig, rounds: int) -> Tally:
             max_sampled_examples=MAX_SAMPLED_EXAMPLES,
         )
         try:
-            size = _sum(parties, Request(number, tally.last, kind), train=True)
+            size = _sum(context, Request(number, tally.last, kind), train=True)
         except RoundError as error:  # the run stops, and whoever runs it has it go on with the same round
             tally.stops.append(str(error))
             if len(tally.stops) > rounds // 10:
                 raise
             continue
         tally.sizes.append(size)
-        tally.last = parties.journal.current(0).exchange - 1
+        tally.last = context.journal.current(0).exchange - 1
         number += 1
         if (number - 1) % max(rounds // 10, 1) == 0:
             tally.tried += 1
-            if parties.has_whole_group():
+            if context.has_whole_group():
                 try:
-                    _sum(parties, Request(number, tally.last, Kind.EXACT, all_owners=True), train=False)
+                    _sum(context, Request(number, tally.last, Kind.EXACT, all_owners=True), train=False)
                     tally.evaluations += 1
                 except RoundError:
                     pass
-                tally.last = parties.journal.current(0).exchange - 1
+                tally.last = context.journal.current(0).exchange - 1
     return tally
 
 
-def _sum(parties: Parties, wanted: Request, *, train: bool) -> int:
+def _sum(context: RunContext, wanted: Request, *, train: bool) -> int:
     """Return how many owners are in the sum."""
-    config, plan = parties.config, parties.plan
+    config, plan = context.config, context.plan
 
     def broadcast(entry: Entry, room: int) -> tuple[RoundRequest, OneLane]:
         quantizer = QuantizationPlan(2, room)
@@ -184,8 +184,8 @@ def _sum(parties: Parties, wanted: Request, *, train: bool) -> int:
         )
         return request, OneLane()
 
-    _, _, found = sum_in_attempts(parties, wanted, broadcast, lambda _, lanes: lanes)
-    parties.journal.close(wanted.round)  # as a checkpoint does
+    _, _, found = sum_in_attempts(context, wanted, broadcast, lambda _, lanes: lanes)
+    context.journal.close(wanted.round)  # as a checkpoint does
     return len(found.survivors)
 
 

@@ -17,7 +17,7 @@ from agfl_protocol.plans.plan import Plan
 from agfl_protocol.plans.sum_kind import Kind
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_server.aggregation.aggregator import AttemptFailed
-from agfl_server.rounds.attempts import Parties, Request, sum_in_attempts
+from agfl_server.rounds.attempts import Request, RunContext, sum_in_attempts
 from agfl_server.rounds.journal import Entry, Journal
 from agfl_server.rounds.observer import Observer
 from agfl_server.transport.connected_nodes import ConnectedNodes
@@ -58,7 +58,7 @@ def test_what_follows_a_round_that_was_given_up_has_another_number(
     )
     journal.begin("run")
     nodes = AllThere(grid, Observer())
-    parties = Parties(config, grid, nodes, silent, Observer(), 4, journal, plan)  # type: ignore[arg-type]
+    context = RunContext(config, grid, nodes, silent, Observer(), 4, journal, plan)  # type: ignore[arg-type]
 
     def ask(wanted: Request, *, train: bool) -> None:
         def broadcast(entry: Entry, room: int) -> tuple[RoundRequest, Any]:
@@ -67,7 +67,7 @@ def test_what_follows_a_round_that_was_given_up_has_another_number(
             return RoundRequest(*numbers, not train, train, np.zeros(1, np.float32), quantizer), None
 
         with pytest.raises(RoundError, match="failed in 2 attempts"):
-            sum_in_attempts(parties, wanted, broadcast, lambda _, lanes: lanes)
+            sum_in_attempts(context, wanted, broadcast, lambda _, lanes: lanes)
 
     ask(Request(1, 0, Kind.SAMPLED), train=True)
     ask(Request(1, 0, Kind.EXACT, all_owners=True), train=False)

@@ -42,7 +42,7 @@ from agfl_protocol.version import PROTOCOL_VERSION
 from agfl_server.aggregation.aggregator import AttemptFailed, CohortSum, Groups, LaneCodec
 from agfl_server.aggregation.plain_sum import PlainSum
 from agfl_server.app import build_aggregator, run_federation
-from agfl_server.rounds.attempts import Parties
+from agfl_server.rounds.attempts import RunContext
 from agfl_server.rounds.cohort_sums import DivergedError, Federation, sum_of_cohort, sum_of_round
 from agfl_server.rounds.journal import Journal, Records
 from agfl_server.rounds.loop import train_round
@@ -98,7 +98,7 @@ def start(
     aggregator, min_cohort = build_aggregator(config.aggregation, None, observer)
     journal = Journal(folder)
     journal.begin(RUN_ID)
-    parties = Parties(
+    context = RunContext(
         config=config,
         grid=grid,
         nodes=ConnectedNodes(grid, observer, registered),
@@ -109,7 +109,7 @@ def start(
         plan=Plan.of(config.client_plan, RUN_ID, ["owner-00", BAD], min_cohort),
     )
     methods = methods_of(Round(config.client_plan, config=config))
-    return Federation(parties, config.build_task(), layout, optimizer, sum_of_round, methods), state, observer
+    return Federation(context, config.build_task(), layout, optimizer, sum_of_round, methods), state, observer
 
 
 def altered(change: Callable[[wire.RoundReply], wire.RoundReply]) -> Fault:
@@ -305,9 +305,9 @@ def test_who_broke_the_protocol_is_not_waited_for_where_too_few_others_can_come(
     attempts: int,
 ) -> None:
     federation, state, observer = start(run_config("aggregation.min_cohort=2"), open_grid(make_owners(3)), tmp_path)
-    parties = replace(federation.parties, num_owners=num_owners, aggregator=Betrayed(observer, 2))
+    context = replace(federation.context, num_owners=num_owners, aggregator=Betrayed(observer, 2))
     with pytest.raises(RoundError, match=rf"^round 1: failed in {attempts} attempts?, (the last )?because {BAD}: lied"):
-        train_round(replace(federation, parties=parties), state, evaluate=False)
+        train_round(replace(federation, context=context), state, evaluate=False)
     assert len(observer.repetitions) == attempts
 
 

@@ -32,7 +32,7 @@ from agfl_protocol.secagg.lanes import Lanes
 from agfl_server.aggregation.aggregator import Aggregator, AttemptFailed, CohortSum, Groups, LaneCodec
 from agfl_server.app import build_aggregator, run_federation
 from agfl_server.cli import LogObserver
-from agfl_server.rounds.attempts import Parties
+from agfl_server.rounds.attempts import RunContext
 from agfl_server.rounds.journal import Journal, Records
 from agfl_server.rounds.observer import Observer
 from agfl_server.rounds.tokenizer_training import train_tokenizer
@@ -190,16 +190,16 @@ def train(
 
     def run(fault: Fault, observer: Observer, *overrides: str) -> RunConfig:
         grid = open_grid(make_owners(3), {BAD: lambda app: Faulty(app, fault)})
-        return train_tokenizer(parties_of(run_config(*bpe(1), *overrides), grid, observer, tmp_path))[0]
+        return train_tokenizer(context_of(run_config(*bpe(1), *overrides), grid, observer, tmp_path))[0]
 
     return run
 
 
-def parties_of(config: RunConfig, grid: Grid, observer: Observer, folder: Path) -> Parties:
+def context_of(config: RunConfig, grid: Grid, observer: Observer, folder: Path) -> RunContext:
     aggregator, min_cohort = build_aggregator(config.aggregation, None, observer)
     journal = Journal(folder)
     journal.begin()
-    return Parties(
+    return RunContext(
         config=config,
         grid=grid,
         nodes=ConnectedNodes(grid, observer),
@@ -349,11 +349,11 @@ class Blaming:
 def test_a_member_that_broke_the_protocol_is_not_waited_for(
     run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, tmp_path: Path
 ) -> None:
-    parties = parties_of(run_config(*bpe(1)), open_grid(make_owners(3)), Observer(), tmp_path)
-    parties = replace(parties, aggregator=Blaming())
+    context = context_of(run_config(*bpe(1)), open_grid(make_owners(3)), Observer(), tmp_path)
+    context = replace(context, aggregator=Blaming())
     with pytest.raises(RoundError, match=r"^tokenizer: round 1: failed in 3 attempts, the last because mask_key"):
-        train_tokenizer(parties)
-    everybody = replace(parties, members=frozenset(f"owner-{i:02}" for i in range(3)))
+        train_tokenizer(context)
+    everybody = replace(context, members=frozenset(f"owner-{i:02}" for i in range(3)))
     with pytest.raises(RoundError, match=r"^tokenizer: round 1: failed in 1 attempt, because mask_key"):
         train_tokenizer(everybody)
 
@@ -390,9 +390,9 @@ def test_a_summed_vector_is_gone_before_the_next_one_comes(
     run_config: MakeConfig, make_owners: MakeOwners, open_grid: OpenGrid, tmp_path: Path
 ) -> None:
     grid = open_grid(make_owners(3), {BAD: lambda app: Faulty(app, in_round(1))})
-    parties = parties_of(run_config(*bpe(8)), grid, Observer(), tmp_path)
-    scale = Weighing(parties.aggregator)
-    _, row = train_tokenizer(replace(parties, aggregator=scale))
+    context = context_of(run_config(*bpe(8)), grid, Observer(), tmp_path)
+    scale = Weighing(context.aggregator)
+    _, row = train_tokenizer(replace(context, aggregator=scale))
     assert scale.alive == [0] * 4
     assert (row["clients"], row["refused"]) == (2, 1)
 

@@ -23,7 +23,7 @@ from agfl_protocol.plans.sum_kind import Kind
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.update import Total, Vector
 from agfl_server.aggregation.aggregator import CohortSum
-from agfl_server.rounds.attempts import Parties
+from agfl_server.rounds.attempts import RunContext
 from agfl_server.rounds.cohort_sums import (
     Federation,
     RoundSum,
@@ -65,14 +65,14 @@ def sum_of_groups(
         RoundError: too few groups have a sum after `max_attempts` tries; with the reason of the last.
         DivergedError: the last one's numbers are not finite.
     """
-    parties, asked = federation.parties, {"train": train, "evaluate": evaluate, "full": full}
-    groups = _Groups(parties.plan.groups)
+    context, asked = federation.context, {"train": train, "evaluate": evaluate, "full": full}
+    groups = _Groups(context.plan.groups)
     last: RoundError | None = None
     state = _take_kept(federation, state, groups, asked)
-    for attempt in range(parties.config.aggregation.max_attempts):
+    for attempt in range(context.config.aggregation.max_attempts):
         if attempt > 0 and groups.are_enough():
             break
-        for group in _wait_for_groups(parties, state, groups, asked):
+        for group in _wait_for_groups(context, state, groups, asked):
             try:
                 codec, total, cohort = sum_of_cohort(federation, state, group=group, **asked)
             except ImplausibleSum as error:
@@ -81,7 +81,7 @@ def sum_of_groups(
             except RoundError as error:
                 last = error
             else:
-                _keep(parties, state, group, cohort, asked)
+                _keep(context, state, group, cohort, asked)
                 cohort = replace(cohort, lanes=cohort.lanes[:0].copy())  # decoded: not held for each group
                 groups.sums[group] = decoded(federation, state, codec, total, cohort, train=train, evaluate=evaluate)
                 state = replace(state, exchange=cohort.exchange)
@@ -132,30 +132,30 @@ def _inner_products(points: Sequence[Vector]) -> NDArray[np.float64]:
 
 
 def _wait_for_groups(
-    parties: Parties, state: ServerState, groups: _Groups, asked: Mapping[str, bool]
+    context: RunContext, state: ServerState, groups: _Groups, asked: Mapping[str, bool]
 ) -> Sequence[Names]:
     """Return the groups that are to be asked, once so many are there that the round can be settled; note who is not.
 
     That of an exchange which a crash has cut short comes first, so that it goes on, then whose turn is next. Those that
     may lie are left out, as outvoted, where enough others are there.
     """
-    entry = parties.journal.current(state.exchange)
+    entry = context.journal.current(state.exchange)
 
     def turn(group: Names) -> tuple[bool, int]:
         place = groups.all.index(group) - entry.exchange
         return frozenset(entry.cohort).isdisjoint(group), place % len(groups.all)
 
-    is_exact = kind_of_sum(parties.config, **asked) is Kind.EXACT
+    is_exact = kind_of_sum(context.config, **asked) is Kind.EXACT
     told: list[str] | None = None
     while True:
-        there = frozenset(parties.nodes.connected())
-        for names in (there - parties.suspects.left_out(), there):
+        there = frozenset(context.nodes.connected())
+        for names in (there - context.suspects.left_out(), there):
             able = [
                 group
                 for group in groups.all
                 if group not in groups.sums
                 and group not in groups.lied
-                and len(names.intersection(group)) >= (len(group) if is_exact else parties.min_cohort)
+                and len(names.intersection(group)) >= (len(group) if is_exact else context.min_cohort)
             ]
             suspected = {group for group in groups.all if there.intersection(group) - names} - {*able, *groups.sums}
             if groups.are_enough(able, suspected):
@@ -165,16 +165,16 @@ def _wait_for_groups(
             return ()
         missing = sorted({name for group in groups.all for name in group} - there)
         if missing != told:
-            parties.observer.missing(missing)
+            context.observer.missing(missing)
             told = missing
-        parties.nodes.pause()
+        context.nodes.pause()
 
 
 def _joined(
     federation: Federation, state: ServerState, each: Sequence[RoundSum], *, train: bool, evaluate: bool
 ) -> RoundSum:
     """Return the sum of all groups, with the geometric median in the place of its mean, and medians of losses."""
-    codec = codec_of(federation, state, federation.parties.plan.room(all_owners=True), train=train, evaluate=evaluate)
+    codec = codec_of(federation, state, federation.context.plan.room(all_owners=True), train=train, evaluate=evaluate)
     cohort, total = _together([one.cohort for one in each]), reduce(_added, (one.total for one in each))
     whole = decoded(federation, state, codec, total, cohort, train=train, evaluate=evaluate)
     return replace(
@@ -208,29 +208,29 @@ def _median(losses: Sequence[float | None]) -> float | None:
     return median(found) if found else None
 
 
-def _keep(parties: Parties, state: ServerState, group: Names, cohort: CohortSum, asked: Mapping[str, bool]) -> None:
+def _keep(context: RunContext, state: ServerState, group: Names, cohort: CohortSum, asked: Mapping[str, bool]) -> None:
     """Write a sum, so that its owners need not send once more where the server is killed in this round."""
     facts = {
-        "asked": _identity(parties, state, group, asked),
+        "asked": _identity(context, state, group, asked),
         "exchange": cohort.exchange,
         "survivors": cohort.survivors,
         "bytes": [cohort.bytes_up, cohort.bytes_down],
     }
-    records = parties.journal.kept()
-    records.write(_name(parties, group), {"facts": json.dumps(facts).encode(), "lanes": cohort.lanes.tobytes()})
+    records = context.journal.kept()
+    records.write(_name(context, group), {"facts": json.dumps(facts).encode(), "lanes": cohort.lanes.tobytes()})
 
 
 def _take_kept(federation: Federation, state: ServerState, groups: _Groups, asked: Mapping[str, bool]) -> ServerState:
     """Take the sums that this round had before a crash; return the state with the last exchange of them behind it."""
-    parties = federation.parties
+    context = federation.context
     for group in groups.all:
-        content = parties.journal.kept().read(_name(parties, group))
+        content = context.journal.kept().read(_name(context, group))
         facts: dict[str, Any] = {} if content is None else json.loads(content["facts"])
-        if content is None or facts["asked"] != _identity(parties, state, group, asked):
+        if content is None or facts["asked"] != _identity(context, state, group, asked):
             continue
         lanes: Lanes = np.frombuffer(content["lanes"], np.uint64)
         codec = codec_of(
-            federation, state, parties.plan.room(all_owners=True), train=asked["train"], evaluate=asked["evaluate"]
+            federation, state, context.plan.room(all_owners=True), train=asked["train"], evaluate=asked["evaluate"]
         )
         total = checked(federation, codec, lanes)
         cohort = CohortSum(facts["exchange"], lanes[:0].copy(), tuple(facts["survivors"]), {}, *facts["bytes"])
@@ -240,11 +240,11 @@ def _take_kept(federation: Federation, state: ServerState, groups: _Groups, aske
     return replace(state, exchange=max([state.exchange, *(one.cohort.exchange for one in groups.sums.values())]))
 
 
-def _identity(parties: Parties, state: ServerState, group: Names, asked: Mapping[str, bool]) -> list[Any]:
+def _identity(context: RunContext, state: ServerState, group: Names, asked: Mapping[str, bool]) -> list[Any]:
     """Return what tells a sum from all others: of whom, of which round, model and question."""
     model = hashlib.sha256(state.model.tobytes()).hexdigest()
-    return [state.run_id, state.round, parties.config.hash, model, list(group), dict(asked)]
+    return [state.run_id, state.round, context.config.hash, model, list(group), dict(asked)]
 
 
-def _name(parties: Parties, group: Names) -> str:
-    return f"group-{parties.plan.groups.index(group)}"
+def _name(context: RunContext, group: Names) -> str:
+    return f"group-{context.plan.groups.index(group)}"

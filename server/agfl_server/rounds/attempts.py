@@ -32,8 +32,8 @@ _RETURN_S = 30.0  # patience for the clients of an exchange that a crash of this
 
 
 @dataclass(frozen=True)
-class Parties:
-    """Who takes part in sums, and by which rules.
+class RunContext:
+    """What every sum of a run needs: its configuration, whoever is connected, and the rules for who takes part.
 
     plan: what every owner approved. members: sums are over exactly these, if given. num_owners: that can ever take
     part; None where nobody knows. suspects: what past sums say of who lies.
@@ -89,7 +89,7 @@ Broadcast = Callable[[Entry, int], tuple[wire.SumRequest, CodecT]]
 
 
 def sum_in_attempts(
-    parties: Parties, wanted: Request, broadcast: Broadcast[CodecT], decode: Callable[[CodecT, Lanes], SumT]
+    context: RunContext, wanted: Request, broadcast: Broadcast[CodecT], decode: Callable[[CodecT, Lanes], SumT]
 ) -> tuple[CodecT, SumT, CohortSum]:
     """Return a sum of round `wanted.round`; `broadcast` makes the request and its codec, `decode` what it sums to.
 
@@ -101,13 +101,13 @@ def sum_in_attempts(
             the reasons of the last; of a kind of its own, if `decode` raised that. Attempts that were lost to a lie do
             not count while leaving out groups may help.
     """
-    aggregation, journal, suspects = parties.config.aggregation, parties.journal, parties.suspects
+    aggregation, journal, suspects = context.config.aggregation, context.journal, context.suspects
     excluded: set[str] = set()
     tried = lied = waited = 0
     while True:
         tried += 1
-        entry, cohort = _cohort(parties, wanted, excluded, lied)
-        room = parties.plan.room(all_owners=wanted.all_owners) if parties.plan.groups else len(entry.cohort)
+        entry, cohort = _cohort(context, wanted, excluded, lied)
+        room = context.plan.room(all_owners=wanted.all_owners) if context.plan.groups else len(entry.cohort)
         request, codec = broadcast(entry, room)
         digest = request.broadcast_hash.hex()
         if entry.request not in ("", digest):  # what was asked cannot be asked again: something changed
@@ -115,75 +115,75 @@ def sum_in_attempts(
             tried -= 1
             continue
         records = journal.open(replace(entry, is_open=True, request=digest))
-        groups, timeout_s = parties.groups(wanted.kind), aggregation.round_timeout_s
+        groups, timeout_s = context.groups(wanted.kind), aggregation.round_timeout_s
         try:
-            found = parties.aggregator.sum(parties.grid, cohort, request, codec, timeout_s, groups, records)
-            decoded = _decoded(parties, wanted, codec, found, decode)
-            parties.nodes.note_answers(found.silent, found.refusing)
+            found = context.aggregator.sum(context.grid, cohort, request, codec, timeout_s, groups, records)
+            decoded = _decoded(context, wanted, codec, found, decode)
+            context.nodes.note_answers(found.silent, found.refusing)
             if some := suspects.note_good(found.survivors):
-                parties.observer.suspected(some)
+                context.observer.suspected(some)
             return codec, decoded, found
         except AttemptFailed as error:
-            lied += _noted(parties, wanted, entry, error)
+            lied += _noted(context, wanted, entry, error)
             excluded |= error.guilty
             # Who refuses is waited for, as one that was killed; but others must not send vector after vector for it.
-            waited += bool(error.refusing) and not error.is_spent and parties.nodes.can_change
-            is_over = parties.cannot_do_without(excluded, wanted.kind)
-            if is_over or _is_hopeless(parties, wanted, error, tried - lied - waited, lied):
+            waited += bool(error.refusing) and not error.is_spent and context.nodes.can_change
+            is_over = context.cannot_do_without(excluded, wanted.kind)
+            if is_over or _is_hopeless(context, wanted, error, tried - lied - waited, lied):
                 # What comes next may be another round, or of another kind: clients would refuse it under this number.
                 journal.close(wanted.round, frozenset(entry.refused) | error.refused.keys())
                 attempts = "1 attempt, " if tried == 1 else f"{tried} attempts, the last "
                 line = f"round {wanted.round}: failed in {attempts}because {error.sentence}"
-                raise _as_it_ends(parties, error, line) from None
+                raise _as_it_ends(context, error, line) from None
 
 
-def _noted(parties: Parties, wanted: Request, entry: Entry, error: AttemptFailed) -> bool:
+def _noted(context: RunContext, wanted: Request, entry: Entry, error: AttemptFailed) -> bool:
     """Note in the journal, and wherever else, how an exchange failed; return whether by a lie."""
     refused = frozenset(entry.refused) | error.refused.keys()
     if error.is_spent:
-        parties.journal.close(wanted.round, refused)
+        context.journal.close(wanted.round, refused)
     else:
-        parties.journal.open(replace(entry, is_open=True, request="", refused=tuple(sorted(refused))))
-    parties.nodes.note_answers(error.silent, error.refusing)
+        context.journal.open(replace(entry, is_open=True, request="", refused=tuple(sorted(refused))))
+    context.nodes.note_answers(error.silent, error.refusing)
     for name in error.guilty:
-        parties.suspects.proven.leave_out(name)
+        context.suspects.proven.leave_out(name)
     if error.bad and error.kind is ImplausibleSum:
-        parties.observer.implausible(wanted.round, str(error))
+        context.observer.implausible(wanted.round, str(error))
     # Of one group, numbers that are not finite are as likely honest.
     is_lie = error.bad and (error.kind is ImplausibleSum or wanted.group is None)
-    if is_lie and (some := parties.suspects.note_bad(error.bad)):
-        parties.observer.suspected(some)
-    parties.observer.repeated(wanted.round, entry.exchange, str(error))
+    if is_lie and (some := context.suspects.note_bad(error.bad)):
+        context.observer.suspected(some)
+    context.observer.repeated(wanted.round, entry.exchange, str(error))
     return bool(error.bad)
 
 
-def _as_it_ends(parties: Parties, error: AttemptFailed, line: str) -> RoundError:
+def _as_it_ends(context: RunContext, error: AttemptFailed, line: str) -> RoundError:
     """Return what ends a round; where a lie did, and nobody knows whose, it names all that may have told it."""
     if not error.bad:
         return RoundError.of(error, line)
     if error.kind is not ImplausibleSum:
         return error.kind.of(error, line)
-    names = ", ".join(parties.suspects.suspected(error.bad))
+    names = ", ".join(context.suspects.suspected(error.bad))
     return ImplausibleSum.of(error, f"{line}; {IMPLAUSIBLE}: one of {names}")
 
 
-def _is_hopeless(parties: Parties, wanted: Request, error: AttemptFailed, lost: int, lied: int) -> bool:
+def _is_hopeless(context: RunContext, wanted: Request, error: AttemptFailed, lost: int, lied: int) -> bool:
     """Whether to give up after an attempt; lost, lied: how many failed of themselves, and by a lie."""
-    most = wanted.max_attempts or parties.config.aggregation.max_attempts
+    most = wanted.max_attempts or context.config.aggregation.max_attempts
     if not error.bad:
         return lost >= most
-    if error.kind is not ImplausibleSum and not parties.plan.groups:
+    if error.kind is not ImplausibleSum and not context.plan.groups:
         return True  # each owner spoke for itself
     if lied < most:
         return False
-    if error.kind is not ImplausibleSum or parties.members is not None or wanted.max_attempts is not None:
+    if error.kind is not ImplausibleSum or context.members is not None or wanted.max_attempts is not None:
         return True
-    is_over = lied >= most + len(parties.plan.groups)
-    return is_over or parties.suspects.probe(error.bad, parties.min_cohort, lied) is None
+    is_over = lied >= most + len(context.plan.groups)
+    return is_over or context.suspects.probe(error.bad, context.min_cohort, lied) is None
 
 
 def _decoded(
-    parties: Parties, wanted: Request, codec: CodecT, found: CohortSum, decode: Callable[[CodecT, Lanes], SumT]
+    context: RunContext, wanted: Request, codec: CodecT, found: CohortSum, decode: Callable[[CodecT, Lanes], SumT]
 ) -> SumT:
     """Return what a sum says; raises AttemptFailed where no honest owners have such a one."""
     try:
@@ -194,57 +194,57 @@ def _decoded(
         raise failed from None
 
 
-def _cohort(parties: Parties, wanted: Request, excluded: Collection[str], lied: int) -> tuple[Entry, dict[str, int]]:
+def _cohort(context: RunContext, wanted: Request, excluded: Collection[str], lied: int) -> tuple[Entry, dict[str, int]]:
     """Return the exchange that is next, and who takes part in it: {NAME: node id}. lied: bad sums of this round."""
-    entry = parties.journal.current(wanted.after)
+    entry = context.journal.current(wanted.after)
     if wanted.group is not None and not set(wanted.group).issuperset(entry.cohort):
-        parties.journal.close(wanted.round, entry.refused)  # of another group, which is not there any more
-        entry = parties.journal.current(wanted.after)
+        context.journal.close(wanted.round, entry.refused)  # of another group, which is not there any more
+        entry = context.journal.current(wanted.after)
     if entry.is_open and entry.request:
-        return entry, parties.nodes.wait_for_return(entry.cohort, _RETURN_S)
-    while wanted.group is not None and parties.plan.draw(entry.exchange) != wanted.group:
+        return entry, context.nodes.wait_for_return(entry.cohort, _RETURN_S)
+    while wanted.group is not None and context.plan.draw(entry.exchange) != wanted.group:
         entry = replace(entry, exchange=entry.exchange + 1)
-    refused = parties.journal.refused(wanted.round)
+    refused = context.journal.refused(wanted.round)
     missing: Sequence[str] = ()
     while True:
-        drawn = _drawn(parties, wanted, entry.exchange)
-        nodes = parties.nodes.wait_for(parties.min_cohort, excluded, parties.members)
+        drawn = _drawn(context, wanted, entry.exchange)
+        nodes = context.nodes.wait_for(context.min_cohort, excluded, context.members)
         if drawn is None:
-            config = parties.config
+            config = context.config
             size = None if wanted.all_owners else config.aggregation.cohort_size
             cohort = sample_cohort(nodes, size, config.seed, entry.exchange, refused)
         else:
             there = {name: node for name, node in nodes.items() if name in drawn}
-            cohort = _enough(parties, wanted.kind, there, refused)
-            if parties.members is None:
-                cohort = _without_suspects(parties, wanted.kind, there, cohort, lied)
-        if len(cohort) >= parties.min_cohort:
+            cohort = _enough(context, wanted.kind, there, refused)
+            if context.members is None:
+                cohort = _without_suspects(context, wanted.kind, there, cohort, lied)
+        if len(cohort) >= context.min_cohort:
             names = tuple(cohort)
             return replace(entry, round=wanted.round, refused=tuple(sorted(refused)), cohort=names), cohort
         if wanted.group is not None:
-            few = f"{parties.min_cohort} owners of {', '.join(wanted.group)} must be there, {len(cohort)} are"
+            few = f"{context.min_cohort} owners of {', '.join(wanted.group)} must be there, {len(cohort)} are"
             raise RoundError("AGFL-ROUND-019", f"round {wanted.round}: {few}")
-        if drawn is not None and len(drawn) < len(parties.plan.members):
+        if drawn is not None and len(drawn) < len(context.plan.members):
             entry = replace(entry, exchange=entry.exchange + 1)  # too few of this draw are there
         elif drawn is not None and missing != (missing := sorted(set(drawn) - nodes.keys())):
-            parties.observer.missing(missing)
-        parties.nodes.pause()
+            context.observer.missing(missing)
+        context.nodes.pause()
 
 
 def _without_suspects(
-    parties: Parties, kind: Kind, there: Mapping[str, int], cohort: dict[str, int], lied: int
+    context: RunContext, kind: Kind, there: Mapping[str, int], cohort: dict[str, int], lied: int
 ) -> dict[str, int]:
     """Return `cohort`, of those who are there, without groups and owners who may have lied, if there are enough."""
-    absent = parties.suspects.left_out()
+    absent = context.suspects.left_out()
     if absent:
-        cohort = _enough(parties, kind, {n: node for n, node in there.items() if n not in absent}, ()) or cohort
-    out = parties.suspects.probe(cohort, parties.min_cohort, lied) or ()
+        cohort = _enough(context, kind, {n: node for n, node in there.items() if n not in absent}, ()) or cohort
+    out = context.suspects.probe(cohort, context.min_cohort, lied) or ()
     return {name: node for name, node in cohort.items() if name not in out}
 
 
-def _drawn(parties: Parties, wanted: Request, exchange: int) -> Collection[str] | None:
+def _drawn(context: RunContext, wanted: Request, exchange: int) -> Collection[str] | None:
     """Return who may take part by the plan; None where sums are plain: then whoever is there."""
-    plan = parties.plan
+    plan = context.plan
     if not plan.groups:
         return None
     if wanted.all_owners and not plan.is_by_group:
@@ -252,13 +252,13 @@ def _drawn(parties: Parties, wanted: Request, exchange: int) -> Collection[str] 
     return plan.draw_groups(exchange) if wanted.kind is Kind.EXACT else plan.draw(exchange)
 
 
-def _enough(parties: Parties, kind: Kind, nodes: Mapping[str, int], refused: Collection[str]) -> dict[str, int]:
+def _enough(context: RunContext, kind: Kind, nodes: Mapping[str, int], refused: Collection[str]) -> dict[str, int]:
     """Return who of `nodes` is asked: in an exact sum whole groups; without the refused while there are enough."""
     others = {name: node for name, node in nodes.items() if name not in refused}
     for some in (others, dict(nodes)):
         whole = some
-        if groups := parties.groups(kind):
+        if groups := context.groups(kind):
             whole = {n: some[n] for group in groups if all(n in some for n in group) for n in group}
-        if len(whole) >= parties.min_cohort:
+        if len(whole) >= context.min_cohort:
             return dict(sorted(whole.items()))
     return {}

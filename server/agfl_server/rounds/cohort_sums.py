@@ -20,7 +20,7 @@ from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.update import Layout, Total, Vector
 from agfl_server.aggregation.aggregator import CohortSum
-from agfl_server.rounds.attempts import Parties, Request, sum_in_attempts
+from agfl_server.rounds.attempts import Request, RunContext, sum_in_attempts
 from agfl_server.rounds.journal import Entry
 from agfl_server.rounds.observer import Row
 from agfl_server.rounds.state import ServerState, quantizer_of
@@ -38,7 +38,7 @@ class Federation:
     a round, beside the step. rings: of an elastic model.
     """
 
-    parties: Parties
+    context: RunContext
     task: AnyTask
     layout: Layout
     optimizer: ServerOptimizer
@@ -109,9 +109,9 @@ def decoded(
     evaluate: bool,
 ) -> RoundSum:
     """Return what a sum says."""
-    parties, task = federation.parties, federation.task
+    context, task = federation.context, federation.task
     # All owners are those of the plan, or in a plain run all that ever were connected.
-    owners = len(parties.plan.members) if parties.plan.groups else len(parties.nodes.names)
+    owners = len(context.plan.members) if context.plan.groups else len(context.nodes.names)
     decoded_mean, methods = codec.decode_mean(total, state.methods)
     mean = replace(decoded_mean, owners=owners)
     row: Row = {name: value for method in codec.methods if train for name, value in method.row(mean).items()}
@@ -122,7 +122,7 @@ def decoded(
 
 def codec_of(federation: Federation, state: ServerState, room: int, *, train: bool, evaluate: bool) -> UpdateCodec:
     """Return the codec of the next round, for sums over at most `room` clients."""
-    config = federation.parties.config
+    config = federation.context.config
     num_models = _models(federation, state, train).size // federation.layout.size
     return UpdateCodec.for_round(
         Round(config.client_plan, num_models, state.methods, federation.rings, config),
@@ -157,8 +157,8 @@ def sum_of_cohort(
     Raises:
         RoundError: after `max_attempts` attempts, with the reasons of the last one.
     """
-    parties = federation.parties
-    config, number = parties.config, state.round + 1
+    context = federation.context
+    config, number = context.config, state.round + 1
     models, client_plan = _models(federation, state, train), config.client_plan.to_json()
 
     def broadcast(entry: Entry, room: int) -> tuple[wire.RoundRequest, UpdateCodec]:
@@ -167,7 +167,7 @@ def sum_of_cohort(
             run_id=state.run_id,
             round=number,
             exchange=entry.exchange,
-            plan_hash=parties.plan.hash,
+            plan_hash=context.plan.hash,
             client_plan=client_plan,
             evaluate=evaluate,
             train=train,
@@ -176,7 +176,7 @@ def sum_of_cohort(
             plan=quantizer_of(config, state, room),
             arrays=broadcast_of(federation.methods, state.methods, train=train, is_retry=bool(entry.refused)),
         )
-        parties.observer.round_started(number, config.num_rounds, len(entry.cohort))
+        context.observer.round_started(number, config.num_rounds, len(entry.cohort))
         return request, codec
 
     kind = kind_of_sum(config, train=train, evaluate=evaluate, full=full)
@@ -185,9 +185,9 @@ def sum_of_cohort(
         return checked(federation, codec, lanes)
 
     # Owners send so many vectors a round and no more: where the whole text cannot be had, a draw of it must still be.
-    max_attempts = 1 if group or (full and parties.plan.groups) else None
+    max_attempts = 1 if group or (full and context.plan.groups) else None
     wanted = Request(number, state.exchange, kind, all_owners=full, max_attempts=max_attempts, group=group)
-    return sum_in_attempts(parties, wanted, broadcast, decode)
+    return sum_in_attempts(context, wanted, broadcast, decode)
 
 
 def checked(federation: Federation, codec: UpdateCodec, lanes: Lanes) -> Total:
@@ -198,9 +198,9 @@ def checked(federation: Federation, codec: UpdateCodec, lanes: Lanes) -> Total:
         DivergedError: those of fewer than `min_cohort` are. One owner alone may have said so of all.
     """
     total = codec.decode_checked(lanes)
-    diverged, least = round(total.metrics[DIVERGED]), federation.parties.min_cohort
+    diverged, least = round(total.metrics[DIVERGED]), federation.context.min_cohort
     if diverged:
-        federation.parties.observer.diverged(diverged)
+        federation.context.observer.diverged(diverged)
     if total.count - diverged < least:
         raise DivergedError(
             "AGFL-ROUND-020",

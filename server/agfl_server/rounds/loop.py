@@ -31,21 +31,21 @@ def run_rounds(
         RoundError: a round failed `aggregation.max_attempts` times.
         DivergedError: the model, or the numbers of too many owners, are not finite.
     """
-    config = federation.parties.config
+    config = federation.context.config
     while state.round < config.num_rounds:
         # Nothing is measured twice: a run that goes on where one ended begins with a model that was evaluated.
         evaluate = state.round % config.evaluation.every == 0 and state.row["eval/loss"] is None
         state = measured(federation, state) if evaluate else state
         state, complete = train_round(federation, state, evaluate)
         save(state, [complete])
-        federation.parties.journal.drop_kept()
+        federation.context.journal.drop_kept()
     if state.row["eval/loss"] is None:
         state = evaluate_round(federation, state)
         state = _judged(federation, state.round, *rollback.at_end(federation.optimizer, federation.methods, state))
     state = measured(federation, state)
     save(state, [state.row])
-    federation.parties.journal.drop_kept()
-    federation.parties.journal.close(state.round)  # nothing is left of it to go on with
+    federation.context.journal.drop_kept()
+    federation.context.journal.close(state.round)  # nothing is left of it to go on with
     return state
 
 
@@ -54,7 +54,7 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
 
     Where `evaluate` is set, the model that is broadcast is evaluated in the same sum, before clients train it.
     """
-    observer, nodes = federation.parties.observer, federation.parties.nodes
+    observer, nodes = federation.context.observer, federation.context.nodes
     started = time.monotonic() - nodes.waited_s
     found = federation.sum_up(federation, state, train=True, evaluate=evaluate)
     after = step(federation, state, found)
@@ -69,8 +69,8 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
         after = follow(after, found, previous["eval/loss"] if evaluate else None)
     judged = previous if evaluate else None
     after, is_back = rollback.after_round(federation.optimizer, federation.methods, state, after, judged)
-    if is_back and not federation.parties.plan.is_by_group:  # there the sums of several groups made the model
-        federation.parties.suspects.note_refuted()
+    if is_back and not federation.context.plan.is_by_group:  # there the sums of several groups made the model
+        federation.context.suspects.note_refuted()
     return _judged(federation, state.round, after, is_back), previous
 
 
@@ -80,15 +80,15 @@ def evaluate_round(federation: Federation, state: ServerState) -> ServerState:
     On all validation text of the owners in whole groups; on examples drawn afresh where no group is there whole, or
     where owners hold different parts of the model.
     """
-    full = federation.rings is None and federation.parties.has_whole_group()
+    full = federation.rings is None and federation.context.has_whole_group()
     try:
         found = federation.sum_up(federation, state, train=False, evaluate=True, full=full)
     except RoundError:
-        if not full or not federation.parties.plan.groups:
+        if not full or not federation.context.plan.groups:
             raise
         found = federation.sum_up(federation, state, train=False, evaluate=True)
     row = completed(federation.task, federation.methods, state.row, found)
-    federation.parties.observer.evaluated(row)
+    federation.context.observer.evaluated(row)
     return replace(state, exchange=found.cohort.exchange, row=row)
 
 
@@ -96,12 +96,12 @@ def measured(federation: Federation, state: ServerState) -> ServerState:
     """Return the state whose row has what the watcher measures of its model, once."""
     if any(name.startswith(CENTRAL) for name in state.row):
         return state
-    found = federation.parties.observer.measured(state.round, partial(_built, federation, state))
+    found = federation.context.observer.measured(state.round, partial(_built, federation, state))
     return replace(state, row={**state.row, **{CENTRAL + name: value for name, value in found.items()}})
 
 
 def _built(federation: Federation, state: ServerState) -> nn.Module:
-    model = build_model(federation.parties.config.model, seed=0)
+    model = build_model(federation.context.config.model, seed=0)
     federation.layout.load(model, state.model)
     return model.eval()
 
@@ -109,5 +109,5 @@ def _built(federation: Federation, state: ServerState) -> nn.Module:
 def _judged(federation: Federation, number: int, state: ServerState, is_back: bool) -> ServerState:
     """Say so where the model of round `number` was given up for the one that was confirmed."""
     if is_back:
-        federation.parties.observer.rolled_back(number, state.confirmed.round, state.confirmed.loss)
+        federation.context.observer.rolled_back(number, state.confirmed.round, state.confirmed.loss)
     return state

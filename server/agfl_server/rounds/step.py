@@ -18,7 +18,7 @@ def step(federation: Federation, state: ServerState, found: RoundSum) -> ServerS
     Raises:
         DivergedError: the model is not finite.
     """
-    optimizer, observer = federation.optimizer, federation.parties.observer
+    optimizer, observer = federation.optimizer, federation.context.observer
     methods: dict[str, State] = {}
     with np.errstate(over="ignore", invalid="ignore"):
         model, own = optimizer.step(state.model, found.mean, state.optimizer)

@@ -23,7 +23,7 @@ from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages.counting import CountCodec, CountRequest
 from agfl_protocol.plans.sum_kind import Kind
 from agfl_server.aggregation.aggregator import CohortSum
-from agfl_server.rounds.attempts import Parties, Request, sum_in_attempts
+from agfl_server.rounds.attempts import Request, RunContext, sum_in_attempts
 from agfl_server.rounds.journal import Entry
 from agfl_server.rounds.observer import Observer, Row
 
@@ -61,22 +61,22 @@ def public_rows(config: RunConfig) -> tuple[Sequence[TextRow], Survey] | None:
         raise ConfigError.of(error, f"tokenizer.text: {error.sentence.removeprefix('data: ')}") from None
 
 
-def train_tokenizer(parties: Parties) -> tuple[RunConfig, Row]:
+def train_tokenizer(context: RunContext) -> tuple[RunConfig, Row]:
     """Return the run with the merges that its owners' text teaches, and what that took, for the row of round 0.
 
     Raises:
         RoundError: a sum failed `aggregation.max_attempts` times.
     """
-    config, observer = parties.config, parties.observer
+    config, observer = context.config, context.observer
     tokenizer = config.tokenizer
     assert isinstance(tokenizer, BPETokenizerConfig), tokenizer.type
     started, clients, refused, bytes_up, bytes_down = time.monotonic(), 0, 0, 0, 0
     table, num_new, exchange = PairTable(), 0, 0
     for number in count(1):
-        counts, cohort_sum = _sum_counts(parties, number, exchange, table.merges, num_new)
+        counts, cohort_sum = _sum_counts(context, number, exchange, table.merges, num_new)
         exchange = cohort_sum.exchange
         if number == 1:
-            parties, clients = _held_to(cohort_sum.survivors, parties), len(cohort_sum.survivors)
+            context, clients = _held_to(cohort_sum.survivors, context), len(cohort_sum.survivors)
         refused += len(cohort_sum.refused)
         bytes_up += cohort_sum.bytes_up
         bytes_down += cohort_sum.bytes_down
@@ -85,7 +85,7 @@ def train_tokenizer(parties: Parties) -> tuple[RunConfig, Row]:
         num_new = len(table.choose(min(tokenizer.merges_per_round, room)))
         if num_new in (0, room):
             break
-    parties.journal.close(number)  # no model has it behind it
+    context.journal.close(number)  # no model has it behind it
     observer.tokenizer_trained(len(table.merges), tokenizer.max_merges)
     cost: Row = {
         "clients": clients,
@@ -98,37 +98,37 @@ def train_tokenizer(parties: Parties) -> tuple[RunConfig, Row]:
 
 
 def _sum_counts(
-    parties: Parties, number: int, after: int, merges: Sequence[Pair], num_new: int
+    context: RunContext, number: int, after: int, merges: Sequence[Pair], num_new: int
 ) -> tuple[dict[Pair, int], CohortSum]:
     """Return the summed counts of the pairs that hold one of the `num_new` last merges, and the sum they came in.
 
     That comes without its lanes, which are large and must not lie beside the next ones.
     """
-    config = parties.config
+    config = context.config
 
     def broadcast(entry: Entry, room: int) -> tuple[CountRequest, CountCodec]:
         request = CountRequest(
-            run_id=parties.journal.run_id,
+            run_id=context.journal.run_id,
             round=number,
             exchange=entry.exchange,
-            plan_hash=parties.plan.hash,
+            plan_hash=context.plan.hash,
             client_plan=config.client_plan.to_json(),
             merges=tuple(merges),
             num_new=num_new,
             max_cohort=room,
         )
-        parties.observer.tokenizer_round(len(merges), config.tokenizer.max_merges, len(entry.cohort))
+        context.observer.tokenizer_round(len(merges), config.tokenizer.max_merges, len(entry.cohort))
         return request, CountCodec.of(request)
 
     try:
         wanted = Request(number, after, Kind.EXACT, all_owners=True)
-        _, counts, cohort_sum = sum_in_attempts(parties, wanted, broadcast, CountCodec.decode_checked)
+        _, counts, cohort_sum = sum_in_attempts(context, wanted, broadcast, CountCodec.decode_checked)
     except RoundError as error:
         raise RoundError.of(error, f"tokenizer: {error.sentence}") from None
     return counts, replace(cohort_sum, lanes=np.zeros(0, np.uint64))
 
 
-def _held_to(owners: Sequence[str], parties: Parties) -> Parties:
-    """Return the parties of sums over exactly `owners`."""
+def _held_to(owners: Sequence[str], context: RunContext) -> RunContext:
+    """Return the context for sums over exactly `owners`."""
     least = len(owners)
-    return replace(parties, aggregator=parties.aggregator.requiring(least), min_cohort=least, members=frozenset(owners))
+    return replace(context, aggregator=context.aggregator.requiring(least), min_cohort=least, members=frozenset(owners))

@@ -14,24 +14,24 @@ _LEAST_S, _MOST_S, _BYTES_PER_S = 30.0, 900.0, 250_000
 
 def deliver_model(federation: Federation, state: ServerState) -> None:
     """Send the model of `state` to all that want it and are there; who does not take it in time is named."""
-    parties = federation.parties
-    keepers = parties.nodes.keepers
+    context = federation.context
+    keepers = context.nodes.keepers
     if not keepers:
         return
     request = wire.ModelRequest(
-        parties.journal.run_id, parties.plan.hash, state.round, parties.config.client_plan.to_json(), state.model
+        context.journal.run_id, context.plan.hash, state.round, context.config.client_plan.to_json(), state.model
     )
     content = request.to_record()  # one object for all, so that it is stored once
     requests = [Message(content, node, wire.MODEL) for node in keepers.values()]
     names = {node: name for name, node in keepers.items()}
     delivered = []
     patience_s = min(_LEAST_S + 4 * state.model.size * len(keepers) / _BYTES_PER_S, _MOST_S)
-    for node, reply in ask_nodes(parties.grid, requests, patience_s):
+    for node, reply in ask_nodes(context.grid, requests, patience_s):
         name = names.pop(node)
         if reply.has_error():
-            parties.observer.refused(name, f"the model: {error_of(reply)[0]}")
+            context.observer.refused(name, f"the model: {error_of(reply)[0]}")
         else:
             delivered.append(name)
     for name in names.values():
-        parties.observer.refused(name, "the model: no answer in time")
-    parties.observer.delivered(sorted(delivered))
+        context.observer.refused(name, "the model: no answer in time")
+    context.observer.delivered(sorted(delivered))

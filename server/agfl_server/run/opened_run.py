@@ -13,7 +13,7 @@ from agfl_protocol.optimizers.server_optimizer import ServerOptimizer
 from agfl_server.aggregation.group_rule import sum_of_groups
 from agfl_server.elastic.next_rings import NextRings
 from agfl_server.elastic.per_ring import PerRing
-from agfl_server.rounds.attempts import Parties
+from agfl_server.rounds.attempts import RunContext
 from agfl_server.rounds.cohort_sums import AfterRound, Federation, sum_of_round
 from agfl_server.rounds.observer import Row
 from agfl_server.rounds.state import ServerState, initial_state
@@ -21,7 +21,7 @@ from agfl_server.run.run_folder import RunFolder
 
 
 def open_run(
-    parties: Parties, folder: RunFolder, *, is_new: bool, cost: Row | None = None
+    context: RunContext, folder: RunFolder, *, is_new: bool, cost: Row | None = None
 ) -> tuple[Federation, ServerState]:
     """Return the fixed parts of the run in `folder`, and its state: saved before round 1, or the last that was saved.
 
@@ -30,32 +30,32 @@ def open_run(
     Raises:
         CheckpointError: the state cannot be written or read, or belongs to another run.
     """
-    config = parties.config
+    config = context.config
     rings = config.build_rings()
     optimizer = build_optimizer(
         config.aggregation.server_optimizer,
-        lambda inner: inner if rings is None else PerRing(inner, rings, parties.min_cohort),
+        lambda inner: inner if rings is None else PerRing(inner, rings, context.min_cohort),
     )
-    layout, state = initial_state(config, optimizer, parties.journal.run_id)
+    layout, state = initial_state(config, optimizer, context.journal.run_id)
     if is_new:
         state = replace(state, row={**state.row, **(cost or {})})
         folder.save(config, state, [])
     else:
         state = folder.resume(config)
     federation = Federation(
-        parties,
+        context,
         config.build_task(),
         layout,
         optimizer,
-        sum_of_groups if parties.plan.is_by_group else sum_of_round,
+        sum_of_groups if context.plan.is_by_group else sum_of_round,
         methods_of(Round(config.client_plan, rings=rings, config=config)),
-        tuple(_after_round(parties, rings, optimizer)),
+        tuple(_after_round(context, rings, optimizer)),
         rings,
     )
     return federation, state
 
 
-def _after_round(parties: Parties, rings: Rings | None, optimizer: ServerOptimizer) -> Iterator[AfterRound]:
-    config = parties.config
+def _after_round(context: RunContext, rings: Rings | None, optimizer: ServerOptimizer) -> Iterator[AfterRound]:
+    config = context.config
     if rings is not None and config.elastic is not None:
-        yield NextRings(config.elastic, rings, optimizer, parties.min_cohort, parties.observer)
+        yield NextRings(config.elastic, rings, optimizer, context.min_cohort, context.observer)

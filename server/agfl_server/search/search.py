@@ -20,7 +20,7 @@ from agfl_models.files.store import CONFIG_FILE
 from agfl_models.tokenizers.tokenizer import BPETokenizerConfig
 from agfl_models.validation import dump_yaml
 from agfl_protocol.config.run_config import RunConfig, load_run_config
-from agfl_server.rounds.attempts import Parties
+from agfl_server.rounds.attempts import RunContext
 from agfl_server.rounds.cohort_sums import DivergedError
 from agfl_server.rounds.loop import run_rounds
 from agfl_server.rounds.observer import Row
@@ -35,23 +35,23 @@ from agfl_server.search.slate import Candidate, Slate, make_slate
 CHOSEN_FILE, RACE_FILE, _MEASURED_FILE = "chosen.yaml", "search.json", "measured.json"
 
 
-def run_search(parties: Parties, folder: RunFolder, *, resume: bool) -> RunConfig:
-    """Race the slate of `parties.config`; leave the chosen candidate in `folder` as a run to resume, and return it.
+def run_search(context: RunContext, folder: RunFolder, *, resume: bool) -> RunConfig:
+    """Race the slate of `context.config`; leave the chosen candidate in `folder` as a run to resume, and return it.
 
     Raises:
         AgflError: one line for a person; what was measured stays, and the race can be resumed.
     """
-    search, observer = parties.config.search, parties.observer
+    search, observer = context.config.search, context.observer
     assert search is not None
-    slate = open_search(parties.config, folder, resume=resume)
-    learned = _with_tokenizer(replace(parties, config=slate.candidates[0].config), RunFolder(folder.search), resume)
+    slate = open_search(context.config, folder, resume=resume)
+    learned = _with_tokenizer(replace(context, config=slate.candidates[0].config), RunFolder(folder.search), resume)
     if folder.has_checkpoint:  # the race is over, whatever its settings are now
         return _with_merges_of(learned, _chosen_before(slate, folder.search / RACE_FILE).config)
     observer.search_started([candidate.name for candidate in slate.candidates], slate.skipped)
 
     def measure(candidate: Candidate, rounds: int) -> Measured:
         config = _with_merges_of(learned, candidate.config)
-        return _measure(replace(parties, config=config), RunFolder(folder.search / candidate.name), rounds)
+        return _measure(replace(context, config=config), RunFolder(folder.search / candidate.name), rounds)
 
     told: set[str] = set()
 
@@ -62,7 +62,7 @@ def run_search(parties: Parties, folder: RunFolder, *, resume: bool) -> RunConfi
                 observer.candidate_left(runner.name, runner.fate)
         _write(folder.search / RACE_FILE, json.dumps(_told(race), indent=1))
 
-    rungs = _rungs(parties.config, folder.search / RACE_FILE)
+    rungs = _rungs(context.config, folder.search / RACE_FILE)
     race = run_race(search, rungs, slate, measure, follow)
     chosen = race.alive[0].candidate
     observer.search_finished(chosen.name, race.candidate_rounds, race.exhaustive_rounds)
@@ -137,16 +137,16 @@ def _read_race(told: Path) -> tuple[tuple[int, ...], list[str]]:
         raise CheckpointError("AGFL-CHECKPOINT-034", f"search: {told}: is damaged: {error!r}") from None
 
 
-def _with_tokenizer(parties: Parties, home: RunFolder, resume: bool) -> RunConfig:
+def _with_tokenizer(context: RunContext, home: RunFolder, resume: bool) -> RunConfig:
     """Return the run with its tokenizer, learned once for all candidates and kept in the search's own config.yaml."""
     is_begun = resume and (home.path / CONFIG_FILE).exists()
-    config = home.resolved(parties.config) if is_begun else parties.config
-    config = with_public_tokenizer(config, parties.observer)
+    config = home.resolved(context.config) if is_begun else context.config
+    config = with_public_tokenizer(config, context.observer)
     home.write_config(config)
     if not config.tokenizer.is_trained:
         config, _ = train_tokenizer(
             replace(
-                parties,
+                context,
                 config=config,
             )
         )
@@ -159,32 +159,32 @@ def _with_merges_of(learned: RunConfig, config: RunConfig) -> RunConfig:
     return config if merges is None else config.with_merges(merges)
 
 
-def _measure(parties: Parties, folder: RunFolder, rounds: int) -> Measured:
+def _measure(context: RunContext, folder: RunFolder, rounds: int) -> Measured:
     """Train a candidate to `rounds` rounds in all, from where it is, and evaluate it; nothing is measured twice."""
-    config = parties.config.model_copy(update={"num_rounds": rounds})
+    config = context.config.model_copy(update={"num_rounds": rounds})
     known = _read_measured(folder, config)
     found = next((measured for measured in known if measured.rounds == rounds), None)
     if found is not None:
         return found
-    parties.observer.candidate_started(folder.path.name, rounds)
-    parties = replace(parties, config=config)
+    context.observer.candidate_started(folder.path.name, rounds)
+    context = replace(context, config=config)
     try:
-        loss = _trained_loss(parties, folder, rounds)
+        loss = _trained_loss(context, folder, rounds)
         measured = Measured(rounds, loss) if math.isfinite(loss) else Measured(rounds, None, f"its loss is {loss}")
     except DivergedError:
         measured = Measured(rounds, None, "its training diverged: updates or losses are not finite")
     content = {"config_hash": config.hash, "measured": [asdict(one) for one in (*known, measured)]}
     _write(folder.path / _MEASURED_FILE, json.dumps(content))
-    parties.observer.candidate_measured(folder.path.name, rounds, measured.loss)
+    context.observer.candidate_measured(folder.path.name, rounds, measured.loss)
     return measured
 
 
-def _trained_loss(parties: Parties, folder: RunFolder, rounds: int) -> float:
-    config, rows = parties.config, list[Row]()
+def _trained_loss(context: RunContext, folder: RunFolder, rounds: int) -> float:
+    config, rows = context.config, list[Row]()
     is_new = not folder.has_checkpoint
     if is_new:
         folder.begin(config)
-    federation, state = open_run(parties, folder, is_new=is_new)
+    federation, state = open_run(context, folder, is_new=is_new)
     if state.round > rounds:
         rule = f"must be at most at round {rounds}, the end of a rung of this search"
         raise CheckpointError(

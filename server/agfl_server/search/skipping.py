@@ -33,12 +33,12 @@ def write_skip_costs(federation: Federation, state: ServerState, folder: RunFold
     Raises:
         RoundError, CheckpointError: an evaluation failed, or the file cannot be written.
     """
-    config = federation.parties.config.model
+    config = federation.context.config.model
     path = folder.search / BLOCKS_FILE
     if not isinstance(config, ModelConfig) or config.resolve().residual != "pre" or _round_of(path) == state.round:
         return
-    quiet = replace(federation.parties, observer=Observer())
-    federation = replace(federation, parties=quiet)
+    quiet = replace(federation.context, observer=Observer())
+    federation = replace(federation, context=quiet)
     evaluated = state  # the trained model was, in the last round
     blocks: list[dict[str, object]] = []
     content: dict[str, object] = {"round": state.round, "loss": state.row["eval/loss"], "blocks": blocks}
