@@ -102,15 +102,24 @@ class Update:
 
 @dataclass(frozen=True)
 class Total:
-    """The sum over a cohort, all that the server needs.
-
-    delta: sum of (weighted) deltas, later the mean, float32 (d,).
-    owners: how many the federation has, of whom `count` are in the sum; known to the server alone.
-    """
+    """The sum over a cohort, all that the server needs. delta: sum of the weighted deltas, float32 (d,)."""
 
     delta: Vector
     count: int
     weight: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """What a sum means, by which the server steps.
+
+    delta: weighted mean of the deltas, float32 (d,). metrics: sums still, over the `count` owners of the cohort.
+    owners: how many the federation has; 0 where nobody asks, as on a client.
+    """
+
+    delta: Vector
+    count: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     owners: int = 0
 

@@ -37,7 +37,7 @@ from agfl_protocol.methods import candidates
 from agfl_protocol.methods.square_norm import SQUARE_NORM
 from agfl_protocol.optimizers import ServerOptimizerConfig, build_optimizer
 from agfl_protocol.optimizers.portfolio import PortfolioConfig
-from agfl_protocol.update import Layout, Total, Vector, square_sum
+from agfl_protocol.update import Layout, Mean, Vector, square_sum
 
 NUM_OWNERS, COHORT, HELD_OUT, TRAIN = 20, 10, 7, 1400
 STEPS, BATCH, ALPHA, LAST = 10, 16, 0.1, 10
@@ -198,7 +198,7 @@ def total(
     models: NDArray[np.float32],
     training: TrainingConfig,
     rng: np.random.Generator,
-) -> Total:
+) -> Mean:
     """Return the mean of the cohort's updates, and the sums that optimizers look at, over models (M, d)."""
     task, trainer = cast(AnyTask, Classification()), LocalTrainer(training, "cpu")
     deltas: list[Vector] = []
@@ -215,7 +215,7 @@ def total(
         deltas.append(trainer.train(module, layout, task, dataset, rng).delta)
     squares = math.fsum(square_sum(delta) for delta in deltas) / len(deltas)
     mean_delta: Vector = np.stack(deltas).mean(axis=0)  # all weigh alike: as many steps and digits
-    return Total(mean_delta, len(deltas), float(len(deltas)), {**sums, SQUARE_NORM: squares})
+    return Mean(mean_delta, len(deltas), {**sums, SQUARE_NORM: squares})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pydantic import Field
 import agfl
 from agfl_protocol.methods.method import Method, MethodConfig, Round, State
 from agfl_protocol.methods.registry import register
-from agfl_protocol.update import Total, Update, square_sum
+from agfl_protocol.update import Mean, Update, square_sum
 
 KEPT = "sparse/kept"
 
@@ -63,7 +63,7 @@ class Sparse(Method):
         kept = min(square_sum(sparse) / whole, 1.0) if whole > 0 else 0.0
         return replace(update, delta=sparse, metrics={**update.metrics, KEPT: kept})
 
-    def row(self, mean: Total) -> Mapping[str, float]:
+    def row(self, mean: Mean) -> Mapping[str, float]:
         """On the server: the mean over owners, for metrics.jsonl and the report."""
         return {KEPT: mean.metrics[KEPT] / mean.count}
 

@@ -20,7 +20,7 @@ from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.methods import registry
 from agfl_protocol.methods.fedcm import AGREEMENT, MOMENTUM, FedCM
 from agfl_protocol.methods.method import Method, MethodConfig, Step
-from agfl_protocol.update import Total, Update
+from agfl_protocol.update import Mean, Update
 
 SIZE, OWNERS, STEPS, LR, SERVER_LR, ALPHA, ROUNDS = 5, 4, 6, 0.1, 0.7, 0.3, 12
 Real = NDArray[np.floating[Any]]
@@ -64,7 +64,7 @@ def ours(alpha: float) -> Iterator[tuple[Real, Real]]:
             for k in range(STEPS):
                 y -= LR * (change.scale * (gradient(i, y) + NOISE[t, i, k]) + change.shift)
             updates.append(y - x)
-        mean = Total(np.mean(updates, axis=0), OWNERS, float(OWNERS))
+        mean = Mean(np.mean(updates, axis=0), OWNERS)
         x, state = method.stepped(state, Step(x, x + SERVER_LR * mean.delta, mean))  # type: ignore[assignment, arg-type]
         yield x, state[MOMENTUM] / -(LR * STEPS)
 
@@ -105,7 +105,7 @@ def test_each_owner_has_one_vote_on_whether_its_update_goes_with_the_momentum() 
     assert [vote(*v) for v in ((1, 0, 0), (1e6, 0, 0), (-1e-6, 0, 0), (0, 0, 5), (0, 0, 0))] == [1, 1, 0, 0, 0]
     for size in (3e38, np.float32(3e38)):
         assert method.encode(Update(way, 1.0, {}), {MOMENTUM: way * 0 + size}, RNG).metrics["fedcm/with"] in (0, 1)
-    row = method.row(Total(way, 4, 4.0, {"fedcm/with": 3.0}))
+    row = method.row(Mean(way, 4, {"fedcm/with": 3.0}))
     assert row == {AGREEMENT: 0.75}
     assert set(row) == set(method.metrics)
 

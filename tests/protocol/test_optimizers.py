@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from agfl_protocol.methods.square_norm import SQUARE_NORM
 from agfl_protocol.optimizers import ServerOptimizerConfig, build_optimizer
 from agfl_protocol.optimizers.server_optimizer import ServerOptimizer
-from agfl_protocol.update import Total
+from agfl_protocol.update import Mean
 
 SIZE, STEPS = 13, 20
 Deltas = list[list[float]]
@@ -86,10 +86,10 @@ def clients_of(mean: NDArray[Any]) -> list[NDArray[Any]]:
     return [mean + spread, mean - spread, mean]
 
 
-def mean_of(delta: NDArray[Any]) -> Total:
+def mean_of(delta: NDArray[Any]) -> Mean:
     """What the server learns of them."""
     squares = sum(float(np.square(client, dtype=float).sum()) for client in clients_of(delta.astype(float))) / 3
-    return Total(delta, 3, 3.0, {SQUARE_NORM: squares})
+    return Mean(delta, 3, {SQUARE_NORM: squares})
 
 
 def yogi(v: float, d: float) -> float:
@@ -167,5 +167,5 @@ def test_fedexp_takes_a_longer_step_the_more_updates_differ_and_never_a_shorter_
     method, model, delta = optimizer(type="fedexp"), np.zeros(SIZE), np.full(SIZE, 0.5)
     square = SIZE * 0.25
     for squares, expected in ((square, 1.0), (6 * square, 3.0), (1000 * square, 5.0)):
-        after, _ = method.step(model, Total(delta, 3, 3.0, {SQUARE_NORM: squares}), {})
+        after, _ = method.step(model, Mean(delta, 3, {SQUARE_NORM: squares}), {})
         np.testing.assert_allclose(after, expected * delta, rtol=1e-3)

@@ -19,7 +19,7 @@ from agfl_protocol.methods.owner_states.scaffold import CONTROL, Scaffold
 from agfl_protocol.optimizers import ServerOptimizerConfig, build_optimizer
 from agfl_protocol.optimizers.drift import FedDynConfig, ScaffoldConfig
 from agfl_protocol.optimizers.fedavg import FedAvgConfig
-from agfl_protocol.update import Total
+from agfl_protocol.update import Mean
 
 SIZE, OWNERS, STEPS, LR, SERVER_LR, ALPHA = 5, 4, 6, 0.1, 0.7, 0.3
 Real = NDArray[np.floating[Any]]
@@ -99,7 +99,7 @@ def ours(
             updates.append(y - x)
             own[i] = own[i] + one.change(arrays, updates[-1])
         metrics = {LOST: float(t == lost[0])}
-        mean = Total(np.mean(updates, axis=0), len(cohort), float(len(cohort)), metrics, owners)
+        mean = Mean(np.mean(updates, axis=0), len(cohort), metrics, owners)
         after, steps = optimizer.step(x, mean, steps)
         x, state = one.stepped(state, Step(x, after, mean, t))
         if t == lost[0]:
@@ -140,7 +140,7 @@ def test_they_reach_the_optimum_that_fedavg_misses_also_where_owners_never_come(
             for _ in range(STEPS):
                 y -= LR * gradient(i, y)
             ways.append(y - y_all)
-        y_all, _ = average.step(y_all, Total(np.mean(ways, axis=0), OWNERS, OWNERS), {})
+        y_all, _ = average.step(y_all, Mean(np.mean(ways, axis=0), OWNERS), {})
     assert distance(y_all) > 1e-2
 
 
@@ -154,7 +154,7 @@ def test_a_lost_state_costs_no_more_than_to_begin_anew(method: str) -> None:
 @all_methods
 def test_float32_stays_float32_and_inputs_stay_as_they_are(method: str) -> None:
     one, model = METHODS[method][1], np.ones(SIZE, np.float32)
-    mean = Total(np.full(SIZE, 0.25, np.float32), 2, 2.0, {LOST: 0.0}, 3)
+    mean = Mean(np.full(SIZE, 0.25, np.float32), 2, {LOST: 0.0}, 3)
     first, state = one.stepped(one.initial_state(model), Step(model, model + mean.delta, mean, 1))
     kept = {name: value.copy() for name, value in state.items()}
     again, _ = one.stepped(state, Step(first, first + mean.delta, mean, 2))

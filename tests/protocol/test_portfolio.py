@@ -17,7 +17,7 @@ from agfl_protocol.methods import candidates
 from agfl_protocol.optimizers import ServerOptimizerConfig, build_optimizer
 from agfl_protocol.optimizers.portfolio import PortfolioConfig
 from agfl_protocol.optimizers.server_optimizer import ServerOptimizer
-from agfl_protocol.update import Total
+from agfl_protocol.update import Mean
 from agfl_server.rounds.rollback import Confirmed, judge
 
 SIZE, ARMS = 5, 4
@@ -34,9 +34,9 @@ def arms() -> list[ServerOptimizer]:
     return [build_optimizer(config) for config in PortfolioConfig(type="auto").arms]
 
 
-def mean(delta: Vector, losses: Sequence[float] = ()) -> Total:
+def mean(delta: Vector, losses: Sequence[float] = ()) -> Mean:
     """What a round brings; `losses` are those of the models that it broadcast, over 10 predictions."""
-    return Total(delta, 3, 3.0, candidates.sums([10 * loss for loss in losses], 10) if losses else {})
+    return Mean(delta, 3, candidates.sums([10 * loss for loss in losses], 10) if losses else {})
 
 
 def deltas(count: int, seed: int = 0) -> NDArray[np.float64]:
@@ -82,7 +82,7 @@ def test_where_no_owner_holds_text_out_the_first_arm_stays() -> None:
     state = auto.initial_state(model)
     nobody = {**candidates.sums([0.0] * MODELS, 0)}
     for delta in deltas(4):
-        model, state = auto.step(model, Total(delta, 3, 3.0, nobody), state)
+        model, state = auto.step(model, Mean(delta, 3, nobody), state)
     assert auto.chosen(state) == "nesterov lr 0.7"
 
 

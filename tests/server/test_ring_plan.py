@@ -19,7 +19,7 @@ from agfl_protocol.optimizers import ServerOptimizerConfig, build_optimizer
 from agfl_protocol.optimizers.adaptive import FedAdamConfig
 from agfl_protocol.optimizers.momentum import NesterovConfig
 from agfl_protocol.optimizers.portfolio import PortfolioConfig
-from agfl_protocol.update import Total, Update
+from agfl_protocol.update import Mean, Total, Update
 from agfl_server.elastic.per_ring import PerRing, without_ring
 from agfl_server.elastic.ring_plan import RingState, after_round, plan_rings
 
@@ -67,13 +67,13 @@ def test_tiers_that_are_too_small_are_merged(tiers: tuple[int, ...], plan: tuple
     assert plan_rings(tiers, 5, 3) == plan
 
 
-def mean(holders: tuple[int, int], losses: tuple[float, float] = (1.0, 1.0)) -> Total:
+def mean(holders: tuple[int, int], losses: tuple[float, float] = (1.0, 1.0)) -> Mean:
     rng = np.random.default_rng(1)
     metrics = {f"rings/holders_{k}": float(n) for k, n in enumerate(holders, start=2)}
     metrics |= {f"rings/tier_{k}": 5.0 for k in (1, 2, 3)}
     for k, loss in enumerate(losses, start=2):
         metrics |= {f"rings/with_{k}": loss, f"rings/without_{k}": 1.0, f"rings/predictions_{k}": 1.0}
-    return Total(rng.standard_normal(MODEL.size).astype(np.float32), 15, 1.0, metrics)
+    return Mean(rng.standard_normal(MODEL.size).astype(np.float32), 15, metrics)
 
 
 @pytest.mark.parametrize("method", METHODS)

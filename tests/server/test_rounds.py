@@ -37,7 +37,7 @@ from agfl_protocol.plans.plan import Plan
 from agfl_protocol.randomness import OwnerRandomness
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.lanes import Lanes
-from agfl_protocol.update import Layout, Total, Vector
+from agfl_protocol.update import Layout, Mean, Vector
 from agfl_protocol.version import PROTOCOL_VERSION
 from agfl_server.aggregation.aggregator import AttemptFailed, CohortSum, Groups, LaneCodec
 from agfl_server.aggregation.plain_sum import PlainSum
@@ -218,7 +218,7 @@ def test_a_step_of_the_server_that_leaves_the_numbers_ends_the_run(
 ) -> None:
     """The step is made to: at which rate one overflows, and whether owners do before it, depends on the processor."""
 
-    def step(self: Momentum, model: Vector, mean: Total, state: OptimizerState) -> tuple[Vector, OptimizerState]:
+    def step(self: Momentum, model: Vector, mean: Mean, state: OptimizerState) -> tuple[Vector, OptimizerState]:
         return np.where(np.arange(model.size) == 5, np.float32(np.inf), model), state
 
     monkeypatch.setattr(Momentum, "step", step)

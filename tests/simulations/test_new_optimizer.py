@@ -14,7 +14,7 @@ from agfl_models.errors import ConfigError
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.optimizers.server_optimizer import Array, OptimizerConfig, OptimizerState, ServerOptimizer, Wrap
 from agfl_protocol.plans.client_plan import client_plan_from_json
-from agfl_protocol.update import Total
+from agfl_protocol.update import Mean
 from agfl_server.rounds.checkpoint import load_checkpoint
 from agfl_server.rounds.observer import Observer
 from agfl_sim.run import InlineEngine
@@ -41,7 +41,7 @@ class Sign(ServerOptimizer):
         """The first model."""
         return {"first": model}
 
-    def step(self, model: Array, mean: Total, state: OptimizerState) -> tuple[Array, OptimizerState]:
+    def step(self, model: Array, mean: Mean, state: OptimizerState) -> tuple[Array, OptimizerState]:
         """One step."""
         return model + np.float32(self.config.lr) * np.sign(mean.delta), state
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from agfl_models.model.rings import Rings
 from agfl_protocol.methods import elastic
 from agfl_protocol.optimizers.server_optimizer import Array, OptimizerState, ServerOptimizer
-from agfl_protocol.update import Total
+from agfl_protocol.update import Mean
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PerRing(ServerOptimizer):
         """That of the inner optimizer."""
         return self.inner.restarted(model, state)
 
-    def step(self, model: Array, mean: Total, state: OptimizerState) -> tuple[Array, OptimizerState]:
+    def step(self, model: Array, mean: Mean, state: OptimizerState) -> tuple[Array, OptimizerState]:
         """One step."""
         stepped, after = self.inner.step(model, mean, state)
         opened = elastic.count_opened(mean.metrics, len(self.rings.widths), self.min_cohort)

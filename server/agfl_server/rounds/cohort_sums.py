@@ -18,7 +18,7 @@ from agfl_protocol.plans.groups import Names
 from agfl_protocol.plans.sum_kind import MAX_SAMPLED_EXAMPLES, Kind, kind_of
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms.codec import UpdateCodec
-from agfl_protocol.update import Layout, Total, Vector
+from agfl_protocol.update import Layout, Mean, Total, Vector
 from agfl_server.aggregation.aggregator import CohortSum
 from agfl_server.rounds.attempts import Request, RunContext, sum_in_attempts
 from agfl_server.rounds.journal import Entry
@@ -59,7 +59,7 @@ class RoundSum:
 
     cohort: CohortSum
     total: Total
-    mean: Total
+    mean: Mean
     methods: States
     row: Row
     trained: float | None

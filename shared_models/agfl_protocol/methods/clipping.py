@@ -19,7 +19,7 @@ from agfl_protocol.methods.divergence import DIVERGED
 from agfl_protocol.methods.method import ArraySpec, Method, Round, Specs, State, States
 from agfl_protocol.plans.plan_fields import PlanViolation
 from agfl_protocol.plans.sum_kind import may_train_exactly
-from agfl_protocol.update import Total, Update, Vector
+from agfl_protocol.update import Mean, Total, Update, Vector
 
 if TYPE_CHECKING:
     from agfl_protocol.plans.client_plan import ClientPlan
@@ -146,7 +146,7 @@ class Clipping(Method):
         step = max(1, int(state[STEP][0]) - _SHRUNK)
         return _state(step, step)
 
-    def row(self, mean: Total) -> Mapping[str, float]:
+    def row(self, mean: Mean) -> Mapping[str, float]:
         """The bound, and how many exceed it."""
         return {L2: self.clip_l2, FRACTION: mean.metrics[FRACTION]}
 

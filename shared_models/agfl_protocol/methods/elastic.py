@@ -20,7 +20,7 @@ from agfl_protocol.methods import ring_losses
 from agfl_protocol.methods.divergence import DIVERGED
 from agfl_protocol.methods.method import ArraySpec, Local, Method, Round, Specs, State, States
 from agfl_protocol.plans.plan_fields import PlanViolation
-from agfl_protocol.update import Total, Update, Vector
+from agfl_protocol.update import Mean, Total, Update, Vector
 
 if TYPE_CHECKING:
     from agfl_protocol.plans.client_plan import ClientPlan
@@ -161,7 +161,7 @@ class Elastic(Method):
         if owners != total.count:
             raise ImplausibleSum("AGFL-ROUND-004", f"rings: tiers must add up to {total.count} clients, got {owners:g}")
 
-    def row(self, mean: Total) -> Mapping[str, float]:
+    def row(self, mean: Mean) -> Mapping[str, float]:
         """How many owners trained each ring."""
         owners = holders(mean.metrics, self.num_rings)
         return {f"rings/owners_{k}": count for k, count in enumerate(owners, start=2)}

@@ -23,7 +23,7 @@ from agfl_protocol.methods.method import (
 )
 from agfl_protocol.methods.owner_states.scaffold import refuse_unequal_steps
 from agfl_protocol.plans.plan_fields import PlanViolation
-from agfl_protocol.update import Total, Update, Vector, inner_product
+from agfl_protocol.update import Mean, Update, Vector, inner_product
 
 if TYPE_CHECKING:
     from agfl_protocol.plans.client_plan import ClientPlan
@@ -131,6 +131,6 @@ class FedCM(Method):
         """A direction that led to a model that was given up is none."""
         return self.initial_state(state[MOMENTUM])
 
-    def row(self, mean: Total) -> Mapping[str, float]:
+    def row(self, mean: Mean) -> Mapping[str, float]:
         """How many go with the momentum."""
         return {AGREEMENT: mean.metrics[_WITH] / mean.count}

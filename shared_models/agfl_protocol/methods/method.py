@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from agfl_models.model.rings import Rings
 from agfl_models.registry import Registry
 from agfl_models.validation import Config
-from agfl_protocol.update import Total, Update, Vector
+from agfl_protocol.update import Mean, Total, Update, Vector
 
 if TYPE_CHECKING:
     from agfl_protocol.config.run_config import RunConfig
@@ -105,7 +105,7 @@ class Step:
 
     before: Vector
     after: Vector
-    mean: Total
+    mean: Mean
     exchange: int = 0
     names: tuple[str, ...] = ()
 
@@ -229,11 +229,11 @@ class Method:
         """Return the state from which the run goes on from an earlier model, since what came of the last is no good."""
         return state
 
-    def remark(self, mean: Total) -> str | None:
+    def remark(self, mean: Mean) -> str | None:
         """Return a line for the operator about a round, where there is something to say."""
         return None
 
-    def row(self, mean: Total) -> Mapping[str, float]:
+    def row(self, mean: Mean) -> Mapping[str, float]:
         """Return what metrics.jsonl says of a round of training, given its decoded sum."""
         return {}
 

@@ -14,7 +14,7 @@ from agfl_models.bounded import Factor
 from agfl_protocol.config.training_config import Beta
 from agfl_protocol.optimizers.server_optimizer import ARMS, Array, OptimizerState, ServerOptimizer, Wrap, scalar
 from agfl_protocol.optimizers.tuned import TunedConfig
-from agfl_protocol.update import Total
+from agfl_protocol.update import Mean
 
 
 class AdaptiveConfig(TunedConfig):
@@ -62,7 +62,7 @@ class Adaptive(ServerOptimizer):
         """Momentum zero, second moment tau^2."""
         return {"m": np.zeros_like(model), "v": np.full_like(model, self.config.tau**2)}
 
-    def step(self, model: Array, mean: Total, state: OptimizerState) -> tuple[Array, OptimizerState]:
+    def step(self, model: Array, mean: Mean, state: OptimizerState) -> tuple[Array, OptimizerState]:
         """One step."""
         beta1, lr, tau = (scalar(x, model) for x in (self.config.beta1, self.config.lr, self.config.tau))
         m = beta1 * state["m"] + (1 - beta1) * mean.delta

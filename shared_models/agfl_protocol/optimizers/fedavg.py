@@ -8,7 +8,7 @@ from typing import Literal
 from agfl_models.bounded import Factor
 from agfl_protocol.optimizers.server_optimizer import ARMS, Array, OptimizerState, ServerOptimizer, Wrap, scalar
 from agfl_protocol.optimizers.tuned import TunedConfig
-from agfl_protocol.update import Total
+from agfl_protocol.update import Mean
 
 
 @ARMS.register
@@ -33,6 +33,6 @@ class FedAvg(ServerOptimizer):
         """No state."""
         return {}
 
-    def step(self, model: Array, mean: Total, state: OptimizerState) -> tuple[Array, OptimizerState]:
+    def step(self, model: Array, mean: Mean, state: OptimizerState) -> tuple[Array, OptimizerState]:
         """One step."""
         return model + scalar(self.config.lr, model) * mean.delta, {}

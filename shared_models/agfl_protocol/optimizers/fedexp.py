@@ -20,7 +20,7 @@ from agfl_protocol.optimizers.server_optimizer import (
     Wrap,
     scalar,
 )
-from agfl_protocol.update import Total
+from agfl_protocol.update import Mean
 
 
 @OPTIMIZERS.register
@@ -57,7 +57,7 @@ class FedExP(ServerOptimizer):
         """No state."""
         return {}
 
-    def step(self, model: Array, mean: Total, state: OptimizerState) -> tuple[Array, OptimizerState]:
+    def step(self, model: Array, mean: Mean, state: OptimizerState) -> tuple[Array, OptimizerState]:
         """One step."""
         square = float(np.square(mean.delta, dtype=np.float64).sum())
         lr = max(1.0, mean.metrics[SQUARE_NORM] / (2 * (square + self.config.epsilon)))

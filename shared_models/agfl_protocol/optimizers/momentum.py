@@ -19,7 +19,7 @@ from agfl_protocol.optimizers.server_optimizer import (
     scalar,
 )
 from agfl_protocol.optimizers.tuned import TunedConfig
-from agfl_protocol.update import Total
+from agfl_protocol.update import Mean
 
 
 @ARMS.register
@@ -62,7 +62,7 @@ class Momentum(ServerOptimizer):
         """The momentum starts at zero."""
         return {"m": np.zeros_like(model)}
 
-    def step(self, model: Array, mean: Total, state: OptimizerState) -> tuple[Array, OptimizerState]:
+    def step(self, model: Array, mean: Mean, state: OptimizerState) -> tuple[Array, OptimizerState]:
         """One step."""
         beta, lr = scalar(self.config.momentum, model), scalar(self.config.lr, model)
         m = beta * state["m"] + mean.delta

@@ -34,7 +34,7 @@ from agfl_protocol.optimizers.server_optimizer import (
     ServerOptimizer,
     Wrap,
 )
-from agfl_protocol.update import Total
+from agfl_protocol.update import Mean
 
 _CHOICE, _AGE, _SCALE, _OTHERS = "choice", "age", "scale", "others"
 
@@ -106,7 +106,7 @@ class Portfolio(ServerOptimizer):
         scale = float(state[_SCALE][0])
         return label + (f" times {scale:g}" if scale != 1 else "")
 
-    def step(self, model: Array, mean: Total, state: OptimizerState) -> tuple[Array, OptimizerState]:
+    def step(self, model: Array, mean: Mean, state: OptimizerState) -> tuple[Array, OptimizerState]:
         """Choose, if the losses are there, then step."""
         choice, losses = int(state[_CHOICE][0]), candidate_losses(mean.metrics, self.config.num_models)
         if losses:

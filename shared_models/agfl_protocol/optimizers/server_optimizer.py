@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from agfl_models.registry import Registry
 from agfl_models.validation import Config
 from agfl_protocol.methods.method import MethodConfig
-from agfl_protocol.update import Total
+from agfl_protocol.update import Mean
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 OptimizerState: TypeAlias = Mapping[str, NDArray[Any]]
@@ -29,7 +29,7 @@ class ServerOptimizer(ABC):
         """Return the state before the first step, given the model (d,)."""
 
     @abstractmethod
-    def step(self, model: Array, mean: Total, state: OptimizerState) -> tuple[Array, OptimizerState]:
+    def step(self, model: Array, mean: Mean, state: OptimizerState) -> tuple[Array, OptimizerState]:
         """Return the next model and state, given the mean update; the inputs stay as they are."""
 
     def restarted(self, model: Array, state: OptimizerState) -> OptimizerState:

@@ -23,7 +23,7 @@ from agfl_protocol.transforms import quantization
 from agfl_protocol.transforms.basis import Basis
 from agfl_protocol.transforms.quantization import Quantization, QuantizationPlan
 from agfl_protocol.transforms.rotation import rotation_seed
-from agfl_protocol.update import Layout, Total, Update
+from agfl_protocol.update import Layout, Mean, Total, Update
 
 _NOTHING = Basis(0, b"")  # of a round that only evaluates
 
@@ -99,15 +99,15 @@ class UpdateCodec:
             method.check(decoded)
         return decoded
 
-    def decode_mean(self, total: Total, states: States = NO_STATES) -> tuple[Total, States]:
-        """Undo the methods on a summed update, in reverse order; return it with the mean as its delta, and new states.
+    def decode_mean(self, total: Total, states: States = NO_STATES) -> tuple[Mean, States]:
+        """Undo the methods on a summed update, in reverse order; return the mean that is left, and new states.
 
         states: the server's, by method; those of methods that this round is without stay.
         """
         after = dict(states)
         for method in reversed(self.methods):
             total, after[method.name] = method.decode(total, states.get(method.name, {}))
-        return total, after
+        return Mean(total.delta, total.count, total.metrics), after
 
 
 def task_bounds(plan: ClientPlan, task: AnyTask) -> dict[str, float]:

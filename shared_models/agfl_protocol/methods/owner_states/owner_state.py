@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from agfl_models.errors import BrokenRule, WireError
 from agfl_protocol.methods.method import ArraySpec, Method, MethodConfig, Specs, State, Step
-from agfl_protocol.update import Total, Update, Vector
+from agfl_protocol.update import Mean, Update, Vector
 
 if TYPE_CHECKING:
     from agfl_protocol.plans.client_plan import ClientPlan
@@ -123,7 +123,7 @@ class OwnerState(Method):
         """All owners begin anew."""
         return self.initial_state(state[SUM])
 
-    def remark(self, mean: Total) -> str | None:
+    def remark(self, mean: Mean) -> str | None:
         """Owners that lost their state."""
         lost = round(mean.metrics[LOST])
         return f"{lost} owners have lost their state: all begin anew with none" if lost else None
