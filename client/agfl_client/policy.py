@@ -134,6 +134,6 @@ def load_policy(path: Path) -> Policy:
     Raises:
         ConfigError: names the file, the key, the rule and the value.
     """
-    content = read_yaml(path, may_be_empty=True, most=_MAX_FILE_BYTES)
+    content = read_yaml(path, may_be_empty=True, max_bytes=_MAX_FILE_BYTES)
     enable(names_in(content, str(path)), f"{path}: plugins")  # before `tasks` are known
     return validate(Policy, content, str(path))

@@ -269,8 +269,8 @@ class LogObserver(Observer):
         names_by_reason: dict[str, list[str]] = {}
         for name, reason in reasons.items():
             names_by_reason.setdefault(reason, []).append(name)
-        told = (f"{', '.join(names)} ({reason})" for reason, names in names_by_reason.items())
-        log.info("not taking part: %s", "; ".join(told))
+        lines = (f"{', '.join(names)} ({reason})" for reason, names in names_by_reason.items())
+        log.info("not taking part: %s", "; ".join(lines))
 
     def held_out(self, name: str, seconds: float) -> None:
         log.info("%s is left out; asked again once it is started anew, or in %.0f s", name, seconds)

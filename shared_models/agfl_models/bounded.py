@@ -70,17 +70,17 @@ def shown(value: object) -> str:
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 
-def read_at_most(path: Path, most: int) -> bytes | None:
+def read_at_most(path: Path, max_bytes: int) -> bytes | None:
     """Return the content of a file, or None where it has more bytes, which are not read; raises OSError."""
     with path.open("rb") as file:
-        content = file.read(most + 1)
-    return content if len(content) <= most else None
+        content = file.read(max_bytes + 1)
+    return content if len(content) <= max_bytes else None
 
 
-def load_json(text: str, most: int = MAX_JSON) -> Any:
+def load_json(text: str, max_length: int = MAX_JSON) -> Any:
     """Return the plain data of a JSON document; raises ValueError, also where it is too long or too deep."""
-    if len(text) > most:
-        raise ValueError(f"must have at most {most} characters, got {len(text)}")
+    if len(text) > max_length:
+        raise ValueError(f"must have at most {max_length} characters, got {len(text)}")
     try:
         content = json.loads(text)
     except RecursionError:

@@ -102,16 +102,16 @@ def load_yaml(text: str) -> Any:
         raise yaml.YAMLError(f"a value cannot be read ({type(error).__name__}: {str(error)[:200]})") from None
 
 
-def read_yaml(path: Path, *, may_be_empty: bool = False, most: int = MAX_YAML_BYTES) -> dict[str, Any]:
+def read_yaml(path: Path, *, may_be_empty: bool = False, max_bytes: int = MAX_YAML_BYTES) -> dict[str, Any]:
     """Read a YAML file that holds one mapping; where it `may_be_empty`, nothing is one without keys.
 
     Raises:
         ConfigError: the file is missing, not YAML, not a mapping, or of more than `most` bytes.
     """
     try:
-        text = read_at_most(path, most)
+        text = read_at_most(path, max_bytes)
         if text is None:
-            raise ConfigError("AGFL-CONFIG-002", f"{path}: must have at most {most} bytes, has more")
+            raise ConfigError("AGFL-CONFIG-002", f"{path}: must have at most {max_bytes} bytes, has more")
         content = load_yaml(text.decode("utf-8"))
     except FileNotFoundError:
         raise ConfigError("AGFL-CONFIG-003", f"{path}: no such file") from None

@@ -174,10 +174,12 @@ class PaperSum:
                 heard.append(name)
         return tuple(heard)
 
-    def _require(self, got: int, least: int, what: str, request: SumRequest, *, is_spent: bool) -> None:
-        if got < least:
+    def _require(self, got: int, minimum: int, what: str, request: SumRequest, *, is_spent: bool) -> None:
+        if got < minimum:
             self.spent += is_spent
-            raise AttemptFailed("AGFL-ROUND-023", f"{what}: must be at least {least}, got {got}", {}, is_spent=is_spent)
+            raise AttemptFailed(
+                "AGFL-ROUND-023", f"{what}: must be at least {minimum}, got {got}", {}, is_spent=is_spent
+            )
 
 
 def _whole(names: Collection[str], groups: Groups) -> tuple[str, ...]:

@@ -112,15 +112,15 @@ def _search(name: str, seed: int, exhaustive: bool, smoke: bool) -> bool:
         config = _config(Path(folder), task, seed, rungs, smoke=smoke)
         owners = owner_files(config, Path(folder) / "owners")
         InlineEngine(config, owners).run(Path(folder) / "run", resume=False, observer=Observer())
-        told = json.loads((Path(folder) / "run" / "search" / RACE_FILE).read_text())
-    (chosen,) = [one for one in told["candidates"] if not one["fate"]]
-    is_right = task.is_right(chosen, told["candidates"])
-    share = told["candidate_rounds"] / told["exhaustive_rounds"]
-    rounds = f"{told['candidate_rounds']} of {told['exhaustive_rounds']} candidate-rounds ({share:.0%})"
+        race = json.loads((Path(folder) / "run" / "search" / RACE_FILE).read_text())
+    (chosen,) = [one for one in race["candidates"] if not one["fate"]]
+    is_right = task.is_right(chosen, race["candidates"])
+    share = race["candidate_rounds"] / race["exhaustive_rounds"]
+    rounds = f"{race['candidate_rounds']} of {race['exhaustive_rounds']} candidate-rounds ({share:.0%})"
     seconds = time.process_time() - started
     verdict = "right" if is_right else "wrong"
     print(f"{name:<7} seed {seed}  {chosen['name']:<17} {verdict}  {rounds}  {seconds:.0f} CPU s", flush=True)
-    for one in told["candidates"]:
+    for one in race["candidates"]:
         losses = " ".join("dead" if loss is None else f"{loss:.3f}" for loss in one["losses"])
         print(f"        {one['name']:<17} {one['flops_per_token']:>7,} FLOPs a token  loss {losses}", flush=True)
     return is_right

@@ -93,12 +93,12 @@ def _result(config: RunConfig, owners: Sequence[Path]) -> float:
         return float(last[config.task.main_metric.name])
 
 
-def report_auto(rate: float, found: dict[str, list[float]], higher_is_better: bool) -> None:
+def report_auto(rate: float, scores: dict[str, list[float]], higher_is_better: bool) -> None:
     """Print how far `auto` is from the best of the others and from FedAvg."""
-    best = (max if higher_is_better else min)((name for name in found if name != AUTO), key=lambda n: mean(found[n]))
+    best = (max if higher_is_better else min)((name for name in scores if name != AUTO), key=lambda n: mean(scores[n]))
     sign = 1 if higher_is_better else -1
     for other in (best, FEDAVG):
-        gain = sign * (mean(found[AUTO]) - mean(found[other]))
+        gain = sign * (mean(scores[AUTO]) - mean(scores[other]))
         verb = "better" if gain > 0 else "worse"
         print(f"client lr {rate:<5} auto is {abs(gain):.4f} {verb} than {other}")
 

@@ -48,12 +48,12 @@ def test_every_bounded_metric_has_room_for_honest_owners_and_for_nothing_above(
     codec.check(lanes)
     codec.decode_checked(lanes)
     header = codec.quantization.header
-    known = [name for name in header.metrics if name in header.most]
+    known = [name for name in header.metrics if name in header.limits]
     assert {"diverged", "clip/clipped"} <= set(known)
     assert ("train/tokens" in known) == (method != "epochs")
     for name in known:
         spoiled = lanes.copy()
-        spoiled[2 + header.metrics.index(name)] = int(header.most[name] * 2**20) + 2
+        spoiled[2 + header.metrics.index(name)] = int(header.limits[name] * 2**20) + 2
         with pytest.raises(ImplausibleSum, match=rf"^metric {name}: "):
             codec.decode_checked(spoiled)
 

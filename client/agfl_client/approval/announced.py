@@ -29,21 +29,21 @@ class Announced:
     keeps_model: bool = False
     _last: tuple[str, int] = ("", 0)
 
-    def most_bytes(self, kind: str, told: RecordDict) -> int:
-        """Return the most bytes of arrays of a message of this kind; `told` is its content without arrays.
+    def most_bytes(self, kind: str, header: RecordDict) -> int:
+        """Return the most bytes of arrays of a message of this kind; `header` is its content without arrays.
 
         Raises:
             PolicyViolation: the owner's policy does not permit the run.
             AgflError: its configuration breaks a rule, or there is no copy of the model that it starts from.
         """
         if kind == MODEL and self.keeps_model:
-            plan = client_plan_from_json(read_scalar(told, "client_plan", str))
+            plan = client_plan_from_json(read_scalar(header, "client_plan", str))
             plan = plan.with_pretrained(self.pretrained, "--pretrained")
             self.policy.tier(plan)
             return _FLOAT_BYTES * plan.model.num_parameters() + _OTHER_BYTES
         if kind not in (TRAIN, EVALUATE):
             return _OTHER_BYTES
-        text = read_scalar(told, "client_plan", str)
+        text = read_scalar(header, "client_plan", str)
         if text != self._last[0]:
             plan = client_plan_from_json(text).with_pretrained(self.pretrained, "--pretrained")
             self.policy.tier(plan)

@@ -58,9 +58,9 @@ def measure(config: ClientPlan, data: Path, columns: dict[str, str], device: str
     return [_measure(config, rings, k, task, dataset, device) for k in range(1, config.max_rings + 1)]
 
 
-def proposed(found: list[Measured], steps: int, max_seconds: float, free_bytes: int) -> Measured | None:
+def proposed(measured: list[Measured], steps: int, max_seconds: float, free_bytes: int) -> Measured | None:
     """Return the widest whose `steps` steps end in `max_seconds` and fit in memory; None where none does."""
-    fitting = [one for one in found if one.step_s * steps <= max_seconds and one.memory_bytes <= free_bytes]
+    fitting = [one for one in measured if one.step_s * steps <= max_seconds and one.memory_bytes <= free_bytes]
     return fitting[-1] if fitting else None
 
 

@@ -10,12 +10,12 @@ import httpx
 from agfl_models.errors import WireError
 
 
-def bounded_client(tls: ssl.SSLContext, timeout_s: float, most: int, proxy: str | None = None) -> httpx.Client:
+def bounded_client(tls: ssl.SSLContext, timeout_s: float, max_bytes: int, proxy: str | None = None) -> httpx.Client:
     """Return a client whose answers have at most `most` bytes, are not compressed, and lead nowhere else.
 
     proxy: the URL of the one that leads to the server; the environment is not asked.
     """
-    transport = _Bounded(httpx.HTTPTransport(verify=tls, proxy=proxy, trust_env=False), most)
+    transport = _Bounded(httpx.HTTPTransport(verify=tls, proxy=proxy, trust_env=False), max_bytes)
     return httpx.Client(
         transport=transport,
         timeout=timeout_s,
@@ -26,13 +26,13 @@ def bounded_client(tls: ssl.SSLContext, timeout_s: float, most: int, proxy: str 
 
 
 class _Bounded(httpx.BaseTransport):
-    def __init__(self, inner: httpx.BaseTransport, most: int) -> None:
-        self._inner, self._most = inner, most
+    def __init__(self, inner: httpx.BaseTransport, max_bytes: int) -> None:
+        self._inner, self._max_bytes = inner, max_bytes
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         response = self._inner.handle_request(request)
         assert isinstance(response.stream, httpx.SyncByteStream), "of a client that is not async"
-        response.stream = _BoundedStream(response.stream, self._most)
+        response.stream = _BoundedStream(response.stream, self._max_bytes)
         if response.headers.get("content-encoding", "identity") != "identity":
             response.close()
             raise WireError("AGFL-WIRE-003", "--server: must answer without compression, since we ask for none")
@@ -43,15 +43,15 @@ class _Bounded(httpx.BaseTransport):
 
 
 class _BoundedStream(httpx.SyncByteStream):
-    def __init__(self, inner: httpx.SyncByteStream, most: int) -> None:
-        self._inner, self._most = inner, most
+    def __init__(self, inner: httpx.SyncByteStream, max_bytes: int) -> None:
+        self._inner, self._max_bytes = inner, max_bytes
 
     def __iter__(self) -> Iterator[bytes]:
-        left = self._most
+        left = self._max_bytes
         for piece in self._inner:
             left -= len(piece)
             if left < 0:
-                raise WireError("AGFL-WIRE-004", f"--server: must answer in at most {self._most} bytes, got more")
+                raise WireError("AGFL-WIRE-004", f"--server: must answer in at most {self._max_bytes} bytes, got more")
             yield piece
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ Fetch: TypeAlias = Callable[[Sequence[str], Callable[[str, int], None]], dict[st
 Allowance: TypeAlias = Callable[[str, RecordDict], int]
 
 
-def take_little(kind: str, told: RecordDict) -> int:
+def take_little(kind: str, header: RecordDict) -> int:
     """Return how many bytes of arrays a message of any kind may have, where nobody says better."""
     return MAX_ARRAYS_BYTES
 
@@ -106,17 +106,17 @@ def _copies(contents: Mapping[str, bytes]) -> Counter[str]:
 
 
 def _records(names: Mapping[str, str], contents: Mapping[str, bytes]) -> RecordDict:
-    told = RecordDict()
+    header = RecordDict()
     for name, object_id in names.items():
         content = contents.get(object_id, b"")
         if content.startswith(b"ConfigRecord "):
             try:
-                told[name] = ConfigRecord.inflate(content)
+                header[name] = ConfigRecord.inflate(content)
             except Exception as error:  # of many kinds, from as many libraries
                 raise WireError(
                     "AGFL-WIRE-012", f"message: must have records of Flower's form ({type(error).__name__})"
                 ) from None
-    return told
+    return header
 
 
 def _parts(content: bytes) -> tuple[str, list[str], bytes]:

@@ -146,7 +146,7 @@ def _wait_for_groups(
         return frozenset(entry.cohort).isdisjoint(group), place % len(groups.all)
 
     is_exact = kind_of_sum(context.config, **asked) is Kind.EXACT
-    told: list[str] | None = None
+    noted: list[str] | None = None
     while True:
         there = frozenset(context.nodes.connected())
         for names in (there - context.suspects.left_out(), there):
@@ -164,9 +164,9 @@ def _wait_for_groups(
         if asked["full"]:
             return ()
         missing = sorted({name for group in groups.all for name in group} - there)
-        if missing != told:
+        if missing != noted:
             context.observer.missing(missing)
-            told = missing
+            noted = missing
         context.nodes.pause()
 
 

@@ -384,8 +384,8 @@ class _Talk:
         self.refused[name] = reason
         self.observer.refused(name, reason)
 
-    def require(self, got: int, least: int, what: str) -> None:
+    def require(self, got: int, minimum: int, what: str) -> None:
         """Raise AttemptFailed, with the reasons of those left out, where fewer than `least` are left."""
-        if got < least:
-            line = f"{what}: must be at least {least}, got {got}{reasons(self.refused)}"
+        if got < minimum:
+            line = f"{what}: must be at least {minimum}, got {got}{reasons(self.refused)}"
             raise AttemptFailed("AGFL-ROUND-016", line, self.refused)

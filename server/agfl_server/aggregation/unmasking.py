@@ -43,13 +43,13 @@ def find_shared_keys(records: Mapping[str, KeyRecord]) -> tuple[str, ...]:
     return tuple(n for n, record in records.items() if uses[record.channel_key] > 1 or uses[record.mask_key] > 1)
 
 
-def find_too_strict(records: Mapping[str, KeyRecord], least: int) -> tuple[str, ...]:
+def find_too_strict(records: Mapping[str, KeyRecord], minimum: int) -> tuple[str, ...]:
     """Return the names whose min_cohort is more than are left without those that ask for more than they (S1.7).
 
     Where fewer than `least` are left there will be no sum, and nobody else is named for it.
     """
     left = set(records)
-    while len(left) >= least and (strict := {name for name in left if records[name].min_cohort > len(left)}):
+    while len(left) >= minimum and (strict := {name for name in left if records[name].min_cohort > len(left)}):
         left -= strict
     return tuple(name for name in records if name not in left)
 

@@ -25,10 +25,10 @@ class NextRings:
     min_cohort: int
     observer: Observer
 
-    def __call__(self, state: ServerState, found: RoundSum, loss: float | None) -> ServerState:
+    def __call__(self, state: ServerState, summed: RoundSum, loss: float | None) -> ServerState:
         """Return the state with the rings of the next round; loss: on validation text, where the round evaluated."""
         before = RingState.read(state.methods[Elastic.name], self.config)
-        rings = after_round(before, self.config, found.mean.metrics, loss, self.min_cohort)
+        rings = after_round(before, self.config, summed.mean.metrics, loss, self.min_cohort)
         if (rings.open, rings.by_tier) != (before.open, before.by_tier):
             self.observer.rings_planned(rings.open, [self.config.widths[k - 1] for k in rings.by_tier])
         state = replace(state, methods={**state.methods, Elastic.name: rings.written})

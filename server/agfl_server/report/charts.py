@@ -231,10 +231,10 @@ def _by_round(curve: Curve) -> dict[int, list[float]]:
 
 def _readout(chart: Chart, rounds: list[int], values: list[dict[int, list[float]]]) -> str:
     where = f"{rounds[0]:,}" if len(rounds) == 1 else f"{rounds[0]:,}{_TO}{rounds[-1]:,}"
-    told = []
+    parts = []
     for curve, by_round in zip(chart.curves, values, strict=True):
         here = [value for number in rounds for value in by_round.get(number, [])]
         if here:
             low, high = number_text(min(here)), number_text(max(here))
-            told.append(f"{curve.name} {low}" if low == high else f"{curve.name} {low}{_TO}{high}")
-    return f"{chart.x_label} {where}: {', '.join(told)} {chart.unit}".strip()
+            parts.append(f"{curve.name} {low}" if low == high else f"{curve.name} {low}{_TO}{high}")
+    return f"{chart.x_label} {where}: {', '.join(parts)} {chart.unit}".strip()

@@ -144,8 +144,8 @@ def _time(rows: list[Row], sittings: Sequence[Sitting]) -> tuple[str, str]:
     return "Time in rounds", duration_text(sum(seconds)) if seconds else NOT_RECORDED
 
 
-def _byte_unit(most: float) -> tuple[float, str]:
-    return next((unit for unit in BYTE_UNITS if most >= unit[0]), BYTE_UNITS[-1])
+def _byte_unit(largest: float) -> tuple[float, str]:
+    return next((unit for unit in BYTE_UNITS if largest >= unit[0]), BYTE_UNITS[-1])
 
 
 def _bytes_text(counts: list[float]) -> str:

@@ -10,9 +10,9 @@ _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\
 _MAX_MARKS = 8  # accents on one letter: hundreds of them cover the lines above
 
 
-def plain(text: str, most: int | None = None) -> str:
+def plain(text: str, max_length: int | None = None) -> str:
     """Return the text without its controls, at most so many characters of it; HTML in it is still to be escaped."""
-    cut = text if most is None or len(text) <= most else text[:most] + "\N{HORIZONTAL ELLIPSIS}"
+    cut = text if max_length is None or len(text) <= max_length else text[:max_length] + "\N{HORIZONTAL ELLIPSIS}"
     shown, marks = [], 0
     for character in cut.replace("\r\n", "\n"):
         category = unicodedata.category(character)

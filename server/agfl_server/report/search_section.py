@@ -14,7 +14,7 @@ from agfl_server.search.search import RACE_FILE
 from agfl_server.search.skipping import BLOCKS_FILE
 
 _KILO = 1000
-Told = dict[str, Any]  # the content of a file of the search
+Content = dict[str, Any]  # the content of a file of the search
 
 
 def search_section(folder: Path) -> str:
@@ -35,17 +35,17 @@ def search_section(folder: Path) -> str:
         ) from None
 
 
-def _read(path: Path) -> Told | None:
+def _read(path: Path) -> Content | None:
     if not path.exists():
         return None
     try:
-        content: Told = json.loads(path.read_text("utf-8"))
+        content: Content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise DataError("AGFL-DATA-066", f"{path}: cannot be read: {error}") from None
     return content
 
 
-def _section(race: Told, blocks: str) -> str:
+def _section(race: Content, blocks: str) -> str:
     return f"""<h2 id="search">Search</h2>
 <p class="answer">{escape(_answer(race))}</p>
 <div class="beside">
@@ -58,7 +58,7 @@ def _section(race: Told, blocks: str) -> str:
 <p class="note">{escape(_note(race))}</p>"""
 
 
-def _answer(race: Told) -> str:
+def _answer(race: Content) -> str:
     chosen = next((one["name"] for one in race["candidates"] if not one["fate"]), "none yet")
     return (
         f"Chosen of {len(race['candidates'])} architectures: {chosen}. The race took {race['candidate_rounds']:,} "
@@ -66,7 +66,7 @@ def _answer(race: Told) -> str:
     )
 
 
-def _note(race: Told) -> str:
+def _note(race: Content) -> str:
     skipped = "".join(f" {name} took no part: {reason}." for name, reason in race["skipped"].items())
     return (
         "Loss: on the owners' validation text, after each rung; the configured model stays to the last. On the front: "
@@ -74,7 +74,7 @@ def _note(race: Told) -> str:
     )
 
 
-def _candidates(race: Told) -> str:
+def _candidates(race: Content) -> str:
     rungs = [f"loss, rung {number}" for number in range(1, len(race["rungs"]) + 1)]
     heads = ("Candidate", "parameters", "FLOPs a token", *rungs, "fate")
     rows = []
@@ -85,18 +85,18 @@ def _candidates(race: Told) -> str:
     return table(heads, rows)
 
 
-def _blocks(told: Told) -> str:
+def _blocks(content: Content) -> str:
     """Return the table of what skipping each block costs."""
-    whole = told["loss"]
+    whole = content["loss"]
     rows = []
-    for block in told["blocks"]:
+    for block in content["blocks"]:
         cost = None if whole is None or block["loss"] is None else block["loss"] - whole
         rows.append(_row(block["name"], [escape(block["layer"].split()[0]), _loss(block["loss"]), _loss(cost)]))
     blocks = table(("Block that is skipped", "layer", "loss without it", "costs"), rows)
     return f'<div class="scroll" role="region" aria-label="blocks" tabindex="0">\n{blocks}\n</div>'
 
 
-def _front(candidates: list[Told]) -> Chart:
+def _front(candidates: list[Content]) -> Chart:
     """Return the candidates that have a loss after the first rung, over what they cost."""
     measured = [one for one in candidates if one["losses"] and one["losses"][0] is not None]
     points = sorted((one["flops_per_token"], one["losses"][0]) for one in measured)

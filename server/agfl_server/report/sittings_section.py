@@ -56,8 +56,8 @@ def _row(one: Sitting) -> str:
     ended = _UNKNOWN if one.ended is None else _time(one.ended)
     took = "&ndash;" if one.seconds is None else duration_text(one.seconds)
     machine = ", ".join(f"{name} {value}" for name, value in one.machine.items())
-    told = (ended, took, one.outcome or "&ndash;", _text(one.version), _text(machine))
-    cells = "".join(f"<td>{cell}</td>" for cell in told)
+    values = (ended, took, one.outcome or "&ndash;", _text(one.version), _text(machine))
+    cells = "".join(f"<td>{cell}</td>" for cell in values)
     command = f'<tr><td colspan="6"><code>{_text(shlex.join(one.command))}</code></td></tr>'
     return f'<tr><th scope="row">{_time(one.started)}</th>{cells}</tr>\n{command}'
 

@@ -82,7 +82,7 @@ class SumUp(Protocol):
 class AfterRound(Protocol):
     """What a method does with the state after a round."""
 
-    def __call__(self, state: ServerState, found: RoundSum, loss: float | None) -> ServerState:
+    def __call__(self, state: ServerState, summed: RoundSum, loss: float | None) -> ServerState:
         """Return the state as it goes on; loss: on validation text, where the round evaluated."""
 
 

@@ -17,27 +17,27 @@ from agfl_server.rounds.state import empty_row
 CENTRAL = "central/"  # what the watcher measures on data of its own
 
 
-def round_row(task: AnyTask, methods: Sequence[Method], number: int, found: RoundSum, seconds: float) -> Row:
+def round_row(task: AnyTask, methods: Sequence[Method], number: int, summed: RoundSum, seconds: float) -> Row:
     """Return the row of round `number`, whose evaluation is still to come."""
-    mean, cohort = found.mean, found.cohort
+    mean, cohort = summed.mean, summed.cohort
     return {
         **empty_row(task, methods),
         "round": number,
         **task.train_metrics(mean.metrics),
-        "train/loss": found.trained,
+        "train/loss": summed.trained,
         "clients": mean.count - round(mean.metrics[DIVERGED]),
         "refused": len(cohort.refused),
         "bytes_up": cohort.bytes_up,
         "bytes_down": cohort.bytes_down,
         "update/l2": float(np.linalg.norm(mean.delta.astype(np.float64))),
         quantization.RELATIVE_ERROR: mean.metrics[quantization.RELATIVE_ERROR],
-        **found.row,
+        **summed.row,
         "seconds": round(seconds, 4),
     }
 
 
-def completed(task: AnyTask, methods: Sequence[Method], row: Row, found: RoundSum) -> Row:
+def completed(task: AnyTask, methods: Sequence[Method], row: Row, summed: RoundSum) -> Row:
     """Return a row with what the sum says of its model."""
-    sums: Mapping[str, float] = found.mean.metrics
+    sums: Mapping[str, float] = summed.mean.metrics
     own = {name: value for method in methods for name, value in method.eval_row(sums).items()}
-    return {**row, **task.eval_metrics(sums), "eval/loss": found.evaluated, **own}
+    return {**row, **task.eval_metrics(sums), "eval/loss": summed.evaluated, **own}

@@ -12,7 +12,7 @@ from agfl_server.rounds.cohort_sums import DivergedError, Federation, RoundSum
 from agfl_server.rounds.state import ServerState
 
 
-def step(federation: Federation, state: ServerState, found: RoundSum) -> ServerState:
+def step(federation: Federation, state: ServerState, summed: RoundSum) -> ServerState:
     """Return the state after the server's step by a round's mean.
 
     Raises:
@@ -21,10 +21,10 @@ def step(federation: Federation, state: ServerState, found: RoundSum) -> ServerS
     optimizer, observer = federation.optimizer, federation.context.observer
     methods: dict[str, State] = {}
     with np.errstate(over="ignore", invalid="ignore"):
-        model, own = optimizer.step(state.model, found.mean, state.optimizer)
+        model, own = optimizer.step(state.model, summed.mean, state.optimizer)
         for one in federation.methods:
-            done = Step(state.model, model, found.mean, found.cohort.exchange, found.cohort.survivors)
-            model, methods[one.name] = one.stepped(found.state_of(one), done)
+            done = Step(state.model, model, summed.mean, summed.cohort.exchange, summed.cohort.survivors)
+            model, methods[one.name] = one.stepped(summed.state_of(one), done)
     if not np.isfinite(model).all():
         raise DivergedError(
             "AGFL-ROUND-021", f"round {state.round + 1}: the model must be finite after the server's step; it is not"
@@ -32,14 +32,14 @@ def step(federation: Federation, state: ServerState, found: RoundSum) -> ServerS
     chosen = optimizer.chosen(own)
     if chosen is not None and chosen != optimizer.chosen(state.optimizer):
         observer.optimizer_chosen(chosen)
-    for line in filter(None, (one.remark(found.mean) for one in federation.methods)):
+    for line in filter(None, (one.remark(summed.mean) for one in federation.methods)):
         observer.remarked(line)
     return replace(
         state,
         round=state.round + 1,
-        exchange=found.cohort.exchange,
+        exchange=summed.cohort.exchange,
         model=model,
         optimizer=own,
         methods=methods,
-        norm=square_sum(found.total.delta) ** 0.5 / found.total.count,
+        norm=square_sum(summed.total.delta) ** 0.5 / summed.total.count,
     )

@@ -102,10 +102,10 @@ class Suspects:
         """Return the owners without whom the next sum should be: of groups that were found, and those proven."""
         return self._names(self._absent.now) | self.proven.now
 
-    def probe(self, cohort: Collection[str], least: int, failed: int) -> frozenset[str] | None:
+    def probe(self, cohort: Collection[str], minimum: int, failed: int) -> frozenset[str] | None:
         """Return who is left out of the next sum to find the liar: whole groups; None where nothing can be found so.
 
-        least: owners of `cohort` that must be left. failed: bad sums of this round so far.
+        minimum: owners of `cohort` that must be left. failed: bad sums of this round so far.
         """
         if not self._bad:
             return frozenset()
@@ -121,7 +121,7 @@ class Suspects:
             tries = found
         for some in tries:
             out = self._names(some) & frozenset(cohort)
-            if out and len(cohort) - len(out) >= least:
+            if out and len(cohort) - len(out) >= minimum:
                 return out
         return None
 
@@ -148,11 +148,11 @@ class Suspects:
         found = explanations(range(len(self.groups)), self._bad, self._good)
         return [] if len(found) > 1 else self._convict(found[0] if found else frozenset())
 
-    def _convict(self, found: GroupSet) -> list[str]:
+    def _convict(self, guilty: GroupSet) -> list[str]:
         """End a search that found these groups, or none; return whose names have not been told before."""
-        for group in found:
+        for group in guilty:
             self._absent.leave_out(group)
-        untold = {group for group in found if self._times[group] >= _PROOF} - self._told
+        untold = {group for group in guilty if self._times[group] >= _PROOF} - self._told
         self._bad, self._good, self._open = [], [], []
         self._told |= untold
         return sorted(self._names(untold))

@@ -18,19 +18,19 @@ def refuse_other(
     where: str,
     found_hash: str,
     config_hash: str,
-    found: Mapping[str, Any] | None = None,
+    written: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
     version: str | None = VERSION,
 ) -> None:
     """Raise CheckpointError if what was found belongs to a run with another configuration.
 
-    found, config: what defines the run that was found and the one that is to go on, as `RunConfig.defining`, where
+    written, config: what defines the run that was found and the one that is to go on, as `RunConfig.defining`, where
     known. version: of the agfl that wrote what was found; None of one that did not yet say it.
     """
     if found_hash == config_hash:
         return
-    changes = list(_changes("", found, config)) if found is not None and config is not None else []
-    if not changes and (version != VERSION or found is not None):
+    changes = list(_changes("", written, config)) if written is not None and config is not None else []
+    if not changes and (version != VERSION or written is not None):
         raise CheckpointError(
             "AGFL-CHECKPOINT-014", f"{where}: {written_by(version)}, for which the same configuration means another run"
         )

@@ -53,14 +53,14 @@ def run_search(context: RunContext, folder: RunFolder, *, resume: bool) -> RunCo
         config = _with_merges_of(learned, candidate.config)
         return _measure(replace(context, config=config), RunFolder(folder.search / candidate.name), rounds)
 
-    told: set[str] = set()
+    announced: set[str] = set()
 
     def follow(race: Race) -> None:
         for runner in race.runners:
-            if runner.fate and runner.name not in told:
-                told.add(runner.name)
+            if runner.fate and runner.name not in announced:
+                announced.add(runner.name)
                 observer.candidate_left(runner.name, runner.fate)
-        _write(folder.search / RACE_FILE, json.dumps(_told(race), indent=1))
+        _write(folder.search / RACE_FILE, json.dumps(_content(race), indent=1))
 
     rungs = _rungs(context.config, folder.search / RACE_FILE)
     race = run_race(search, rungs, slate, measure, follow)
@@ -98,43 +98,44 @@ def open_search(config: RunConfig, folder: RunFolder, *, resume: bool) -> Slate:
     return slate
 
 
-def _rungs(config: RunConfig, told: Path) -> tuple[int, ...]:
+def _rungs(config: RunConfig, race_file: Path) -> tuple[int, ...]:
     """Return the rungs; those of a race that has begun stay, even if the run is to have more rounds now."""
     assert config.search is not None
-    if config.search.rungs is not None or not told.exists():
+    if config.search.rungs is not None or not race_file.exists():
         return config.search.rungs_of(config.num_rounds)
-    rungs, _ = _read_race(told)
+    rungs, _ = _read_race(race_file)
     if sum(rungs) > config.num_rounds:
         rule = f"num_rounds must be at least {sum(rungs)}, the rounds of the race that has begun"
-        raise CheckpointError("AGFL-CHECKPOINT-031", f"--resume: {told}: {rule}, got {config.num_rounds}")
+        raise CheckpointError("AGFL-CHECKPOINT-031", f"--resume: {race_file}: {rule}, got {config.num_rounds}")
     return rungs
 
 
-def _chosen_before(slate: Slate, told: Path) -> Candidate:
+def _chosen_before(slate: Slate, race_file: Path) -> Candidate:
     """Return the candidate that won a race which is over."""
-    _, alive = _read_race(told)
+    _, alive = _read_race(race_file)
     if len(alive) != 1:
         raise CheckpointError(
             "AGFL-CHECKPOINT-032",
-            f"search: {told}: is damaged: must name one winner, names {', '.join(alive) or 'none'}",
+            f"search: {race_file}: is damaged: must name one winner, names {', '.join(alive) or 'none'}",
         )
     found = next((candidate for candidate in slate.candidates if candidate.name in alive), None)
     if found is None:
         names = ", ".join(candidate.name for candidate in slate.candidates)
         raise CheckpointError(
-            "AGFL-CHECKPOINT-033", f"--resume: {told}: search.slate must still hold the chosen {alive[0]}, got {names}"
+            "AGFL-CHECKPOINT-033",
+            f"--resume: {race_file}: search.slate must still hold the chosen {alive[0]}, got {names}",
         )
     return found
 
 
-def _read_race(told: Path) -> tuple[tuple[int, ...], list[str]]:
+def _read_race(race_file: Path) -> tuple[tuple[int, ...], list[str]]:
     """Return the rungs of a race, and the names of those who are still in it."""
     try:
-        race = json.loads(told.read_text("utf-8"))
+        race = json.loads(race_file.read_text("utf-8"))
         alive = [str(one["name"]) for one in race["candidates"] if not one["fate"]]
         return tuple(int(rounds) for rounds in race["rungs"]), alive
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError("AGFL-CHECKPOINT-034", f"search: {told}: is damaged: {error!r}") from None
+        raise CheckpointError("AGFL-CHECKPOINT-034", f"search: {race_file}: is damaged: {error!r}") from None
 
 
 def _with_tokenizer(context: RunContext, home: RunFolder, resume: bool) -> RunConfig:
@@ -220,7 +221,7 @@ def _read_measured(folder: RunFolder, config: RunConfig) -> tuple[Measured, ...]
     return measured
 
 
-def _told(race: Race) -> dict[str, Any]:
+def _content(race: Race) -> dict[str, Any]:
     """Return the race so far, as the report reads it."""
     return {
         "rungs": race.rungs,

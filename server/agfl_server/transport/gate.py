@@ -204,12 +204,12 @@ def _single_headers(scope: Scope, max_bytes: int) -> dict[bytes, bytes]:
     return headers
 
 
-def _length(headers: Mapping[bytes, bytes], most: int) -> int:
+def _length(headers: Mapping[bytes, bytes], max_bytes: int) -> int:
     length = headers.get(b"content-length", b"")
     if not length.isdigit():
         raise Refused(411, "content-length: required")
-    if len(length) > 15 or int(length) > most:
-        raise Refused(413, f"body: must have at most {most} bytes")
+    if len(length) > 15 or int(length) > max_bytes:
+        raise Refused(413, f"body: must have at most {max_bytes} bytes")
     return int(length)
 
 

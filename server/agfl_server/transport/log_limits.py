@@ -33,10 +33,10 @@ class LineLimit(logging.Filter):
         return True
 
 
-def one_line(text: str, most: int = _MAX_LINE) -> str:
+def one_line(text: str, max_length: int = _MAX_LINE) -> str:
     """Return what may stand in a log of a text that others wrote: no line ends, nothing that moves the cursor."""
-    shown = "".join(char if char.isprintable() else "?" for char in text[: most + 1])
-    return shown if len(text) <= most else f"{shown[:most]}..."
+    shown = "".join(char if char.isprintable() else "?" for char in text[: max_length + 1])
+    return shown if len(text) <= max_length else f"{shown[:max_length]}..."
 
 
 def limit_logs() -> None:

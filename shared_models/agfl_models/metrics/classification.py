@@ -13,10 +13,10 @@ def names(num_labels: int) -> tuple[str, ...]:
     return tuple(f"eval/label_{label}/{kind}" for label in range(num_labels) for kind in _KINDS)
 
 
-def classification_sums(found: Sequence[int], right: Sequence[int], num_labels: int) -> dict[str, float]:
+def classification_sums(predicted: Sequence[int], right: Sequence[int], num_labels: int) -> dict[str, float]:
     """Return the sums of some examples: the label that was found for each, and the right one."""
     sums = dict.fromkeys(names(num_labels), 0.0)
-    for one, other in zip(found, right, strict=True):
+    for one, other in zip(predicted, right, strict=True):
         if one == other:
             sums[f"eval/label_{one}/true_positives"] += 1
         else:

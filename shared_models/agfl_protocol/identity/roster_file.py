@@ -69,7 +69,7 @@ def read_roster(path: Path) -> SigningRoster:
         IdentityError: names the file, the field, the rule and the value.
     """
     try:
-        content = read_yaml(path, most=_MAX_FILE_BYTES)
+        content = read_yaml(path, max_bytes=_MAX_FILE_BYTES)
     except ConfigError as error:
         raise IdentityError.of(error, f"--roster: {error.sentence}") from None
     owners = content.get("owners")

@@ -27,12 +27,12 @@ def as_it_travels(weight: float) -> float:
 class Header:
     """Names of the metric sums, in the order in which they travel, after count and weight.
 
-    most: what one honest client's metric is at most, where that follows from the broadcast.
+    limits: what one honest client's metric is at most, where that follows from the broadcast.
     """
 
     metrics: tuple[str, ...]
     max_cohort: int
-    most: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -69,9 +69,9 @@ class Header:
                     "AGFL-WIRE-029",
                     f"metric {name}: must be below {self._bound / RESOLUTION:g}, got {value / RESOLUTION:g}",
                 )
-            if name in self.most and value > math.ceil(self.most[name] * RESOLUTION):
+            if name in self.limits and value > math.ceil(self.limits[name] * RESOLUTION):
                 raise WireError(
-                    "AGFL-WIRE-030", f"metric {name}: must be at most {self.most[name]:g}, got {value / RESOLUTION:g}"
+                    "AGFL-WIRE-030", f"metric {name}: must be at most {self.limits[name]:g}, got {value / RESOLUTION:g}"
                 )
 
     @property
@@ -101,11 +101,11 @@ class Header:
                 raise ImplausibleSum(
                     "AGFL-ROUND-007", f"metric {name}: the sum must be below {2**63 / RESOLUTION:g}: a client lied"
                 )
-            if name in self.most and number > (most := count * self.most[name]) * RESOLUTION:
+            if name in self.limits and number > (limit := count * self.limits[name]) * RESOLUTION:
                 got = number / RESOLUTION
                 raise ImplausibleSum(
                     "AGFL-ROUND-008",
-                    f"metric {name}: the sum must be at most {most:g} over {count} clients, got {got:g}",
+                    f"metric {name}: the sum must be at most {limit:g} over {count} clients, got {got:g}",
                 )
         weight, *values = (number / RESOLUTION for number in numbers)
         return count, weight, dict(zip(self.metrics, values, strict=True))

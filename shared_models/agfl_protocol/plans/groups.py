@@ -13,20 +13,20 @@ Names: TypeAlias = tuple[str, ...]
 _PURPOSE = "cohort"
 
 
-def groups_of(members: Iterable[str], least: int) -> tuple[Names, ...]:
+def groups_of(members: Iterable[str], minimum: int) -> tuple[Names, ...]:
     """Cut members, in the order of SHA-256(name), into as many groups of at least `least` as there can be, or into one.
 
     Their sizes differ by one at most. Nobody chooses who is with whom: the order follows from the names alone.
     """
-    assert least >= 1, least
+    assert minimum >= 1, minimum
     ordered = sorted(set(members), key=lambda name: hashlib.sha256(name.encode()).digest())
-    count = max(len(ordered) // least, 1)
+    count = max(len(ordered) // minimum, 1)
     ends = [len(ordered) * i // count for i in range(count + 1)]
     return tuple(tuple(sorted(ordered[start:end])) for start, end in pairwise(ends))
 
 
 def groups_after(
-    groups: Sequence[Names], retired: Iterable[str], members: Iterable[str], least: int
+    groups: Sequence[Names], retired: Iterable[str], members: Iterable[str], minimum: int
 ) -> tuple[tuple[Names, ...], Names]:
     """Return the groups, and who is retired, once members have left or joined. Nothing is cut anew: two cuts subtract.
 
@@ -35,13 +35,13 @@ def groups_after(
     owners must approve.
     """
     names = set(members)
-    kept = tuple(group for group in groups if names.issuperset(group) and len(group) >= least)
+    kept = tuple(group for group in groups if names.issuperset(group) and len(group) >= minimum)
     if not kept:
-        return groups_of(names, least), ()
+        return groups_of(names, minimum), ()
     grouped = {name for group in groups for name in group}
     out = names & ({*grouped, *retired} - {name for group in kept for name in group})
     joined = names - grouped - out
-    return (*kept, *(groups_of(joined, least) if len(joined) >= least else ())), tuple(sorted(out))
+    return (*kept, *(groups_of(joined, minimum) if len(joined) >= minimum else ())), tuple(sorted(out))
 
 
 def is_union(names: Collection[str], groups: Iterable[Names]) -> bool:

@@ -91,8 +91,8 @@ def _answered(user: Answerer, row: QuestionRow) -> Sample:
     }
 
 
-def _beginning(text: str, most: int) -> str:
+def _beginning(text: str, max_length: int) -> str:
     """Return the first words of a text, at most half of it, so that there is something to go on with."""
-    size = max(1, min(most, len(text) // 2))
+    size = max(1, min(max_length, len(text) // 2))
     cut = text[:size]
     return cut.rpartition(" ")[0] or cut

@@ -115,17 +115,17 @@ def longest(array: pyarrow.Array) -> int:
     return int(pc.max(pc.binary_length(array.dictionary)).as_py() or 0) if is_dictionary else 0
 
 
-def check_values(array: pyarrow.Array, most: int) -> None:
+def check_values(array: pyarrow.Array, max_length: int) -> None:
     """Raise ValueError unless what an array says of its parts holds: nothing lies outside, and all text is UTF-8.
 
-    most: bytes of text, which views may reach by lying over each other.
+    max_length: bytes of text, which views may reach by lying over each other.
     """
     import pyarrow.compute as pc
     from pyarrow import types
 
     array.validate()
-    if types.is_string_view(array.type) and (pc.sum(_view_lengths(array)).as_py() or 0) > most:
-        raise ValueError(f"its views are of more than {most / 2**20:,.0f} MiB")
+    if types.is_string_view(array.type) and (pc.sum(_view_lengths(array)).as_py() or 0) > max_length:
+        raise ValueError(f"its views are of more than {max_length / 2**20:,.0f} MiB")
     array.validate(full=True)
 
 

@@ -147,10 +147,10 @@ def _is_single(kind: pyarrow.DataType) -> bool:
     return bool(types.is_dictionary(kind)) or is_scalar(kind)
 
 
-def _check_values(where: str, place: int, batch: pyarrow.RecordBatch, columns: list[str], most: int) -> None:
+def _check_values(where: str, place: int, batch: pyarrow.RecordBatch, columns: list[str], max_length: int) -> None:
     for name in columns:
         try:
-            check_values(batch.column(name), most)
+            check_values(batch.column(name), max_length)
         except ValueError as error:  # of pyarrow, too
             rows = f"rows {place + 1:,} to {place + batch.num_rows:,}"
             reason = " ".join(str(error).split())[:200]
