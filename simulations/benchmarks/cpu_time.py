@@ -52,7 +52,11 @@ class Rates:
     def measure() -> Rates:
         """Measure on chunks of 256 KiB, and with keys that are loaded."""
         chunk, other = np.ones(CHUNK_LANES, np.uint64), np.ones(CHUNK_LANES, np.uint64)
-        cipher, zeros, buffer = Mask(bytes(48), False).stream(0), bytes(chunk.nbytes), bytearray(chunk.nbytes + 15)
+        cipher, zeros, buffer = (
+            Mask(bytes(48), subtract=False).stream(0),
+            bytes(chunk.nbytes),
+            bytearray(chunk.nbytes + 15),
+        )
         private, public = X25519PrivateKey.generate(), X25519PrivateKey.generate().public_key()
         signing, text = Ed25519PrivateKey.generate(), bytes(300)
         verifying, signature = signing.public_key(), signing.sign(text)

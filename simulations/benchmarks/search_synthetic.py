@@ -100,11 +100,11 @@ def main() -> None:
     for name in options.tasks:
         right = 0
         for seed in options.seeds:
-            right += _search(name, seed, options.exhaustive, options.smoke)
+            right += _search(name, seed, exhaustive=options.exhaustive, smoke=options.smoke)
         print(f"{name:<7} right {right} of {len(options.seeds)}", flush=True)
 
 
-def _search(name: str, seed: int, exhaustive: bool, smoke: bool) -> bool:
+def _search(name: str, seed: int, *, exhaustive: bool, smoke: bool) -> bool:
     """Return whether a search chooses rightly; print what it does."""
     started, task = time.process_time(), TASKS[name]
     rungs = (sum(task.rungs),) if exhaustive else tuple(1 for _ in task.rungs) if smoke else task.rungs

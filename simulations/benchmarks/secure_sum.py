@@ -111,7 +111,7 @@ class Verdicts:
     def __init__(self) -> None:
         self._rows: dict[str, list[bool]] = {}
 
-    def judge(self, target: str, applies: bool, met: bool) -> str:
+    def judge(self, target: str, *, applies: bool, met: bool) -> str:
         """Return what stands beside a number, and count it where the target applies."""
         if not applies:
             return "-"
@@ -135,11 +135,11 @@ def client_rows(cases: Iterable[Case], verdicts: Verdicts) -> Iterator[str]:
         work, times = case.work, case.client
         ratio, gain = times.total / case.client_limit, case.client_flower / times.total
         bound, where = (CLIENT_LIMIT, "n >= 50") if work.n >= 50 else (SMALL_CLIENT_LIMIT, "n = 10")
-        limit = verdicts.judge(f"client CPU <= {bound:g} x limit ({where})", True, ratio <= bound)
+        limit = verdicts.judge(f"client CPU <= {bound:g} x limit ({where})", applies=True, met=ratio <= bound)
         gain_rule = f"client CPU at least {CLIENT_GAIN:g} times less than Flower's (d >= 1M)"
-        flower = verdicts.judge(gain_rule, work.d >= 1_000_000, gain >= CLIENT_GAIN)
+        flower = verdicts.judge(gain_rule, applies=work.d >= 1_000_000, met=gain >= CLIENT_GAIN)
         upload_rule = f"upload <= 64/F bits an element + {FIXED_UPLOAD} bytes"
-        upload = verdicts.judge(upload_rule, True, times.upload <= case.allowed_upload)
+        upload = verdicts.judge(upload_rule, applies=True, met=times.upload <= case.allowed_upload)
         without = times.total / (case.client_limit - case.model_hash_limit)
         yield (
             f"{work.n:>4} {work.d:>9} {case.lost:>4} {work.fields_per_lane:>2} {_ms(times.codec, 7)} "
@@ -159,9 +159,9 @@ def server_rows(cases: Iterable[Case], verdicts: Verdicts) -> Iterator[str]:
     for case in cases:
         work, times = case.work, case.server
         ratio, gain = times.total / case.server_limit, case.server_flower / times.total
-        limit = verdicts.judge(limit_rule, case.masks_dominate, ratio <= SERVER_LIMIT)
+        limit = verdicts.judge(limit_rule, applies=case.masks_dominate, met=ratio <= SERVER_LIMIT)
         less = f"server CPU at least {SERVER_GAIN:g} times less than Flower's (n >= 50)"
-        flower = verdicts.judge(less, work.n >= 50, gain >= SERVER_GAIN)
+        flower = verdicts.judge(less, applies=work.n >= 50, met=gain >= SERVER_GAIN)
         yield (
             f"{work.n:>4} {work.d:>9} {case.lost:>4} {_ms(times.rebuild)} {_ms(times.unmask, 9)} {_ms(times.total, 9)} "
             f"{_ms(case.server_limit, 9)} {_ms(case.server_mask_limit, 9)} {ratio:>6.2f} {limit:<6} "

@@ -126,7 +126,11 @@ def test_the_ledger_shows_what_left_and_what_that_gives_away(folder: Path, plan:
     ledger.approve("run-1", plan.hash)
     for number in (1, 2, 4):
         exchange = ExchangeId("run-1", number, number)
-        ledger.announce(exchange, Asked(Kind.SAMPLED, True, number == 1, False, 5, examples=96), Policy())
+        ledger.announce(
+            exchange,
+            Asked(Kind.SAMPLED, train=True, evaluate=number == 1, count=False, cohort=5, examples=96),
+            Policy(),
+        )
         ledger.leave(exchange, NAMES)
         ledger.sign(exchange, NAMES[:4] if number == 2 else NAMES)
         ledger.open(exchange)

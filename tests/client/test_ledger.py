@@ -172,7 +172,10 @@ def test_the_lines_say_what_was_answered(exchange: ExchangeId, line: str, tmp_pa
 
 def test_each_candidate_of_a_search_has_rounds_of_its_own(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "a")
-    asked = [Asked(Kind.SAMPLED, True, False, False, 3, stage=stage) for stage in ("one", "two", "three")]
+    asked = [
+        Asked(Kind.SAMPLED, train=True, evaluate=False, count=False, cohort=3, stage=stage)
+        for stage in ("one", "two", "three")
+    ]
     for number, one in enumerate(asked, start=1):
         take_part(ledger, at(number), asked=one)
         with pytest.raises(ProtocolViolation, match=r"uploads_per_round.*AGFL-SECURE-014"):
@@ -218,7 +221,17 @@ def test_every_line_says_what_happened(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "a")
     ledger.approve("run", "f00d")
     ledger.approve("run", "f00d")
-    asked = Asked(Kind.EXACT, True, True, False, 2, drawn=("a", "b"), stage="s", request="beef", merges="cafe")
+    asked = Asked(
+        Kind.EXACT,
+        train=True,
+        evaluate=True,
+        count=False,
+        cohort=2,
+        drawn=("a", "b"),
+        stage="s",
+        request="beef",
+        merges="cafe",
+    )
     take_part(ledger, at(1), ("a", "c"), asked)
     entries = read_entries(tmp_path / LEDGER_FILE)
     place = {"run": "run", "round": 1, "exchange": 1}

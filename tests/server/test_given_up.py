@@ -64,7 +64,8 @@ def test_what_follows_a_round_that_was_given_up_has_another_number(
         def broadcast(entry: Entry, room: int) -> tuple[RoundRequest, Any]:
             quantizer = QuantizationPlan(2, room)
             numbers = plan.run_id, wanted.round, entry.exchange, plan.hash, config.client_plan.to_json()
-            return RoundRequest(*numbers, not train, train, np.zeros(1, np.float32), quantizer), None
+            model = np.zeros(1, np.float32)
+            return RoundRequest(*numbers, model, quantizer, train=train, evaluate=not train), None
 
         with pytest.raises(RoundError, match="failed in 2 attempts"):
             sum_in_attempts(context, wanted, broadcast, lambda _, lanes: lanes)

@@ -26,9 +26,9 @@ class Asked:
     """
 
     kind: Kind
-    train: bool
-    evaluate: bool
-    count: bool
+    train: bool = field(kw_only=True)
+    evaluate: bool = field(kw_only=True)
+    count: bool = field(kw_only=True)
     cohort: int
     drawn: tuple[str, ...] | None = None
     examples: int | None = None

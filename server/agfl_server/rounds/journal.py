@@ -125,7 +125,7 @@ class Journal:
         """Note that the last exchange is never asked for again; refused: who failed in this round, if it goes on."""
         last = self._read()
         assert last is not None
-        self._write(Entry(last.run_id, last.exchange, round_number, False, refused=tuple(sorted(refused))))
+        self._write(Entry(last.run_id, last.exchange, round_number, refused=tuple(sorted(refused))))
         self._clear()
 
     def refused(self, round_number: int) -> frozenset[str]:
@@ -141,7 +141,7 @@ class Journal:
         last = self._read()
         assert last is not None
         if last.is_open and last.exchange > after:
-            last = Entry(last.run_id, last.exchange - 1, last.round, False, refused=last.refused)
+            last = Entry(last.run_id, last.exchange - 1, last.round, refused=last.refused)
             self._write(last)
             self._clear()
         return last.exchange

@@ -164,12 +164,12 @@ class RoundRequest:
     exchange: int
     plan_hash: str
     client_plan: str
-    evaluate: bool
-    train: bool
+    evaluate: bool = field(kw_only=True)
+    train: bool = field(kw_only=True)
     model: Vector
     plan: QuantizationPlan
     arrays: States = field(default_factory=lambda: NO_STATES)
-    full: bool = False
+    full: bool = field(default=False, kw_only=True)
 
     @property
     def kind(self) -> str:
@@ -192,13 +192,13 @@ class RoundRequest:
         return Broadcast(
             self.plan_hash,
             self.client_plan,
-            self.train,
-            self.evaluate,
-            self.full,
             self.plan.fields_per_lane,
             self.plan.max_cohort,
             self.model,
             _flat(self.arrays),
+            train=self.train,
+            evaluate=self.evaluate,
+            full=self.full,
         ).hash
 
     def to_record(self) -> RecordDict:

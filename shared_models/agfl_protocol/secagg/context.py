@@ -84,9 +84,9 @@ class Broadcast:
 
     plan_hash: str
     client_plan: str
-    train: bool
-    evaluate: bool
-    full: bool
+    train: bool = field(kw_only=True)
+    evaluate: bool = field(kw_only=True)
+    full: bool = field(kw_only=True)
     fields_per_lane: int
     max_cohort: int
     model: NDArray[np.float32]

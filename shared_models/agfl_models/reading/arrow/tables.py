@@ -63,14 +63,16 @@ def read_table(file: DataFile, wanted: Mapping[str, Wanted]) -> Iterator[Content
         texts = [field.name for field in schema if holds_text(field)]
         roots = [column if column in schema.names else column.split(".")[0] for column in found]
         read, place = list(dict.fromkeys([*texts, *roots])), 0
-        yield Contents((), 0, tuple(schema.names), True, "utf-8", 0)
+        yield Contents((), 0, tuple(schema.names), has_columns=True, encoding="utf-8", characters=0)
         for batch in table.batches(read):
             budget.take(batch.num_rows * ROW)
             _check_values(where, place, batch, read, budget.free)
             budget.take(sum(characters(array_at(batch, column)) for column in found))
             size = sum(characters(batch.column(name)) for name in texts)
             records = _records(file, batch, found, place)
-            yield Contents(records, batch.num_rows, tuple(schema.names), True, "utf-8", size)
+            yield Contents(
+                records, batch.num_rows, tuple(schema.names), has_columns=True, encoding="utf-8", characters=size
+            )
             place += batch.num_rows
 
 
