@@ -54,9 +54,9 @@ def test_security_names_an_attack_for_every_claim_and_every_attack_has_one() -> 
     assert attacks <= named
 
 
-def test_no_folder_of_the_product_is_a_heap() -> None:
+def test_no_folder_is_a_heap() -> None:
     """A reader finds a file by its folder's name."""
-    files = Counter(path.parent for path in PRODUCT if path.name != "__init__.py")
+    files = Counter(path.parent for path in SOURCES if path.name != "__init__.py")
     assert {str(folder.relative_to(ROOT)): count for folder, count in files.items() if count > 15} == {}
 
 

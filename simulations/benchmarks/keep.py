@@ -1,6 +1,6 @@
 """Runs a benchmark or a shipped run in full and keeps what it printed; makes pages of all that is kept.
 
-    python simulations/benchmarks/keep.py secure_sum.py --quick   # results/secure_sum-quick.txt, then RESULTS.md
+    python simulations/benchmarks/keep.py secure_sums/secure_sum.py --quick   # results/secure_sum-quick.txt, RESULTS.md
     python simulations/benchmarks/keep.py agfl-simulate translation-full
     python simulations/benchmarks/keep.py                         # RESULTS.md alone
 
@@ -44,7 +44,7 @@ nothing here by hand.
 
 
 def keep(name: str, arguments: list[str]) -> Path:
-    """Run a benchmark of this folder or a command of ours, show what it prints, and keep that; return the file.
+    """Run a benchmark below this folder or a command of ours, show what it prints, and keep that; return the file.
 
     A command runs in a folder of its own, which goes with what it left there.
 
@@ -142,7 +142,9 @@ def _commit() -> str:
 def main() -> None:
     """Keep one, or make the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", help="of a file beside this one, or of a command of ours")
+    parser.add_argument(
+        "name", nargs="?", help="of a benchmark, as in secure_sums/secure_sum.py, or of a command of ours"
+    )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its own")
     options = parser.parse_args()
     if options.name:

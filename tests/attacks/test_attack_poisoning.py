@@ -1,6 +1,6 @@
 """One owner of a cohort sends what wrecks the model: it is bounded, not used, or undone, whatever the others send.
 
-The server sees no vector, only their sum. The liars are those of simulations/benchmarks/poisoning.py.
+The server sees no vector, only their sum. The liars are those of simulations/benchmarks/hostile/poisoning.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from agfl_protocol.update import Layout, Total, Update
 from agfl_server.rounds.observer import Observer
 from agfl_server.rounds.rollback import LAST_RISE
 
-BENCHMARK = Path(__file__).parents[2] / "simulations/benchmarks/poisoning.py"
+BENCHMARK = Path(__file__).parents[2] / "simulations/benchmarks/hostile/poisoning.py"
 SIZE, CLIP_STEP, CLIP = 80_000, 42, 2.0
 SUMS = {"train/nll": 5.0, "train/tokens": 2.0}
 Config = Callable[..., RunConfig]

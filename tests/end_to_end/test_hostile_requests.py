@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.commands import run
 
-SCRIPT = Path(__file__).parents[2] / "simulations/benchmarks/hostile_requests.py"
+SCRIPT = Path(__file__).parents[2] / "simulations/benchmarks/hostile/hostile_requests.py"
 
 
 def test_rounds_go_on_under_hostile_requests() -> None:

@@ -12,16 +12,16 @@ from tests.commands import run
 
 FOLDER = Path(__file__).parents[2] / "simulations" / "benchmarks"
 PRINTED = {
-    "secure_sum.py": "client: CPU milliseconds",
-    "secure_round.py": "extra",
-    "round_overhead.py": "agfl, a whole round",
-    "repeats.py": "another run id, not approved: 64 of 64 refused",
-    "availability.py": "refusals 0",
-    "decoding_speed.py": "ratio of the medians",
-    "digits_steps.py": "than fedavg lr 1",
-    "elastic_devices.py": "elastic, width 0.25",
-    "search_synthetic.py": "local   right",
-    "server_steps.py": "than fedavg lr 1",
+    "secure_sums/secure_sum.py": "client: CPU milliseconds",
+    "secure_sums/secure_round.py": "extra",
+    "speed/round_overhead.py": "agfl, a whole round",
+    "hostile/repeats.py": "another run id, not approved: 64 of 64 refused",
+    "absent_owners/availability.py": "refusals 0",
+    "speed/decoding_speed.py": "ratio of the medians",
+    "quality/digits_steps.py": "than fedavg lr 1",
+    "quality/elastic_devices.py": "elastic, width 0.25",
+    "quality/search_synthetic.py": "local   right",
+    "quality/server_steps.py": "than fedavg lr 1",
 }
 
 

@@ -13,7 +13,7 @@ which its masks are bound. It has no codec, memory or Python. The last column is
 Flower's times are those of its own functions (flwr.common.secure_aggregation), each timed by itself on the same n, d
 and threshold and MULTIPLIED by how often its client and its workflow call it; no run of theirs was made.
 
-    python simulations/benchmarks/secure_sum.py [--quick]
+    python simulations/benchmarks/secure_sums/secure_sum.py [--quick]
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Printed is the main metric of the last model, the mean over the seeds and the sp
 is from the best arm and from FedAvg at each rate. Sums are plain: secure ones change no bit. One run of 16 rounds takes
 two to three minutes on two cores, and there are 15 of them for each seed.
 
-    python simulations/benchmarks/server_steps.py [--rounds 16] [--seeds 3] [--config language_modeling] [--smoke]
+    python simulations/benchmarks/quality/server_steps.py [--rounds 16] [--seeds 3] [--config translation] [--smoke]
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ is the accuracy, the mean of the last ten models, over the seeds, and the spread
 from the best arm alone and from FedAvg. All of it takes about fifteen minutes on a core of its own. Needs scikit-learn
 for the digits (the test set of UCI's optdigits, Alpaydin and Kaynak 1998), or the file from its wheel.
 
-    python simulations/benchmarks/digits_steps.py [--rounds 80] [--seeds 3] [--digits digits.csv.gz] [--smoke]
+    python simulations/benchmarks/quality/digits_steps.py [--rounds 80] [--seeds 3] [--digits digits.csv.gz] [--smoke]
 
 B batch, T time (1: a digit is a sequence of one), P pixels, C classes, d parameters, M models that a round broadcasts.
 """

@@ -3,7 +3,7 @@
 Runs `agfl-server` with three `agfl-client` processes, then Flower's own `flower-superlink` with three
 `flower-supernode` processes and an app whose training does nothing, and prints the median of each.
 
-    python simulations/benchmarks/round_overhead.py [--rounds 20] [--stock-phases 4]
+    python simulations/benchmarks/speed/round_overhead.py [--rounds 20] [--stock-phases 4]
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ lanes. A no-op exchange asks every node for its name. What both rounds do after 
 medians; extra is the median over repetitions of secure - plain - four no-op exchanges. A trip is one request to one
 node and its reply.
 
-    python simulations/benchmarks/secure_round.py [--repetitions 15]
+    python simulations/benchmarks/secure_sums/secure_round.py [--repetitions 15]
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ change no bit.
     local    each letter follows from the byte before it, so every candidate solves it. Right: the least FLOPs, within
              the two percent to which parameters are matched.
 
-    python simulations/benchmarks/search_synthetic.py [--seeds 0 1 2 3 4] [--tasks parity recall local] [--exhaustive]
-    python simulations/benchmarks/search_synthetic.py --smoke
+    python simulations/benchmarks/quality/search_synthetic.py [--seeds 0 1 2 3 4] [--tasks parity local] [--exhaustive]
+    python simulations/benchmarks/quality/search_synthetic.py --smoke
 """
 
 from __future__ import annotations

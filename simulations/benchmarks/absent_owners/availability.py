@@ -1,6 +1,6 @@
 """How a run gets on with absent owners: the server's and the owners' own rules over many rounds, without any training.
 
-    python simulations/benchmarks/availability.py [--rounds 1000] [--smoke]
+    python simulations/benchmarks/absent_owners/availability.py [--rounds 1000] [--smoke]
 
 Of each owner its real ledger, plan and policy decide; of the server its real attempts. Each time that it looks who is
 there, 5 % are absent: others each time, or in outages of 20 looks. In each trip 0.2 % of the replies are lost.
@@ -32,7 +32,7 @@ from agfl_server.transport import connected_nodes
 from agfl_server.transport.connected_nodes import ConnectedNodes
 from agfl_sim.engines.grid import InProcessGrid
 
-CONFIG = Path(__file__).parents[1] / "agfl_sim/configs/language_modeling.yaml"
+CONFIG = Path(__file__).parents[2] / "agfl_sim/configs/language_modeling.yaml"
 ABSENT, LOST, OUTAGE = 0.05, 0.002, 20
 EPOCHS = ("training.local_steps=null", "training.local_epochs=1", "aggregation.max_weight=2000")
 

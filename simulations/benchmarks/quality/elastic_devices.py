@@ -8,7 +8,7 @@ training of the capable): without it every scheme looks good. With `--bytes` eac
 Sums are plain, by the same rules: secure ones change no bit. Four runs a seed, two to three minutes each on two cores.
 Then what elastic training costs one node: time and memory of a round, each in a process of its own.
 
-    python simulations/benchmarks/elastic_devices.py [--rounds 16] [--seeds 3] [--bytes 4000] [--smoke]
+    python simulations/benchmarks/quality/elastic_devices.py [--rounds 16] [--seeds 3] [--bytes 4000] [--smoke]
 """
 
 from __future__ import annotations

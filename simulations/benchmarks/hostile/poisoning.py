@@ -1,8 +1,8 @@
 """What one lying owner does to a model: the loss of a run in which one of n lies, beside that of the honest run.
 
-    python simulations/benchmarks/poisoning.py --owners 5 12      # about 15 minutes on two processors
-    python simulations/benchmarks/poisoning.py --owners 12 --set aggregation.max_colluders=1  # three groups: 7 minutes
-    python simulations/benchmarks/poisoning.py --smoke            # seconds: few and short rounds, two attacks
+    python simulations/benchmarks/hostile/poisoning.py --owners 5 12      # about 15 minutes on two processors
+    python simulations/benchmarks/hostile/poisoning.py --owners 12 --set aggregation.max_colluders=1  # 3 groups: 7 min
+    python simulations/benchmarks/hostile/poisoning.py --smoke            # seconds: few and short rounds, two attacks
 
 Each run is the shipped Shakespeare run made small, in secure sums: the server sees no vector. The liar is in every
 round. Printed are the losses on the owners' validation text, nats a byte, and what became of the run.
@@ -40,7 +40,7 @@ from agfl_server.rounds.observer import Observer
 from agfl_sim.partition import owners_of
 from agfl_sim.run import InlineEngine
 
-CONFIG = Path(__file__).parents[1] / "agfl_sim" / "configs" / "language_modeling.yaml"
+CONFIG = Path(__file__).parents[2] / "agfl_sim" / "configs" / "language_modeling.yaml"
 SMALL = ("task.sequence_length=32", "evaluation.every=1", "evaluation.max_examples=64", "model.dim=32")
 SMOKE = (
     "training.local_steps=1",

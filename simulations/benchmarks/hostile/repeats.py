@@ -1,7 +1,7 @@
 """What many sums of a server's choice tell of one owner: attacks on real nodes, and the own error that they leave.
 
-    python simulations/benchmarks/repeats.py --owners 5 --sums 200
-    python simulations/benchmarks/repeats.py --smoke
+    python simulations/benchmarks/hostile/repeats.py --owners 5 --sums 200
+    python simulations/benchmarks/hostile/repeats.py --smoke
 
 The run is the shipped language model made small: 24 owners of Shakespeare roles, of whom the first --owners are asked,
 55,872 parameters, 24 steps x 4 windows of 32 tokens, after 8 rounds. `own_errors.py` says what an own error is. A sum
@@ -29,7 +29,7 @@ from agfl_protocol.flower_settings import prepare_flower
 from agfl_protocol.update import Vector
 from agfl_sim.partition import owner_files
 
-CONFIG = Path(__file__).parents[1] / "agfl_sim/configs/language_modeling.yaml"
+CONFIG = Path(__file__).parents[2] / "agfl_sim/configs/language_modeling.yaml"
 SMALL = ("model.dim=32", "task.sequence_length=32")
 PAIRS = (1, 4, 16, 64, 100)
 

@@ -5,7 +5,7 @@ hypothesis has the full length. With the cache a position costs one `AutoGenMode
 runs the decoder over all ids so far. The encoder reads the sources once in both. Tokens are those of the texts
 returned, one of four hypotheses each; how many are the same both ways is printed (rounding may turn a near tie).
 
-    python simulations/benchmarks/decoding_speed.py [--tokens 48] [--repetitions 3] [--smoke]
+    python simulations/benchmarks/speed/decoding_speed.py [--tokens 48] [--repetitions 3] [--smoke]
 """
 
 from __future__ import annotations

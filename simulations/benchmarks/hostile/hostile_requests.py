@@ -1,6 +1,6 @@
 """20,000 hostile requests at a server while three owners train: do rounds go on, and what does it cost the server?
 
-    python simulations/benchmarks/hostile_requests.py [--smoke] [--requests 20000]
+    python simulations/benchmarks/hostile/hostile_requests.py [--smoke] [--requests 20000]
 
 Half of them come from strangers, half are signed with the key of a fourth owner, who is registered and trains nothing.
 All are drawn from a seed: slow, large, deep, many, malformed. Prints the figures; exits with 1 where a bound is broken.
