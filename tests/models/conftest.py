@@ -17,6 +17,7 @@ from agfl_models.tasks import TaskConfig
 from agfl_models.tasks.language_modeling import LanguageModelingConfig
 from agfl_models.tasks.question_answering import QuestionAnsweringConfig
 from agfl_models.tasks.summarization import SummarizationConfig
+from agfl_models.tasks.text_classification import TextClassificationConfig
 from agfl_models.tasks.translation import TranslationConfig
 from agfl_models.tokenizers.tokenizer import BPETokenizerConfig
 from agfl_models.web.app import create_app
@@ -30,6 +31,7 @@ Serve: TypeAlias = Callable[[str], tuple[User, httpx.Client]]
 TOKENIZER = BPETokenizerConfig(type="bpe", vocab_size=262, merges=((116, 104), (259, 101), (32, 260)))
 DECODER: dict[str, Any] = {"vocab_size": 262, "dim": 16, "layers": [{"type": "attention"}, {"type": "ff"}]}
 ENCODER = {**DECODER, "family": "encoder", "head": {"type": "span"}}
+CLASSIFIER = {**ENCODER, "head": {"type": "classification", "num_classes": 3}}
 ENCODER_DECODER = {
     **DECODER,
     "family": "encoder_decoder",
@@ -42,6 +44,10 @@ TASKS: tuple[tuple[dict[str, Any], TaskConfig], ...] = (
     (ENCODER_DECODER, TranslationConfig(type="translation", source_length=24, target_length=20, num_beams=2)),
     (ENCODER_DECODER, SummarizationConfig(type="summarization", source_length=32, target_length=12)),
     (ENCODER, QuestionAnsweringConfig(type="question_answering", context_length=48, max_answer_length=12)),
+    (
+        CLASSIFIER,
+        TextClassificationConfig(type="text_classification", labels=("red", "green", "blue"), sequence_length=24),
+    ),
 )
 
 

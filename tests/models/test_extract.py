@@ -24,7 +24,7 @@ from agfl_models.model.sequence_model import trained_parameters
 from agfl_models.tokenizers.tokenizer import HuggingFaceTokenizerConfig
 
 LAYERS = [{"type": "attention", "num_heads": 4, "num_kv_heads": 2}, {"type": "ff", "hidden_dim": 20}, {"type": "rnn"}]
-COMMANDS = ["translate", "summarize", "answer", "generate"]
+COMMANDS = ["translate", "summarize", "answer", "generate", "classify"]
 
 
 def run(*arguments: object) -> str:

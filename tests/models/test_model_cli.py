@@ -24,7 +24,7 @@ from agfl_models.cli import app
 from agfl_models.errors import AgflError
 from agfl_models.examples import write_rows
 from agfl_models.files.store import save_model
-from agfl_models.inference import Answerer, Continuer, Rewriter, open_model
+from agfl_models.inference import Answerer, Classifier, Continuer, Rewriter, open_model
 from agfl_models.metrics.bleu import bleu_signature
 from agfl_models.metrics.chrf import chrf_signature
 from agfl_models.tasks.evaluation import evaluate_rows
@@ -145,6 +145,15 @@ def test_questions_from_anywhere_are_answered_as_the_model_does(model_folders: d
         assert written(*command, "-", question, given="Ships\n") == answer + "\n"
 
 
+def test_a_text_from_anywhere_has_the_models_label(model_folders: dict[str, Path]) -> None:
+    classifier, folder = open_model(model_folders["classify"])[0], model_folders["classify"]
+    assert isinstance(classifier, Classifier)
+    tops = [next(iter(one.items()), None) for one in classifier.classify(LINES)]
+    lines = ["" if top is None else f"{top[0]}\t{top[1]:.3f}" for top in tops]
+    assert written("classify", folder, LINES[0]) == lines[0] + "\n"
+    assert written("classify", folder, given="\n".join(LINES) + "\n") == "".join(f"{line}\n" for line in lines)
+
+
 def test_a_prompt_from_anywhere_is_continued_as_the_model_does(model_folders: dict[str, Path], tmp_path: Path) -> None:
     continuer, _ = open_model(model_folders["generate"])
     assert isinstance(continuer, Continuer)
@@ -166,7 +175,7 @@ def test_generate_continues_the_prompt_the_same_way_for_the_same_seed(run_folder
     assert first != other
 
 
-@pytest.mark.parametrize("command", ["translate", "summarize", "answer", "generate"])
+@pytest.mark.parametrize("command", ["translate", "summarize", "answer", "generate", "classify"])
 def test_a_model_of_another_task_names_the_command_that_fits(
     command: str, model_folders: dict[str, Path], tmp_path: Path
 ) -> None:

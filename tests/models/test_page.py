@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agfl_models.inference import Answerer, Rewriter, User
+from agfl_models.inference import Answerer, Classifier, Rewriter, User
 
 if TYPE_CHECKING:
     from tests.models.conftest import Serve
@@ -201,6 +201,18 @@ def test_an_answer_is_marked_where_it_stands(visit: Callable[[str], User], brows
     assert before == context[: found.start]
 
 
+def test_a_text_has_a_label_and_each_its_probability(visit: Callable[[str], User], browser: Browser) -> None:
+    classifier = visit("classify")
+    assert isinstance(classifier, Classifier)
+    (expected,) = classifier.classify(["Grüße there"])
+    browser.type("Grüße there")
+    browser.press("Enter", ENTER, CONTROL)
+    browser.wait_for(DONE)
+    shown = browser.value(OUTPUT)
+    assert shown.startswith(next(iter(expected)))
+    assert sorted(shown.find(label) for label in expected) == [shown.find(label) for label in expected]
+
+
 def test_no_answer_is_said_to_be_none(visit: Callable[[str], User], browser: Browser) -> None:
     answerer = visit("answer")
     assert isinstance(answerer, Answerer)
@@ -237,7 +249,7 @@ def test_a_text_goes_on_until_it_is_stopped(
     assert browser.value("document.getElementById('submit').disabled") is False
 
 
-@pytest.mark.parametrize("command", ["translate", "answer", "generate"])
+@pytest.mark.parametrize("command", ["translate", "answer", "generate", "classify"])
 def test_nothing_is_wider_than_a_small_screen(command: str, visit: Callable[[str], User], browser: Browser) -> None:
     browser.call("Emulation.setDeviceMetricsOverride", width=320, height=640, deviceScaleFactor=1, mobile=True)
     visit(command)

@@ -21,7 +21,7 @@ from tests.commands import Started
 from agfl_models import AutoGenModel
 from agfl_models.errors import TransportError
 from agfl_models.files.store import save_model
-from agfl_models.inference import Answerer, Continuer, Rewriter, open_model
+from agfl_models.inference import Answerer, Classifier, Continuer, Rewriter, open_model
 from agfl_models.tasks.language_modeling import LanguageModelingConfig
 from agfl_models.tokenizers.tokenizer import Tokenizer
 from agfl_models.web.asgi_server import AsgiServer
@@ -63,6 +63,16 @@ def test_questions_are_answered_as_the_model_does(serve: Serve) -> None:
         answer = client.post("/v1/answer", json={"context": context, "question": question}).json()
         assert (answer["answer"], answer["start"], answer["end"]) == found
         assert answer["is_cut"] == (question == "long " * 20)
+
+
+def test_texts_are_classified_as_the_model_does(serve: Serve) -> None:
+    user, client = serve("classify")
+    assert isinstance(user, Classifier)
+    for text in (TEXT, "long " * 20):
+        (expected,) = user.classify([text])
+        reply = client.post("/v1/classify", json={"text": text}).json()
+        assert reply == {"label": next(iter(expected)), "probabilities": expected, "is_cut": text != TEXT}
+        assert list(reply["probabilities"]) == list(expected), "the most probable one comes first"
 
 
 def test_texts_are_continued_as_the_model_does(serve: Serve) -> None:

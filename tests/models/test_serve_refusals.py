@@ -41,6 +41,8 @@ BAD_BODIES: dict[str, tuple[str, Any, str]] = {
     "a long text": ("translate", {"text": "a" * 20_001}, "text: String should have at most 20000 characters, got"),
     "a long context": ("answer", {"context": "a" * 200_001, "question": "b"}, "context: String should have at most"),
     "a long prompt": ("generate", {"text": "a" * 4_001}, "text: String should have at most 4000 characters, got"),
+    "no text": ("classify", {}, "text: required but missing [AGFL-CONFIG-008]"),
+    "a blank text to classify": ("classify", {"text": " "}, "text: must hold text, got ' ' [AGFL-"),
     "a list": ("translate", ["a"], "AGFL-REQUEST-004"),
 }
 

@@ -16,6 +16,7 @@ import pytest
 from agfl_models.examples import Row, TextRow, write_rows
 from agfl_models.tasks.question_answering import QuestionRow
 from agfl_models.tasks.summarization import SummaryRow
+from agfl_models.tasks.text_classification import LabeledRow
 from agfl_models.tasks.translation import TranslationRow
 from agfl_protocol.config.run_config import RunConfig
 from agfl_server.rounds.observer import Observer
@@ -37,12 +38,18 @@ TASKS = {
         "context_length: 32",
         "{family: encoder, vocab_size: 275, dim: 16, head: {type: span}, layers: [{type: attention, num_heads: 2}]}",
     ),
+    "text_classification": (
+        "labels: [sea, ship, shore, saw, old, man], sequence_length: 32",
+        "{family: encoder, vocab_size: 275, dim: 16, head: {type: classification, num_classes: 6}, "
+        "layers: [{type: causal_conv}]}",
+    ),
 }
 QUALITY = {
     "language_modeling": {"eval/bits_per_byte", "eval/perplexity"},
     "translation": {"eval/bleu", "eval/chrf", "eval/bleu_long"},
     "summarization": {"eval/rouge1", "eval/rouge2", "eval/rougeL", "eval/beyond_ascii"},
     "question_answering": {"eval/exact_match", "eval/f1", "eval/unspaced"},
+    "text_classification": {"eval/accuracy", "eval/macro_f1"},
 }
 
 
@@ -51,6 +58,7 @@ SAMPLES = {
     "translation": ("Owner", "Source", "Reference", "The model"),
     "summarization": ("Owner", "Source", "Reference", "The model"),
     "question_answering": ("Owner", "Context", "Question", "Answers", "The model"),
+    "text_classification": ("Owner", "Text", "Label", "The model"),
 }
 
 
@@ -63,6 +71,8 @@ def row_of(task: str, words: list[str]) -> Row:
             return TranslationRow(source=text, target=" ".join(WORDS[word] for word in words))
         case "summarization":
             return SummaryRow(document=text, summary=" ".join(words[:2]))
+        case "text_classification":
+            return LabeledRow(text=text, label=words[0])
     content: dict[str, Any] = {"context": text, "question": f"What follows {words[0]}?", "answers": words[1]}
     return QuestionRow.model_validate(content)
 
