@@ -15,10 +15,11 @@ from safetensors.numpy import load_file
 from tests.attacks.lies import LIES, Liar, other_rings
 
 from agfl_client.app import create_client_app
-from agfl_client.training.trainer import evaluate
+from agfl_client.training.evaluation import evaluate
 from agfl_models.errors import RoundError
 from agfl_models.examples import TextRow, read_rows
 from agfl_models.model.families import build_model
+from agfl_models.tasks.evaluation import HeldOut
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.update import Layout
 from agfl_server import app
@@ -106,7 +107,7 @@ def loss_of(config: RunConfig, folder: Path, owners: Sequence[Path]) -> float:
     for name, place in zip(layout.names, layout.slices, strict=True):
         vector[place] = weights[name].ravel()
     layout.load(model, vector)
-    sums = [evaluate(model, task, task.prepare(read_rows(path, TextRow)), 4, 64, "cpu") for path in owners]
+    sums = [evaluate(model, HeldOut(task, task.prepare(read_rows(path, TextRow)), 4, 64)) for path in owners]
     return sum(one["eval/nll"] for one in sums) / sum(one["eval/tokens"] for one in sums)
 
 

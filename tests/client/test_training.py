@@ -14,10 +14,12 @@ from torch.nn import functional as F
 
 from agfl_client.training.delta_sgd import DeltaSGD
 from agfl_client.training.device import choose_device
-from agfl_client.training.trainer import LocalResult, LocalTrainer, effective_steps, evaluate
+from agfl_client.training.evaluation import evaluate
+from agfl_client.training.trainer import LocalResult, LocalTrainer, effective_steps
 from agfl_models.errors import ConfigError
 from agfl_models.examples import TextRow, read_rows
 from agfl_models.model.families import build_model
+from agfl_models.tasks.evaluation import HeldOut
 from agfl_models.tasks.language_modeling import LanguageModeling, TokenStream
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.config.training_config import TrainingConfig
@@ -228,8 +230,8 @@ def test_evaluation_does_not_depend_on_the_batch_size_nor_change_the_model(
 ) -> None:
     one, model = bench(), bench().model()
     before = Layout.of(model).flatten(model)
-    sums = evaluate(model, one.task, one.text, batch_size, 1000, "cpu")
-    reference = evaluate(model, one.task, one.text, 1, 1000, "cpu")
+    sums = evaluate(model, HeldOut(one.task, one.text, batch_size, 1000))
+    reference = evaluate(model, HeldOut(one.task, one.text, 1, 1000))
     assert sums == pytest.approx(reference, rel=1e-6)
     assert sums["eval/tokens"] > 0
     assert before.tobytes() == Layout.of(model).flatten(model).tobytes()

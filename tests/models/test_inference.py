@@ -19,7 +19,7 @@ from agfl_models.inference import Answerer, Continuer, Rewriter, User, open_mode
 from agfl_models.metrics import span_overlap
 from agfl_models.model.generation import GenerationConfig, generate
 from agfl_models.tasks import question_answering
-from agfl_models.tasks.evaluation import evaluate_rows, evaluation_sums
+from agfl_models.tasks.evaluation import HeldOut, evaluate_rows, evaluation_sums
 from agfl_models.tasks.question_answering import QuestionRow
 from agfl_models.tasks.summarization import SummaryRow
 from agfl_models.tasks.task import AnyTask
@@ -198,4 +198,4 @@ def test_a_model_without_a_task_is_refused(tmp_path: Path) -> None:
 
 def sums_of(user: User, rows: Sequence[Row]) -> dict[str, float]:
     task: AnyTask = user.task
-    return evaluation_sums(user.model, task, task.hold_out(rows), batch_size=3, max_examples=100, device="cpu")
+    return evaluation_sums(user.model, HeldOut(task, task.hold_out(rows), batch_size=3))

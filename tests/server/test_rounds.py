@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 from tests.conftest import plain_node
 
 from agfl_client.app import create_client_app
-from agfl_client.training.trainer import evaluate
+from agfl_client.training.evaluation import evaluate
 from agfl_models.errors import ConfigError, RoundError
 from agfl_models.examples import TextRow, read_rows
 from agfl_models.model.families import build_model
+from agfl_models.tasks.evaluation import HeldOut
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages import wire
 from agfl_protocol.methods.method import Round
@@ -454,7 +455,7 @@ def test_evaluation_rides_in_the_next_sum_and_every_round_has_its_row(
         for path in owners.iterdir():
             # What rides along is on examples that the owner draws in that exchange; at the end it is on all of them.
             drawn = OwnerRandomness.of_seed(7, path.stem).generator(RUN_ID, 1, "evaluation") if state is first else None
-            totals.update(evaluate(model, task, task.prepare(read_rows(path, TextRow)), 4, 8, "cpu", drawn))
+            totals.update(evaluate(model, HeldOut(task, task.prepare(read_rows(path, TextRow)), 4, 8, rng=drawn)))
         assert row["eval/loss"] == pytest.approx(totals["eval/nll"] / totals["eval/tokens"], rel=1e-6)
         metrics = task.eval_metrics({name: totals[name] for name in task.eval_sums})
         assert row["eval/bits_per_byte"] == pytest.approx(metrics["eval/bits_per_byte"], rel=1e-6)

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from tests.commands import Started
 
-from agfl_client.training.trainer import LocalTrainer, evaluate
+from agfl_client.training.evaluation import evaluate
+from agfl_client.training.trainer import LocalTrainer
 from agfl_models.examples import read_rows
 from agfl_models.model.families import build_model
+from agfl_models.tasks.evaluation import HeldOut
 from agfl_models.tasks.language_modeling import TokenStream
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.optimizers import build_optimizer
@@ -115,7 +117,7 @@ def test_owner_alone_trains_as_the_only_client_of_a_federation_does(bench: Calla
         for number in range(1, 6):
             rng = generator(two.config.seed, learner.name, number, "batches")
             LocalTrainer(two.config.training, "cpu").train(model, two.layout, two.task, dataset, rng)
-            expected.append(evaluate(model, two.task, dataset, 4, two.config.evaluation.max_examples, "cpu"))
+            expected.append(evaluate(model, HeldOut(two.task, dataset, 4, two.config.evaluation.max_examples)))
         qualities = [two.task.eval_metrics(sums)["eval/bits_per_byte"] for sums in expected]
         (score,) = two.train(learner)
         assert score.round == 1 + int(np.argmin(qualities))
@@ -136,7 +138,7 @@ def test_owner_trains_the_global_model_on_where_the_federation_ended(bench: Call
         for number in range(10, 13):
             rng = generator(two.config.seed, learner.name, number, "batches")
             trained.train(model, two.layout, two.task, dataset, rng)
-            expected.append(evaluate(model, two.task, dataset, 4, two.config.evaluation.max_examples, "cpu"))
+            expected.append(evaluate(model, HeldOut(two.task, dataset, 4, two.config.evaluation.max_examples)))
         (score,) = replace(two, final=start).train(learner)
         assert score.sums == min(expected, key=lambda sums: two.task.eval_metrics(sums)["eval/bits_per_byte"])
 

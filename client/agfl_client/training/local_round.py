@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agfl_client.training.deadline import Deadline
-from agfl_client.training.trainer import LocalTrainer, effective_steps, evaluate, validation_loss
+from agfl_client.training.evaluation import evaluate, validation_loss
+from agfl_client.training.trainer import LocalTrainer, effective_steps
 from agfl_client.training.workspace import Workspace
+from agfl_models.tasks.evaluation import HeldOut
 from agfl_protocol.messages.wire import RoundRequest
 from agfl_protocol.methods.method import Gradient, Method, State, States
 from agfl_protocol.update import Update, Vector
@@ -107,18 +109,18 @@ class LocalRound:
     def _evaluate(self, methods: tuple[Method, ...]) -> dict[str, float]:
         space, request = self.space, self.request
         space.part.load(self.models[0])
-        size, examples = space.plan.training.batch_size, space.plan.evaluation.max_examples
-        drawn = None if request.full else self.draw("evaluation")
-        metrics = evaluate(
-            space.part.model, space.task, space.dataset, size, examples, space.device, drawn, self.deadline
-        )
+        examples = space.plan.evaluation.max_examples
+        held_out = self._held_out(examples, None if request.full else "evaluation")
+        metrics = evaluate(space.part.model, held_out)
         for method in methods:
             metrics |= method.observe_eval(self, examples)
         return metrics
 
     def _loss(self, max_examples: int, purpose: str) -> tuple[float, int]:
-        space, size = self.space, self.space.plan.training.batch_size
-        drawn = self.draw(purpose)
-        return validation_loss(
-            space.part.model, space.task, space.dataset, size, max_examples, space.device, drawn, self.deadline
-        )
+        return validation_loss(self.space.part.model, self._held_out(max_examples, purpose))
+
+    def _held_out(self, max_examples: int, purpose: str | None) -> HeldOut:
+        """Return this owner's validation examples: the first, or for a purpose those that it draws for that."""
+        space, rng = self.space, None if purpose is None else self.draw(purpose)
+        size = space.plan.training.batch_size
+        return HeldOut(space.task, space.dataset, size, max_examples, space.device, rng, self.deadline.check)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +15,7 @@ from agfl_client.training.deadline import NO_DEADLINE, Deadline
 from agfl_client.training.delta_sgd import DeltaSGD
 from agfl_client.training.nested_widths import NestedWidths
 from agfl_models.model.sequence_model import trained_parameters
-from agfl_models.tasks import distribution
-from agfl_models.tasks.evaluation import evaluation_sums, validation_batches
-from agfl_models.tasks.task import AnyTask, BatchT, Dataset, Task
+from agfl_models.tasks.task import BatchT, Dataset, Task
 from agfl_protocol.config.training_config import DeltaSGDConfig, SGDConfig, TrainingConfig
 from agfl_protocol.methods.method import Gradient
 from agfl_protocol.update import Layout, Vector
@@ -167,49 +164,3 @@ def effective_steps(config: TrainingConfig, num_steps: int) -> float:
         velocity = config.optimizer.momentum * velocity + 1 - config.optimizer.lr * config.proximal_mu * way
         way += velocity
     return way
-
-
-def validation_loss(
-    model: nn.Module,
-    task: AnyTask,
-    dataset: Dataset[Any],
-    batch_size: int,
-    max_examples: int,
-    device: str,
-    rng: np.random.Generator | None = None,
-    deadline: Deadline = NO_DEADLINE,
-) -> tuple[float, int]:
-    """Return (loss summed over the predictions of one owner's validation examples, their number), in float32.
-
-    They are its first ones, or with `rng` drawn ones: the same for several models if each gets a generator of one seed.
-
-    Raises:
-        PolicyViolation: `deadline` passes.
-    """
-    model.eval()
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for batch in validation_batches(dataset, batch_size, max_examples, rng):
-            deadline.check()
-            loss, predictions = task.loss(model, batch.to(device))
-            total, count = total + float(loss), count + predictions
-    return total, count
-
-
-def evaluate(
-    model: nn.Module,
-    task: AnyTask,
-    dataset: Dataset[Any],
-    batch_size: int,
-    max_examples: int,
-    device: str,
-    rng: np.random.Generator | None = None,
-    deadline: Deadline = NO_DEADLINE,
-) -> dict[str, float]:
-    """Return one owner's `task.eval_sums`, as `evaluation_sums` finds them, and its place among owners.
-
-    Raises:
-        PolicyViolation: `deadline` passes.
-    """
-    sums = evaluation_sums(model, task, dataset, batch_size, max_examples, device, rng, deadline.check)
-    return sums | distribution.one_hot(task.main_metric, task.eval_metrics(sums))

@@ -20,11 +20,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from agfl_client.training.trainer import LocalTrainer, evaluate
+from agfl_client.training.evaluation import evaluate
+from agfl_client.training.trainer import LocalTrainer
 from agfl_models.examples import Row
 from agfl_models.model.families import build_model
 from agfl_models.tasks import build_task
 from agfl_models.tasks.dataset import split_rows
+from agfl_models.tasks.evaluation import HeldOut
 from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.randomness import generator
@@ -167,7 +169,7 @@ class Bench:
         for name in names:
             if self.stop.is_set():
                 raise StoppedError
-            sums[name] = evaluate(model, self.task, self.datasets[name], size, examples, self.device)
+            sums[name] = evaluate(model, HeldOut(self.task, self.datasets[name], size, examples, self.device))
         return sums
 
     def _quality(self, sums: Sums) -> float:

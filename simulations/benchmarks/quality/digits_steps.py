@@ -29,8 +29,10 @@ from server_steps import mean, report_auto, spread
 from torch import Tensor
 from torch.nn import functional as F
 
-from agfl_client.training.trainer import LocalTrainer, validation_loss
+from agfl_client.training.evaluation import validation_loss
+from agfl_client.training.trainer import LocalTrainer
 from agfl_models import AutoGenModel
+from agfl_models.tasks.evaluation import HeldOut
 from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_protocol.config.training_config import SGDConfig, TrainingConfig
 from agfl_protocol.methods import candidates
@@ -208,7 +210,7 @@ def total(
         losses = [0.0] * len(models)
         for i, one in enumerate(models if len(models) > 1 else ()):
             layout.load(module, one)
-            losses[i], _ = validation_loss(module, task, dataset, BATCH, HELD_OUT, "cpu")
+            losses[i], _ = validation_loss(module, HeldOut(task, dataset, BATCH, HELD_OUT))
         added = candidates.sums(losses, HELD_OUT)
         sums = {name: value + added[name] for name, value in sums.items()}
         layout.load(module, models[0])

@@ -24,9 +24,11 @@ from pathlib import Path
 
 from server_steps import SMOKE, mean, spread
 
+from agfl_client.training.evaluation import evaluate
 from agfl_client.training.part import Part
-from agfl_client.training.trainer import LocalTrainer, evaluate
+from agfl_client.training.trainer import LocalTrainer
 from agfl_models.examples import TextRow, read_rows, write_rows
+from agfl_models.tasks.evaluation import HeldOut
 from agfl_protocol.config.run_config import RunConfig, load_run_config
 from agfl_protocol.randomness import generator
 from agfl_protocol.update import Vector
@@ -139,7 +141,7 @@ def _judge(part: Part, config: RunConfig, owners: Sequence[Path]) -> tuple[float
     total = dict.fromkeys(task.eval_sums, 0.0)
     for path in owners:
         dataset = task.prepare(read_rows(path, config.task.row))
-        sums = evaluate(part.model, task, dataset, 16, config.evaluation.max_examples, "cpu")
+        sums = evaluate(part.model, HeldOut(task, dataset, 16, config.evaluation.max_examples))
         total = {key: value + sums[key] for key, value in total.items()}
         each.append(task.eval_metrics(sums)[metric])
     worst = sorted(each)[-max(1, len(each) // 10) :]
