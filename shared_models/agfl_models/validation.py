@@ -196,7 +196,7 @@ def _tagged(data: Any, keys: Sequence[Any], tag: Mapping[str, str]) -> Any:
 def nearest(name: str, known: list[str]) -> str:
     """Return " (did you mean 'x'?)" for the known name nearest to `name`, or the list of known names."""
     close = difflib.get_close_matches(name[:MAX_SHOWN], known, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(known))})"
+    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(known)) or 'none'})"
 
 
 def first_problem(error: ValidationError, data: object) -> str:

@@ -11,15 +11,17 @@ if TYPE_CHECKING:
     from agfl.simulation import simulate
     from agfl_models.layers.layer import Layer
     from agfl_models.tasks.task import Task
+    from agfl_protocol.local_trainer import LocalTrainer
     from agfl_protocol.methods.method import Method
     from agfl_server.rounds.observer import Observer as Callback
 
-__all__ = ["Callback", "History", "Layer", "Method", "Model", "Task", "load", "serve", "simulate"]
+__all__ = ["Callback", "History", "Layer", "LocalTrainer", "Method", "Model", "Task", "load", "serve", "simulate"]
 
 _PLACES = {
     "Callback": "agfl_server.rounds.observer:Observer",
     "History": "agfl.history:History",
     "Layer": "agfl_models.layers.layer:Layer",
+    "LocalTrainer": "agfl_protocol.local_trainer:LocalTrainer",
     "Method": "agfl_protocol.methods.method:Method",
     "Model": "agfl.model:Model",
     "Task": "agfl_models.tasks.task:Task",

@@ -23,7 +23,7 @@ from agfl_client.policy import Policy, PolicyViolation, load_policy
 from agfl_client.training.memory_estimate import estimate
 from agfl_client.training.part import Part
 from agfl_client.training.probe import measure
-from agfl_client.training.trainer import LocalTrainer
+from agfl_client.training.trainer import BatchTrainer
 from agfl_models.bounded import MAX_DEPTH, MAX_SHOWN, load_json, shown
 from agfl_models.errors import AgflError, CheckpointError, ConfigError
 from agfl_models.files.store import load_model, save_model
@@ -230,13 +230,13 @@ def test_a_round_ends_within_a_batch_of_its_limit(
     """By a clock on which each step takes one second."""
     node = Node("alice", owner, device="cpu", policy=Policy(allow_plain=True, runs="all", max_seconds_per_round=7.5))
     steps: list[int] = []
-    step = LocalTrainer._step
+    step = BatchTrainer._step
 
     def counted(*arguments: Any) -> None:
         steps.append(1)
         step(*arguments)
 
-    monkeypatch.setattr(LocalTrainer, "_step", counted)
+    monkeypatch.setattr(BatchTrainer, "_step", counted)
     monkeypatch.setattr("agfl_client.training.deadline.time.monotonic", lambda: 1000.0 + len(steps))
     with pytest.raises(PolicyViolation, match=r"^max_seconds_per_round: .*AGFL-POLICY-012"):
         node.handle_round(request_of(run_config("training.local_steps=30"), evaluate=False))
@@ -260,7 +260,7 @@ def test_attack_a_round_that_only_evaluates_ends_there_too(
     for request in requests:
         node = Node("alice", owner, device="cpu", policy=Policy(allow_plain=True, runs="all", max_seconds_per_round=1))
         monkeypatch.setattr("agfl_client.training.deadline.time.monotonic", passes)
-        monkeypatch.setattr(LocalTrainer, "train", lambda *_, **__: pytest.fail("it went on"))
+        monkeypatch.setattr(BatchTrainer, "train", lambda *_, **__: pytest.fail("it went on"))
         with pytest.raises(PolicyViolation, match=r"^max_seconds_per_round: .*AGFL-POLICY-012"):
             node.handle_round(request)
         monkeypatch.undo()

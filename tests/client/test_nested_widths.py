@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from agfl_client.training.part import Part, whole_layout
-from agfl_client.training.trainer import LocalTrainer
+from agfl_client.training.trainer import BatchTrainer
 from agfl_models.examples import TextRow
 from agfl_models.model.families import build_model
 from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.local_trainer import LocalWork
 from agfl_protocol.randomness import generator
 from agfl_protocol.update import Layout
 
@@ -93,8 +94,9 @@ def test_an_update_of_a_part_is_zero_outside_it(config: RunConfig) -> None:
     assert rings is not None
     task = config.build_task()
     dataset = task.prepare([TextRow(text="to be or not to be"), TextRow(text="that is the question")])
-    trainer, rng = LocalTrainer(config.training, "cpu"), generator(0, "node", 1, "batches")
-    delta = part.spread(trainer.train(part.model, part.layout, task, dataset, rng, widths=part.widths).delta)
+    rng = generator(0, "node", 1, "batches")
+    work = LocalWork(part.model, part.layout, task, dataset, rng, config.training, widths=part.widths)
+    delta = part.spread(BatchTrainer().train(work).delta)
     assert not delta[rings.ring == 2].any()
     assert delta[rings.ring == 1].any()
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from agfl_client.training.delta_sgd import DeltaSGD
 from agfl_client.training.device import choose_device
 from agfl_client.training.evaluation import evaluate
-from agfl_client.training.trainer import LocalResult, LocalTrainer, effective_steps
+from agfl_client.training.trainer import BatchTrainer, effective_steps
 from agfl_models.errors import ConfigError
 from agfl_models.examples import TextRow, read_rows
 from agfl_models.model.families import build_model
@@ -23,6 +23,7 @@ from agfl_models.tasks.evaluation import HeldOut
 from agfl_models.tasks.language_modeling import LanguageModeling, TokenStream
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.config.training_config import TrainingConfig
+from agfl_protocol.local_trainer import LocalResult, LocalWork
 from agfl_protocol.methods.method import Gradient
 from agfl_protocol.update import Layout, Vector
 
@@ -42,8 +43,8 @@ class Bench:
 
     def train(self, seed: int = 0) -> LocalResult:
         model = self.model()
-        trainer = LocalTrainer(self.config.training, "cpu")
-        return trainer.train(model, Layout.of(model), self.task, self.text, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        return BatchTrainer().train(LocalWork(model, Layout.of(model), self.task, self.text, rng, self.config.training))
 
     def by_hand(self, optimizer_of: Callable[[nn.Module], torch.optim.Optimizer], steps: int) -> tuple[Vector, float]:
         """The textbook loop, clipping included; returns (delta, summed loss)."""
@@ -161,8 +162,8 @@ def test_a_correction_is_a_linear_part_of_the_loss(bench: Callable[..., Bench], 
         optimizer.step()
     delta = layout.flatten(model) - start
     model = one.model()
-    trainer, seeded = LocalTrainer(one.config.training, "cpu"), np.random.default_rng(0)
-    result = trainer.train(model, layout, one.task, one.text, seeded, gradients=[Gradient(shift=correction)])
+    training, seeded, shaped = one.config.training, np.random.default_rng(0), [Gradient(shift=correction)]
+    result = BatchTrainer().train(LocalWork(model, layout, one.task, one.text, seeded, training, gradients=shaped))
     assert np.linalg.norm(result.delta - delta) <= 1e-4 * np.linalg.norm(delta)
 
 

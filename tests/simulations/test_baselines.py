@@ -15,12 +15,13 @@ import pytest
 from tests.commands import Started
 
 from agfl_client.training.evaluation import evaluate
-from agfl_client.training.trainer import LocalTrainer
+from agfl_client.training.trainer import BatchTrainer
 from agfl_models.examples import read_rows
 from agfl_models.model.families import build_model
 from agfl_models.tasks.evaluation import HeldOut
 from agfl_models.tasks.language_modeling import TokenStream
 from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.local_trainer import LocalWork
 from agfl_protocol.optimizers import build_optimizer
 from agfl_protocol.randomness import generator
 from agfl_server.rounds.observer import Observer
@@ -116,7 +117,7 @@ def test_owner_alone_trains_as_the_only_client_of_a_federation_does(bench: Calla
         expected = []
         for number in range(1, 6):
             rng = generator(two.config.seed, learner.name, number, "batches")
-            LocalTrainer(two.config.training, "cpu").train(model, two.layout, two.task, dataset, rng)
+            BatchTrainer().train(LocalWork(model, two.layout, two.task, dataset, rng, two.config.training))
             expected.append(evaluate(model, HeldOut(two.task, dataset, 4, two.config.evaluation.max_examples)))
         qualities = [two.task.eval_metrics(sums)["eval/bits_per_byte"] for sums in expected]
         (score,) = two.train(learner)
@@ -129,7 +130,6 @@ def test_owner_alone_trains_as_the_only_client_of_a_federation_does(bench: Calla
 def test_owner_trains_the_global_model_on_where_the_federation_ended(bench: Callable[..., Bench]) -> None:
     """A quarter as long, rounded up, with the batches of the rounds that would have come; the best model counts."""
     two = bench(2, STEPS, "training.optimizer.lr=4", "num_rounds=9")
-    trained = LocalTrainer(two.config.training, "cpu")
     start = two.initial * np.float32(0.9)
     for learner in replace(two, final=start).learners[3:]:
         assert (learner.model, learner.rounds) == (TUNED, 3)
@@ -137,7 +137,7 @@ def test_owner_trains_the_global_model_on_where_the_federation_ended(bench: Call
         two.layout.load(model, start)
         for number in range(10, 13):
             rng = generator(two.config.seed, learner.name, number, "batches")
-            trained.train(model, two.layout, two.task, dataset, rng)
+            BatchTrainer().train(LocalWork(model, two.layout, two.task, dataset, rng, two.config.training))
             expected.append(evaluate(model, HeldOut(two.task, dataset, 4, two.config.evaluation.max_examples)))
         (score,) = replace(two, final=start).train(learner)
         assert score.sums == min(expected, key=lambda sums: two.task.eval_metrics(sums)["eval/bits_per_byte"])

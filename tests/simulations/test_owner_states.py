@@ -18,10 +18,11 @@ from safetensors.numpy import load_file
 from agfl_client.app import create_client_app
 from agfl_client.node import Node
 from agfl_client.policy import Policy
-from agfl_client.training.trainer import LocalResult, LocalTrainer
+from agfl_client.training.trainer import BatchTrainer
 from agfl_models.errors import ConfigError
 from agfl_protocol.config.run_config import RunConfig, load_run_config
 from agfl_protocol.identity.private_files import write_private
+from agfl_protocol.local_trainer import LocalResult
 from agfl_protocol.messages import wire
 from agfl_protocol.methods.method import State
 from agfl_protocol.methods.owner_states.owner_state import Used, used_in
@@ -169,13 +170,13 @@ def test_the_server_has_the_sum_of_the_states_also_after_an_attempt_that_failed(
 def test_the_server_has_the_sum_of_the_states_also_where_an_owner_diverged(
     method: str, federation: Federation, run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    genuine, calls = LocalTrainer.train, itertools.count()
+    genuine, calls = BatchTrainer.train, itertools.count()
 
     def train(*args: Any, **kwargs: Any) -> LocalResult:
         result = genuine(*args, **kwargs)
         return replace(result, delta=result.delta * np.float32(np.nan)) if next(calls) == 5 else result
 
-    monkeypatch.setattr(LocalTrainer, "train", train)
+    monkeypatch.setattr(BatchTrainer, "train", train)
     diary = Diary()
     state = federation.run("run", run_config("num_rounds=4", "aggregation.min_cohort=3", *METHODS[method]), diary)
     assert diary.diverged_owners == [1]

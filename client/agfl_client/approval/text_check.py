@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from agfl_client.training.local_training import train
 from agfl_client.training.own_error import measure_sigma
-from agfl_client.training.trainer import LocalTrainer
 from agfl_client.training.workspace import Read, Workspace
 from agfl_models.errors import DataError
 from agfl_models.model.families import build_model
+from agfl_protocol.local_trainer import LocalWork
 from agfl_protocol.plans.client_plan import ClientPlan
 from agfl_protocol.randomness import first_model_seed
 
@@ -49,11 +50,12 @@ def sigma_of(plan: ClientPlan, read: Read, device: str) -> float | None:
     if plan.training.local_steps is None or not plan.tokenizer.is_trained:
         return None
     space = Workspace.of("", plan, 1, read, device)
-    part, trainer = space.part, LocalTrainer(plan.training, device)
+    part = space.part
     first = part.layout.flatten(build_model(plan.narrowed_model(1), first_model_seed(plan.seed)))
     updates = []
     for _ in range(2):
         part.layout.load(part.model, first)
         rng = np.random.default_rng()
-        updates.append(trainer.train(part.model, part.layout, space.task, space.dataset, rng, widths=part.widths))
+        data = space.task, space.dataset
+        updates.append(train(LocalWork(part.model, part.layout, *data, rng, plan.training, device, widths=part.widths)))
     return measure_sigma(*(update.delta for update in updates))

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from agfl_client.training.deadline import Deadline
 from agfl_client.training.evaluation import evaluate, validation_loss
-from agfl_client.training.trainer import LocalTrainer, effective_steps
+from agfl_client.training.local_training import train
+from agfl_client.training.trainer import effective_steps
 from agfl_client.training.workspace import Workspace
 from agfl_models.tasks.evaluation import HeldOut
+from agfl_protocol.local_trainer import LocalWork
 from agfl_protocol.messages.wire import RoundRequest
 from agfl_protocol.methods.method import Gradient, Method, State, States
 from agfl_protocol.update import Update, Vector
@@ -84,16 +86,19 @@ class LocalRound:
             return Update(np.zeros(0, np.float32), 1.0, metrics), states
         space.part.load(self.models[0])
         gradients = [self._of_part(found) for method in methods if (found := method.gradient(states[method.name]))]
-        result = LocalTrainer(space.plan.training, space.device).train(
+        work = LocalWork(
             space.part.model,
             space.part.layout,
             space.task,
             space.dataset,
             self.draw("batches"),
-            widths=space.part.widths,
-            gradients=gradients,
-            deadline=self.deadline,
+            space.plan.training,
+            space.device,
+            gradients,
+            space.part.widths,
+            self.deadline.check,
         )
+        result = train(work)
         sums = (result.loss, float(result.num_predictions))
         metrics |= dict(zip(space.task.train_sums, sums, strict=True))
         steps = effective_steps(space.plan.training, result.num_steps)

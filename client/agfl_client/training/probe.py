@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agfl_client.training.local_training import train
 from agfl_client.training.part import Part
-from agfl_client.training.trainer import LocalTrainer
 from agfl_models import machine
 from agfl_models.model.rings import Rings
 from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_models.tokenizers.tokenizer import BPETokenizerConfig
+from agfl_protocol.local_trainer import LocalWork
 from agfl_protocol.plans.client_plan import ClientPlan
 from agfl_protocol.randomness import generator
 
@@ -75,10 +76,10 @@ def _measure(
     config: ClientPlan, rings: Rings | None, num_rings: int, task: AnyTask, dataset: Dataset[Any], device: str
 ) -> Measured:
     part = Part.of(config, rings, num_rings, device)
-    train = _training(config, part, task, dataset, device)
-    train(1)
+    take = _training(config, part, task, dataset, device)
+    take(1)
     started = time.monotonic()
-    train(_STEPS)
+    take(_STEPS)
     seconds = (time.monotonic() - started) / _STEPS
     whole = rings.ring.size if rings is not None else part.layout.size
     moments = {"adamw": 2, "sgd": 1, "delta_sgd": 2}[config.training.optimizer.type]
@@ -94,13 +95,13 @@ def _measure(
 def _training(
     config: ClientPlan, part: Part, task: AnyTask, dataset: Dataset[Any], device: str
 ) -> Callable[[int], object]:
-    def train(steps: int) -> object:
-        update = {"local_steps": steps, "local_epochs": None}
-        trainer = LocalTrainer(config.training.model_copy(update=update), device)
+    def take(steps: int) -> object:
+        training = config.training.model_copy(update={"local_steps": steps, "local_epochs": None})
         rng = generator(config.seed, "probe", steps, "batches")
-        return trainer.train(part.model, part.layout, task, dataset, rng, widths=part.widths)
+        work = LocalWork(part.model, part.layout, task, dataset, rng, training, device, widths=part.widths)
+        return train(work)
 
-    return train
+    return take
 
 
 def _activation_bytes(part: Part, task: AnyTask, dataset: Dataset[Any], config: ClientPlan, device: str) -> int:

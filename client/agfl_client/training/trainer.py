@@ -1,117 +1,76 @@
-"""Local training: the global model in, a delta out."""
+"""Local training as it is shipped: a step for each batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from agfl_client.training.deadline import NO_DEADLINE, Deadline
 from agfl_client.training.delta_sgd import DeltaSGD
-from agfl_client.training.nested_widths import NestedWidths
 from agfl_models.model.sequence_model import trained_parameters
-from agfl_models.tasks.task import BatchT, Dataset, Task
 from agfl_protocol.config.training_config import DeltaSGDConfig, SGDConfig, TrainingConfig
+from agfl_protocol.local_trainer import LocalResult, LocalTrainer, LocalWork
 from agfl_protocol.methods.method import Gradient
 from agfl_protocol.update import Layout, Vector
 
 
 @dataclass(frozen=True)
-class LocalResult:
-    """What local training brought.
+class BatchTrainer(LocalTrainer):
+    """The shipped trainer, which serves every run: a step for each batch.
 
-    delta: float32 (d,); loss: summed over `num_predictions` targets, in the task's unit; num_steps: of the optimizer.
-    first_loss: of the model before training, on the first batch, a prediction.
+    optimizer: to go on with; None begins anew.
     """
 
-    delta: Vector
-    loss: float
-    num_predictions: int
-    num_steps: int
-    first_loss: float
+    optimizer: Optimizer | None = None
 
-
-@dataclass(frozen=True)
-class LocalTrainer:
-    """Trains on one owner's data as the run configuration says (client work, as in McMahan et al. 2017)."""
-
-    config: TrainingConfig
-    device: str
-
-    def train(
-        self,
-        model: nn.Module,
-        layout: Layout,
-        task: Task[BatchT],
-        dataset: Dataset[BatchT],
-        rng: np.random.Generator,
-        optimizer: Optimizer | None = None,
-        widths: NestedWidths | None = None,
-        gradients: Sequence[Gradient] = (),
-        deadline: Deadline = NO_DEADLINE,
-    ) -> LocalResult:
-        """Train `model` in place; all randomness comes from `rng`. Without an optimizer to go on with, begin anew.
-
-        widths: of an elastic model, which are trained in turn.
-        gradients: what methods make of each gradient before it is clipped, so that the bound is one of the whole step.
+    def train(self, work: LocalWork) -> LocalResult:
+        """Train `work.model` in place.
 
         Raises:
-            PolicyViolation: `deadline` passes.
+            PolicyViolation: the deadline passes.
         """
-        before = layout.flatten(model)
-        optimizer = optimizer or self.optimizer(model)
-        model.train()
-        shaping = _Shaping.of(layout, before, self.config.proximal_mu, gradients, self.device)
+        before = work.layout.flatten(work.model)
+        optimizer = self.optimizer or new_optimizer(work.training, work.model)
+        work.model.train()
+        shaping = _Shaping.of(work.layout, before, work.training.proximal_mu, work.gradients, work.device)
         loss, count, steps, first_loss = torch.zeros((), dtype=torch.float64), 0, 0, 0.0
-        for batch in self._batches(dataset, rng):
-            deadline.check()
-            with nullcontext() if widths is None else widths.of_step(steps, rng):
-                batch_loss, predictions = self._differentiate(model, task, optimizer, batch.to(self.device))
-            self._step(model, optimizer, shaping)
+        for batch in work.batches():
+            with nullcontext() if work.widths is None else work.widths.of_step(steps, work.rng):
+                batch_loss, predictions = self._differentiate(work, optimizer, batch)
+            self._step(work, optimizer, shaping)
             loss, count, steps = loss + batch_loss.double().cpu(), count + predictions, steps + 1
             if steps == 1:
                 first_loss = float(loss) / max(count, 1)
-        return LocalResult(layout.flatten(model) - before, float(loss), count, steps, first_loss)
+        return LocalResult(work.layout.flatten(work.model) - before, float(loss), count, steps, first_loss)
 
-    def optimizer(self, model: nn.Module) -> Optimizer:
-        """Return a new optimizer of the configured kind."""
-        config = self.config.optimizer
-        if isinstance(config, SGDConfig):
-            return SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
-        if isinstance(config, DeltaSGDConfig):
-            return DeltaSGD(model.parameters(), config.lr, config.gamma, config.delta)
-        return AdamW(model.parameters(), config.lr, config.betas, weight_decay=config.weight_decay)
-
-    def _differentiate(
-        self, model: nn.Module, task: Task[BatchT], optimizer: Optimizer, batch: BatchT
-    ) -> tuple[Tensor, int]:
-        with self._autocast():
-            loss, predictions = task.loss(model, batch)
+    def _differentiate(self, work: LocalWork, optimizer: Optimizer, batch: Any) -> tuple[Tensor, int]:
+        is_rough = work.training.precision == "bfloat16"
+        with torch.autocast(torch.device(work.device).type, torch.bfloat16, enabled=is_rough):
+            loss, predictions = work.task.loss(work.model, batch)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss / max(predictions, 1))
         return loss.detach(), predictions
 
-    def _step(self, model: nn.Module, optimizer: Optimizer, shaping: _Shaping) -> None:
-        shaping.apply(model)
-        if self.config.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
+    def _step(self, work: LocalWork, optimizer: Optimizer, shaping: _Shaping) -> None:
+        shaping.apply(work.model)
+        if work.training.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(work.model.parameters(), work.training.max_grad_norm)
         optimizer.step()
 
-    def _batches(self, dataset: Dataset[BatchT], rng: np.random.Generator) -> Iterator[BatchT]:
-        if self.config.local_steps is not None:
-            for _ in range(self.config.local_steps):
-                yield dataset.sample(self.config.batch_size, rng)
-        for _ in range(self.config.local_epochs or 0):
-            yield from dataset.epoch(self.config.batch_size, rng)
 
-    def _autocast(self) -> torch.autocast:
-        enabled = self.config.precision == "bfloat16"
-        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=enabled)
+def new_optimizer(training: TrainingConfig, model: nn.Module) -> Optimizer:
+    """Return a new optimizer of the configured kind."""
+    config = training.optimizer
+    if isinstance(config, SGDConfig):
+        return SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
+    if isinstance(config, DeltaSGDConfig):
+        return DeltaSGD(model.parameters(), config.lr, config.gamma, config.delta)
+    return AdamW(model.parameters(), config.lr, config.betas, weight_decay=config.weight_decay)
 
 
 @dataclass(frozen=True)

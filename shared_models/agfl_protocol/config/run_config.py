@@ -25,6 +25,7 @@ from agfl_protocol.config.sums_config import SumsConfig
 from agfl_protocol.methods.registry import MethodConfigs, refuse_misfits
 from agfl_protocol.optimizers import ServerOptimizerConfig
 from agfl_protocol.plans.client_plan import ClientPlan, RunBase
+from agfl_protocol.plans.trainer_needs import refuse_unserved
 from agfl_protocol.version import PROTOCOL_VERSION
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -148,10 +149,12 @@ class RunConfig(RunBase):
 
     @model_validator(mode="after")
     def _methods_fit(self) -> RunConfig:
-        types = [method.type for method in self.client_plan.methods]
+        plan = self.client_plan
+        types = [method.type for method in plan.methods]
         if len(set(types)) != len(types):
             raise BrokenRule("AGFL-CONFIG-144", f"methods: must name each once, got {', '.join(types)}")
-        refuse_misfits(self.client_plan)
+        refuse_misfits(plan)
+        refuse_unserved(plan)
         return self
 
     @property

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from agfl_models.bounded import Examples, Factor, FactorOrZero, Rounds
 from agfl_models.errors import BrokenRule
 from agfl_models.validation import Config
+from agfl_protocol.config.trainer_config import TRAINERS, TrainerConfig
 
 Beta = Annotated[float, Field(ge=0, lt=1)]  # decay of a moving average
 
@@ -50,9 +51,10 @@ class TrainingConfig(Config):
     """What a client does in a round: `local_steps` batches, or `local_epochs` passes over its text.
 
     proximal_mu: pull toward the global model, mu / 2 |x - x_0|^2 beside the loss (FedProx, Li et al. 2020,
-    arXiv:1812.06127, Algorithm 2).
+    arXiv:1812.06127, Algorithm 2). trainer: the loop that trains; if omitted, the shipped one.
     """
 
+    trainer: Annotated[TrainerConfig, TRAINERS] | None = None
     optimizer: ClientOptimizerConfig
     proximal_mu: FactorOrZero = 0.0
     batch_size: Annotated[int, Field(gt=0, le=1 << 16)] = 16
@@ -67,6 +69,14 @@ class TrainingConfig(Config):
             got = f"{self.local_steps} and {self.local_epochs}"
             raise BrokenRule("AGFL-CONFIG-151", f"exactly one of local_steps and local_epochs must be given, got {got}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_absent_trainer(self, content: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the shipped trainer unsaid, so that a run from before there were others is the same text."""
+        written: dict[str, Any] = content(self)
+        if self.trainer is None:
+            written.pop("trainer", None)
+        return written
 
 
 class EvaluationConfig(Config):

@@ -33,6 +33,7 @@ from agfl_protocol.config.training_config import EvaluationConfig, TrainingConfi
 from agfl_protocol.methods.method import MethodConfig
 from agfl_protocol.methods.registry import MethodConfigs, refuse_misfits
 from agfl_protocol.plans.plan_fields import canonical
+from agfl_protocol.plans.trainer_needs import refuse_unserved
 
 ConfigT = TypeVar("ConfigT", bound=MethodConfig)
 # Of one machine, or its owner's own.
@@ -169,6 +170,7 @@ class ClientPlan(RunBase):
             rule = "must hold one at most that comes with a server optimizer"
             raise BrokenRule("AGFL-CONFIG-215", f"methods: {rule}, got {', '.join(bound)}")
         refuse_misfits(self)
+        refuse_unserved(self)
         return self
 
     def method(self, kind: type[ConfigT]) -> ConfigT | None:

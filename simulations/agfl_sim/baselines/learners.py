@@ -2,8 +2,8 @@
 
 A learner begins with the run's initial model and takes as many steps as it took in the federation, the one with all
 text as many as all owners together; and each owner trains the global model further at home, a quarter as long. A
-learner keeps its optimizer where a client begins anew each round, and of the models along the way the best one counts,
-by the very text that it is then judged by: all of that favors it.
+learner keeps the optimizer of the shipped trainer where a client begins anew each round, and of the models along the
+way the best one counts, by the very text that it is then judged by: all of that favors it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from agfl_client.training.evaluation import evaluate
-from agfl_client.training.trainer import LocalTrainer
+from agfl_client.training.local_training import train
+from agfl_client.training.trainer import BatchTrainer, new_optimizer
 from agfl_models.examples import Row
 from agfl_models.model.families import build_model
 from agfl_models.tasks import build_task
@@ -29,6 +30,7 @@ from agfl_models.tasks.dataset import split_rows
 from agfl_models.tasks.evaluation import HeldOut
 from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.local_trainer import LocalWork
 from agfl_protocol.randomness import generator
 from agfl_protocol.update import Layout, Vector
 from agfl_sim.baselines.comparison import CENTRALIZED, GLOBAL, LOCAL, TUNED, Budget, Score
@@ -126,14 +128,13 @@ class Bench:
         start, past = (self.final, self.config.num_rounds) if goes_on else (self.initial, 0)
         model = self._load(start)
         alone = self.config.training.model_copy(update={"proximal_mu": 0.0})  # there is no global model to stay near
-        trainer = LocalTrainer(alone, self.device)
-        optimizer = trainer.optimizer(model)
+        shipped = BatchTrainer(new_optimizer(alone, model))
         dataset = self.pool if learner.model == CENTRALIZED else self.datasets[learner.name]
         points = {math.ceil(learner.rounds * i / NUM_POINTS) for i in range(1, NUM_POINTS + 1)}
         best: tuple[int, Sums] | None = None
         for number in range(1, learner.rounds + 1):
             rng = generator(self.config.seed, learner.name, past + number, "batches")
-            result = trainer.train(model, self.layout, self.task, dataset, rng, optimizer)
+            result = train(LocalWork(model, self.layout, self.task, dataset, rng, alone, self.device), shipped)
             self._pause()
             if not np.isfinite(result.delta).all():
                 log.warning("%s alone: training diverged in round %d", learner.name, number)

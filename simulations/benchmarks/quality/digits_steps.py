@@ -30,11 +30,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from agfl_client.training.evaluation import validation_loss
-from agfl_client.training.trainer import LocalTrainer
+from agfl_client.training.trainer import BatchTrainer
 from agfl_models import AutoGenModel
 from agfl_models.tasks.evaluation import HeldOut
 from agfl_models.tasks.task import AnyTask, Dataset
 from agfl_protocol.config.training_config import SGDConfig, TrainingConfig
+from agfl_protocol.local_trainer import LocalWork
 from agfl_protocol.methods import candidates
 from agfl_protocol.methods.square_norm import SQUARE_NORM
 from agfl_protocol.optimizers import ServerOptimizerConfig, build_optimizer
@@ -202,7 +203,7 @@ def total(
     rng: np.random.Generator,
 ) -> Mean:
     """Return the mean of the cohort's updates, and the sums that optimizers look at, over models (M, d)."""
-    task, trainer = cast(AnyTask, Classification()), LocalTrainer(training, "cpu")
+    task, trainer = cast(AnyTask, Classification()), BatchTrainer()
     deltas: list[Vector] = []
     sums = dict.fromkeys(candidates.names(len(models)), 0.0)
     for owner in cohort:
@@ -214,7 +215,7 @@ def total(
         added = candidates.sums(losses, HELD_OUT)
         sums = {name: value + added[name] for name, value in sums.items()}
         layout.load(module, models[0])
-        deltas.append(trainer.train(module, layout, task, dataset, rng).delta)
+        deltas.append(trainer.train(LocalWork(module, layout, task, dataset, rng, training)).delta)
     squares = math.fsum(square_sum(delta) for delta in deltas) / len(deltas)
     mean_delta: Vector = np.stack(deltas).mean(axis=0)  # all weigh alike: as many steps and digits
     return Mean(mean_delta, len(deltas), {**sums, SQUARE_NORM: squares})

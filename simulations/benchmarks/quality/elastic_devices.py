@@ -26,10 +26,11 @@ from server_steps import SMOKE, mean, spread
 
 from agfl_client.training.evaluation import evaluate
 from agfl_client.training.part import Part
-from agfl_client.training.trainer import LocalTrainer
+from agfl_client.training.trainer import BatchTrainer
 from agfl_models.examples import TextRow, read_rows, write_rows
 from agfl_models.tasks.evaluation import HeldOut
 from agfl_protocol.config.run_config import RunConfig, load_run_config
+from agfl_protocol.local_trainer import LocalWork
 from agfl_protocol.randomness import generator
 from agfl_protocol.update import Vector
 from agfl_server.rounds.checkpoint import load_checkpoint
@@ -167,11 +168,12 @@ def _round_of_node(config_json: str, width: float, is_elastic: bool) -> tuple[in
     config = config if is_elastic else _of_width(config, width)
     rings = config.build_rings()
     part = Part.of(config, rings, WIDTHS.index(width) + 1 if is_elastic else 1, "cpu")
-    trainer, seconds = LocalTrainer(config.training, "cpu"), []
+    seconds = []
     for number in range(5):
         started = time.monotonic()
         rng = generator(0, "node", number, "batches")
-        result = trainer.train(part.model, part.layout, task, dataset, rng, widths=part.widths)
+        work = LocalWork(part.model, part.layout, task, dataset, rng, config.training, widths=part.widths)
+        result = BatchTrainer().train(work)
         part.spread(result.delta)
         seconds.append(time.monotonic() - started)
     return part.layout.size, min(seconds), (_peak_kilobytes() - before) / 1024
