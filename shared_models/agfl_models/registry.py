@@ -93,6 +93,17 @@ class Registry(Generic[BaseT]):
             self.register_union(name, kind)
         return names
 
+    def admit(self, kind: type[Config]) -> None:
+        """Add a configuration class unless it is there; raises as `add`.
+
+        One that its author defined anew, as a notebook does with each run of a cell, takes the place of the one before.
+        """
+        place = (kind.__module__, kind.__qualname__)
+        for name, known in list(self._types.items()):
+            if known is not kind and isinstance(known, type) and (known.__module__, known.__qualname__) == place:
+                del self._types[name], self._kinds[name]
+        self.add(kind)
+
     def register_union(self, name: str, kinds: Any) -> None:
         """Add configuration classes that have one name, as a union that tells them apart; raises as `register`."""
         origin = _origin.get()

@@ -14,7 +14,10 @@ from torch import nn
 from agfl.central_evaluation import CentralEvaluation
 from agfl.history import History
 from agfl.owners import OwnersData, dealt
+from agfl.parts import stated
 from agfl_models.errors import AgflError, ConfigError
+from agfl_models.model.base_config import FAMILIES, ModelConfigBase
+from agfl_models.tasks.config import TASKS, TaskConfigBase
 from agfl_protocol.config.defaults import TakenDefault
 from agfl_protocol.config.run_config import RunConfig, fill, load_with_defaults
 from agfl_server.rounds.observer import Observer
@@ -27,6 +30,8 @@ from agfl_sim.whole_run import run_all
 def simulate(
     config: str | Path | Mapping[str, Any] | RunConfig = DEFAULT_CONFIG,
     *,
+    task: TaskConfigBase | Mapping[str, Any] | None = None,
+    model: ModelConfigBase | Mapping[str, Any] | None = None,
     owners: str | Path | OwnersData | None = None,
     settings: Mapping[str, Any] | None = None,
     callbacks: Sequence[Observer] = (),
@@ -43,6 +48,8 @@ def simulate(
 
     Args:
         config: a shipped configuration by name, a YAML file, its content as a mapping, or a `RunConfig`.
+        task: in place of the configuration's: an object, such as of a class of yours, or its content as a mapping.
+        model: likewise. A class of yours need not be registered.
         owners: a folder with one file or folder NAME for each owner, or a mapping from each NAME to its rows: texts, or
             mappings with the task's columns. If omitted, what `data` of the configuration says.
         settings: keys of the configuration to change, as in `{"training.local_steps": 8}`.
@@ -61,7 +68,8 @@ def simulate(
     check_engine(engine, "engine")
     if resume and out is None:
         raise ConfigError("AGFL-CONFIG-199", "resume: needs out, the folder of the run to go on with")
-    given = [f"{key}={json.dumps(value, default=str)}" for key, value in (settings or {}).items()]
+    given = [*stated("task", task, TASKS), *stated("model", model, FAMILIES)]
+    given += [f"{key}={json.dumps(value, default=str)}" for key, value in (settings or {}).items()]
     folder = Path(out) if out is not None else None
     name = _name(config)
     made = folder or new_folder(name)

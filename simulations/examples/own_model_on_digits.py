@@ -1,6 +1,6 @@
 """Your own PyTorch module on your own data, federated with secure sums: five owners of handwritten digits.
 
-Nothing of the package is edited: a task and a model register themselves, and the run names them as any other. Run it:
+Nothing of the package is edited: the task and the model are two classes, and `simulate` gets an object of each. Run it:
 
     python simulations/examples/own_model_on_digits.py runs/digits
 """
@@ -17,15 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agfl_models.examples import Row, write_rows
-from agfl_models.model.base_config import FAMILIES, OwnModelConfig
-from agfl_models.tasks.config import TASKS
+import agfl
+from agfl_models.examples import Row
+from agfl_models.model.base_config import OwnModelConfig
 from agfl_models.tasks.own_task import OwnTaskConfig, Tensors
 from agfl_models.tasks.task import MainMetric
-from agfl_models.validation import dump_yaml
-from agfl_protocol.config.run_config import load_run_config
-from agfl_server.rounds.observer import Observer
-from agfl_sim.run import simulate
 
 
 class Digit(Row):
@@ -35,7 +31,6 @@ class Digit(Row):
     digit: int
 
 
-@TASKS.register
 class DigitsConfig(OwnTaskConfig):
     """Which digit is it?"""
 
@@ -43,7 +38,7 @@ class DigitsConfig(OwnTaskConfig):
     main_metric = MainMetric("eval/accuracy", "accuracy", 0.0, 1.0, higher_is_better=True)
     sums = ("eval/right",)
 
-    type: Literal["digits"]
+    type: Literal["digits"] = "digits"
 
     def collate(self, rows: Sequence[Digit]) -> Tensors:
         return torch.tensor([row.pixels for row in rows]) / 16, torch.tensor([row.digit for row in rows])
@@ -60,36 +55,28 @@ class DigitsConfig(OwnTaskConfig):
         return {"eval/accuracy": sums["eval/right"] / sums["eval/examples"]}
 
 
-@FAMILIES.register
 class MLPConfig(OwnModelConfig):
     """A perceptron with one hidden layer."""
 
-    family: Literal["mlp"]
+    family: Literal["mlp"] = "mlp"
     hidden: int = 64
 
     def build(self) -> nn.Module:
         return nn.Sequential(nn.Linear(64, self.hidden), nn.ReLU(), nn.Linear(self.hidden, 10))
 
 
-def run(folder: Path, num_rounds: int = 20) -> list[Path]:
-    """Write five owners' files and train on them, leaving everything in `folder`; return the files."""
+RUN = {"num_rounds": 20, "evaluation": {"every": 20}}
+
+
+def run(folder: str) -> agfl.History:
+    """Deal the digits to five owners and train on them, leaving everything in `folder`."""
     table = np.loadtxt(Path(__file__).with_name("digits.csv.gz"), delimiter=",")
-    rows = [Digit(pixels=tuple(line[:-1]), digit=int(line[-1])) for line in table]
-    (folder / "data").mkdir(parents=True)
-    for i in range(5):
-        write_rows(folder / "data" / f"owner-{i}.jsonl", rows[i::5])
-    content = {
-        "num_rounds": num_rounds,
-        "task": {"type": "digits"},
-        "model": {"family": "mlp"},
-        "data": {"path": str(folder / "data")},
-        "evaluation": {"every": num_rounds},
-    }
-    (folder / "run.yaml").write_text(dump_yaml(content))
-    return simulate(load_run_config(folder / "run.yaml"), folder / "run", "inline", False, Observer(), tell=print)
+    rows = [{"pixels": line[:-1].tolist(), "digit": int(line[-1])} for line in table]
+    owners = {f"owner-{i}": rows[i::5] for i in range(5)}
+    history = agfl.simulate(RUN, task=DigitsConfig(), model=MLPConfig(), owners=owners, out=folder, progress=False)
+    print(f"accuracy on what owners hold out: {history.rows[-1]['eval/accuracy']:.1%}")
+    return history
 
 
 if __name__ == "__main__":
-    out = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/digits")
-    run(out)
-    print((out / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    run(sys.argv[1])

@@ -14,10 +14,10 @@ EXAMPLES = Path(__file__).parents[2] / "simulations" / "examples"
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("digits")
+    folder = tmp_path_factory.mktemp("digits") / "run"
     done = run(EXAMPLES / "own_model_on_digits.py", folder)
     assert done.returncode == 0, done.stderr
-    return folder / "run"
+    return folder
 
 
 def test_a_users_own_module_learns_digits_of_five_owners_under_secure_sums(digits: Path) -> None:
