@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from tests.commands import run
+
+from agfl_models.errors import ConfigError
+from agfl_protocol.config.run_config import fill
 
 EXAMPLES = Path(__file__).parents[2] / "simulations" / "examples"
 
@@ -54,3 +59,45 @@ def test_a_method_of_ones_own_acts_is_reported_and_travels_under_secure_sums(tmp
     plain = (tmp_path / "plain" / "metrics.jsonl").read_text().splitlines()
     assert "sparse/kept" not in plain[-1]
     assert json.loads(plain[-1])["eval/loss"] != rows[-1]["eval/loss"]
+
+
+def test_the_trainer_of_transformers_learns_under_secure_sums_and_repeats_to_the_bit(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "scratch"), "HF_HUB_OFFLINE": "1"}
+    done = run(EXAMPLES / "transformers_trainer.py", tmp_path / "first", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "scratch").iterdir()) == [], "it leaves no file behind"
+    config = yaml.safe_load((tmp_path / "first" / "run" / "config.yaml").read_text())
+    assert config["training"]["trainer"] == {"type": "transformers", "warmup_steps": 2}
+    assert config["aggregation"]["type"] == "secure"
+    import transformers_trainer
+
+    again = transformers_trainer.run(tmp_path / "again")
+    rows = [json.loads(line) for line in (tmp_path / "first" / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [{**row, "seconds": 0} for row in rows] == [{**row, "seconds": 0} for row in again.rows]
+    assert rows[-1]["clients"] == 3
+    assert rows[-1]["eval/bits_per_byte"] < 0.5 * rows[0]["eval/bits_per_byte"]
+    losses = [row["train/loss"] for row in rows[1:]]
+    assert losses == sorted(losses, reverse=True)
+    models = [tmp_path / one / "run" / "model" / "model.safetensors" for one in ("first", "again")]
+    assert len({model.read_bytes() for model in models}) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"aggregation": {"server_optimizer": {"type": "scaffold"}, "weighting": "uniform"}}, "method scaffold"),
+        ({"training": {"optimizer": {"type": "delta_sgd"}}}, "training.optimizer delta_sgd"),
+    ],
+)
+def test_what_the_trainer_of_transformers_cannot_serve_is_refused_by_name(
+    changed: dict[str, dict[str, Any]], what: str
+) -> None:
+    from transformers_trainer import RUN
+
+    content = {**RUN, **changed, "training": {**RUN["training"], "optimizer": {"type": "sgd", "lr": 0.5}}}
+    content["training"] |= changed.get("training", {})
+    with pytest.raises(ConfigError) as caught:
+        fill(content, (), "run.yaml")
+    line = f"run.yaml: training.trainer: must be one that can serve {what}, got transformers, which cannot"
+    assert str(caught.value) == f"{line} [AGFL-CONFIG-230]"
