@@ -118,7 +118,7 @@ class _Columns:
 
 
 RUN: dict[str, Any] = {
-    "num_rounds": 3,
+    "num_rounds": 2,
     "task": {"type": "language_modeling", "sequence_length": 32},
     "tokenizer": {"type": "huggingface"},
     "model": {"family": "huggingface", "architecture": "causal"},
@@ -126,10 +126,10 @@ RUN: dict[str, Any] = {
         "trainer": {"type": "transformers", "warmup_steps": 2},
         "optimizer": {"type": "adamw", "lr": 0.01},
         "batch_size": 8,
-        "local_steps": 10,
+        "local_steps": 15,
     },
     "aggregation": {"server_optimizer": {"type": "fedavg"}},
-    "evaluation": {"every": 3, "max_examples": 32},
+    "evaluation": {"every": 2, "max_examples": 32},
 }
 
 
