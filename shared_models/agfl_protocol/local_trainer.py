@@ -80,8 +80,9 @@ class LocalResult:
 class LocalTrainer(ABC):
     """What trains on an owner's machine (client work, as in McMahan et al. 2017).
 
-    A trainer keeps nothing from round to round, writes no file and opens no connection: what leaves the machine is the
-    result, as one part of a sum.
+    A trainer keeps nothing from round to round, leaves no file and opens no connection: what leaves the machine is the
+    result, as one part of a sum. It raises nothing for what the text or the numbers are, since a refusal would tell the
+    server of this owner alone.
     """
 
     @abstractmethod

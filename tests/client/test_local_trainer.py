@@ -14,6 +14,7 @@ import pytest
 from tests.client.test_node import request_of
 from tests.conftest import plain_node
 
+from agfl_client.approval.plan_text import describe
 from agfl_client.policy import PolicyViolation
 from agfl_client.training.trainer import BatchTrainer
 from agfl_models.errors import AgflError, ConfigError
@@ -22,6 +23,7 @@ from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.config.trainer_config import TRAINERS, Serves, TrainerConfig
 from agfl_protocol.local_trainer import LocalResult, LocalTrainer, LocalWork
 from agfl_protocol.plans.client_plan import client_plan_from_json
+from agfl_protocol.plans.plan import Plan
 from agfl_protocol.plans.plan_fields import PlanViolation, check_fields
 
 MakeConfig = Callable[..., RunConfig]
@@ -105,6 +107,13 @@ def test_the_plan_carries_the_trainer_with_its_settings_and_pins_it(run_config: 
     for asked in (run_config(OTHER), run_config()):
         with pytest.raises(PlanViolation, match=r"^training\.trainer.*AGFL-PLAN-021"):
             check_fields(plan.fields(), asked.client_plan.fields())
+
+
+def test_an_owner_who_is_asked_for_approval_reads_its_name(run_config: MakeConfig) -> None:
+    names = tuple(f"owner-{i}" for i in range(3))
+    for overrides, is_told in (([OTHER], True), ([], False)):
+        plan = Plan.of(run_config(*overrides).client_plan, "run", names, 3)
+        assert ("\ntrainer: other, in place of the shipped one" in describe(plan, None, None)) == is_told
 
 
 def test_it_gets_what_the_shipped_one_gets(run_config: MakeConfig, owner: Path) -> None:
@@ -202,7 +211,7 @@ def test_numbers_that_ran_away_are_no_refusal_but_what_they_are_of_the_shipped_o
     assert sent == lanes_of(run_config(), owner) != healthy
 
 
-def test_its_own_errors_tell_the_server_nothing_but_their_kind(
+def test_its_own_errors_tell_the_server_that_there_was_one_and_the_owner_which(
     run_config: MakeConfig, owner: Path, acts: Callable[[Act], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(work: LocalWork) -> LocalResult:
@@ -211,7 +220,10 @@ def test_its_own_errors_tell_the_server_nothing_but_their_kind(
     acts(fails)
     with caplog.at_level(logging.ERROR), pytest.raises(ConfigError) as caught:
         lanes_of(run_config(OTHER), owner)
-    assert str(caught.value) == "training.trainer: other must not fail, raised ValueError [AGFL-CONFIG-231]"
+    assert (
+        str(caught.value)
+        == "training.trainer: other must not fail, and has; its owner's log says why [AGFL-CONFIG-231]"
+    )
     assert "the patient number 7" in caplog.text, "the owner reads it"
 
 

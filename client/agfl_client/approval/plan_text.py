@@ -57,6 +57,8 @@ def _lines(plan: Plan, earlier: Plan | None, sigma: float | None, operator: str,
     yield f"model: {' or '.join(f'{size:,}' for size in sizes)} parameters" + _candidates(plan)
     if config.plugins:
         yield f"plug-ins: {', '.join(map(str, config.plugins))}"
+    if config.training.trainer is not None:
+        yield f"trainer: {config.training.trainer.type}, in place of the shipped one; its code decides what it looks at"
     yield f"members: {len(plan.members)}: {', '.join(plan.members)}"
     if plan.roster:
         yield f"roster: that of yours, in words: {to_words(bytes.fromhex(plan.roster))}"

@@ -28,10 +28,10 @@ def train(work: LocalWork, shipped: LocalTrainer | None = None) -> LocalResult:
         result = config.build().train(work)
     except AgflError:
         raise
-    except Exception as error:
+    except Exception:
         # The server gets the line, and what an error says may quote the owner's text, so that stays here.
         log.error("training.trainer: %s:\n%s", config.type, traceback.format_exc())
-        line = f"training.trainer: {config.type} must not fail, raised {type(error).__name__}"
+        line = f"training.trainer: {config.type} must not fail, and has; its owner's log says why"
         raise ConfigError("AGFL-CONFIG-231", line) from None
     work.check_deadline()
     _check(result, work, f"training.trainer: {config.type}")
