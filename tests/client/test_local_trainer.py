@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tests.client.test_node import request_of
 from tests.conftest import plain_node
+from tests.plugin_files import install, registries_kept
 
 from agfl_client.approval.plan_text import describe
 from agfl_client.policy import PolicyViolation
@@ -74,7 +75,8 @@ class OtherConfig(TrainerConfig):
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     mine: Registry[TrainerConfig] = Registry(TrainerConfig)  # type: ignore[type-abstract]
     mine.register(OtherConfig)
-    monkeypatch.setattr(TRAINERS, "_kinds", mine._kinds)
+    for name in ("_kinds", "_types", "_origins"):
+        monkeypatch.setattr(TRAINERS, name, getattr(mine, name))
 
 
 @pytest.fixture
@@ -87,9 +89,11 @@ def owner(make_owners: Callable[..., Path]) -> Path:
     return make_owners(1) / "owner-00.jsonl"
 
 
-def lanes_of(config: RunConfig, owner: Path) -> bytes:
+def lanes_of(config: RunConfig, owner: Path, plugins: tuple[str, ...] = ()) -> bytes:
     """What a node sends of one round."""
-    reply = plain_node(owner).handle_round(request_of(config, evaluate=False))
+    node = plain_node(owner)
+    node._policy = node._policy.model_copy(update={"plugins": plugins})
+    reply = node.handle_round(request_of(config, evaluate=False))
     return b"".join(array.data for record in reply.array_records.values() for array in record.values())
 
 
@@ -114,6 +118,39 @@ def test_an_owner_who_is_asked_for_approval_reads_its_name(run_config: MakeConfi
     for overrides, is_told in (([OTHER], True), ([], False)):
         plan = Plan.of(run_config(*overrides).client_plan, "run", names, 3)
         assert ("\ntrainer: other, in place of the shipped one" in describe(plan, None, None)) == is_told
+
+
+INSTALLED = """
+from typing import Literal
+from agfl_client.training.trainer import BatchTrainer
+from agfl_protocol.config.trainer_config import Serves, TrainerConfig
+
+
+class InstalledConfig(TrainerConfig):
+    serves = frozenset(Serves)
+    type: Literal["installed"]
+
+    def build(self):
+        return BatchTrainer()
+"""
+
+
+def test_an_installed_trainer_is_a_plug_in_that_the_plan_pins(
+    run_config: MakeConfig, owner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offers = {"agfl.trainers": {"installed": "own_trainer:InstalledConfig"}}
+    site = install(tmp_path / "site", "own-trainer", "1.0", {"own_trainer.py": INSTALLED}, offers)
+    monkeypatch.syspath_prepend(str(site))
+    named = "training.trainer={type: installed}"
+    with registries_kept():
+        config = run_config("plugins=[own-trainer]", named)
+        (pin,) = config.client_plan.fields()["plugins"]
+        assert (pin["name"], pin["version"]) == ("own-trainer", "1.0")
+        assert lanes_of(config, owner, ("own-trainer",)) == lanes_of(run_config(), owner)
+        with pytest.raises(PolicyViolation, match=r"^plugins: must hold own-trainer .*AGFL-POLICY-013"):
+            lanes_of(config, owner)
+        with pytest.raises(ConfigError, match=r"plugins: must hold own-trainer, of which .*AGFL-CONFIG-229"):
+            run_config(named)
 
 
 def test_it_gets_what_the_shipped_one_gets(run_config: MakeConfig, owner: Path) -> None:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
+from agfl_models.plugins import GROUPS
 from agfl_models.registry import Registry
 from agfl_models.validation import Config
 
@@ -50,3 +51,4 @@ class TrainerConfig(Config, ABC):
 
 
 TRAINERS = Registry(TrainerConfig)  # type: ignore[type-abstract]  # it is never called
+GROUPS["agfl.trainers"] = TRAINERS.add
