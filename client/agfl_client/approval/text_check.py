@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from agfl_client.training.local_training import train
 from agfl_client.training.own_error import measure_sigma
+from agfl_client.training.trainer import train
 from agfl_client.training.workspace import Read, Workspace
 from agfl_models.errors import DataError
 from agfl_models.model.families import build_model

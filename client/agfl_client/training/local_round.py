@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from agfl_client.training.deadline import Deadline
 from agfl_client.training.evaluation import evaluate, validation_loss
-from agfl_client.training.local_training import train
-from agfl_client.training.trainer import effective_steps
+from agfl_client.training.trainer import effective_steps, train
 from agfl_client.training.workspace import Workspace
 from agfl_models.tasks.evaluation import HeldOut
 from agfl_protocol.local_trainer import LocalWork

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agfl_client.training.local_training import train
 from agfl_client.training.part import Part
+from agfl_client.training.trainer import train
 from agfl_models import machine
 from agfl_models.model.rings import Rings
 from agfl_models.tasks.task import AnyTask, Dataset

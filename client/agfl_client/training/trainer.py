@@ -1,22 +1,28 @@
-"""Local training as it is shipped: a step for each batch."""
+"""Local training: the shipped loop, a step for each batch, or the one that a run names, whose result is checked."""
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from agfl_client.training.delta_sgd import DeltaSGD
+from agfl_models.errors import AgflError, ConfigError
 from agfl_models.model.sequence_model import trained_parameters
 from agfl_protocol.config.training_config import DeltaSGDConfig, SGDConfig, TrainingConfig
 from agfl_protocol.local_trainer import LocalResult, LocalTrainer, LocalWork
 from agfl_protocol.methods.method import Gradient
 from agfl_protocol.update import Layout, Vector
+
+log = logging.getLogger("agfl.client")
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,48 @@ class _Shaping:
                     parameter.grad.mul_(scale)
                 if shift:
                     parameter.grad.add_(shift[i])
+
+
+def train(work: LocalWork, shipped: LocalTrainer | None = None) -> LocalResult:
+    """Train as the run says; `shipped` is what trains where it names no trainer.
+
+    Raises:
+        PolicyViolation: the deadline passes.
+        ConfigError: a trainer that is not the shipped one failed, or its result is none of this model.
+    """
+    config = work.training.trainer
+    if config is None:
+        return (shipped or BatchTrainer()).train(work)
+    try:
+        result = config.build().train(work)
+    except AgflError:
+        raise
+    except Exception:
+        # The server gets the line, and what an error says may quote the owner's text, so that stays here.
+        log.error("training.trainer: %s:\n%s", config.type, traceback.format_exc())
+        line = f"training.trainer: {config.type} must not fail, and has; its owner's log says why"
+        raise ConfigError("AGFL-CONFIG-231", line) from None
+    work.check_deadline()
+    _check(result, work, f"training.trainer: {config.type}")
+    return result
+
+
+def _check(result: object, work: LocalWork, source: str) -> None:
+    """Refuse what no run of the trainer should return, whatever the text.
+
+    That numbers ran away is no refusal, which would tell the server of this owner alone: `Divergence` counts it.
+    """
+    if not isinstance(result, LocalResult):
+        got = type(result).__name__
+        raise ConfigError("AGFL-CONFIG-232", f"{source} must return a LocalResult, got {got}")
+    delta, wanted = result.delta, (work.layout.size,)
+    if not isinstance(delta, np.ndarray) or delta.shape != wanted or delta.dtype != np.float32:
+        got = f"{delta.dtype} {delta.shape}" if isinstance(delta, np.ndarray) else type(delta).__name__
+        raise ConfigError("AGFL-CONFIG-233", f"{source} must return a delta of float32 {wanted}, got {got}")
+    for name, least in (("num_steps", 1), ("num_predictions", 0)):
+        count = getattr(result, name)
+        if not isinstance(count, int) or count < least:
+            raise ConfigError("AGFL-CONFIG-234", f"{source} must return {name} of {least} or more, got {count!r}")
 
 
 def effective_steps(config: TrainingConfig, num_steps: int) -> float:
