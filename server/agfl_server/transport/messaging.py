@@ -15,7 +15,7 @@ from agfl_models.errors import one_line
 from agfl_server.rounds.observer import DISCONNECTED
 from agfl_server.transport.limits import SMALL_REPLY_BYTES, forget, push
 
-_POLL_S = 0.02
+_POLL_MIN_S, _POLL_MAX_S = 0.001, 0.02  # an exchange that takes milliseconds is not waited for longer
 _CLOCK_SKEW_S = 3600.0  # a message expires by the node's clock; its content is freed when it does
 _STRAGGLER_FACTOR, _STRAGGLER_S = 3.0, 30.0
 _LOST = frozenset({3, 4, 5})  # Flower's codes: a message, a reply or a node is not there
@@ -56,6 +56,7 @@ def ask_nodes(
     started = time.monotonic()
     deadline = started + timeout_s
     times: list[float] = []
+    pause_s = _POLL_MIN_S
     try:
         while nodes and time.monotonic() < deadline:
             stop_signal.check()
@@ -72,7 +73,8 @@ def ask_nodes(
             if enough is not None and len(times) >= max(enough, (len(requests) + 1) // 2):
                 deadline = started + min(timeout_s, wait_s(times))
             if not arrived:
-                time.sleep(_POLL_S)
+                time.sleep(pause_s)
+            pause_s = _POLL_MIN_S if arrived else min(2 * pause_s, _POLL_MAX_S)
     finally:
         forget(grid, list(nodes))
 
