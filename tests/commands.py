@@ -1,15 +1,18 @@
 """Our commands as processes of their own, forked from one that has loaded PyTorch and Flower already.
 
 A new interpreter needs three seconds of a core before it does anything, and the tests start hundreds. What must not
-hold through what was loaded before (`--help`, an exit by a limit of the system) starts a new one instead.
+hold through what was loaded before (`--help`, an exit by a limit of the system) starts a new one instead. What a script
+starts is forked from the same process, and all workers of a test run share it.
 """
 
 from __future__ import annotations
 
 import importlib
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import threading
@@ -17,8 +20,9 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+ROOT = Path(__file__).parents[1]
 MODULES = {
     "agfl": "agfl.cli",
     "agfl-client": "agfl_client.cli",
@@ -37,6 +41,25 @@ _OWN_LATE = (
 _context.set_forkserver_preload(
     [*MODULES.values(), "agfl_client.app", "agfl_server.app", "agfl_sim.run", *_LATE, *_OWN_LATE, "tests.preloaded"]
 )
+_forkserver: Any = multiprocessing.forkserver._forkserver  # nothing public shares it
+_ADDRESS = "AGFL_TEST_FORKSERVER"
+
+
+def share_between_workers() -> None:
+    """Load everything once for all workers that are about to start, who find it by the environment."""
+    _forkserver.ensure_running()
+    os.environ[_ADDRESS] = _forkserver._forkserver_address
+
+
+def _use(address: str) -> None:
+    """Fork from the process at `address`, and start none."""
+    _forkserver._forkserver_address = address
+    _forkserver._forkserver_alive_fd = _forkserver._forkserver_alive_fd or os.open(os.devnull, os.O_RDONLY)
+    _forkserver.ensure_running = lambda: None
+
+
+if "PYTEST_XDIST_WORKER" in os.environ and _ADDRESS in os.environ:
+    _use(os.environ[_ADDRESS])
 
 
 class Started:
@@ -114,6 +137,38 @@ class Started:
         self.stderr.close()
 
 
+class _StartedByScript(Started):
+    """What a script started by `subprocess`: commands of ours and scripts, to files or to pipes."""
+
+    def __init__(
+        self, *command: str, cwd: Path | None = None, stdout: Any = None, stderr: Any = None, text: bool = False
+    ) -> None:
+        super().__init__(*command, cwd=cwd, log=None if stdout == subprocess.PIPE else Path(stdout.name))
+        self._is_text, self._shows_errors = text, stderr is None
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def communicate(self, input: None = None, timeout: float | None = None) -> tuple[Any, Any]:  # type: ignore[override]
+        """As that of `subprocess.Popen`, but that one which takes too long is killed."""
+        output, errors = super().communicate(timeout)
+        if self._shows_errors:
+            sys.stderr.write(errors)
+        return (output, errors) if self._is_text else (output.encode(), errors.encode())
+
+
+class _Popen(subprocess.Popen[Any]):
+    """Forks what of ours a script starts; anything else is started as ever."""
+
+    def __new__(cls, args: Any, *rest: Any, **options: Any) -> Any:
+        words = [str(word) for word in args]
+        if Path(words[0]).name in MODULES:
+            return _StartedByScript(Path(words[0]).name, *words[1:], **options)
+        if words[0] == sys.executable and Path(words[1]).is_relative_to(ROOT):
+            return _StartedByScript(*words[1:], **options)
+        return super().__new__(cls)
+
+
 def run(
     *command: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout_s: float = 240
 ) -> subprocess.CompletedProcess[str]:
@@ -142,5 +197,7 @@ def _main(
     if command[0] in MODULES:
         importlib.import_module(MODULES[command[0]]).main()
     else:
+        _use(_forkserver._forkserver_address)
+        subprocess.Popen = _Popen  # type: ignore[misc]
         sys.path.insert(0, str(Path(command[0]).parent))
         runpy.run_path(command[0], run_name="__main__")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -26,7 +27,7 @@ from flwr.clientapp import ClientApp
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from hypothesis import settings
-from tests import kept_corpora  # noqa: F401
+from tests import commands, kept_corpora, no_power_cuts  # noqa: F401
 
 from agfl_client.app import create_client_app
 from agfl_client.node import Node
@@ -55,6 +56,18 @@ evaluation: {every: 2, max_examples: 8}
 data: {num_owners: 3}
 """
 WORDS = ["the", "sea", "saw", "a", "ship", "and", "no", "man", "knew", "when", "it", "came", "to", "shore"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin to load what all workers' commands are forked from."""
+    if getattr(config.option, "numprocesses", None):
+        commands.share_between_workers()
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection of garbage looks at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -1,5 +1,11 @@
 """What the process that forks commands under test has read before: see `commands`."""
 
+import gc
+
+from tests import no_power_cuts  # noqa: F401
 from tests.kept_corpora import MOST_USED
 
 MOST_USED.load()
+# Else the first collection in each child would write to all pages that it shares with the others.
+gc.collect()
+gc.freeze()

@@ -224,7 +224,7 @@ def main() -> int:
             time.sleep(10 if not options.smoke else 1)
             calm_s, rounds_before = watch.worst_health_s(), federation.rounds
             begin = time.monotonic()
-            answers: Queue[dict[str, int]] = get_context("spawn").Queue()
+            answers: Queue[dict[str, int]] = get_context("forkserver").Queue()
             arguments = (
                 federation.port,
                 federation.folder,
@@ -234,7 +234,7 @@ def main() -> int:
                 options.seconds,
                 answers,
             )
-            attacker = get_context("spawn").Process(target=attack, args=arguments)
+            attacker = get_context("forkserver").Process(target=attack, args=arguments)
             attacker.start()
             answered = answers.get()
             attacker.join()
