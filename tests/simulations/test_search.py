@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,6 +92,32 @@ def runs(run_config: MakeConfig, make_owners: Callable[..., Path], open_grid: Ca
     return Runs(run_config, make_owners(3), open_grid)
 
 
+@dataclass
+class Whole:
+    """A run that nobody interrupted: where it is, and what it told."""
+
+    folder: Path
+    events: list[tuple[Any, ...]]
+
+    def copied(self, folder: Path) -> Path:
+        """Return a copy of it that may be changed."""
+        return Path(shutil.copytree(self.folder, folder, dirs_exist_ok=True))
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict[str, Whole]:
+    return {}
+
+
+@pytest.fixture
+def whole(runs: Runs, kept: dict[str, Whole], tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """It takes a second, so all tests of this file have the same one."""
+    if not kept:
+        folder = tmp_path_factory.mktemp("searched") / "run"
+        kept["one"] = Whole(folder, runs.run(folder).events)
+    return kept["one"]
+
+
 def result(folder: Path) -> dict[str, Any]:
     """All that a search and its run leave, but for names of runs and how long they took."""
     files = [
@@ -110,8 +137,8 @@ def result(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_search_tells_what_happens_and_leaves_a_chosen_run(runs: Runs, tmp_path: Path) -> None:
-    events = runs.run(tmp_path / "run").events
+def test_search_tells_what_happens_and_leaves_a_chosen_run(whole: Whole) -> None:
+    events = whole.events
     turns = [event[1:] for event in events if event[0] == "turn"]
     assert turns[:4] == [("configured", 1), ("mingru", 1), ("gru", 1), ("attention+mingru", 1)]
     assert [rounds for _, rounds in turns[4:]] == [3, 3]
@@ -121,42 +148,41 @@ def test_search_tells_what_happens_and_leaves_a_chosen_run(runs: Runs, tmp_path:
     after = events[events.index(chosen) :]
     assert [number for kind, number, *_ in after if kind == "round"] == [4], "it goes on after its three rounds"
     assert chosen[2:] == (2 * 1 + 2 * 3, 4 * 3)
-    told = json.loads((tmp_path / "run" / "search" / RACE_FILE).read_text())
+    told = json.loads((whole.folder / "search" / RACE_FILE).read_text())
     assert [one["name"] for one in told["candidates"] if not one["fate"]] == [chosen[1]]
     assert [one["losses"][0] for one in told["candidates"]] == list(losses.values())
     for name in losses:
-        assert (tmp_path / "run" / "search" / name / "metrics.jsonl").exists()
+        assert (whole.folder / "search" / name / "metrics.jsonl").exists()
 
 
-def test_run_is_that_of_chosen_yaml_but_for_its_draws(runs: Runs, tmp_path: Path) -> None:
+def test_run_is_that_of_chosen_yaml_but_for_its_draws(runs: Runs, whole: Whole, tmp_path: Path) -> None:
     """They follow from the number of the exchange, and a search has one counter with all its candidates."""
-    runs.run(tmp_path / "run")
-    written = tmp_path / "run" / "search" / CHOSEN_FILE
+    written = whole.folder / "search" / CHOSEN_FILE
     plain = load_run_config(written)
     assert plain.search is None
     assert "type: choice" not in written.read_text()
     run_federation(runs.grid(runs.owners), plain, tmp_path / "plain")
     for name in ("model/config.yaml", "config.yaml"):
-        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes(), name
+        assert (whole.folder / name).read_bytes() == (tmp_path / "plain" / name).read_bytes(), name
 
 
-def test_interrupted_search_ends_with_the_bits_of_an_uninterrupted_one(runs: Runs, tmp_path: Path) -> None:
-    events = runs.run(tmp_path / "whole").events
-    whole = result(tmp_path / "whole")
-    for stop in range(2, len(events) + 1, 5):
+def test_interrupted_search_ends_with_the_bits_of_an_uninterrupted_one(
+    runs: Runs, whole: Whole, tmp_path: Path
+) -> None:
+    expected = result(whole.folder)
+    for stop in range(2, len(whole.events) + 1, 5):
         folder = tmp_path / f"stopped-{stop}"
         with pytest.raises(PulledPlugError):
             runs.run(folder, stop=stop)
         runs.run(folder, resume=True)
-        assert result(folder) == whole, events[stop - 1]
+        assert result(folder) == expected, whole.events[stop - 1]
 
 
 @pytest.mark.parametrize("written", [0, 1])
 def test_killed_while_the_winner_is_taken_over_a_search_goes_on(
-    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+    runs: Runs, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:
     """It copies two files into the run's own folder."""
-    runs.run(tmp_path / "whole")
     left = iter([True] * written)
 
     def cut_short(path: Path, content: bytes) -> None:
@@ -171,11 +197,11 @@ def test_killed_while_the_winner_is_taken_over_a_search_goes_on(
             runs.run(tmp_path / "run")
     assert not RunFolder(tmp_path / "run").has_checkpoint
     runs.run(tmp_path / "run", resume=True)
-    assert result(tmp_path / "run") == result(tmp_path / "whole")
+    assert result(tmp_path / "run") == result(whole.folder)
 
 
-def test_resumed_search_trains_nothing_twice(runs: Runs, tmp_path: Path) -> None:
-    events = runs.run(tmp_path / "whole").events
+def test_resumed_search_trains_nothing_twice(runs: Runs, whole: Whole, tmp_path: Path) -> None:
+    events = whole.events
     last_turn = max(i for i, event in enumerate(events) if event[0] == "turn")
     with pytest.raises(PulledPlugError):
         runs.run(tmp_path / "run", stop=last_turn + 3)  # after a round and the evaluation in the next one
@@ -193,12 +219,11 @@ def test_more_rounds_later_are_of_the_chosen_candidate(runs: Runs, tmp_path: Pat
     assert [event[:2] for event in events if event[0] in ("turn", "round")] == [("round", 4), ("round", 5)]
 
 
-def test_a_damaged_race_is_one_line(runs: Runs, tmp_path: Path) -> None:
-    runs.run(tmp_path / "run")
-    told = tmp_path / "run" / "search" / RACE_FILE
-    whole = json.loads(told.read_text())
-    nobody = {**whole, "candidates": [{**one, "fate": "lost"} for one in whole["candidates"]]}
-    contents: list[Any] = [{}, [], {**whole, "rungs": None}, nobody]
+def test_a_damaged_race_is_one_line(runs: Runs, whole: Whole, tmp_path: Path) -> None:
+    told = whole.copied(tmp_path / "run") / "search" / RACE_FILE
+    race = json.loads(told.read_text())
+    nobody = {**race, "candidates": [{**one, "fate": "lost"} for one in race["candidates"]]}
+    contents: list[Any] = [{}, [], {**race, "rungs": None}, nobody]
     for content in contents:
         told.write_text(json.dumps(content))
         with pytest.raises(CheckpointError, match=rf"^search: {told}: is damaged: "):
@@ -250,10 +275,10 @@ def test_candidates_that_diverge_die_and_a_race_without_survivors_says_so(runs: 
     }
 
 
-def test_what_does_not_belong_together_is_refused(runs: Runs, tmp_path: Path) -> None:
+def test_what_does_not_belong_together_is_refused(runs: Runs, whole: Whole, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="must hold a search, found none"):
         runs.run(tmp_path / "run", resume=True)
-    runs.run(tmp_path / "run")
+    whole.copied(tmp_path / "run")
     with pytest.raises(ConfigError, match="must be a folder without a run; continue the run in it with --resume"):
         runs.run(tmp_path / "run")
     with pytest.raises(CheckpointError, match=r"another configuration: training\.batch_size was [0-9]+, now 3 "):
@@ -262,8 +287,8 @@ def test_what_does_not_belong_together_is_refused(runs: Runs, tmp_path: Path) ->
         runs.run(tmp_path / "run", "search.slate=[mingru, ff]", "model.layers=[{type: rnn}, {type: ff}]", resume=True)
 
 
-def test_what_does_not_belong_to_a_race_that_has_begun_is_refused(runs: Runs, tmp_path: Path) -> None:
-    events = runs.run(tmp_path / "whole").events
+def test_what_does_not_belong_to_a_race_that_has_begun_is_refused(runs: Runs, whole: Whole, tmp_path: Path) -> None:
+    events = whole.events
     last_turn = max(i for i, event in enumerate(events) if event[0] == "turn")
     with pytest.raises(PulledPlugError):
         runs.run(tmp_path / "run", stop=last_turn + 1)
@@ -276,8 +301,8 @@ def test_what_does_not_belong_to_a_race_that_has_begun_is_refused(runs: Runs, tm
         runs.run(tmp_path / "run", "search.rungs=[1, 1]", resume=True)
 
 
-def test_once_the_race_is_over_its_settings_change_nothing(runs: Runs, tmp_path: Path) -> None:
-    runs.run(tmp_path / "run")
+def test_once_the_race_is_over_its_settings_change_nothing(runs: Runs, whole: Whole, tmp_path: Path) -> None:
+    whole.copied(tmp_path / "run")
     other = "search={slate: [configured, mingru, gru, attention+mingru], rungs: [2, 4], keep: 0.9}"
     events = runs.run(tmp_path / "run", other, "num_rounds=6", resume=True).events
     assert [event[:2] for event in events if event[0] in ("turn", "round")] == [("round", 5), ("round", 6)]
@@ -299,14 +324,13 @@ def test_a_search_without_validation_text_is_refused(runs: Runs, tmp_path: Path)
         runs.run(tmp_path / "run", "task.validation_fraction=0")
 
 
-def test_skipping_a_block_is_leaving_it_out(runs: Runs, tmp_path: Path) -> None:
+def test_skipping_a_block_is_leaving_it_out(whole: Whole) -> None:
     """The model with a block's output weights at zero computes what one without that block does, exactly."""
-    runs.run(tmp_path / "run")
-    model, saved = load_model(tmp_path / "run")
+    model, saved = load_model(whole.folder)
     assert isinstance(saved.model, ModelConfig)
     config, layout = saved.model.resolve(), Layout.of(model)
     ids = torch.arange(32).reshape(2, 16)
-    told = json.loads((tmp_path / "run" / "search" / BLOCKS_FILE).read_text())
+    told = json.loads((whole.folder / "search" / BLOCKS_FILE).read_text())
     skipped = list(models_without_a_block(config, layout, layout.flatten(model)))
     assert (
         [block["name"] for block in told["blocks"]]
@@ -324,6 +348,6 @@ def test_skipping_a_block_is_leaving_it_out(runs: Runs, tmp_path: Path) -> None:
         for part in ("embedding", "head"):
             shorter.get_submodule(part).load_state_dict(model.get_submodule(part).state_dict())
         assert torch.equal(model(ids), shorter(ids))
-    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    last = json.loads((whole.folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert told["loss"] == last["eval/loss"]
     assert told["round"] == 4
