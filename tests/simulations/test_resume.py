@@ -18,7 +18,7 @@ from agfl_server.rounds.checkpoint import load_checkpoint
 from agfl_server.rounds.observer import Observer, Row
 from agfl_sim.engines.grid import InProcessGrid
 
-ROUNDS = 6
+ROUNDS = 4
 OVERRIDES = (
     f"num_rounds={ROUNDS}",
     "aggregation.cohort_size=2",
