@@ -119,7 +119,7 @@ def run(
     patch: pytest.MonkeyPatch,
 ) -> Outcome:
     """Run a whole federation with one liar, or none."""
-    patch.setattr(messaging, "_STRAGGLER_S", 0.2)
+    patch.setattr(messaging, "_STRAGGLER_S", 0.5)
     patch.setattr(connected_nodes, "_WAKE_TIMEOUT_S", 0.2)
     patch.setattr(app, "_FINISH_TIMEOUT_S", 0.5)
     liar = None if lie is None else Liar(patch, len(owners), SINCE)

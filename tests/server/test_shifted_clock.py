@@ -44,7 +44,7 @@ def test_a_clock_that_is_nearly_five_minutes_off_does_no_harm(seconds: int, site
 
     with site.superlink() as server, start(site, server, seconds) as process:
         try:
-            site.wait_until(lambda: len(list(server.grid.get_node_ids())) == 1)
+            site.wait_until(lambda: len(list(server.grid.get_node_ids())) == 1, timeout_s=60)  # a new interpreter
             (node,) = server.grid.get_node_ids()
             (reply,) = server.grid.send_and_receive([Message(site.floats(10), node, "train")], timeout=20)
             assert reply.has_content()
