@@ -5,7 +5,10 @@ import gc
 from tests import no_power_cuts  # noqa: F401
 from tests.kept_corpora import MOST_USED
 
+from agfl_models.huggingface.folder import transformers_library
+
 MOST_USED.load()
+_ = transformers_library().LlamaForCausalLM  # four seconds, once instead of at each node
 # Else the first collection in each child would write to all pages that it shares with the others.
 gc.collect()
 gc.freeze()
