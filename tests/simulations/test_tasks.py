@@ -23,7 +23,7 @@ from agfl_server.rounds.observer import Observer
 from agfl_sim.report.samples import write_samples
 from agfl_sim.run import InlineEngine
 
-ROUNDS, NUM_OWNERS = 3, 10
+ROUNDS, NUM_OWNERS = 2, 10
 BOTH = "question_answering"
 WORDS = {"sea": "Meer", "ship": "Schiff", "shore": "Ufer", "saw": "sah", "old": "alt", "man": "Mann"}
 ENCODER_DECODER = (
