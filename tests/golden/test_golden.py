@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from tests.golden.runs import RUNS, VALUES, values_of
@@ -16,11 +17,14 @@ IS_SAME_KIND = machine.kind() == KEPT["machine"]
 @pytest.mark.parametrize("name", RUNS)
 def test_run_ends_as_it_always_did(name: str) -> None:
     """To the bit on the kind of machine where the values were written, and nearly so on any other."""
-    found, kept = values_of(RUNS[name]), KEPT["runs"][name]
-    assert found.get("plain", found["secure"]) == found["secure"], "secure sums changed a bit"
+    golden, kept = RUNS[name], KEPT["runs"][name]
     if IS_SAME_KIND:
+        found = values_of(golden)
+        assert found.get("plain", found["secure"]) == found["secure"], "secure sums changed a bit"
         assert found == kept
         return
+    # That secure sums change no bit is no matter of the machine, so one kind is enough where the values are others.
+    found = values_of(replace(golden, sums=golden.sums[:1]))
     assert len(found["metrics"]) == len(kept["metrics"])
     for row, other in zip(found["metrics"], kept["metrics"], strict=True):
         assert row.keys() == other.keys()
