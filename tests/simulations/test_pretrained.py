@@ -347,7 +347,7 @@ def test_sequences_past_the_models_last_position_are_refused_at_the_start(
 @pytest.mark.parametrize(
     ("name", "kind", "smaller"),
     [
-        ("smollm2_lora", "llama", ("model.num_layers=1",)),
+        ("smollm2_lora", "llama", ("model.num_layers=1", "data.partition=natural")),
         ("minilm_questions", "bert", ("task.context_length=32", "training.batch_size=2")),
     ],
 )
