@@ -34,6 +34,7 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         for layer in stack["layers"]:  # of a search, each block is one more exchange
             layer |= {"repeat": 1} if "repeat" in layer else {}
     config["training"] |= {"local_steps": 2, "batch_size": 2}
+    config["task"] |= {name: 12 for name in ("source_length", "target_length") if name in config["task"]}
     site = Site(tmp_path_factory.mktemp(request.param))
     site.prepare(yaml.safe_dump(config))
     return site.folder
