@@ -15,7 +15,7 @@ from typing import cast
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -168,5 +168,7 @@ class StoppableGrid(Grid):
 
 def _through_the_wire(message: Message) -> Message:
     """Return the message as the other side reads it from its bytes."""
-    contents = {key: value.deflate() for key, value in get_all_nested_objects(message).items()}
-    return cast(Message, inflate_object_from_contents(message.object_id, contents))
+    with no_object_id_recompute():
+        contents = {key: value.deflate() for key, value in get_all_nested_objects(message).items()}
+        object_id = message.object_id
+    return cast(Message, inflate_object_from_contents(object_id, contents))
