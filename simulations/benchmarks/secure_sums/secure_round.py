@@ -138,7 +138,7 @@ def ask_names(grid: InProcessGrid, cohort: Mapping[str, int]) -> float:
 
 
 @contextmanager
-def federation(folder: Path) -> Iterator[tuple[InProcessGrid, Side, Side, dict[str, int]]]:
+def federation(folder: Path, run: str) -> Iterator[tuple[InProcessGrid, Side, Side, dict[str, int]]]:
     """Yield the grid, the secure and the plain side, and the secure side's nodes; each owner has a node on each."""
     text = folder / "text.txt"
     text.write_text("to be, or not to be\n\nthat is the question\n", encoding="utf-8")
@@ -157,7 +157,7 @@ def federation(folder: Path) -> Iterator[tuple[InProcessGrid, Side, Side, dict[s
         nodes[plain[name]] = Node(name, text, policy=policy, randomness=drawn)
     observer, parameters = Observer(), Parameters.of(NUM_CLIENTS)
     apps = {node_id: create_client_app(node) for node_id, node in nodes.items()}
-    configs = [RunConfig.model_validate_json(CONFIG.replace("TYPE", name)) for name in ("secure", "plain")]
+    configs = [RunConfig.model_validate_json(run.replace("TYPE", name)) for name in ("secure", "plain")]
     with InProcessGrid(apps, num_workers=usable_cpus()) as grid:
         sides = (
             Side(configs[0], SecureSum(observer, roster, parameters), secure, parameters.min_cohort, roster.hash),
@@ -181,10 +181,10 @@ class Repetition:
         return self.secure - self.plain - (TRIPS - 1) * self.exchange
 
 
-def measure(folder: Path, repetitions: int) -> tuple[list[Repetition], str]:
+def measure(folder: Path, repetitions: int, run: str) -> tuple[list[Repetition], str]:
     """Return all repetitions but the first two, in which nodes build their model and the size of updates is learned."""
     results = []
-    with federation(folder) as (grid, secure, plain, cohort):
+    with federation(folder, run) as (grid, secure, plain, cohort):
         for _ in range(repetitions + 2):
             noop = statistics.mean(ask_names(grid, cohort) for _ in range(TRIPS - 1))
             (secure_s, secure_lanes), (plain_s, plain_lanes) = secure.sum(grid), plain.sum(grid)
@@ -199,12 +199,14 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=15)
-    parser.add_argument("--smoke", action="store_true", help="one repetition: does it run?")
+    parser.add_argument("--smoke", action="store_true", help="one repetition of a small model: does it run?")
     arguments = parser.parse_args()
-    repetitions = 1 if arguments.smoke else arguments.repetitions
+    repetitions, config = arguments.repetitions, CONFIG
+    if arguments.smoke:
+        repetitions, config = 1, CONFIG.replace("632", "8")
     prepare_flower()
     with tempfile.TemporaryDirectory() as name:
-        results, what = measure(Path(name), repetitions)
+        results, what = measure(Path(name), repetitions, config)
     load = " ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"{NUM_CLIENTS} clients, {what}, {usable_cpus()} processors, load average {load}, n = {len(results)}")
     columns = {
