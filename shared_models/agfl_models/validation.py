@@ -128,7 +128,7 @@ def read_yaml(path: Path, *, may_be_empty: bool = False, max_bytes: int = MAX_YA
     return content
 
 
-class _Dumper(yaml.CSafeDumper):
+class _Dumper(yaml.SafeDumper):
     """Writes a list of lists, such as thousands of merges, on few lines."""
 
     def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
