@@ -14,6 +14,7 @@ from agfl_models import plugins
 from agfl_models.layers.layer import LAYERS
 from agfl_models.model.base_config import FAMILIES
 from agfl_models.tasks.config import TASKS
+from agfl_protocol.config.trainer_config import TRAINERS
 from agfl_protocol.methods.method import METHOD_CONFIGS
 from agfl_protocol.methods.registry import METHODS
 
@@ -78,7 +79,7 @@ class OwnConfig(OwnTaskConfig):
 @contextmanager
 def registries_kept(*, is_empty: bool = False) -> Iterator[None]:
     """Forget in the end what plug-ins registered in this block; is_empty: forget before it that any is enabled."""
-    kept = [FAMILIES, TASKS, LAYERS, METHOD_CONFIGS]
+    kept = [FAMILIES, TASKS, LAYERS, METHOD_CONFIGS, TRAINERS]
     names = ("_kinds", "_types", "_origins")
     before = [{name: dict(getattr(one, name)) for name in names} for one in kept]
     loaded, methods, modules = dict(plugins._loaded), list(METHODS), set(sys.modules)
@@ -94,5 +95,5 @@ def registries_kept(*, is_empty: bool = False) -> Iterator[None]:
         plugins._loaded.clear()
         plugins._loaded.update(loaded)
         for name in set(sys.modules) - modules:
-            if name.startswith("own_"):
+            if name.startswith("own_") or name == "elsewhere":
                 del sys.modules[name]

@@ -138,9 +138,12 @@ class Node:
             read = (lambda: self._make_workspace(config.to_json(), config, tier)) if is_first else None
             self._workspace = self._text_check.run(plan.hash, read or (lambda: self._rows(config)))
         try:
-            if self._policy.runs != "all" and self._approvals.sigma(plan.run_id) is None:
+            # A trainer of somebody else's sees no text before its run is approved.
+            may_train = config.training.trainer is None or status is Status.APPROVED
+            if self._policy.runs != "all" and may_train and self._approvals.sigma(plan.run_id) is None:
                 torch.set_num_threads(self._num_threads)
-                sigma = sigma_of(config, self._rows, self._device)
+                deadline = Deadline.after(self._policy.max_seconds_per_round)
+                sigma = sigma_of(config, self._rows, self._device, deadline)
                 status = status if sigma is None else self._approvals.note_sigma(plan.run_id, sigma)
         finally:
             self._approvals.announce()  # not before: whoever answers at once is to see what was measured

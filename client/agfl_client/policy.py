@@ -13,7 +13,7 @@ max_width: 0.5           # of a model that is trained in several widths, the wid
 max_seconds_per_round: 3600   # after these a round is given up, and nothing of it leaves
 max_memory: 8GB          # of a run, as estimated before its model is built; default this machine's memory
 tasks: [language_modeling, translation]   # default: every task, summarization and question_answering too
-plugins: [agfl-digits]   # installed distributions whose models, tasks, layers and methods may run here; default none
+plugins: [agfl-digits]   # installed distributions whose parts may run here; default none
 """
 
 from __future__ import annotations

@@ -14,8 +14,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distribution, distributions
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -24,9 +27,9 @@ from agfl_models.bounded import shown
 from agfl_models.errors import BrokenRule, ConfigError
 from agfl_models.layers.layer import LAYERS
 from agfl_models.model.base_config import FAMILIES
-from agfl_models.registry import registering_for
+from agfl_models.registry import loading
 from agfl_models.tasks.config import TASKS
-from agfl_models.validation import Config, validate
+from agfl_models.validation import Config, nearest, validate
 
 MAX_PLUGINS = 16
 # Of each group, what takes a class that a plug-in offers and returns its names. agfl_protocol adds methods.
@@ -43,7 +46,7 @@ _loaded: dict[str, Plugin] = {}
 class Plugin(Config):
     """One plug-in, as a plan pins it.
 
-    name: of the distribution, normalized (PEP 503). files: SHA-256 of its files, in hexadecimal; see `found`.
+    name: of the distribution, normalized (PEP 503). files: SHA-256 of its files, in hexadecimal; see `pin_of`.
     """
 
     name: Annotated[str, Field(max_length=64, pattern=_NAME)]
@@ -91,8 +94,10 @@ def enable(names: Iterable[str], field: str = "plugins") -> tuple[Plugin, ...]:
     field: what that person wrote the names in.
 
     Raises:
-        ConfigError: one is not installed, offers nothing, cannot be pinned, or does not load.
+        ConfigError: one is not installed, offers nothing, cannot be pinned, or does not load; then nothing of it stays.
     """
+    if isinstance(names, str):
+        raise ConfigError("AGFL-CONFIG-273", f"{field}: must be a list of names, got {shown(names)}")
     return tuple(_enabled(name, field) for name in sorted({normalized(name) for name in names}))
 
 
@@ -106,19 +111,26 @@ def _enabled(name: str, field: str) -> Plugin:
         return _loaded[name]
     try:
         one = distribution(name)
+        if normalized(one.name) != name:  # its folder is called so
+            raise PackageNotFoundError(name)
     except (PackageNotFoundError, ValueError):
-        known = ", ".join(normalized(one.name) for one in installed()) or "none"
+        known = [normalized(one.name) for one in installed()]
+        hint = nearest(name, known) if known else " (none is installed)"
         raise ConfigError(
-            "AGFL-CONFIG-223", f"{field}: must be installed plug-ins, got {shown(name)} (known: {known})"
+            "AGFL-CONFIG-223", f"{field}: must be an installed plug-in, got {shown(name)}{hint}"
         ) from None
     offered = offers(one)
     if not offered:
         groups = ", ".join(sorted(GROUPS))
         raise ConfigError("AGFL-CONFIG-224", f"{field}: {name} must offer entry points in one of {groups}, has none")
-    plugin = found(one, field)
-    with registering_for(name):
+    plugin, own_files = pin_of(one, field), set(_own_files(one, field).values())
+    with loading(name) as under_way:
         for entry in offered:
             _register(entry, f"{field}: {name}: {entry.group} {entry.name}")
+        for kind in under_way.kinds:
+            if _file_of(kind) not in own_files:
+                rule = "must be in one of the plug-in's own files, which a plan pins; is in"
+                raise ConfigError("AGFL-CONFIG-229", f"{field}: {name}: {kind.__name__} {rule} {kind.__module__}")
     _loaded[name] = plugin
     return plugin
 
@@ -126,7 +138,7 @@ def _enabled(name: str, field: str) -> Plugin:
 def _register(entry: EntryPoint, where: str) -> None:
     try:
         kind = entry.load()
-    except Exception as error:  # whatever somebody's module raises
+    except (Exception, SystemExit) as error:  # whatever somebody's module raises
         line = f"{where}: cannot be loaded: {type(error).__name__}: {error}"
         raise ConfigError("AGFL-CONFIG-225", line) from None
     if not isinstance(kind, type):
@@ -135,13 +147,20 @@ def _register(entry: EntryPoint, where: str) -> None:
         names = GROUPS[entry.group](kind)
     except ConfigError as error:
         raise ConfigError.of(error, f"{where}: {error.sentence}") from None
+    except Exception as error:  # what is no part at all has none of what is asked for
+        line = f"{where}: must be a part of a run, {shown(str(kind))} is none ({type(error).__name__}: {error})"
+        raise ConfigError("AGFL-CONFIG-274", line) from None
     if entry.name not in names:  # people see the entry point before anything is loaded
         raise ConfigError("AGFL-CONFIG-271", f"{where}: must be called as in a configuration, {' or '.join(names)}")
 
 
 def installed() -> Iterator[Distribution]:
     """Yield the installed distributions that offer anything, by name; none of their code runs."""
-    by_name = {normalized(one.name): one for one in distributions() if one.name and offers(one)}
+    by_name: dict[str, Distribution] = {}
+    for one in distributions():
+        with suppress(Exception):  # of any distribution on this machine the metadata may be damaged
+            if offers(one):
+                by_name.setdefault(normalized(one.name), one)  # of two the one that Python imports
     return (by_name[name] for name in sorted(by_name))
 
 
@@ -153,49 +172,65 @@ def offers(one: Distribution) -> Sequence[EntryPoint]:
 
 
 def described(one: Distribution) -> str:
-    """Return what is installed, for people: as `found` has it, or why that cannot be, and what it offers."""
+    """Return what is installed, for people: as `pin_of` has it, or why that cannot be, and what it offers."""
     try:
-        what = str(found(one, "plugins"))
+        what = str(pin_of(one, "plugins"))
     except ConfigError as error:
         what = f"{one.version}; {error.sentence}"
     return f"{what}: {', '.join(f'{entry.group} {entry.name}' for entry in offers(one))}"
 
 
-def found(one: Distribution, field: str) -> Plugin:
+def pin_of(one: Distribution, field: str) -> Plugin:
     """Return an installed distribution as it is pinned: its version, and what is in the files that it was installed as.
 
     That is the SHA-256 over path and content of each file in its RECORD, in the order of their paths; but not of what
     installers and builders write by themselves: compiled code, scripts, and metadata beside the entry points.
 
     Raises:
-        ConfigError: its files are not known, as of an editable installation, or one is missing.
+        ConfigError: its files are not known, as of an editable installation, or cannot be read.
     """
-    name = normalized(one.name)
-    if one.files is None or _is_editable(one):
-        rule = "must be installed as a wheel (pip install without -e), so that its files can be compared"
-        raise ConfigError("AGFL-CONFIG-227", f"{field}: {name} {rule}")
-    digest = hashlib.sha256()
-    for file in sorted(one.files, key=lambda file: file.as_posix()):
-        path = file.as_posix()
-        if file.hash is None or path.startswith("../") or (".dist-info/" in path and file.name != "entry_points.txt"):
-            continue
+    name, digest = normalized(one.name), hashlib.sha256()
+    for path, place in _own_files(one, field).items():
         try:
-            content = file.read_binary()
+            content = place.read_bytes()
         except OSError as error:
             line = f"{field}: {name}: {path}: cannot be read: {error.strerror}"
             raise ConfigError("AGFL-CONFIG-228", line) from None
-        relative = file.name if ".dist-info/" in path else path
-        digest.update(f"{len(relative)}:{relative}{len(content)}:".encode() + content)
+        digest.update(f"{len(path)}:{path}{len(content)}:".encode() + content)
     return validate(Plugin, {"name": name, "version": one.version, "files": digest.hexdigest()}, f"{field}: {name}")
 
 
-def _is_editable(one: Distribution) -> bool:
-    text = one.read_text("direct_url.json")
+def _own_files(one: Distribution, field: str) -> dict[str, Path]:
+    """Return where a distribution's files are, by path, in the order of these; of its metadata the entry points."""
+    name = normalized(one.name)
     try:
-        origin = json.loads(text) if text else {}
-    except ValueError:
-        return False
-    return isinstance(origin, dict) and bool(origin.get("dir_info", {}).get("editable"))
+        if one.read_text("RECORD") is None or _is_editable(one):
+            raise ValueError("its files are not known, as where it is editable")
+        files = {file.as_posix(): file for file in one.files or ()}
+    except Exception as error:  # a RECORD can be malformed in many ways
+        rule = "must be installed as a wheel (pip install without -e), so that its files can be compared"
+        raise ConfigError("AGFL-CONFIG-227", f"{field}: {name} {rule}: {error}") from None
+    own: dict[str, Path] = {}
+    for path, file in sorted(files.items()):
+        folder, _, rest = path.partition("/")
+        if folder.endswith(".dist-info"):
+            if rest == "entry_points.txt":
+                own[rest] = Path(str(file.locate())).resolve()
+        elif not path.startswith("../") and "__pycache__" not in file.parts:
+            own[path] = Path(str(file.locate())).resolve()
+    return own
+
+
+def _file_of(kind: Any) -> Path | None:
+    """Return the file in which a class stands; None of one that stands in none."""
+    module = sys.modules.get(getattr(kind, "__module__", ""))
+    file = getattr(module, "__file__", None)
+    return None if file is None else Path(file).resolve()
+
+
+def _is_editable(one: Distribution) -> bool:
+    origin = json.loads(one.read_text("direct_url.json") or "{}")
+    return bool((origin.get("dir_info") or {}).get("editable"))
 
 
 def normalized(name: str) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, get_args
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
@@ -17,33 +18,66 @@ from agfl_models.validation import Config
 
 BaseT = TypeVar("BaseT", bound=Config)
 KindT = TypeVar("KindT", bound=Config)
+_SHIPPED = frozenset({"agfl", "agfl_client", "agfl_models", "agfl_protocol", "agfl_server", "agfl_sim"})
 _MAX_DEPTH = 2  # of a schema that says what may stand in a group, which may hold groups
-_origin: ContextVar[str | None] = ContextVar("origin", default=None)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """A plug-in that is being loaded. kinds: the classes that were registered; undo: what takes that back, in order."""
+
+    plugin: str
+    kinds: list[type] = field(default_factory=list)
+    undo: list[Callable[[], object]] = field(default_factory=list)
+
+
+_loading: ContextVar[Loading | None] = ContextVar("loading", default=None)
+_known: ContextVar[frozenset[str] | None] = ContextVar("known", default=None)
 _used: ContextVar[set[str] | None] = ContextVar("used", default=None)
 
 
 @contextmanager
-def registering_for(plugin: str) -> Iterator[None]:
-    """Note that what is registered in this block comes from a plug-in."""
-    token = _origin.set(plugin)
+def loading(plugin: str) -> Iterator[Loading]:
+    """Note that what is registered in this block comes from a plug-in; where it fails, nothing of that stays."""
+    one = Loading(plugin)
+    token = _loading.set(one)
+    try:
+        yield one
+    except BaseException:
+        for undo in reversed(one.undo):
+            undo()
+        raise
+    finally:
+        _loading.reset(token)
+
+
+def note_registered(kind: type, undo: Callable[[], object]) -> None:
+    """Tell the plug-in that is being loaded, if one is, that a class of it is registered, and what takes that back."""
+    one = _loading.get()
+    if one is not None:
+        one.kinds.append(kind)
+        one.undo.append(undo)
+
+
+@contextmanager
+def only_plugins(names: Iterable[str]) -> Iterator[None]:
+    """In this block the kinds of all other plug-ins are unknown."""
+    token = _known.set(frozenset(names))
     try:
         yield
     finally:
-        _origin.reset(token)
+        _known.reset(token)
 
 
 @contextmanager
 def plugins_used() -> Iterator[set[str]]:
     """Yield a set that fills with the plug-ins whose kinds are validated in this block."""
     used: set[str] = set()
-    outer = _used.get()
     token = _used.set(used)
     try:
         yield used
     finally:
         _used.reset(token)
-        if outer is not None:
-            outer |= used
 
 
 class Registry(Generic[BaseT]):
@@ -99,26 +133,39 @@ class Registry(Generic[BaseT]):
         One that its author defined anew, as a notebook does with each run of a cell, takes the place of the one before.
         """
         place = (kind.__module__, kind.__qualname__)
-        for name, known in list(self._types.items()):
-            if known is not kind and isinstance(known, type) and (known.__module__, known.__qualname__) == place:
-                del self._types[name], self._kinds[name]
-        self.add(kind)
+        names = get_args(kind.model_fields[self._key].annotation) if self._key in kind.model_fields else ()
+        if not names or any(_place(self._types.get(name)) != place for name in names):
+            self.add(kind)
+            return
+        for name in names:
+            self._types[name], self._kinds[name] = kind, TypeAdapter(kind)
 
     def register_union(self, name: str, kinds: Any) -> None:
         """Add configuration classes that have one name, as a union that tells them apart; raises as `register`."""
-        origin = _origin.get()
-        if origin is not None:
-            self._origins.setdefault(name, origin)
         if name in self._types and self._types[name] is kinds:
             return
-        if name in self.names:
+        if name in self._all_names:
             raise ConfigError("AGFL-CONFIG-132", f"{self._key}: must be a new name, got {name!r}, which is registered")
         self._types[name], self._kinds[name] = kinds, TypeAdapter(kinds)
+        one = _loading.get()
+        if one is not None and not _is_shipped(kinds):
+            self._origins[name] = one.plugin
+            note_registered(kinds, lambda: self._forget(name))
+
+    def _forget(self, name: str) -> None:
+        for known in (self._types, self._kinds, self._origins):
+            known.pop(name, None)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of all kinds, in the order of their registration."""
-        return (*(self._beyond.names if self._beyond is not None else ()), *self._kinds)
+        """The names of all kinds that are known here, in the order of their registration."""
+        known = _known.get()
+        own = (name for name in self._kinds if known is None or self._origins.get(name, "") in ("", *known))
+        return (*(self._beyond.names if self._beyond is not None else ()), *own)
+
+    @property
+    def _all_names(self) -> tuple[str, ...]:
+        return (*(self._beyond._all_names if self._beyond is not None else ()), *self._kinds)
 
     def known(self, name: str) -> str:
         """Return the name of a kind; raises as pydantic does where there is none, for a field that holds a name."""
@@ -168,7 +215,21 @@ class Registry(Generic[BaseT]):
         assert self._beyond is not None
         return self._beyond._adapter(name)
 
+    @property
+    def _plugin_names(self) -> frozenset[str]:
+        return frozenset(self._origins) | (self._beyond._plugin_names if self._beyond is not None else frozenset())
+
     def _unknown(self, name: object) -> PydanticKnownError:
-        known = ", ".join(map(repr, self.names))
+        # A client's answer goes to the server, which is not to learn what else its owner has enabled.
+        known = ", ".join(repr(known) for known in self.names if known not in self._plugin_names)
         context = {"discriminator": repr(self._key), "tag": str(name), "expected_tags": known}
         return PydanticKnownError("union_tag_invalid", context)
+
+
+def _is_shipped(kind: Any) -> bool:
+    """Whether a class is of this distribution: a plug-in may be the first to import what registers it."""
+    return getattr(kind, "__module__", "").partition(".")[0] in _SHIPPED
+
+
+def _place(kind: Any) -> tuple[str, str] | None:
+    return (kind.__module__, kind.__qualname__) if isinstance(kind, type) else None

@@ -106,7 +106,7 @@ def read_yaml(path: Path, *, may_be_empty: bool = False, max_bytes: int = MAX_YA
     """Read a YAML file that holds one mapping; where it `may_be_empty`, nothing is one without keys.
 
     Raises:
-        ConfigError: the file is missing, not YAML, not a mapping, or of more than `most` bytes.
+        ConfigError: the file is missing, not YAML, not a mapping, or of more than `max_bytes` bytes.
     """
     try:
         text = read_at_most(path, max_bytes)

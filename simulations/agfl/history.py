@@ -10,7 +10,7 @@ from agfl_models.errors import ConfigError, DataError
 from agfl_models.files.durable_files import read_json_lines
 from agfl_models.files.folder_kinds import folder_hint
 from agfl_models.files.store_files import CONFIG_FILE, METRICS_FILE, MODEL_FOLDER
-from agfl_protocol.config.run_config import RunConfig, load_run_config
+from agfl_protocol.config.run_config import RunConfig, load_finished
 from agfl_server.report.charts import line_chart, number_text
 from agfl_server.report.curves import loss_chart, quality_chart
 from agfl_server.report.style import NOTEBOOK_CSS
@@ -47,7 +47,7 @@ class History:
             raise DataError(
                 "AGFL-DATA-073", f"{folder}: must hold a run that has finished a round, holds none{folder_hint(folder)}"
             )
-        return cls(folder, load_run_config(folder / CONFIG_FILE), read_json_lines(folder / METRICS_FILE))
+        return cls(folder, load_finished(folder / CONFIG_FILE), read_json_lines(folder / METRICS_FILE))
 
     @property
     def best(self) -> Row:

@@ -18,7 +18,8 @@ from agfl_client.approval.plan_text import describe
 from agfl_client.policy import Policy, PolicyViolation, load_policy
 from agfl_models.errors import ConfigError
 from agfl_models.plugins import Plugin, enable, is_enabled
-from agfl_protocol.config.run_config import RunConfig
+from agfl_models.validation import dump_yaml
+from agfl_protocol.config.run_config import RunConfig, load_finished, load_run_config
 from agfl_protocol.methods.method import Round
 from agfl_protocol.methods.registry import METHODS, arrays_of, methods_of
 from agfl_protocol.plans.client_plan import ClientPlan, client_plan_from_json
@@ -29,14 +30,24 @@ CODE = (
     OWN_TASK
     + """
 from typing import ClassVar
+from pydantic import field_validator
 from torch import nn
 from agfl_models.layers.feed_forward import FFConfig
 from agfl_models.model.base_config import OwnModelConfig
 from agfl_protocol.methods.method import ArraySpec, Method, MethodConfig
 
 
+RAN = []
+
+
 class OwnFF(FFConfig):
     type: Literal["own_ff"]
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _note(cls, value):
+        RAN.append(value)
+        return value
 
 
 class OwnModel(OwnModelConfig):
@@ -143,8 +154,45 @@ def test_attack_no_path_and_no_module_is_a_name(site: Path, fields: Fields, name
     ],
 )
 def test_attack_code_that_is_enabled_runs_only_in_runs_that_pin_it(site: Path, fields: Fields, change: Fields) -> None:
-    enable(["own-plugin"])
-    assert "must hold own-plugin" in line(fields | change, "AGFL-CONFIG-229")
+    """And the server learns no more than of an owner that has not enabled it."""
+    elsewhere = line(fields | change, "AGFL-CONFIG-009")
+    (own,) = enable(["own-plugin"])
+    assert line(fields | change, "AGFL-CONFIG-009") == elsewhere
+    line(fields | change | {"plugins": [own.model_dump() | {"files": "1" * 64}]}, "AGFL-CONFIG-222")
+    assert sys.modules["own_plugin"].RAN == []
+
+
+@pytest.mark.parametrize("key", ["task", "model", "layers", "methods", "trainer"])
+def test_attack_no_unknown_name_makes_an_owner_list_what_is_enabled(site: Path, fields: Fields, key: str) -> None:
+    (own,) = enable(["own-plugin"])
+    choices: dict[str, Fields] = {
+        "task": {"task": {"type": "zzz"}},
+        "model": {"model": {"family": "zzz"}},
+        "layers": {"model": {"family": "decoder", "vocab_size": 259, "dim": 8, "layers": [{"type": "own_f"}]}},
+        "methods": {"methods": [{"type": "own_metho"}]},
+        "trainer": {"training": {**fields["training"], "trainer": {"type": "own"}}},
+    }
+    pinned: Fields = {"plugins": [own.model_dump()]}
+    for pins in ({}, pinned):
+        told = line({**fields, **choices[key], **pins}, "AGFL-CONFIG-009")
+        assert not any(name in told for of in OFFERS.values() for name in of)
+
+
+def test_a_plan_that_names_no_plugin_says_nothing_of_any(run_config: Callable[..., RunConfig]) -> None:
+    """So it is the same run, and the same plan, as before there were any."""
+    config = run_config()
+    for text in (config.client_plan.to_json(), config.to_yaml(), json.dumps(config.defining)):
+        assert "plugins" not in text
+
+
+def test_a_run_that_is_over_is_read_with_another_version(
+    site: Path, tmp_path: Path, run_config: Callable[..., RunConfig]
+) -> None:
+    pins = [PIN | {"version": "0.9"}]
+    (tmp_path / "config.yaml").write_text(dump_yaml(run_config().model_dump(mode="json") | {"plugins": pins}))
+    with pytest.raises(ConfigError, match="AGFL-CONFIG-222"):
+        load_run_config(tmp_path / "config.yaml")
+    assert load_finished(tmp_path / "config.yaml").plugins == enable(["own-plugin"])
 
 
 def test_attack_a_candidate_of_a_search_brings_none_in_either(site: Path, run_config: Callable[..., RunConfig]) -> None:
@@ -154,7 +202,7 @@ def test_attack_a_candidate_of_a_search_brings_none_in_either(site: Path, run_co
     model = config.fields()["model"]
     candidate = {**model, "layers": [{**model["layers"][0]}, {"type": "own_ff"}]}
     content = json.loads(plan.to_json()) | {"candidates": [candidate]}
-    with pytest.raises(ConfigError, match="AGFL-CONFIG-229"):
+    with pytest.raises(ConfigError, match="AGFL-CONFIG-009"):
         plan_from_json(canonical(content))
 
 

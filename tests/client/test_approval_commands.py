@@ -98,6 +98,27 @@ def test_without_a_terminal_there_is_no_answer(folder: Path, plan: Plan, run: Ru
     assert approvals.approved("run-1") is None
 
 
+def test_a_run_whose_plugin_is_not_there_is_listed_and_refused_but_not_approved(
+    folder: Path, plan: Plan, run: Run
+) -> None:
+    """Whoever uninstalls it since it is not to be trusted takes back the approval."""
+    approvals = Approvals(folder, Policy(runs="all"), "9f" * 32)
+    approvals.propose(plan)
+    file = folder / "approvals" / "run-1.json"
+    content = json.loads(file.read_text())
+    pinned = json.loads(content["plan"])
+    pinned["config"]["plugins"] = [{"name": "own-plugin", "version": "1.0", "files": "0" * 64}]
+    pinned["config"]["task"]["type"] = "own_task"
+    file.write_text(json.dumps(content | {"plan": json.dumps(pinned)}))
+    (row,) = json.loads(run("runs", "--keys", str(folder), "--json"))
+    assert (row["status"], row["task"], row["members"]) == ("approved", "own_task", 5)
+    with pytest.raises(AgflError, match=r"own-plugin 1.0 .*AGFL-CONFIG-221"):
+        run("approve", "run-1", "--keys", str(folder), "--yes")
+    shown = run("approve", "run-1", "--keys", str(folder), "--refuse", "--yes")
+    assert "its plan cannot be read here" in shown
+    assert json.loads(file.read_text())["status"] == "refused"
+
+
 def test_an_unknown_run_lists_those_that_wait(folder: Path, plan: Plan, run: Run) -> None:
     with pytest.raises(AgflError, match=r"^approve: .*got 'x'; none is waiting.*AGFL-CONFIG-049"):
         run("approve", "x", "--keys", str(folder), "--yes")

@@ -43,7 +43,7 @@ def open_as(folder: Path, runs: Any = "ask", operator: str = OPERATOR) -> Approv
 
 def answer(folder: Path, plan: Plan, status: Status) -> None:
     """Decide as a person does, in another process."""
-    decide(ApprovalFiles(folder), plan, status)
+    decide(ApprovalFiles(folder), plan.run_id, plan.to_json(), status)
 
 
 def test_a_person_is_asked_and_the_answer_is_found_at_once(tmp_path: Path, make_plan: MakePlan) -> None:
@@ -275,7 +275,8 @@ def test_node_and_command_may_write_at_once(tmp_path: Path, make_plan: MakePlan)
     files, waiting = ApprovalFiles(tmp_path), list(plans)
     while waiting:
         if files.read(waiting[-1].run_id) is not None:
-            decide(files, waiting.pop(), Status.APPROVED)
+            plan = waiting.pop()
+            decide(files, plan.run_id, plan.to_json(), Status.APPROVED)
     for node in nodes:
         node.join(30)
         assert node.exitcode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -14,10 +15,11 @@ from tests.plugin_files import OWN_TASK, install, registries_kept
 from agfl_models.errors import ConfigError
 from agfl_models.files.store import load_model, save_model
 from agfl_models.model.config import ModelConfig
-from agfl_models.plugins import described, enable, found, installed, names_in, offers
+from agfl_models.plugins import described, enable, installed, is_enabled, names_in, offers, pin_of
 from agfl_models.registry import plugins_used
 from agfl_models.tasks.config import TASKS
 from agfl_models.validation import validate
+from agfl_protocol.methods.registry import METHODS
 
 TASK = {"agfl.tasks": {"own_task": "own_plugin:OwnConfig"}}
 LAYER = """
@@ -43,7 +45,7 @@ def put(site: Path, code: str = OWN_TASK, version: str = "1.0", **more: str) -> 
 
 
 def files_of(site: Path) -> str:
-    return found(distribution("own-plugin"), "plugins").files
+    return pin_of(distribution("own-plugin"), "plugins").files
 
 
 def test_finding_and_hashing_run_no_code(site: Path, tmp_path: Path) -> None:
@@ -117,6 +119,10 @@ def test_an_editable_installation_cannot_be_pinned(site: Path) -> None:
         (OWN_TASK.replace("def scores", "def score"), TASK, "AGFL-CONFIG-272"),
         (OWN_TASK.replace('"own_task"', '"translation"'), TASK, "AGFL-CONFIG-132"),
         (OWN_TASK.replace('"own_task"', '"other"'), TASK, "AGFL-CONFIG-271"),
+        ("import sys\nsys.exit(0)", TASK, "AGFL-CONFIG-225"),
+        ("from builtins import object as OwnConfig", TASK, "AGFL-CONFIG-274"),
+        ("from elsewhere import OwnConfig", TASK, "AGFL-CONFIG-229"),
+        (OWN_TASK + "from elsewhere import Aside\nTASKS.register(Aside)", TASK, "AGFL-CONFIG-229"),
         (OWN_TASK, {"other.group": {"own_task": "own_plugin:OwnConfig"}}, "AGFL-CONFIG-224"),
     ],
 )
@@ -124,11 +130,99 @@ def test_what_is_no_plugin_is_refused_in_one_line_that_names_it(
     site: Path, code: str, offers_: dict[str, dict[str, str]], expected: str
 ) -> None:
     install(site, "own-plugin", "1.0", {"own_plugin.py": code}, offers_)
-    with pytest.raises(ConfigError) as caught:
+    aside = OWN_TASK.replace("OwnConfig(", "Aside(").replace('"own_task"', '"aside"')
+    (site / "elsewhere.py").write_text(OWN_TASK + aside)
+    names, methods = TASKS.names, list(METHODS)
+    for _ in range(2):  # the second time finds nothing of the first
+        sys.modules.pop("own_plugin", None)
+        with pytest.raises(ConfigError) as caught:
+            enable(["own-plugin"])
+        assert caught.value.code == expected
+        assert "own-plugin" in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert (TASKS.names, METHODS, is_enabled("own-plugin")) == (names, methods, False)
+    with plugins_used() as used:  # and what is shipped is nobody's
+        TASKS.validate({"type": "translation"})
+    assert used == set()
+    put(site)  # mended
+    sys.modules.pop("own_plugin", None)
+    importlib.invalidate_caches()
+    assert enable(["own-plugin"])
+
+
+def spoil(info: Path, record: str) -> None:
+    (info / "RECORD").write_bytes(record.encode("latin-1"))
+
+
+@pytest.mark.parametrize(
+    "record", ["\xff,sha256=a,1", "own_plugin.py,sha256=a,1,2,3", "own_plugin.py,sha256=a,xx", "a.py,sha256", None]
+)
+def test_a_record_that_cannot_be_read_is_refused_and_stops_nobody_from_seeing_others(
+    site: Path, record: str | None
+) -> None:
+    put(site)
+    info = site / "own_plugin-1.0.dist-info"
+    (info / "RECORD").unlink() if record is None else spoil(info, record)
+    with pytest.raises(ConfigError, match=r"AGFL-CONFIG-22[78]"):
         enable(["own-plugin"])
-    assert caught.value.code == expected
-    assert "own-plugin" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    (shown,) = (described(one) for one in installed() if one.name == "own-plugin")
+    assert shown.startswith("1.0; plugins: own-plugin")
+
+
+def test_a_file_of_which_the_record_has_no_hash_is_hashed_all_the_same(site: Path) -> None:
+    put(site, **{"own_more.py": "x = 1"})
+    record = site / "own_plugin-1.0.dist-info" / "RECORD"
+    rows = [row.partition(",")[0] + ",," if row.startswith("own_more") else row for row in record.read_text().split()]
+    record.write_text("\n".join(rows) + "\n")
+    before = files_of(site)
+    (site / "own_more.py").write_text("x = 2")
+    assert files_of(site) != before
+
+
+def test_code_in_a_folder_called_as_metadata_is_hashed(site: Path) -> None:
+    put(site, **{"own/a.dist-info/code.py": "x = 1"})
+    before = files_of(site)
+    (site / "own/a.dist-info/code.py").write_text("x = 2")
+    assert files_of(site) != before
+
+
+def test_a_source_tree_is_no_plugin(site: Path) -> None:
+    (site / "own_plugin.egg-info").mkdir(parents=True)
+    (site / "own_plugin.py").write_text(OWN_TASK)
+    (site / "own_plugin.egg-info" / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: own-plugin\nVersion: 1.0\n")
+    (site / "own_plugin.egg-info" / "SOURCES.txt").write_text("own_plugin.py\n")
+    (site / "own_plugin.egg-info" / "entry_points.txt").write_text("[agfl.tasks]\nown_task = own_plugin:OwnConfig\n")
+    with pytest.raises(ConfigError, match="AGFL-CONFIG-227"):
+        enable(["own-plugin"])
+
+
+def test_a_file_of_the_same_name_that_python_finds_first_is_not_taken_for_the_plugin(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(site)
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "own_plugin.py").write_text(OWN_TASK)
+    monkeypatch.syspath_prepend(str(tmp_path / "first"))
+    with pytest.raises(ConfigError, match="AGFL-CONFIG-229"):
+        enable(["own-plugin"])
+
+
+def test_of_two_copies_the_one_that_python_imports_is_shown(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(site)
+    install(tmp_path / "first", "own-plugin", "2.0", {"own_plugin.py": OWN_TASK}, TASK)
+    monkeypatch.syspath_prepend(str(tmp_path / "first"))
+    (shown,) = [described(one) for one in installed() if one.name == "own-plugin"]
+    assert shown.startswith(str(enable(["own-plugin"])[0]))
+
+
+def test_a_misspelled_name_is_told_the_right_one_and_a_name_alone_is_no_list(site: Path) -> None:
+    put(site)
+    with pytest.raises(ConfigError, match=r"got 'own-plugn' \(did you mean 'own-plugin'\?\) .AGFL-CONFIG-223"):
+        enable(["own-plugn"])
+    with pytest.raises(ConfigError, match="AGFL-CONFIG-273"):
+        enable("own-plugin")
 
 
 @pytest.mark.parametrize("name", ["../own_plugin", "os", "own_plugin:OwnConfig", "", "torch"])

@@ -65,3 +65,25 @@ def test_no_name_is_taken_twice_and_none_is_open() -> None:
         shapes.register(Shape)
     with pytest.raises(ConfigError, match=r"^Config: .*got one of BaseModel .AGFL-CONFIG-130"):
         shapes.register(Config)
+
+
+def test_a_class_that_is_defined_anew_takes_the_place_of_the_one_before_and_of_no_other() -> None:
+    shapes = Registry(Shape, "kind")
+
+    def make(name: str) -> type[Shape]:
+        class Made(Shape):
+            kind: Literal[name]  # type: ignore[valid-type]
+
+        return Made
+
+    first, other, again = make("circle"), make("square"), make("circle")
+    for kind in (first, other, again):
+        shapes.admit(kind)
+    assert shapes.names == ("circle", "square")
+    assert isinstance(shapes.validate({"kind": "circle"}), again)
+    assert isinstance(shapes.validate({"kind": "square"}), other)
+    shapes.register(make("disk"))
+    taken = type("Taken", (Shape,), {"__annotations__": {"kind": Literal["disk"]}, "__module__": __name__})
+    with pytest.raises(ConfigError, match="AGFL-CONFIG-132"):
+        shapes.admit(taken)
+    assert "disk" in shapes.names

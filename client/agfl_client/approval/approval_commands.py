@@ -14,7 +14,7 @@ from agfl_client.approval.approvals import decide, earlier_run
 from agfl_client.approval.plan_text import describe
 from agfl_client.keys import name_in
 from agfl_client.policy import Policy
-from agfl_models.errors import ConfigError
+from agfl_models.errors import ConfigError, one_line
 
 
 def decide_on(folder: Path, run_id: str, policy: Policy, *, refuse: bool, yes: bool) -> None:
@@ -30,16 +30,21 @@ def decide_on(folder: Path, run_id: str, policy: Policy, *, refuse: bool, yes: b
         raise ConfigError(
             "AGFL-CONFIG-049", f"approve: must be a run that was put to you, got {run_id!r}; {_waiting(waiting)}"
         )
-    plan = found.read_plan()
-    print(describe(plan, earlier_run(files, plan), found.sigma, operator=found.operator, policy=policy))
     answer = Status.REFUSED if refuse else Status.APPROVED
+    try:
+        plan = found.read_plan()
+        print(describe(plan, earlier_run(files, plan), found.sigma, operator=found.operator, policy=policy))
+    except ConfigError as error:
+        if not refuse:
+            raise
+        print(f"run {run_id}: its plan cannot be read here: {error}")  # nobody needs a plug-in to say no to it
     if found.status is answer:
         print(f"run {run_id} is {answer.value} already")
         return
     if not yes and not _is_confirmed(f"{'refuse' if refuse else 'approve'} run {run_id}?"):
         print("nothing is changed")
         return
-    decide(files, plan, answer)
+    decide(files, run_id, found.plan, answer)
     print(f"run {run_id} is {answer.value}")
 
 
@@ -47,9 +52,7 @@ def print_runs(folder: Path, *, as_json: bool) -> None:
     """Print one line a run, the one that changed last at the end."""
     rows = []
     for run_id, one in _files(folder).read_all().items():
-        plan = one.plan_if_read()
-        task = "unknown" if plan is None else plan.client_plan.task.type
-        members = None if plan is None else len(plan.members)
+        task, members = _task_and_members(one.plan)
         rows.append({"run": run_id, "status": one.status.value, "by": one.by, "task": task, "members": members})
         rows[-1]["since"] = one.time
     if as_json:
@@ -65,6 +68,15 @@ def print_runs(folder: Path, *, as_json: bool) -> None:
         Console().print(table)
     else:
         print("no run was put to you yet")
+
+
+def _task_and_members(plan: str) -> tuple[str, int | None]:
+    """Return what a plan's text says, also where it has parts that are not known here."""
+    try:
+        content = json.loads(plan)
+        return one_line(str(content["config"]["task"]["type"])), len(content["members"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return "unknown", None
 
 
 def _files(folder: Path) -> ApprovalFiles:

@@ -124,16 +124,17 @@ class Approvals:
                 self._files.remove(run_id)
 
 
-def decide(files: ApprovalFiles, plan: Plan, status: Status) -> None:
-    """Note a person's answer to a plan; raises ConfigError where another plan has taken its place meanwhile."""
+def decide(files: ApprovalFiles, run_id: str, plan: str, status: Status) -> None:
+    """Note a person's answer to a plan's text; raises ConfigError where another plan has taken its place meanwhile."""
     with files.locked():
-        known = files.read(plan.run_id)
-        if known is None or known.plan != plan.to_json():
-            raise ConfigError("AGFL-CONFIG-059", f"run {plan.run_id}: its plan has changed meanwhile; look at it again")
+        known = files.read(run_id)
+        if known is None or known.plan != plan:
+            raise ConfigError("AGFL-CONFIG-059", f"run {run_id}: its plan has changed meanwhile; look at it again")
         if status is Status.APPROVED:
-            _check_split(files.splits(), plan)
-            fix_split(files, plan)
-        files.write(plan.run_id, known.changed(status=status, by="owner"))
+            approved = known.read_plan()
+            _check_split(files.splits(), approved)
+            fix_split(files, approved)
+        files.write(run_id, known.changed(status=status, by="owner"))
 
 
 def fix_split(files: ApprovalFiles, plan: Plan) -> None:

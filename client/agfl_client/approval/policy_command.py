@@ -13,7 +13,7 @@ from agfl_protocol.plans.client_plan import ClientPlan
 
 
 def print_policy(policy: Policy) -> None:
-    """Print a policy's keys and all installed plug-ins; none of their code runs."""
+    """Print a policy's keys and all installed plug-ins; of those that it does not enable no code runs."""
     print(dump_yaml(policy.model_dump(mode="json")), end="")
     enabled, there = set(map(normalized, policy.plugins)), list(installed())
     print("installed plug-ins:" if there else "installed plug-ins: none")

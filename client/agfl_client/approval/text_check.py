@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from agfl_client.training.deadline import NO_DEADLINE, Deadline
 from agfl_client.training.own_error import measure_sigma
 from agfl_client.training.trainer import train
 from agfl_client.training.workspace import Read, Workspace
@@ -45,8 +46,12 @@ class TextCheck:
         return found if isinstance(found, Workspace) else None
 
 
-def sigma_of(plan: ClientPlan, read: Read, device: str) -> float | None:
-    """Return how much of an update of the first model is the noise of its batches; None where that is not drawn."""
+def sigma_of(plan: ClientPlan, read: Read, device: str, deadline: Deadline = NO_DEADLINE) -> float | None:
+    """Return how much of an update of the first model is the noise of its batches; None where that is not drawn.
+
+    Raises:
+        PolicyViolation: `deadline` passes.
+    """
     if plan.training.local_steps is None or not plan.tokenizer.is_trained:
         return None
     space = Workspace.of("", plan, 1, read, device)
@@ -56,6 +61,9 @@ def sigma_of(plan: ClientPlan, read: Read, device: str) -> float | None:
     for _ in range(2):
         part.layout.load(part.model, first)
         rng = np.random.default_rng()
-        data = space.task, space.dataset
-        updates.append(train(LocalWork(part.model, part.layout, *data, rng, plan.training, device, widths=part.widths)))
+        data, limit = (space.task, space.dataset), deadline.check
+        work = LocalWork(
+            part.model, part.layout, *data, rng, plan.training, device, widths=part.widths, check_deadline=limit
+        )
+        updates.append(train(work))
     return measure_sigma(*(update.delta for update in updates))

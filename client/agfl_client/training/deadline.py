@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from agfl_client.policy import PolicyViolation
 
 
+class OutOfTime(PolicyViolation):
+    """The owner's time for a round is over; nothing else raises it."""
+
+
 @dataclass(frozen=True)
 class Deadline:
     """Checked between batches, so that a round stops within one of them; the memory bound limits how large one is.
@@ -27,11 +31,11 @@ class Deadline:
         """Check that there is time left.
 
         Raises:
-            PolicyViolation: the round is out of time. The server gets the line, so it does not say what the owner
+            OutOfTime: the round is out of time. The server gets the line, so it does not say what the owner
                 permits; that there was too much to do here, it learns from the silence of a slow machine too.
         """
         if time.monotonic() >= self.at:
-            raise PolicyViolation("AGFL-POLICY-012", "max_seconds_per_round: out of time")
+            raise OutOfTime("AGFL-POLICY-012", "max_seconds_per_round: out of time")
 
 
 NO_DEADLINE = Deadline()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from agfl_client.training.deadline import OutOfTime
 from agfl_client.training.delta_sgd import DeltaSGD
-from agfl_models.errors import AgflError, ConfigError
+from agfl_models.errors import ConfigError
 from agfl_models.model.sequence_model import trained_parameters
 from agfl_protocol.config.training_config import DeltaSGDConfig, SGDConfig, TrainingConfig
 from agfl_protocol.local_trainer import LocalResult, LocalTrainer, LocalWork
@@ -23,6 +25,7 @@ from agfl_protocol.methods.method import Gradient
 from agfl_protocol.update import Layout, Vector
 
 log = logging.getLogger("agfl.client")
+_MAX_STEPS, _MAX_PREDICTIONS = 1_000_000, 2**53
 
 
 @dataclass(frozen=True)
@@ -128,34 +131,38 @@ def train(work: LocalWork, shipped: LocalTrainer | None = None) -> LocalResult:
         return (shipped or BatchTrainer()).train(work)
     try:
         result = config.build().train(work)
-    except AgflError:
+    except OutOfTime:
         raise
-    except Exception:
+    except (Exception, SystemExit):
         # The server gets the line, and what an error says may quote the owner's text, so that stays here.
         log.error("training.trainer: %s:\n%s", config.type, traceback.format_exc())
         line = f"training.trainer: {config.type} must not fail, and has; its owner's log says why"
         raise ConfigError("AGFL-CONFIG-231", line) from None
     work.check_deadline()
-    _check(result, work, f"training.trainer: {config.type}")
-    return result
+    return _checked(result, work, f"training.trainer: {config.type}")
 
 
-def _check(result: object, work: LocalWork, source: str) -> None:
-    """Refuse what no run of the trainer should return, whatever the text.
+def _checked(result: object, work: LocalWork, source: str) -> LocalResult:
+    """Return a result with plain numbers; refuse what no run of the trainer should return, whatever the text.
 
     That numbers ran away is no refusal, which would tell the server of this owner alone: `Divergence` counts it.
     """
     if not isinstance(result, LocalResult):
-        got = type(result).__name__
-        raise ConfigError("AGFL-CONFIG-232", f"{source} must return a LocalResult, got {got}")
+        raise ConfigError("AGFL-CONFIG-232", f"{source} must return a LocalResult, and has not")
     delta, wanted = result.delta, (work.layout.size,)
     if not isinstance(delta, np.ndarray) or delta.shape != wanted or delta.dtype != np.float32:
-        got = f"{delta.dtype} {delta.shape}" if isinstance(delta, np.ndarray) else type(delta).__name__
-        raise ConfigError("AGFL-CONFIG-233", f"{source} must return a delta of float32 {wanted}, got {got}")
-    for name, least in (("num_steps", 1), ("num_predictions", 0)):
-        count = getattr(result, name)
-        if not isinstance(count, int) or count < least:
-            raise ConfigError("AGFL-CONFIG-234", f"{source} must return {name} of {least} or more, got {count!r}")
+        raise ConfigError("AGFL-CONFIG-233", f"{source} must return a delta of float32 {wanted}, and has not")
+    try:
+        counts = [operator.index(count) for count in (result.num_steps, result.num_predictions)]
+        losses = [float(loss) for loss in (result.loss, result.first_loss)]
+    except (TypeError, ValueError, OverflowError):
+        counts, losses = [0, 0], []
+    steps, predictions = counts
+    if not (1 <= steps <= _MAX_STEPS and 0 <= predictions <= _MAX_PREDICTIONS and losses):
+        # No value: the server gets the line, and a count is of the owner's text.
+        rule = "must return losses that are numbers, and counts of steps and predictions that are whole ones"
+        raise ConfigError("AGFL-CONFIG-234", f"{source} {rule}, and has not")
+    return LocalResult(delta, losses[0], predictions, steps, losses[1])
 
 
 def effective_steps(config: TrainingConfig, num_steps: int) -> float:

@@ -11,7 +11,7 @@ from agfl_models.errors import WireError
 
 
 def bounded_client(tls: ssl.SSLContext, timeout_s: float, max_bytes: int, proxy: str | None = None) -> httpx.Client:
-    """Return a client whose answers have at most `most` bytes, are not compressed, and lead nowhere else.
+    """Return a client whose answers have at most `max_bytes` bytes, are not compressed, and lead nowhere else.
 
     proxy: the URL of the one that leads to the server; the environment is not asked.
     """

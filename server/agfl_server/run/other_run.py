@@ -10,7 +10,7 @@ from agfl_models.errors import CheckpointError
 from agfl_models.version import VERSION, written_by
 
 _NAMED = 6  # keys in one line
-_MAY_CHANGE = "what may change is num_rounds, evaluation, data, baselines and search"
+_MAY_CHANGE = "what may change is num_rounds, evaluation, data, baselines, search and tracking"
 _MISSING = object()
 
 

@@ -49,7 +49,7 @@ def _refuse_disabled(plugins: tuple[Plugin, ...]) -> tuple[Plugin, ...]:
     """Whoever uses a model enables its plug-ins; another version of one may do."""
     for plugin in plugins:
         if not is_enabled(plugin.name):
-            how = f"agfl-model --plugin {plugin.name}, or agfl.load(plugins=[{plugin.name!r}])"
+            how = f"agfl-model --plugin {plugin.name} before the command, or plugins=[{plugin.name!r}] of agfl.load"
             raise BrokenRule("AGFL-CONFIG-219", f"{plugin} must be enabled to use this model ({how}), got it disabled")
     return plugins
 

@@ -206,6 +206,12 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return load_with_defaults(path, overrides)[0]
 
 
+def load_finished(path: Path) -> RunConfig:
+    """Read the configuration of a run that is over, of whose plug-ins there may be another version now."""
+    content = read_yaml(path)
+    return fill({**content, "plugins": list(names_in(content, str(path)))}, (), str(path))[0]
+
+
 def load_with_defaults(path: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, tuple[TakenDefault, ...]]:
     """Read a run configuration, and say what it left open and took; raises as `load_run_config`."""
     return fill(read_yaml(path), overrides, str(path))

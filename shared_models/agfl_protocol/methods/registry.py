@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 from agfl_models.errors import ConfigError
 from agfl_models.plugins import GROUPS
+from agfl_models.registry import note_registered
 from agfl_protocol.methods.alignment import AlignmentWeighting
 from agfl_protocol.methods.candidates import Candidates
 from agfl_protocol.methods.clipping import Clipping
@@ -52,6 +53,7 @@ def register(method: type[Method]) -> type[Method]:
     if method.config is not None:
         METHOD_CONFIGS.register(method.config)
     METHODS.append(method)
+    note_registered(method, lambda: METHODS.remove(method))
     METHODS[_NUM_SHIPPED:] = sorted(METHODS[_NUM_SHIPPED:], key=lambda one: one.name)  # whoever registered them first
     return method
 

@@ -12,7 +12,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import Field, ModelWrapValidatorHandler, model_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from agfl_models.bounded import Rounds, Seed, load_json
 from agfl_models.errors import BrokenRule, ConfigError
@@ -21,7 +27,7 @@ from agfl_models.model.config import ModelConfig
 from agfl_models.model.families import AnyModelConfig, refuse_misfit, vocabulary_of
 from agfl_models.model.rings import Rings
 from agfl_models.plugins import Plugins
-from agfl_models.registry import plugins_used
+from agfl_models.registry import only_plugins
 from agfl_models.tasks import TaskConfig, build_task
 from agfl_models.tasks.config import TextTaskConfig
 from agfl_models.tasks.task import AnyTask
@@ -40,6 +46,10 @@ ConfigT = TypeVar("ConfigT", bound=MethodConfig)
 _LOCAL: dict[str, Any] = {"model": {"folder"}, "tokenizer": {"text"}}
 _LENGTHS = {"sequence_length", "context_length", "source_length", "target_length"}  # of tasks, in tokens
 _SOURCE = "client plan from the server"
+
+
+class _Pinned(Config):
+    plugins: Plugins = ()
 
 
 class RunBase(Config):
@@ -61,14 +71,21 @@ class RunBase(Config):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _plugins_are_pinned(cls, content: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        with plugins_used() as used:
-            run = handler(content)
-        missing = sorted(used - {plugin.name for plugin in run.plugins})
-        if missing:
-            rule = f"must hold {missing[0]}, of which the run has parts"
-            raise BrokenRule("AGFL-CONFIG-229", f"plugins: {rule}, got {[one.name for one in run.plugins]}")
-        return run
+    def _only_pinned_plugins(cls, content: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Check the pins before anything else, since a plug-in's own code looks at its part of the content."""
+        if not isinstance(content, dict):
+            return handler(content)
+        pinned = _Pinned.model_validate({"plugins": content.get("plugins", ())}).plugins
+        with only_plugins(plugin.name for plugin in pinned):
+            return handler(content)
+
+    @model_serializer(mode="wrap")
+    def _without_absent_plugins(self, content: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out that there are none, so that a run from before there were any is the same text."""
+        written: dict[str, Any] = content(self)
+        if not self.plugins:
+            written.pop("plugins", None)
+        return written
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
