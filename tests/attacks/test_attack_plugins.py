@@ -218,6 +218,7 @@ def test_attack_other_code_by_the_same_name_is_another_plugin(
 def test_attack_a_plan_lists_each_once(site: Path, fields: Fields) -> None:
     (own,) = enable(["own-plugin"])
     line(fields | {"plugins": [own.model_dump()] * 2}, "AGFL-CONFIG-220")
+    line(fields | {"plugins": [PIN | {"name": "own-z"}, own.model_dump()]}, "AGFL-CONFIG-220")
     with pytest.raises(ConfigError, match="plugins"):
         client_plan_from_json(canonical(fields | {"plugins": [own.model_dump()] * 17}))
 

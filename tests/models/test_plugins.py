@@ -22,6 +22,21 @@ from agfl_models.validation import validate
 from agfl_protocol.methods.registry import METHODS
 
 TASK = {"agfl.tasks": {"own_task": "own_plugin:OwnConfig"}}
+METHODS_AND_TASK = {"agfl.methods": {"own_method": "own_plugin:OwnMethod"}, **TASK}
+METHOD = """
+from typing import Literal
+from agfl_protocol.methods.method import Method, MethodConfig
+
+
+class OwnMethodConfig(MethodConfig):
+    type: Literal["own_method"]
+    is_chosen = True
+
+
+class OwnMethod(Method):
+    name = "own_method"
+    config = OwnMethodConfig
+"""
 LAYER = """
 from pathlib import Path
 from typing import Literal
@@ -69,7 +84,25 @@ def test_the_hash_is_of_the_files_alone_not_of_how_they_were_installed(site: Pat
     with (info / "RECORD").open("a") as record:
         record.write("own_plugin-1.0.dist-info/INSTALLER,sha256=YQ,2\n__pycache__/own_plugin.cpython-311.pyc,,\n")
         record.write("../../bin/own,sha256=YQ,9\n")
+    rows = (info / "RECORD").read_text().splitlines(keepends=True)
+    (info / "RECORD").write_text("".join(reversed(rows)))
     assert files_of(site) == before
+
+
+def test_what_it_offers_is_part_of_the_hash(site: Path) -> None:
+    put(site)
+    before = files_of(site)
+    entries = site / "own_plugin-1.0.dist-info" / "entry_points.txt"
+    entries.write_text(entries.read_text().replace("agfl.tasks", "agfl.layers"))
+    assert files_of(site) != before
+
+
+def test_a_folder_called_as_another_distribution_is_not_that(site: Path) -> None:
+    put(site)
+    metadata = site / "own_plugin-1.0.dist-info" / "METADATA"
+    metadata.write_text(metadata.read_text().replace("own-plugin", "own-other"))
+    with pytest.raises(ConfigError, match="AGFL-CONFIG-223"):
+        enable(["own-plugin"])
 
 
 @pytest.mark.parametrize(
@@ -123,6 +156,8 @@ def test_an_editable_installation_cannot_be_pinned(site: Path) -> None:
         ("from builtins import object as OwnConfig", TASK, "AGFL-CONFIG-274"),
         ("from elsewhere import OwnConfig", TASK, "AGFL-CONFIG-229"),
         (OWN_TASK + "from elsewhere import Aside\nTASKS.register(Aside)", TASK, "AGFL-CONFIG-229"),
+        (METHOD.replace("(Method)", "") + OWN_TASK, METHODS_AND_TASK, "AGFL-CONFIG-217"),
+        (METHOD + OWN_TASK.replace("OwnConfig", "Other"), METHODS_AND_TASK, "AGFL-CONFIG-225"),
         (OWN_TASK, {"other.group": {"own_task": "own_plugin:OwnConfig"}}, "AGFL-CONFIG-224"),
     ],
 )

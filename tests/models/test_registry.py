@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pytest
 
 from agfl_models.errors import ConfigError
-from agfl_models.registry import Registry
+from agfl_models.registry import Registry, loading, only_plugins
 from agfl_models.validation import Config, validate
 
 
@@ -87,3 +87,23 @@ def test_a_class_that_is_defined_anew_takes_the_place_of_the_one_before_and_of_n
     with pytest.raises(ConfigError, match="AGFL-CONFIG-132"):
         shapes.admit(taken)
     assert "disk" in shapes.names
+
+
+def test_what_a_plugin_is_the_first_to_import_of_ours_is_not_its_own() -> None:
+    shapes = Registry(Shape, "kind")
+
+    class Circle(Shape):
+        kind: Literal["circle"]
+
+    class Square(Shape):
+        kind: Literal["square"]
+
+    Square.__module__ = "agfl_models.shapes.square"
+    with loading("own-plugin") as one:
+        shapes.register(Circle)
+        shapes.register(Square)
+    assert one.kinds == [Circle]
+    with only_plugins(()):
+        assert list(shapes.names) == ["square"]
+    with only_plugins(["own-plugin"]):
+        assert list(shapes.names) == ["circle", "square"]
