@@ -15,6 +15,7 @@ from tests.plugin_files import OWN_TASK, install, registries_kept
 from agfl_client.app import OWNERS_VARIABLE, PLUGINS_VARIABLE, _node_of_context
 from agfl_client.approval.approvals import Approvals
 from agfl_client.approval.plan_text import describe
+from agfl_client.approval.policy_command import refuse_disabled
 from agfl_client.policy import Policy, PolicyViolation, load_policy
 from agfl_models.errors import ConfigError
 from agfl_models.plugins import Plugin, enable, is_enabled
@@ -279,3 +280,13 @@ def test_processes_of_a_simulation_enable_what_its_run_names(
     context = Context(0, 1, {"partition-id": 0}, RecordDict(), {})
     assert _node_of_context(context).identify().name == "owner-00"
     assert is_enabled("own-plugin")
+
+
+def test_attack_an_operators_file_enables_nothing_at_an_owner_that_looks_at_it(site: Path, tmp_path: Path) -> None:
+    """`agfl-client probe` and `agfl-client policy --run` read one."""
+    run = tmp_path / "run.yaml"
+    run.write_text("plugins: [own-plugin]\n")
+    with pytest.raises(ConfigError, match="AGFL-CONFIG-270"):
+        refuse_disabled(run, Policy())
+    assert "own_plugin" not in sys.modules
+    refuse_disabled(run, Policy(plugins=("own.plugin",)))
