@@ -30,7 +30,7 @@ MODULES = {
     "agfl-server": "agfl_server.cli",
     "agfl-simulate": "agfl_sim.cli",
 }
-_context = multiprocessing.get_context("forkserver")
+forkserver = multiprocessing.get_context("forkserver")
 # With what they load late, too: PyTorch's compiler, which every optimizer imports, takes two seconds.
 _LATE = ("agfl_client.transport.supernode", "agfl_server.transport.superlink", "torch._dynamo", "sacrebleu")
 _OWN_LATE = (
@@ -38,7 +38,7 @@ _OWN_LATE = (
     *("agfl_server.federation.authority", "agfl_server.federation.federation_folder", "agfl_server.report.run_report"),
     *("agfl_sim.progress", "agfl_sim.report.report", "agfl_sim.whole_run"),
 )
-_context.set_forkserver_preload(
+forkserver.set_forkserver_preload(
     [*MODULES.values(), "agfl_client.app", "agfl_server.app", "agfl_sim.run", *_LATE, *_OWN_LATE, "tests.preloaded"]
 )
 _forkserver: Any = multiprocessing.forkserver._forkserver  # nothing public shares it
@@ -74,12 +74,12 @@ class Started:
     ) -> None:
         """Start one of our commands or a script; what it prints goes to `log`, or to `stdout` and `stderr`."""
         self.args = [str(part) for part in command]
-        (out, its_out), (err, its_err) = _context.Pipe(duplex=False), _context.Pipe(duplex=False)
+        (out, its_out), (err, its_err) = forkserver.Pipe(duplex=False), forkserver.Pipe(duplex=False)
         self.stdout, self.stderr = (os.fdopen(os.dup(end.fileno()), encoding="utf-8") for end in (out, err))
         if log is not None:
             self._close()
         arguments = (self.args, cwd or Path.cwd(), dict(os.environ if env is None else env), its_out, its_err, log)
-        self._process = _context.Process(target=_main, args=arguments)
+        self._process = forkserver.Process(target=_main, args=arguments)
         self._process.start()
         for end in (out, err, its_out, its_err):
             end.close()

@@ -38,7 +38,7 @@ def simulate(
     evaluate: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
-    engine: Literal["inline", "ray"] = "inline",
+    engine: Literal["auto", "inline", "processes", "ray"] = "auto",
     device: str = "auto",
     progress: bool = True,
 ) -> History:
@@ -58,7 +58,8 @@ def simulate(
             joins the round's row under `central/`.
         out: folder of the run; a new one in `runs` if omitted.
         resume: go on with the run in `out`, with the settings with which it began.
-        engine: "inline" trains in this process, "ray" on Flower's Ray runtime.
+        engine: "inline" trains in this process, "processes" in one for each processor, "ray" on Flower's Ray runtime;
+            "auto" takes "processes" where the run is long enough for them. The results are the same bits.
         device: where owners train: "auto" or a PyTorch device.
         progress: whether to show each round.
 

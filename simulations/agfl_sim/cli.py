@@ -36,7 +36,7 @@ def simulate(
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in num_rounds=3."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")] = False,
-    engine: Annotated[str, typer.Option(metavar="inline|ray", help="Where the clients run.")] = "inline",
+    engine: Annotated[str, typer.Option(metavar="auto|inline|processes|ray", help="Where the clients run.")] = "auto",
     device: Annotated[str, typer.Option(help="Where owners train: auto, cpu, cuda, mps or cuda:N.")] = "auto",
     export_owners: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Only write the owners' data as DIR/NAME.jsonl.")
@@ -52,7 +52,7 @@ def simulate(
     settings = merged(read_settings(output) if resume and output is not None else (), overrides or ())
     run_config, taken = load_with_defaults(path, settings)
     if export_owners is not None:
-        if output is not None or resume or (engine, device) != ("inline", "auto"):
+        if output is not None or resume or (engine, device) != ("auto", "auto"):
             raise ConfigError(
                 "AGFL-CONFIG-082",
                 "--export-owners: runs nothing: --output, --resume, --engine and --device go without it",
@@ -76,7 +76,7 @@ def simulate(
         str(folder),
         *(part for one in settings for part in ("--set", one)),
     ]
-    again += [] if engine == "inline" else ["--engine", engine]
+    again += [] if engine == "auto" else ["--engine", engine]
     again += [] if device == "auto" else ["--device", device]
     try:
         _run(run_config, taken, folder, engine, device, resume, again, settings)

@@ -21,7 +21,7 @@ from agfl_sim.baselines.widths import write_widths
 from agfl_sim.partition import Owners
 from agfl_sim.progress import BaselineBar, ProgressObserver
 from agfl_sim.report.report import write_report
-from agfl_sim.run import simulate
+from agfl_sim.run import AUTO_ENGINE, simulate
 
 
 def run_all(
@@ -29,7 +29,7 @@ def run_all(
     folder: Path,
     console: Console,
     *,
-    engine: str = "inline",
+    engine: str = AUTO_ENGINE,
     device: str = AUTO,
     resume: bool = False,
     taken: Sequence[TakenDefault] = (),

@@ -86,9 +86,9 @@ class Lying(InlineEngine):
 
     def lead(self, folder: Path, liar: Liar | None, observer: Observer) -> None:
         apps = {}
-        for i, path in enumerate(self._owners, start=1000):
-            node = create_client_app(self._node(path, 1.0, folder / "nodes" / path.stem))
-            apps[i] = liar.wrap(node) if liar is not None and path.stem == LIAR else node
+        for number, node in self._nodes(folder).items():
+            app = create_client_app(node)
+            apps[number] = liar.wrap(app) if liar is not None and node.name == LIAR else app
         with InProcessGrid(apps, num_workers=16) as grid:
             try:
                 run_federation(grid, self._config, folder / "run", observer=observer, roster=self.roster)

@@ -1,4 +1,4 @@
-"""An in-process Grid: Flower's transport interface over plain function calls, no sockets, no subprocesses.
+"""Flower's transport interface on one machine: by plain function calls, or by whatever else brings a message to a node.
 
 Every message passes through the bytes in which it would travel, so nothing reaches a client or the server that the
 wire would not carry.
@@ -7,6 +7,7 @@ wire would not carry.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event, Lock
@@ -25,33 +26,27 @@ from agfl_server.transport.messaging import straggler_wait_s
 _RUN_ID, _SERVER_NODE_ID = 1, 1
 
 
-class InProcessGrid(Grid):
-    """Calls the ClientApps of `nodes` (node id -> app) in a pool of `num_workers` threads, a node in one at a time.
+class LocalGrid(Grid):
+    """A grid whose nodes are on this machine; `_submit` brings a message to one.
 
     waits_for_all: nobody is late, since all nodes share this machine: else a busy one would decide who is in a sum.
     """
 
-    def __init__(self, nodes: Mapping[int, ClientApp], num_workers: int, *, waits_for_all: bool = False) -> None:
-        # Message() reads the identity of the task that makes it from here.
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN_ID, _SERVER_NODE_ID
-        self._nodes = dict(nodes)
-        self._locks = {node: Lock() for node in nodes}
+    def __init__(self, nodes: Iterable[int], *, waits_for_all: bool) -> None:
+        take_identity()
+        self._node_ids = list(nodes)
         self._run = Run.create_empty(_RUN_ID)
-        self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="client")
         self._pending: dict[str, tuple[int, Future[Message]]] = {}
         self._num_pushed = 0
         self._waits_for_all = waits_for_all
 
+    @abstractmethod
+    def _submit(self, message: Message, message_id: str) -> Future[Message]:
+        """Have a node answer a message, in the background."""
+
     def straggler_wait_s(self, times: Sequence[float]) -> float:
         """See `PatientGrid`."""
         return math.inf if self._waits_for_all else straggler_wait_s(times)
-
-    def __enter__(self) -> InProcessGrid:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Drop what has not begun; what runs is waited for."""
-        self._pool.shutdown(cancel_futures=True)
 
     def set_run(self, run: Run) -> None:
         """Part of Flower's interface."""
@@ -75,7 +70,7 @@ class InProcessGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """All nodes are always there."""
-        return list(self._nodes)
+        return list(self._node_ids)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Hand each message to its node; nodes work in the background, in the order of the messages.
@@ -88,7 +83,7 @@ class InProcessGrid(Grid):
         for message in messages:
             self._num_pushed += 1
             message_id = str(self._num_pushed)
-            future = self._pool.submit(self._deliver, message, message_id)
+            future = self._submit(message, message_id)
             self._pending[message_id] = message.metadata.dst_node_id, future
             message_ids.append(message_id)
         return message_ids
@@ -106,13 +101,31 @@ class InProcessGrid(Grid):
         for message_id in [mid for mid, (node, _) in self._pending.items() if node in nodes]:
             self._pending.pop(message_id)[1].cancel()  # one that has begun ends for nobody
 
+
+class InProcessGrid(LocalGrid):
+    """Calls the ClientApps of `nodes` (node id -> app) in a pool of `num_workers` threads, a node in one at a time."""
+
+    def __init__(self, nodes: Mapping[int, ClientApp], num_workers: int, *, waits_for_all: bool = False) -> None:
+        super().__init__(nodes, waits_for_all=waits_for_all)
+        self._nodes = dict(nodes)
+        self._locks = {node: Lock() for node in nodes}
+        self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="client")
+
+    def __enter__(self) -> InProcessGrid:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Drop what has not begun; what runs is waited for."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _submit(self, message: Message, message_id: str) -> Future[Message]:
+        return self._pool.submit(self._deliver, message, message_id)
+
     def _deliver(self, message: Message, message_id: str) -> Message:
-        request = _through_the_wire(message)
-        request.metadata.__dict__["_message_id"] = message_id
+        request = inflated(*deflated(message))
         node = request.metadata.dst_node_id
-        context = Context(_RUN_ID, node, node_config={}, state=RecordDict(), run_config={})
         with self._locks[node]:
-            return _through_the_wire(self._nodes[node](request, context))
+            return inflated(*deflated(answer(self._nodes[node], request, message_id)))
 
 
 class Stopped(BaseException):
@@ -166,9 +179,25 @@ class StoppableGrid(Grid):
         return self._checked().send_and_receive(messages, timeout=timeout)
 
 
-def _through_the_wire(message: Message) -> Message:
-    """Return the message as the other side reads it from its bytes."""
-    with no_object_id_recompute():
+def take_identity() -> None:
+    """Let this process make messages: Message() reads the identity of the task that makes it from here."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN_ID, _SERVER_NODE_ID
+
+
+def answer(app: ClientApp, request: Message, message_id: str) -> Message:
+    """Return a node's reply to a request that arrived."""
+    request.metadata.__dict__["_message_id"] = message_id
+    node = request.metadata.dst_node_id
+    return app(request, Context(_RUN_ID, node, node_config={}, state=RecordDict(), run_config={}))
+
+
+def deflated(message: Message) -> tuple[str, dict[str, bytes]]:
+    """Return the bytes in which a message travels: its object's id, and each of its objects by id, a SHA-256."""
+    with no_object_id_recompute():  # else each object is hashed again for all around it
         contents = {key: value.deflate() for key, value in get_all_nested_objects(message).items()}
-        object_id = message.object_id
-    return cast(Message, inflate_object_from_contents(object_id, contents))
+        return message.object_id, contents
+
+
+def inflated(object_id: str, contents: Mapping[str, bytes]) -> Message:
+    """Return a message as the other side reads it from its bytes."""
+    return cast(Message, inflate_object_from_contents(object_id, dict(contents)))

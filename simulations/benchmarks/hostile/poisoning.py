@@ -150,13 +150,14 @@ class Engine(InlineEngine):
         super().__init__(config, owners)
         self._attack = attack
 
-    def _node(self, path: Path, max_width: float, folder: Path) -> Node:
-        node = super()._node(path, max_width, folder)
-        if self._attack != HONEST and path == self._owners[-1]:
+    def _nodes(self, folder: Path) -> dict[int, Node]:
+        nodes = super()._nodes(folder)
+        if self._attack != HONEST:
+            node = list(nodes.values())[-1]
             node.__class__ = LyingNode
             node.attack = ATTACKS[self._attack]  # type: ignore[attr-defined]
-            node.in_sum = _in_sum(self._config, [owner.stem for owner in self._owners])  # type: ignore[attr-defined]
-        return node
+            node.in_sum = _in_sum(self._config, [node.name for node in nodes.values()])  # type: ignore[attr-defined]
+        return nodes
 
 
 def _in_sum(config: RunConfig, names: Sequence[str]) -> int:

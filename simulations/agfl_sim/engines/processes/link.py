@@ -1,0 +1,106 @@
+"""What the driver of a run and its workers say to each other: plain data and bytes, pickled by our own processes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TypeAlias
+
+from agfl_sim.engines.simulated_owners import SimulatedOwners
+
+ClassPath: TypeAlias = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Begin:
+    """To a new worker. classes: (module, name) of those of the researcher's own that the run is made of."""
+
+    owners: SimulatedOwners
+    folder: Path
+    classes: tuple[ClassPath, ...]
+
+
+@dataclass(frozen=True)
+class Clear:
+    """To a worker: the objects that it got so far are not needed any more."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """To a worker: a message for a node. It consists of `objects`, by id; `new` holds those that were not sent yet."""
+
+    node: int
+    message_id: str
+    object_id: str
+    objects: tuple[str, ...]
+    new: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """From a worker: its nodes are there."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """From a worker that cannot begin: an error for a person. kind: its class in agfl_models.errors, or the base."""
+
+    kind: str
+    code: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Reply:
+    """From a worker: the reply to the request under way."""
+
+    object_id: str
+    contents: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Defect:
+    """From a worker: a node failed as none should."""
+
+    trace: str
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """From a worker: what a logger said, for the driver's logger of that name."""
+
+    logger: str
+    level: int
+    text: str
+
+
+class ToDriver(logging.Handler):
+    """Sends log lines to the driver, so that they look as those of one process and no progress bar is torn."""
+
+    def __init__(self, line: Line) -> None:
+        super().__init__()
+        self._line = line
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send it, with the traceback that may come with it."""
+        self._line.send(LogLine(record.name, record.levelno, self.format(record)))
+
+
+class Line:
+    """A worker's end; several threads may send."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._lock = connection, threading.Lock()
+
+    def send(self, content: object) -> None:
+        """Send it whole."""
+        with self._lock:
+            self._connection.send(content)
+
+    def receive(self) -> object:
+        """Return what comes next; raises EOFError once the driver is gone."""
+        return self._connection.recv()

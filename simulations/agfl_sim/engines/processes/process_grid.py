@@ -1,0 +1,56 @@
+"""A Grid over worker processes: each owner stays with one, which keeps its data and model warm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from heapq import heapify, heapreplace
+
+from flwr.app import Message
+
+from agfl_sim.engines.grid import LocalGrid
+from agfl_sim.engines.processes.worker_process import WorkerProcess
+
+_THREADS = 2  # a worker's: while one waits for a reply, the other makes the next message
+
+
+class ProcessGrid(LocalGrid):
+    """Takes each message to the worker of its node; `worker_of` holds every node."""
+
+    def __init__(self, worker_of: Mapping[int, WorkerProcess]) -> None:
+        super().__init__(worker_of, waits_for_all=True)
+        self._worker_of = dict(worker_of)
+        self._workers = list(dict.fromkeys(worker_of.values()))
+        self._pools = {worker: ThreadPoolExecutor(_THREADS, thread_name_prefix="worker") for worker in self._workers}
+
+    def __enter__(self) -> ProcessGrid:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Drop what has not begun, and end all workers in whatever they do: what is on disk is whole at any moment."""
+        for pool in self._pools.values():
+            pool.shutdown(wait=False, cancel_futures=True)
+        for worker in self._workers:
+            worker.close()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """As of any grid. An object that several nodes of a worker get among `messages` is sent there once."""
+        messages = list(messages)
+        for worker in {self._worker_of[message.metadata.dst_node_id] for message in messages}:
+            worker.clear()
+        return super().push_messages(messages)
+
+    def _submit(self, message: Message, message_id: str) -> Future[Message]:
+        worker = self._worker_of[message.metadata.dst_node_id]
+        return self._pools[worker].submit(worker.answer, message, message_id)
+
+
+def shared_out(costs: Mapping[int, float], num_workers: int) -> Sequence[Sequence[int]]:
+    """Return which nodes each worker has: the costliest first, each to the one that has least to do."""
+    heap = [(0.0, number, list[int]()) for number in range(min(num_workers, len(costs)))]
+    heapify(heap)
+    for node in sorted(costs, key=lambda node: (-costs[node], node)):
+        load, number, nodes = heap[0]
+        nodes.append(node)
+        heapreplace(heap, (load + costs[node], number, nodes))
+    return [nodes for _, _, nodes in sorted(heap, key=lambda entry: entry[1])]

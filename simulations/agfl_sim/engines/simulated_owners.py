@@ -1,0 +1,166 @@
+"""The owners of a simulation as plain data, which any process can make their nodes of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from agfl_client.approval.approvals import Approvals
+from agfl_client.ledger.ledger_file import LEDGER_FILE
+from agfl_client.node import Node
+from agfl_client.policy import Policy
+from agfl_client.secure.secure_member import SecureMember
+from agfl_client.training.device import choose_device
+from agfl_models.files.durable_files import write_atomically
+from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.randomness import OwnerRandomness
+from agfl_protocol.secagg.identity import SigningRoster
+from agfl_server.rounds.checkpoint import last_exchange
+from agfl_server.rounds.journal import Journal
+from agfl_server.run.run_folder import RunFolder
+from agfl_sim.partition import device_widths
+
+NODES_FOLDER = "nodes"
+_FIRST_ID = 1000
+_NO_LIMIT_S = 1e9  # of a round: the researcher has asked for it
+_NO_LIMIT = 10**15
+
+
+@dataclass(frozen=True)
+class SimulatedOwner:
+    """One owner. max_width: of the widest model that its device holds; key: its private signing key, 32 bytes."""
+
+    path: Path
+    max_width: float
+    key: bytes = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The owner's NAME."""
+        return self.path.stem
+
+
+@dataclass(frozen=True)
+class SimulatedOwners:
+    """Owners by node id, and what they have in common.
+
+    roster: the public signing keys of all owners of the run, also of those that are not here. min_cohort,
+    max_colluders: of every owner's policy where sums are secure.
+    """
+
+    owners: Mapping[int, SimulatedOwner]
+    roster: Mapping[str, bytes]
+    device: str
+    seed: int
+    pretrained: Path | None
+    is_secure: bool
+    min_cohort: int | None
+    max_colluders: int | None
+    plugins: tuple[str, ...]
+
+    @staticmethod
+    def of(config: RunConfig, files: Sequence[Path], device: str) -> SimulatedOwners:
+        """Say early what no node would take part in, since the run would wait for it.
+
+        Raises:
+            ConfigError: the device is not there, or `data.max_widths` does not name one an owner.
+            AgflError: the model is more than a node holds, or the pretrained one is not there.
+        """
+        device, widths = choose_device(device), device_widths(config, len(files))
+        keys = [Ed25519PrivateKey.generate() for _ in files]
+        made = SimulatedOwners(
+            owners={
+                number: SimulatedOwner(path, width, key.private_bytes_raw())
+                for number, (path, width, key) in enumerate(zip(files, widths, keys, strict=True), start=_FIRST_ID)
+            },
+            roster={path.stem: key.public_key().public_bytes_raw() for path, key in zip(files, keys, strict=True)},
+            device=device,
+            seed=config.seed,
+            pretrained=config.pretrained,
+            is_secure=config.aggregation.type == "secure",
+            min_cohort=config.aggregation.min_cohort,
+            max_colluders=config.aggregation.max_colluders,
+            plugins=tuple(plugin.name for plugin in config.plugins),
+        )
+        known = config.with_pretrained(config.pretrained, "model.folder").client_plan
+        for width in set(widths):
+            made.policy(width).tier(known)
+        return made
+
+    def only(self, ids: Iterable[int]) -> SimulatedOwners:
+        """Return the same with some of the owners."""
+        return replace(self, owners={number: self.owners[number] for number in ids})
+
+    @property
+    def signing_roster(self) -> SigningRoster:
+        """The signing keys of all owners of the run."""
+        return SigningRoster({name: Ed25519PublicKey.from_public_bytes(key) for name, key in self.roster.items()})
+
+    def policy(self, max_width: float) -> Policy:
+        """Return an owner's policy. The researcher owns all text, so a plain run is permitted if that is chosen."""
+        return Policy(
+            min_cohort=self.min_cohort if self.is_secure else None,
+            max_colluders=self.max_colluders if self.is_secure else None,
+            allow_plain=not self.is_secure,
+            runs="all",
+            max_parameters=_NO_LIMIT,
+            max_width=max_width,
+            max_seconds_per_round=_NO_LIMIT_S,
+            plugins=self.plugins,
+        )
+
+    def nodes(self, folder: Path) -> dict[int, Node]:
+        """Return the owners' nodes, which keep what they keep in the run's `folder`; raises as `Node`."""
+        roster = self.signing_roster
+        return {number: self._node(owner, roster, folder) for number, owner in self.owners.items()}
+
+    def _node(self, owner: SimulatedOwner, roster: SigningRoster, run: Path) -> Node:
+        name, policy, folder = owner.name, self.policy(owner.max_width), run / NODES_FOLDER / owner.name
+        folder.mkdir(parents=True, exist_ok=True)
+        key = Ed25519PrivateKey.from_private_bytes(owner.key)
+        member = SecureMember(name, key, roster, policy, folder) if self.is_secure else None
+        return Node(
+            name,
+            owner.path,
+            self.device,
+            pretrained=self.pretrained,
+            policy=policy,
+            member=member,
+            folder=folder,
+            randomness=OwnerRandomness.of_seed(self.seed, name),
+            approvals=Approvals(folder, policy, "simulation"),
+        )
+
+
+def forget_exchange(config: RunConfig, names: Iterable[str], folder: Path) -> None:
+    """Take back the exchange that ended with the process: its clients did too, and nothing left either."""
+    journal, learned = Journal(folder), RunFolder(folder)
+    if not journal.is_begun:
+        return
+    if config.search is not None:
+        learned = RunFolder(learned.search)
+    if not learned.has_tokenizer(config):
+        journal.begin(journal.run_id)
+    trained = (RunFolder(folder).checkpoints, *sorted(RunFolder(folder).search.glob("*/checkpoints")))
+    last = journal.take_back(max(map(last_exchange, trained)))
+    for name in names:
+        ledger = folder / NODES_FOLDER / name / LEDGER_FILE
+        if ledger.exists():
+            write_atomically(ledger, _lines_up_to(ledger.read_bytes(), last), mode=0o600)
+
+
+def _lines_up_to(ledger: bytes, last: int) -> bytes:
+    """Return a ledger's lines before the first one of a later exchange than `last`."""
+    kept = takewhile(lambda line: json.loads(line).get("exchange", 0) <= last, ledger.splitlines(keepends=True))
+    return b"".join(kept)
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of an owner's file or folder."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())

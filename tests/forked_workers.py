@@ -1,0 +1,46 @@
+"""Workers of the `processes` engine, forked from the process that has loaded PyTorch already: see `commands`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from multiprocessing.connection import Connection
+
+from tests.commands import forkserver
+
+from agfl_sim.engines.processes.worker import main
+
+
+class ForkedWorker:
+    """What `launch` returns, of a forked process."""
+
+    def __init__(self, descriptor: int) -> None:
+        reads, writes = os.pipe()
+        self.stdin = os.fdopen(writes, "wb", buffering=0)
+        line, lifeline = Connection(os.dup(descriptor)), Connection(reads, writable=False)
+        self._process = forkserver.Process(target=_main, args=(line, lifeline), daemon=True)
+        self._process.start()
+        line.close()
+        lifeline.close()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("worker", timeout or 0)
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+def _main(line: Connection, lifeline: Connection) -> None:
+    os.dup2(lifeline.fileno(), 0)
+    lifeline.close()
+    sys.argv = ["-c", str(line.fileno())]
+    main()

@@ -1,0 +1,206 @@
+"""Worker processes: the bits of one process with any number of them, and what becomes of them however a run ends."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.commands import Started
+from tests.forked_workers import ForkedWorker
+
+from agfl_client.ledger.ledger_file import read_entries
+from agfl_models.errors import DataError
+from agfl_models.machine import usable_cpus
+from agfl_protocol.config.run_config import RunConfig
+from agfl_server.rounds.observer import Observer, Row
+from agfl_sim.engines.processes import worker_process
+from agfl_sim.engines.processes.engine import ProcessesEngine
+from agfl_sim.engines.processes.process_grid import shared_out
+from agfl_sim.run import InlineEngine
+
+MIXED = "model.layers=[{type: attention, num_heads: 4}, {type: ff, hidden_dim: 24}, {type: rnn, cell: mingru}]"
+SECURE = "aggregation={type: secure, min_cohort: 3, max_colluders: 1}"
+SETTINGS = {
+    "plain": ("aggregation.cohort_size=3",),
+    "secure": (SECURE,),
+    "elastic": (
+        "elastic={widths: [0.25, 0.5, 1.0], growth: {patience: 1, min_gain: 0.2}}",
+        *(MIXED, "data.max_widths={0.25: 1, 0.5: 2, 1.0: 2}", "num_rounds=4", "evaluation.every=1", SECURE),
+    ),
+    "state": ("aggregation.server_optimizer={type: scaffold}", "aggregation.weighting=uniform"),
+    "search": (
+        "search={slate: [configured, mingru], rungs: [1, 2]}",
+        *("num_rounds=3", "training.local_steps=1", SECURE),
+    ),
+    "tokenizer": ("tokenizer={type: bpe, vocab_size: 270, merges_per_round: 8}", "model.vocab_size=270", SECURE),
+}
+Configs = Callable[..., RunConfig]
+MakeOwners = Callable[[int], Path]
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ForkedWorker]]:
+    """All that are started, without the seconds that a new interpreter takes."""
+    started: list[ForkedWorker] = []
+
+    def launch(descriptor: int) -> ForkedWorker:
+        started.append(ForkedWorker(descriptor))
+        return started[-1]
+
+    monkeypatch.setattr(worker_process, "launch", launch)
+    yield started
+    for worker in started:
+        assert worker.wait(20) is not None
+
+
+def result(folder: Path) -> tuple[Any, ...]:
+    """All that a run leaves, but for how long it took."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    owners = {
+        path.name: [
+            (e["event"], e["round"], e["exchange"]) for e in read_entries(path / "ledger.jsonl") if "exchange" in e
+        ]
+        for path in sorted((folder / "nodes").iterdir())
+        if (path / "ledger.jsonl").exists()
+    }
+    weights = (folder / "model" / "model.safetensors").read_bytes()
+    return weights, [{**row, "seconds": 0} for row in rows], owners
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_workers_change_no_bit(
+    name: str, run_config: Configs, make_owners: MakeOwners, tmp_path: Path, workers: list[ForkedWorker]
+) -> None:
+    config, owners = run_config("num_rounds=2", *SETTINGS[name]), sorted(make_owners(5).iterdir())
+    InlineEngine(config, owners, "cpu").run(tmp_path / "inline", resume=False, observer=Observer())
+    for count in (1, 2, 4) if name == "secure" else (2,):
+        folder = tmp_path / str(count)
+        ProcessesEngine(config, owners, "cpu", num_workers=count).run(folder, resume=False, observer=Observer())
+        assert result(folder) == result(tmp_path / "inline"), count
+    assert len(workers) == (7 if name == "secure" else 2)
+
+
+class PulledPlugError(BaseException):
+    """Nothing in the product catches it."""
+
+
+class Interrupter(Observer):
+    def __init__(self, ends_at: int) -> None:
+        self._ends_at = ends_at
+
+    def round_finished(self, row: Row) -> None:
+        if row["round"] == self._ends_at:
+            raise PulledPlugError
+
+
+def test_run_that_ended_goes_on_in_either_engine(
+    run_config: Configs, make_owners: MakeOwners, tmp_path: Path, workers: list[ForkedWorker]
+) -> None:
+    config, owners = run_config(SECURE), sorted(make_owners(4).iterdir())
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    InlineEngine(config, owners, "cpu").run(whole, resume=False, observer=Observer())
+    for kind, ends_at in ((ProcessesEngine, 1), (InlineEngine, 2)):
+        with pytest.raises(PulledPlugError):
+            kind(config, owners, "cpu").run(torn, resume=ends_at > 1, observer=Interrupter(ends_at))
+    ProcessesEngine(config, owners, "cpu", num_workers=3).run(torn, resume=True, observer=Observer())
+    assert result(torn) == result(whole)
+
+
+def test_node_that_cannot_be_is_the_line_of_one_process(
+    run_config: Configs, make_owners: MakeOwners, tmp_path: Path, workers: list[ForkedWorker]
+) -> None:
+    owners = sorted(make_owners(3).iterdir())
+    owners[2].unlink()
+    lines = []
+    for engine in (InlineEngine(run_config(), owners, "cpu"), ProcessesEngine(run_config(), owners, "cpu", 2)):
+        with pytest.raises(DataError) as refused:
+            engine.run(tmp_path / "run", resume=False, observer=Observer())
+        lines.append(str(refused.value))
+    assert lines[0] == lines[1]
+
+
+def test_what_a_worker_logs_is_a_line_of_the_driver(
+    run_config: Configs,
+    make_owners: MakeOwners,
+    tmp_path: Path,
+    workers: list[ForkedWorker],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An owner whose file went away says so on its screen; the run goes on without it."""
+    owners = sorted(make_owners(4).iterdir())
+
+    class Remover(Observer):
+        def connected(self, name: str) -> None:
+            owners[3].unlink(missing_ok=True)
+
+    with caplog.at_level(logging.INFO):
+        ProcessesEngine(run_config(), owners, "cpu", 2).run(tmp_path / "run", resume=False, observer=Remover())
+    said = [record for record in caplog.records if "your node takes no part in the run" in record.message]
+    assert {record.name for record in said} == {"agfl.client"}
+
+
+def test_longest_are_dealt_out_first_to_whoever_has_least() -> None:
+    assert shared_out({1: 5.0, 2: 1.0, 3: 1.0, 4: 1.0, 5: 3.0}, 2) == [[1, 4], [5, 2, 3]]
+    assert shared_out({1: 1.0, 2: 1.0}, 4) == [[1], [2]]
+    assert shared_out({node: 1.0 for node in range(6)}, 3) == [[0, 3], [1, 4], [2, 5]]
+
+
+CONFIG = """
+num_rounds: 300
+task: {type: language_modeling, sequence_length: 16}
+model: {vocab_size: 259, dim: 8, layers: [{type: ff}]}
+training: {batch_size: 2, local_steps: 1}
+aggregation: {type: plain, min_cohort: 2}
+data: {partition: natural, num_owners: 4}
+"""
+
+
+def children_of(pid: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it ended
+            continue
+        if parent == pid:
+            found.append(int(path.parent.name))
+    return found
+
+
+def is_there(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_worker_outlives_its_driver(number: signal.Signals, tmp_path: Path) -> None:
+    """Here they are new interpreters, as a person starts them."""
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    log = tmp_path / "log"
+    process = Started(*("agfl-simulate", "run.yaml", "--output", "out", "--engine", "processes"), cwd=tmp_path, log=log)
+    deadline = time.monotonic() + 120
+    while not log.exists() or "round   2/" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+    workers = children_of(process.pid)
+    assert len(workers) == usable_cpus()
+    for pid in (*workers, process.pid) if number == signal.SIGINT else (process.pid,):  # a terminal sends it to all
+        os.kill(pid, number)
+    assert process.wait(60) == (130 if number == signal.SIGINT else -number)
+    deadline = time.monotonic() + 20
+    while any(map(is_there, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_there, workers))
+    assert "Traceback" not in log.read_text()
+    if number == signal.SIGINT:
+        assert "stopped; go on with: agfl-simulate run.yaml --output out --engine processes --resume" in log.read_text()
