@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from multiprocessing.connection import Connection
 
+from flwr.app import RecordDict
 from tests.commands import forkserver
 
+from agfl_client.node import Node
+from agfl_protocol.messages.wire import RoundRequest
 from agfl_sim.engines.processes.worker import main
 
 
 class ForkedWorker:
-    """What `launch` returns, of a forked process."""
+    """What `launch` returns, of a forked process.
 
-    def __init__(self, descriptor: int) -> None:
+    dies_at: the NAME of an owner in whose rounds it kills itself.
+    """
+
+    def __init__(self, descriptor: int, dies_at: str | None = None) -> None:
         reads, writes = os.pipe()
         self.stdin = os.fdopen(writes, "wb", buffering=0)
         line, lifeline = Connection(os.dup(descriptor)), Connection(reads, writable=False)
-        self._process = forkserver.Process(target=_main, args=(line, lifeline), daemon=True)
+        self._process = forkserver.Process(target=_main, args=(line, lifeline, dies_at), daemon=True)
         self._process.start()
         line.close()
         lifeline.close()
@@ -39,7 +46,15 @@ class ForkedWorker:
         self._process.kill()
 
 
-def _main(line: Connection, lifeline: Connection) -> None:
+def _main(line: Connection, lifeline: Connection, dies_at: str | None) -> None:
+    genuine = Node.handle_round
+
+    def handle_round(self: Node, request: RoundRequest) -> RecordDict:
+        if self.name == dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return genuine(self, request)
+
+    Node.handle_round = handle_round  # type: ignore[method-assign]
     os.dup2(lifeline.fileno(), 0)
     lifeline.close()
     sys.argv = ["-c", str(line.fileno())]

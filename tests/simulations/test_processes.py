@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.commands import Started
 from tests.forked_workers import ForkedWorker
+from tests.simulations.run_result import result
 
-from agfl_client.ledger.ledger_file import read_entries
 from agfl_models.errors import DataError
 from agfl_models.machine import usable_cpus
 from agfl_protocol.config.run_config import RunConfig
 from agfl_server.rounds.observer import Observer, Row
-from agfl_sim.engines.processes import worker_process
 from agfl_sim.engines.processes.engine import ProcessesEngine
 from agfl_sim.engines.processes.process_grid import shared_out
 from agfl_sim.run import InlineEngine
@@ -43,35 +40,6 @@ SETTINGS = {
 }
 Configs = Callable[..., RunConfig]
 MakeOwners = Callable[[int], Path]
-
-
-@pytest.fixture
-def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ForkedWorker]]:
-    """All that are started, without the seconds that a new interpreter takes."""
-    started: list[ForkedWorker] = []
-
-    def launch(descriptor: int) -> ForkedWorker:
-        started.append(ForkedWorker(descriptor))
-        return started[-1]
-
-    monkeypatch.setattr(worker_process, "launch", launch)
-    yield started
-    for worker in started:
-        assert worker.wait(20) is not None
-
-
-def result(folder: Path) -> tuple[Any, ...]:
-    """All that a run leaves, but for how long it took."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    owners = {
-        path.name: [
-            (e["event"], e["round"], e["exchange"]) for e in read_entries(path / "ledger.jsonl") if "exchange" in e
-        ]
-        for path in sorted((folder / "nodes").iterdir())
-        if (path / "ledger.jsonl").exists()
-    }
-    weights = (folder / "model" / "model.safetensors").read_bytes()
-    return weights, [{**row, "seconds": 0} for row in rows], owners
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -41,8 +41,8 @@ from agfl_protocol.secagg.rings import RINGS_BYTES, check_fillers
 
 def advertise(terms: Terms, lanes: Lanes) -> tuple[Advertised, AdvertiseReply]:
     """Trip 1: draw fresh keys and announce them. `lanes` is given up by the caller: it will be masked in place."""
-    channel_key = X25519PrivateKey.generate()
-    mask_secret, self_secret = shamir.random_secret(), shamir.random_secret()
+    channel_key = terms.draws.channel_key()
+    mask_secret, self_secret = shamir.random_secret(terms.draws), shamir.random_secret(terms.draws)
     unsigned = KeyRecord(
         name=terms.name,
         channel_key=channel_key.public_key().public_bytes_raw(),
@@ -67,8 +67,8 @@ def share(state: Advertised, request: ShareRequest) -> tuple[Shared, ShareReply]
     members = _check_members(state, request.records)
     others = members.others(terms.name)
     points = [members.points[other] for other in others]
-    self_shares = shamir.split(state.self_secret, terms.parameters.threshold, points)
-    mask_shares = shamir.split(state.mask_secret, terms.parameters.threshold, points)
+    self_shares = shamir.split(state.self_secret, terms.parameters.threshold, points, terms.draws)
+    mask_shares = shamir.split(state.mask_secret, terms.parameters.threshold, points, terms.draws)
     dealt: list[SealedShares] = []
     opening_keys: dict[str, bytes] = {}
     for other, of_self, of_mask in zip(others, self_shares, mask_shares, strict=True):

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from agfl_protocol.secagg.context import ExchangeId
+from agfl_protocol.secagg.draws import OS_DRAWS, Draws
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.secagg.members import Members
@@ -27,6 +28,7 @@ class Terms:
     max_cohort: clients for which the fields of a lane have room; rings: how many of an elastic model its lanes fill;
     max_rings: the most that the broadcast has anybody fill.
     drawn: who may be in U1. groups: of which U2 and U3 must be whole ones; none where any of U1 will do.
+    draws: where its secrets come from.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Terms:
     groups: tuple[tuple[str, ...], ...] = ()
     rings: int = field(default=1, repr=False)
     max_rings: int = field(default=MAX_RINGS, repr=False)
+    draws: Draws = field(default=OS_DRAWS, repr=False)
 
     def __post_init__(self) -> None:
         assert 1 <= self.rings <= self.max_rings <= MAX_RINGS

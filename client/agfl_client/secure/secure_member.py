@@ -25,6 +25,7 @@ from agfl_protocol.messages import secure_wire
 from agfl_protocol.messages.secure_wire import AGREE, MASK, SHARE, UNMASK
 from agfl_protocol.messages.wire import SumRequest
 from agfl_protocol.secagg.context import ExchangeId
+from agfl_protocol.secagg.draws import OS_DRAWS, Draws
 from agfl_protocol.secagg.errors import require
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.lanes import Lanes
@@ -55,7 +56,7 @@ class SecureMember:
     """One owner as a member of the pinned roster.
 
     name, signing_key: who this is; roster: every owner, from the file that was handed over out of band; folder: where
-    the answered exchanges are remembered.
+    the answered exchanges are remembered; draws: where the secrets of an exchange come from.
 
     Raises:
         IdentityError: the roster does not hold this name with this key.
@@ -63,7 +64,13 @@ class SecureMember:
     """
 
     def __init__(
-        self, name: str, signing_key: Ed25519PrivateKey, roster: SigningRoster, policy: Policy, folder: Path
+        self,
+        name: str,
+        signing_key: Ed25519PrivateKey,
+        roster: SigningRoster,
+        policy: Policy,
+        folder: Path,
+        draws: Draws = OS_DRAWS,
     ) -> None:
         if name not in roster:
             raise IdentityError(
@@ -75,7 +82,7 @@ class SecureMember:
             )
         self._name, self._signing_key, self._roster = name, signing_key, roster
         self._parameters = policy.parameters(len(roster))
-        self._policy = policy
+        self._policy, self._draws = policy, draws
         self.ledger = Ledger(folder, name)
         self._state: State | None = None
         self._last: _Answered | None = None
@@ -135,6 +142,7 @@ class SecureMember:
             rules.groups,
             rings,
             rules.max_rings,
+            self._draws,
         )
         self._state, reply = masking.advertise(terms, lanes)
         return self._remember(ctx0, secure_wire.write_advertise_reply(reply))

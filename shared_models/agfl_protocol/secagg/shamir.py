@@ -5,9 +5,9 @@ Secrets and shares are 32 bytes, big-endian, canonical: below PRIME. Points are 
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 
+from agfl_protocol.secagg.draws import OS_DRAWS, Draws
 from agfl_protocol.secagg.errors import require
 
 PRIME = 2**256 - 189
@@ -15,19 +15,19 @@ SHARE_BYTES = 32
 MAX_POINT = 2**16
 
 
-def random_secret() -> bytes:
-    """Return a uniform field element from the operating system's randomness."""
-    return _to_bytes(secrets.randbelow(PRIME))
+def random_secret(draws: Draws = OS_DRAWS) -> bytes:
+    """Return a uniform field element."""
+    return _to_bytes(draws.below(PRIME))
 
 
-def split(secret: bytes, threshold: int, points: Sequence[int]) -> list[bytes]:
+def split(secret: bytes, threshold: int, points: Sequence[int], draws: Draws = OS_DRAWS) -> list[bytes]:
     """Return one share for each of `points`: any `threshold` of them rebuild the secret, fewer say nothing.
 
     Raises:
         ProtocolViolation: the secret is not canonical, or the points are not distinct and in [1, 2^16).
     """
     _check_points(points)
-    coefficients = [secrets.randbelow(PRIME) for _ in range(threshold - 1)]
+    coefficients = [draws.below(PRIME) for _ in range(threshold - 1)]
     constant = _from_bytes(secret)
     shares = []
     for point in points:

@@ -19,6 +19,7 @@ from agfl_client.training.device import choose_device
 from agfl_models.files.durable_files import write_atomically
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.randomness import OwnerRandomness
+from agfl_protocol.secagg.draws import OS_DRAWS, Draws
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_server.rounds.checkpoint import last_exchange
 from agfl_server.rounds.journal import Journal
@@ -26,6 +27,7 @@ from agfl_server.run.run_folder import RunFolder
 from agfl_sim.partition import device_widths
 
 NODES_FOLDER = "nodes"
+NO_DRAWS: Mapping[int, Draws] = {}
 _FIRST_ID = 1000
 _NO_LIMIT_S = 1e9  # of a round: the researcher has asked for it
 _NO_LIMIT = 10**15
@@ -114,16 +116,22 @@ class SimulatedOwners:
             plugins=self.plugins,
         )
 
-    def nodes(self, folder: Path) -> dict[int, Node]:
-        """Return the owners' nodes, which keep what they keep in the run's `folder`; raises as `Node`."""
-        roster = self.signing_roster
-        return {number: self._node(owner, roster, folder) for number, owner in self.owners.items()}
+    def nodes(self, folder: Path, draws: Mapping[int, Draws] = NO_DRAWS) -> dict[int, Node]:
+        """Return the owners' nodes, which keep what they keep in the run's `folder`; raises as `Node`.
 
-    def _node(self, owner: SimulatedOwner, roster: SigningRoster, run: Path) -> Node:
+        draws: where a node's secrets of secure sums come from, if not from the operating system.
+        """
+        roster = self.signing_roster
+        return {
+            number: self._node(owner, roster, folder, draws.get(number, OS_DRAWS))
+            for number, owner in self.owners.items()
+        }
+
+    def _node(self, owner: SimulatedOwner, roster: SigningRoster, run: Path, draws: Draws) -> Node:
         name, policy, folder = owner.name, self.policy(owner.max_width), run / NODES_FOLDER / owner.name
         folder.mkdir(parents=True, exist_ok=True)
         key = Ed25519PrivateKey.from_private_bytes(owner.key)
-        member = SecureMember(name, key, roster, policy, folder) if self.is_secure else None
+        member = SecureMember(name, key, roster, policy, folder, draws) if self.is_secure else None
         return Node(
             name,
             owner.path,

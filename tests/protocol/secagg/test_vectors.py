@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from tests.protocol.secagg import reference as ref
@@ -18,8 +17,9 @@ from agfl_client.secure.masking_states import Terms
 from agfl_protocol.messages import secure_wire as sw
 from agfl_protocol.messages.counting import CountRequest
 from agfl_protocol.plans.client_plan import hash_of
-from agfl_protocol.secagg import messages, shamir
+from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.context import Broadcast, ExchangeId, dealers_context, exchange_context, survivors_context
+from agfl_protocol.secagg.draws import Draws
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.masks import apply_masks
 from agfl_protocol.secagg.members import Members
@@ -71,38 +71,30 @@ def test_context_of_a_request_to_count() -> None:
     assert sw.context_of(request, ROSTER).hex() == VECTORS["counts"]["ctx0"]
 
 
-class Fixed:
-    """Takes the place of the modules that draw secrets."""
+class Fixed(Draws):
+    """Draws what the reference draws."""
 
     def __init__(self, name: str) -> None:
         coefficients = [ref.fixed("self-coefficient", name), ref.fixed("mask-coefficient", name)]
         self.drawn: Iterator[int] = iter([ref.fixed("mask", name), ref.fixed("self", name), *coefficients])
         self.name = name
 
-    def randbelow(self, bound: int) -> int:
-        """Stands in for `secrets`."""
+    def below(self, bound: int) -> int:
         assert bound == ref.FIELD
         return next(self.drawn)
 
-    def generate(self) -> X25519PrivateKey:
-        """Stands in for `X25519PrivateKey`."""
+    def channel_key(self) -> X25519PrivateKey:
         return X25519PrivateKey.from_private_bytes(ref.fixed_bytes("channel", self.name))
-
-    def from_private_bytes(self, data: bytes) -> X25519PrivateKey:
-        """Stands in for `X25519PrivateKey`."""
-        return X25519PrivateKey.from_private_bytes(data)
 
 
 def lanes_of(name: str) -> np.ndarray:
     return np.array([1, *(ref.fixed(f"lane-{i}", name, ref.WORD) for i in range(1, ref.NUM_LANES))], np.uint64)
 
 
-def test_the_product_reproduces_a_whole_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_product_reproduces_a_whole_exchange() -> None:
     advertised, replies = {}, {}
     fixed = {n: Fixed(n) for n in ref.NAMES}
     for n in ref.NAMES:
-        monkeypatch.setattr(shamir, "secrets", fixed[n])
-        monkeypatch.setattr(masking, "X25519PrivateKey", fixed[n])
         terms = Terms(
             n,
             SIGNING[n],
@@ -113,6 +105,7 @@ def test_the_product_reproduces_a_whole_exchange(monkeypatch: pytest.MonkeyPatch
             CTX0,
             drawn=frozenset(ref.NAMES),
             rings=ref.RINGS,
+            draws=fixed[n],
         )
         advertised[n], replies[n] = masking.advertise(terms, lanes_of(n))
         record = sw.write_advertise_reply(replies[n]).config_records["config"]["record"]
@@ -123,7 +116,6 @@ def test_the_product_reproduces_a_whole_exchange(monkeypatch: pytest.MonkeyPatch
 
     shared, dealt = {}, {}
     for n in ref.NAMES:
-        monkeypatch.setattr(shamir, "secrets", fixed[n])
         shared[n], reply = masking.share(advertised[n], messages.ShareRequest(EXCHANGE, tuple(records)))
         dealt[n] = dict(zip(members.others(n), reply.dealt, strict=True))
         for peer, shares in dealt[n].items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TypeAlias
@@ -31,13 +31,16 @@ class Clear:
 
 @dataclass(frozen=True)
 class Request:
-    """To a worker: a message for a node. It consists of `objects`, by id; `new` holds those that were not sent yet."""
+    """To a worker: a message for a node. It consists of `objects`, by id; those that were sent before may be None.
+
+    secret: where an exchange begins, what the node draws from in it.
+    """
 
     node: int
     message_id: str
     object_id: str
-    objects: tuple[str, ...]
-    new: Mapping[str, bytes]
+    objects: Mapping[str, bytes | None] = field(repr=False)
+    secret: bytes | None = field(repr=False)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class ProcessGrid(LocalGrid):
         """As of any grid. An object that several nodes of a worker get among `messages` is sent there once."""
         messages = list(messages)
         for worker in {self._worker_of[message.metadata.dst_node_id] for message in messages}:
-            worker.clear()
+            worker.begin_batch(messages[0].metadata.message_type)
         return super().push_messages(messages)
 
     def _submit(self, message: Message, message_id: str) -> Future[Message]:

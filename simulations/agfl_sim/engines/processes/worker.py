@@ -29,6 +29,7 @@ from agfl_sim.engines.processes.link import (
     Request,
     ToDriver,
 )
+from agfl_sim.engines.processes.repeated_draws import RepeatedDraws
 
 
 def main() -> None:
@@ -58,7 +59,8 @@ def _work(line: Line) -> None:
         for path in begin.classes:
             _register(path)
         take_identity()
-        nodes = begin.owners.nodes(begin.folder)
+        draws = {number: RepeatedDraws() for number in begin.owners.owners}
+        nodes = begin.owners.nodes(begin.folder, draws)
     except AgflError as error:
         kind = type(error).__name__
         line.send(Refusal(kind if hasattr(errors, kind) else AgflError.__name__, error.code, error.sentence))
@@ -72,7 +74,9 @@ def _work(line: Line) -> None:
             objects.clear()
             continue
         assert isinstance(request, Request)
-        objects |= request.new
+        if request.secret is not None:
+            draws[request.node].begin(request.secret)
+        objects |= {key: content for key, content in request.objects.items() if content is not None}
         message = inflated(request.object_id, {key: objects[key] for key in request.objects})
         try:
             reply = answer(apps[request.node], message, request.message_id)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -17,11 +18,14 @@ from flwr.app import Message
 from agfl_models import errors
 from agfl_models.errors import ConfigError
 from agfl_sim.engines.grid import deflated, inflated
+from agfl_sim.engines.processes.exchange_log import BEGINS, ExchangeLog
 from agfl_sim.engines.processes.link import Begin, ClassPath, Clear, Defect, LogLine, Ready, Refusal, Reply, Request
 from agfl_sim.engines.simulated_owners import SimulatedOwners
 
 _PROGRAM = "from agfl_sim.engines.processes.worker import main; main()"
 _END_S = 5.0
+_MAX_DEATHS = 3  # in one exchange: what ended it will end it again
+log = logging.getLogger("agfl.simulate")
 
 
 class DefectError(Exception):
@@ -29,11 +33,18 @@ class DefectError(Exception):
 
 
 class WorkerProcess:
-    """A process with the nodes of some owners. `answer` may be called by several threads; one is served at a time."""
+    """A process with the nodes of some owners, started again where it dies.
+
+    `answer` may be called by several threads; one is served at a time.
+    """
 
     def __init__(self, number: int, owners: SimulatedOwners, folder: Path, classes: tuple[ClassPath, ...]) -> None:
-        self._number, self._owners, self._folder, self._classes = number, owners, folder, classes
-        self._lock = threading.Lock()
+        self._number, self._begin = number, Begin(owners, folder, classes)
+        self._names = {node: owner.name for node, owner in owners.owners.items()}
+        self._log = ExchangeLog(owners, folder)
+        self._turn, self._life = threading.Lock(), threading.Lock()
+        self._is_closed, self._is_dead, self._deaths = False, False, 0
+        self._kept: dict[str, bytes] = {}  # objects of this batch of messages: one copy for all nodes
         self._sent: set[str] = set()
         self._start()
 
@@ -54,34 +65,30 @@ class WorkerProcess:
             raise kind(found.code, found.sentence)
         assert isinstance(found, Ready)
 
-    def clear(self) -> None:
-        """Have the worker forget the objects that it got: those of the messages that follow are others."""
-        with self._lock:
+    def begin_batch(self, kind: str) -> None:
+        """Have the worker forget the objects that it got: those of the messages of this kind that follow are others."""
+        with self._turn:
+            self._kept.clear()
             self._sent.clear()
-            self._send(Clear())
+            if kind in BEGINS:
+                self._deaths = 0
+            with suppress(OSError):  # that the worker is gone shows where it is asked
+                self._connection.send(Clear())
 
     def answer(self, message: Message, message_id: str) -> Message:
         """Return a node's reply.
 
         Raises:
-            ConfigError: the worker died.
+            ConfigError: the worker died too often.
             DefectError: the node failed as none should.
         """
         object_id, contents = deflated(message)
-        with self._lock:
-            node = message.metadata.dst_node_id
-            new = {key: value for key, value in contents.items() if key not in self._sent}
-            self._sent |= new.keys()
-            try:
-                self._connection.send(Request(node, message_id, object_id, tuple(contents), new))
-                found = self._receive()
-            except (EOFError, OSError):
-                name = self._owners.owners[node].name
-                raise ConfigError(
-                    "AGFL-CONFIG-282",
-                    f"--engine processes: worker {self._number} {self._how_it_ended()} while it worked for {name}; "
-                    "go on with --resume",
-                ) from None
+        node, kind = message.metadata.dst_node_id, message.metadata.message_type
+        with self._turn:
+            objects = {key: self._kept.setdefault(key, content) for key, content in contents.items()}
+            request = Request(node, message_id, object_id, objects, self._log.begin(node, kind))
+            found = self._answer(request)
+            self._log.answered(kind, request)
         if isinstance(found, Defect):
             raise DefectError(found.trace)
         assert isinstance(found, Reply)
@@ -89,26 +96,52 @@ class WorkerProcess:
 
     def close(self) -> None:
         """End the process, in whatever it does."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._connection.close()
+        with self._life:
+            self._is_closed = True
+            self._end()
+
+    def _answer(self, request: Request) -> object:
+        """Have the worker answer, or the one that takes its place after the same messages."""
+        while True:
+            try:
+                if self._is_dead:
+                    self._log.take_back()
+                    self._start()
+                    self.wait_until_ready()
+                    for earlier in self._log.again():
+                        self._ask(earlier)
+                return self._ask(request)
+            except (EOFError, OSError):
+                self._note_death(self._names[request.node])
+
+    def _note_death(self, name: str) -> None:
+        self._is_dead, self._deaths = True, self._deaths + 1
+        line = f"worker {self._number} {self._how_it_ended()} while it worked for {name}"
+        if self._is_closed or self._deaths == _MAX_DEATHS:
+            raise ConfigError(
+                "AGFL-CONFIG-282",
+                f"--engine processes: {line}, {self._deaths} times in one exchange; go on with --resume",
+            )
+        log.warning("%s; it is started again", line)
 
     def _start(self) -> None:
         ours, its = socket.socketpair()
-        with its:
+        with its, self._life:
+            if self._is_closed:
+                raise EOFError
             self._process = launch(its.fileno())
-        self._connection = Connection(ours.detach())
-        self._send(Begin(self._owners, self._folder, self._classes))
-
-    def _send(self, content: object) -> None:
-        """Send what is not answered; that the worker is gone shows where it is asked."""
+            self._connection = Connection(ours.detach())
+            self._is_dead = False
+            self._sent.clear()
         with suppress(OSError):
-            self._connection.send(content)
+            self._connection.send(self._begin)
+
+    def _ask(self, request: Request) -> object:
+        """Send a request, without the objects that the worker has, and return the answer."""
+        unsent = {key: None if key in self._sent else content for key, content in request.objects.items()}
+        self._sent |= unsent.keys()
+        self._connection.send(replace(request, objects=unsent))
+        return self._receive()
 
     def _receive(self) -> object:
         """Return the next answer; log lines before it go to the loggers of this process."""
@@ -116,8 +149,18 @@ class WorkerProcess:
             logging.getLogger(found.logger).log(found.level, "%s", found.text)
         return found
 
+    def _end(self) -> int:
+        """End the process, if it has not ended; return its exit code."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            return self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
     def _how_it_ended(self) -> str:
-        code = self._process.wait()
+        code = self._end()
         return f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
 
