@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
+from tests.conftest import plain_node
 
+from agfl_client.app import create_client_app
 from agfl_protocol.messages import wire
 from agfl_server.rounds.observer import Observer
 from agfl_server.transport import connected_nodes
@@ -50,6 +53,22 @@ def test_a_node_that_was_lost_before_it_said_who_it_is_is_asked_again(
     assert observer.refusals == [("node 1001", LOST)]
     assert nodes.connected() == {"owner-00": 1000, "owner-01": 1001}
     assert observer.refusals == [("node 1001", LOST)]
+
+
+@pytest.mark.parametrize("waits_for_all", [True, False])
+def test_slow_answer_leaves_an_owner_out_but_in_a_simulation(
+    make_owners: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, *, waits_for_all: bool
+) -> None:
+    """Else a busy machine would decide who is in the first round of many owners."""
+    app = create_client_app(plain_node(make_owners(1) / "owner-00.jsonl"))
+
+    def slow(message: Message, context: Context) -> Message:
+        time.sleep(0.2)
+        return app(message, context)
+
+    monkeypatch.setattr(connected_nodes, "_IDENTIFY_TIMEOUT_S", 0.02)
+    with InProcessGrid({7: slow}, 1, waits_for_all=waits_for_all) as grid:  # type: ignore[dict-item]  # it is called
+        assert ConnectedNodes(grid, Observer()).connected() == ({"owner-00": 7} if waits_for_all else {})
 
 
 def test_a_node_that_did_not_say_who_it_is_is_not_asked_at_once(

@@ -16,7 +16,7 @@ from agfl_protocol.plans.plan import Plan
 from agfl_server.rounds.observer import Observer
 from agfl_server.rounds.refusals import Refusals
 from agfl_server.rounds.suspects import Absences
-from agfl_server.transport.messaging import ask_nodes, error_of
+from agfl_server.transport.messaging import PatientGrid, ask_nodes, error_of
 
 _IDENTIFY_TIMEOUT_S = 10.0
 _ASK_AGAIN_S = 60.0  # a node that did not say who it is is not asked, nor waited for, before
@@ -218,7 +218,7 @@ class ConnectedNodes:
             return
         requests = [Message(wire.IdentifyRequest().to_record(), node, wire.IDENTIFY) for node in nodes]
         self._ask_at |= dict.fromkeys(nodes, time.monotonic() + _ASK_AGAIN_S)
-        for node, reply in ask_nodes(self.grid, requests, _IDENTIFY_TIMEOUT_S):
+        for node, reply in ask_nodes(self.grid, requests, self._patience_s(_IDENTIFY_TIMEOUT_S)):
             if reply.has_error():
                 self.observer.refused(f"node {node}", error_of(reply)[0])
                 continue
@@ -247,7 +247,7 @@ class ConnectedNodes:
         if not asked:
             return
         requests = [Message(wire.ProposeRequest(plan.to_json()).to_record(), node, wire.PROPOSE) for node in asked]
-        for node, reply in ask_nodes(self.grid, requests, _PROPOSE_TIMEOUT_S):
+        for node, reply in ask_nodes(self.grid, requests, self._patience_s(_PROPOSE_TIMEOUT_S)):
             answer, keeps_model, reason = _answer(reply)
             (self._keepers.add if keeps_model else self._keepers.discard)(node)
             if reason and self._told.get(node) != reason:
@@ -256,6 +256,9 @@ class ConnectedNodes:
                 self.observer.pending(names[node], plan.run_id)
             self._answers[node], self._told[node] = answer, reason
         self._ask_at |= dict.fromkeys(asked, time.monotonic() + _PROPOSE_AGAIN_S)
+
+    def _patience_s(self, timeout_s: float) -> float:
+        return self.grid.patience_s(timeout_s) if isinstance(self.grid, PatientGrid) else timeout_s
 
     def _forget(self, name: str) -> None:
         """A node that comes back under a new node id replaces its old one."""

@@ -25,7 +25,10 @@ _PULL_AT_ONCE = 4  # replies held in memory at one time, whatever the cohort's s
 
 @runtime_checkable
 class PatientGrid(Protocol):
-    """A grid that says itself how long stragglers are waited for."""
+    """A grid that says itself how long its nodes are waited for."""
+
+    def patience_s(self, timeout_s: float) -> float:
+        """Return how long nodes have for a question that takes no training, which others have `timeout_s` for."""
 
     def straggler_wait_s(self, times: Sequence[float]) -> float:
         """As the function of this name."""

@@ -24,6 +24,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from agfl_server.transport.messaging import straggler_wait_s
 
 _RUN_ID, _SERVER_NODE_ID = 1, 1
+_LONG_S = 86_400.0
 
 
 class LocalGrid(Grid):
@@ -43,6 +44,10 @@ class LocalGrid(Grid):
     @abstractmethod
     def _submit(self, message: Message, message_id: str) -> Future[Message]:
         """Have a node answer a message, in the background."""
+
+    def patience_s(self, timeout_s: float) -> float:
+        """See `PatientGrid`."""
+        return _LONG_S if self._waits_for_all else timeout_s
 
     def straggler_wait_s(self, times: Sequence[float]) -> float:
         """See `PatientGrid`."""
@@ -138,8 +143,12 @@ class StoppableGrid(Grid):
     def __init__(self, grid: Grid, stopped: Event) -> None:
         self._grid, self._stopped = grid, stopped
 
+    def patience_s(self, timeout_s: float) -> float:
+        """As `waits_for_all` of `LocalGrid`."""
+        return _LONG_S
+
     def straggler_wait_s(self, times: Sequence[float]) -> float:
-        """As `waits_for_all` of `InProcessGrid`."""
+        """As `waits_for_all` of `LocalGrid`."""
         return math.inf
 
     def _checked(self) -> Grid:
