@@ -46,8 +46,11 @@ class Engine(Protocol):
 class InlineEngine:
     """This process: one node an owner, as many at a time as there are processors."""
 
-    def __init__(self, config: RunConfig, owners: Sequence[Path], device: str = AUTO) -> None:
-        """Raises as `SimulatedOwners.of`."""
+    def __init__(
+        self, config: RunConfig, owners: Sequence[Path], device: str = AUTO, num_workers: int | None = None
+    ) -> None:
+        """num_workers: threads, as many as processors if omitted. Raises as `SimulatedOwners.of`."""
+        self._num_workers = num_workers or usable_cpus()
         self._config, self._owners = config, SimulatedOwners.of(config, owners, device)
         self.roster = self._owners.signing_roster
 
@@ -56,7 +59,7 @@ class InlineEngine:
         if resume:
             forget_exchange(self._config, self._owners.roster, folder)  # before the nodes read their ledgers
         nodes = {number: create_client_app(node) for number, node in self._nodes(folder).items()}
-        with InProcessGrid(nodes, num_workers=usable_cpus(), waits_for_all=True) as grid:
+        with InProcessGrid(nodes, self._num_workers, waits_for_all=True) as grid:
             run_federation(
                 grid,
                 self._config,
