@@ -25,6 +25,7 @@ from agfl_client.training.client_state import ClientStates, Memory, StateKey, la
 from agfl_client.training.deadline import Deadline
 from agfl_client.training.device import AUTO, choose_device
 from agfl_client.training.local_round import LocalRound
+from agfl_client.training.part import SPARE_PARTS
 from agfl_client.training.workspace import Workspace
 from agfl_models.errors import WireError
 from agfl_models.examples import Row, check_readable
@@ -197,6 +198,7 @@ class Node:
         if memory is not None:
             sent = codec.decode_mean(codec.decode_sum(lanes))[0].delta
             self.states.keep(_state_key(space, request), request.exchange, memory, sent)
+        self._workspace = space.end()
         return self._answer(request, rules, lanes, space.part.num_rings)
 
     def _say_round(self, space: Workspace, request: RoundRequest, update: Update, seconds: float) -> None:
@@ -239,7 +241,7 @@ class Node:
         self._policy.tier(config)
         plan.covers(config, None if self._member is None else self._member.ledger.merges(request.run_id))
         self._saved.check(request, config)
-        self._workspace = self._words = None  # the memory is needed
+        self._let_go()  # the memory is needed
         self._saved.write(request, config)
         folder, quoted = self._saved.shown
         self._tell(f"the model after round {request.round} is in {folder}: agfl-model describe {quoted}")
@@ -247,11 +249,15 @@ class Node:
     def finish(self, request: FinishRequest) -> None:
         """Note that the run is over and let go of its model."""
         self.finished = True
-        self._workspace = self._words = None
+        self._let_go()
         if self._member is not None:
             self._member.forget()
         if self._states is not None:
             self._states.finish(request.run_id)
+
+    def _let_go(self) -> None:
+        self._workspace = self._words = None
+        SPARE_PARTS.clear()
 
     def _rows(self, config: ClientPlan) -> list[Row]:
         rows, survey = config.task.read(self._data, self._columns)
@@ -320,7 +326,7 @@ class Node:
             rules = self._rules(plan, request)
             self._workspace = space = None  # not before all refusals: else a server could have it made anew each time
             space = self._make_workspace(request.client_plan, plan, tier)
-        self._workspace = space = space.with_rings(rings_by_tier(request.arrays)[space.tier - 1])
+        self._workspace = space = space.begin(rings_by_tier(request.arrays)[space.tier - 1])
         return space, rules
 
     def _make_workspace(self, text: str, plan: ClientPlan, tier: int) -> Workspace:

@@ -180,7 +180,9 @@ def test_workspace_stays_warm_and_goes_when_the_run_is_over(run_config: MakeConf
     first = lanes(node, request)
     warm = node._workspace
     lanes(node, replace(request, round=2, exchange=1))
-    assert node._workspace is warm
+    assert warm is not None
+    assert node._workspace is not None
+    assert node._workspace.dataset is warm.dataset
     assert not node.finished
     node.finish(wire.FinishRequest("r"))
     assert node.finished

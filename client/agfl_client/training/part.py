@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from agfl_client.training.nested_widths import NestedWidths
+from agfl_models.model.base_config import ModelConfigBase
 from agfl_models.model.config import ModelConfig
 from agfl_models.model.families import build_model
 from agfl_models.model.rings import Rings, outline
@@ -20,12 +22,14 @@ from agfl_protocol.update import Layout, Vector
 class Part:
     """A model with its own layout. Legend: d parameters in all, p of them in this part.
 
-    held: which elements of the whole vector these are, bool (d,), None for all; widths: None where there is one alone.
+    device: where it is. held: which elements of the whole vector these are, bool (d,), None for all; widths: None where
+    there is one alone.
     """
 
     num_rings: int
     model: nn.Module
     layout: Layout
+    device: str
     held: NDArray[np.bool_] | None = None
     widths: NestedWidths | None = None
 
@@ -35,9 +39,9 @@ class Part:
         model = build_model(config.narrowed_model(num_rings), seed=0).to(device)
         layout = Layout.of(model)
         if rings is None:
-            return Part(num_rings, model, layout)
+            return Part(num_rings, model, layout, device)
         held = rings.held(num_rings)
-        return Part(num_rings, model, layout, held, NestedWidths(model, layout, rings.ring[held], num_rings))
+        return Part(num_rings, model, layout, device, held, NestedWidths(model, layout, rings.ring[held], num_rings))
 
     def load(self, vector: Vector) -> None:
         """Take the part's weights from the whole model's (d,)."""
@@ -50,6 +54,48 @@ class Part:
         whole = np.zeros(self.held.size, np.float32)
         whole[self.held] = delta
         return whole
+
+
+class SpareParts:
+    """Parts of one run that no owner trains now. The nodes of a process take turns with them: a model a thread is all.
+
+    Only models of our own layers are taken, trained by our own loop: these hold nothing but their weights, which each
+    round begins by loading.
+    """
+
+    def __init__(self) -> None:
+        self._of: tuple[str, ModelConfigBase] | None = None
+        self._parts: list[Part] = []
+        self._lock = Lock()
+
+    def take(self, text: str, config: RunBase, rings: Rings | None, num_rings: int, device: str) -> Part:
+        """Return the part of so many rings; text: the client plan, which says what else parts have in common."""
+        with self._lock:
+            if (text, config.model) != self._of:  # a notebook may define a layer anew that has the same text
+                self._of, self._parts = (text, config.model), []
+            for i, part in enumerate(self._parts):
+                if (part.num_rings, part.device) == (num_rings, device):
+                    return self._parts.pop(i)
+        return Part.of(config, rings, num_rings, device)
+
+    def put(self, text: str, config: RunBase, part: Part) -> bool:
+        """Keep a part for whoever comes next; return whether it is kept."""
+        is_ours = isinstance(config.model, ModelConfig) and config.training.trainer is None
+        if not is_ours or next(part.model.buffers(), None) is not None:
+            return False
+        part.model.zero_grad(set_to_none=True)
+        with self._lock:
+            if (text, config.model) == self._of:
+                self._parts.append(part)
+        return True
+
+    def clear(self) -> None:
+        """Let go of all."""
+        with self._lock:
+            self._parts = []
+
+
+SPARE_PARTS = SpareParts()
 
 
 def whole_layout(config: RunBase) -> Layout:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from agfl_client.training.part import Part, whole_layout
+from agfl_client.training.part import SPARE_PARTS, Part, whole_layout
 from agfl_models.examples import Row
 from agfl_models.model.rings import Rings
 from agfl_models.tasks.task import AnyTask, Dataset
@@ -18,7 +18,10 @@ Read = Callable[[ClientPlan], Sequence[Row]]
 
 @dataclass(frozen=True)
 class Workspace:
-    """One run at one owner. tier: how many rings of the model this owner may train; part: those that it trains now."""
+    """One run at one owner. tier: how many rings of the model this owner may train.
+
+    kept_part: what it trains in the round under way; between rounds None where other nodes may have it.
+    """
 
     text: str  # the client plan as it came
     plan: ClientPlan
@@ -27,7 +30,7 @@ class Workspace:
     layout: Layout
     rings: Rings | None
     tier: int
-    part: Part
+    kept_part: Part | None
     num_rows: int
     device: str
 
@@ -38,12 +41,22 @@ class Workspace:
         rows = read(plan)
         dataset = task.prepare(rows)
         rings = plan.build_rings()
-        part = Part.of(plan, rings, 1, device)
+        part = SPARE_PARTS.take(text, plan, rings, 1, device)
         layout = part.layout if rings is None else whole_layout(plan)
         return Workspace(text, plan, task, dataset, layout, rings, tier, part, len(rows), device)
 
-    def with_rings(self, num_rings: int) -> Workspace:
+    @property
+    def part(self) -> Part:
+        """What it trains in the round under way."""
+        assert self.kept_part is not None, "no round is under way"
+        return self.kept_part
+
+    def begin(self, num_rings: int) -> Workspace:
         """Return it with the part of so many rings."""
-        if num_rings == self.part.num_rings:
+        if self.kept_part is not None and num_rings == self.kept_part.num_rings:
             return self
-        return replace(self, part=Part.of(self.plan, self.rings, num_rings, self.device))
+        return replace(self, kept_part=SPARE_PARTS.take(self.text, self.plan, self.rings, num_rings, self.device))
+
+    def end(self) -> Workspace:
+        """Return it for the time until the next round, without the part if another node may have that."""
+        return replace(self, kept_part=None) if SPARE_PARTS.put(self.text, self.plan, self.part) else self

@@ -1,0 +1,55 @@
+"""Nodes of one process take turns with a model, if it holds nothing of the owner who trained it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from agfl_client.training.part import Part, SpareParts
+from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.plans.client_plan import ClientPlan
+
+
+@pytest.fixture
+def plan(run_config: Callable[..., RunConfig]) -> ClientPlan:
+    return run_config().client_plan
+
+
+def test_a_part_that_was_given_back_is_taken_next_and_by_one_alone(plan: ClientPlan) -> None:
+    spare = SpareParts()
+    one = spare.take("plan", plan, None, 1, "cpu")
+    for parameter in one.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    assert spare.put("plan", plan, one)
+    assert all(parameter.grad is None for parameter in one.model.parameters())
+    assert spare.take("plan", plan, None, 1, "cpu") is one
+    assert spare.take("plan", plan, None, 1, "cpu") is not one
+
+
+def test_another_plan_another_model_and_a_run_that_is_over_get_a_new_one(
+    plan: ClientPlan, run_config: Callable[..., RunConfig]
+) -> None:
+    spare = SpareParts()
+    wider = run_config("model.dim=32").client_plan
+    for text, other in (("another", plan), ("plan", wider)):
+        one = spare.take("plan", plan, None, 1, "cpu")
+        spare.put("plan", plan, one)
+        assert spare.take(text, other, None, 1, "cpu") is not one
+        spare.put("plan", plan, one)
+        assert spare.take("plan", plan, None, 1, "cpu") is not one, "it came back when its run was over"
+    spare.put("plan", plan, one := spare.take("plan", plan, None, 1, "cpu"))
+    spare.clear()
+    assert spare.take("plan", plan, None, 1, "cpu") is not one
+
+
+def test_model_that_remembers_stays_with_its_owner(plan: ClientPlan) -> None:
+    """Running statistics are no weights: the next round does not load them."""
+    spare = SpareParts()
+    made = spare.take("plan", plan, None, 1, "cpu")
+    made.model.norm = nn.BatchNorm1d(2)
+    assert not spare.put("plan", plan, made)
+    assert isinstance(made, Part)
+    assert spare.take("plan", plan, None, 1, "cpu") is not made
