@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from flwr.app import RecordDict
@@ -19,14 +20,14 @@ from agfl_sim.engines.processes.worker import main
 class ForkedWorker:
     """What `launch` returns, of a forked process.
 
-    dies_at: the NAME of an owner in whose rounds it kills itself.
+    at_round: what it does first in each round of an owner, given the NAME; a function of a module.
     """
 
-    def __init__(self, descriptor: int, dies_at: str | None = None) -> None:
+    def __init__(self, descriptor: int, at_round: Callable[[str], None] | None = None) -> None:
         reads, writes = os.pipe()
         self.stdin = os.fdopen(writes, "wb", buffering=0)
         line, lifeline = Connection(os.dup(descriptor)), Connection(reads, writable=False)
-        self._process = forkserver.Process(target=_main, args=(line, lifeline, dies_at), daemon=True)
+        self._process = forkserver.Process(target=_main, args=(line, lifeline, at_round), daemon=True)
         self._process.start()
         line.close()
         lifeline.close()
@@ -46,12 +47,23 @@ class ForkedWorker:
         self._process.kill()
 
 
-def _main(line: Connection, lifeline: Connection, dies_at: str | None) -> None:
+def die_at_owner_01(name: str) -> None:
+    """As a process does that takes more memory than there is."""
+    if name == "owner-01":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail_at_owner_01(name: str) -> None:
+    if name == "owner-01":
+        raise ZeroDivisionError("a defect")
+
+
+def _main(line: Connection, lifeline: Connection, at_round: Callable[[str], None] | None) -> None:
     genuine = Node.handle_round
 
     def handle_round(self: Node, request: RoundRequest) -> RecordDict:
-        if self.name == dies_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if at_round is not None:
+            at_round(self.name)
         return genuine(self, request)
 
     Node.handle_round = handle_round  # type: ignore[method-assign]

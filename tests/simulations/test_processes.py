@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import signal
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,13 @@ from tests.forked_workers import ForkedWorker
 from tests.simulations.run_result import result
 
 from agfl_models.errors import DataError
+from agfl_models.layers.layer import LAYERS
 from agfl_models.machine import usable_cpus
 from agfl_protocol.config.run_config import RunConfig
 from agfl_server.rounds.observer import Observer, Row
+from agfl_sim.engines.processes import worker_process
 from agfl_sim.engines.processes.engine import ProcessesEngine
+from agfl_sim.engines.processes.link import Request
 from agfl_sim.engines.processes.process_grid import shared_out
 from agfl_sim.run import InlineEngine
 
@@ -172,3 +177,54 @@ def test_no_worker_outlives_its_driver(number: signal.Signals, tmp_path: Path) -
     assert "Traceback" not in log.read_text()
     if number == signal.SIGINT:
         assert "stopped; go on with: agfl-simulate run.yaml --output out --engine processes --resume" in log.read_text()
+
+
+OWN_LAYER = """
+from typing import Literal
+
+from agfl_models.layers.feed_forward import FFConfig
+
+
+class OwnConfig(FFConfig):
+    type: Literal["own"] = "own"
+"""
+
+
+def test_layer_of_a_module_is_found_by_new_interpreters(
+    run_config: Configs, make_owners: MakeOwners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_layers.py").write_text(OWN_LAYER)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("_kinds", "_types"):
+        monkeypatch.setattr(LAYERS, name, dict(vars(LAYERS)[name]))
+    LAYERS.add(importlib.import_module("own_layers").OwnConfig)
+    config = run_config("model.layers=[{type: own, hidden_dim: 24}]", "num_rounds=1")
+    owners = sorted(make_owners(3).iterdir())
+    for name, engine in (("inline", InlineEngine), ("processes", ProcessesEngine)):
+        engine(config, owners, "cpu", 1).run(tmp_path / name, resume=False, observer=Observer())
+    assert result(tmp_path / "processes") == result(tmp_path / "inline")
+
+
+def test_a_broadcast_is_sent_to_a_worker_once(
+    run_config: Configs,
+    make_owners: MakeOwners,
+    tmp_path: Path,
+    workers: list[ForkedWorker],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes: list[int] = []
+
+    class Counting(Connection):
+        def send(self, obj: object) -> None:
+            if isinstance(obj, Request):
+                sizes.append(sum(len(content) for content in obj.objects.values() if content is not None))
+            super().send(obj)
+
+    monkeypatch.setattr(worker_process, "Connection", Counting)
+    config = run_config("num_rounds=1")
+    ProcessesEngine(config, sorted(make_owners(6).iterdir()), "cpu", 2).run(
+        tmp_path / "run", resume=False, observer=Observer()
+    )
+    messages = 2  # of the round, and of the evaluation after it
+    assert len([size for size in sizes if size > 4 * config.model.num_parameters()]) == 2 * messages
+    assert len(sizes) > 6 * messages

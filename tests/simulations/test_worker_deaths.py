@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from flwr.app import Message
 from flwr.serverapp import Grid
-from tests.forked_workers import ForkedWorker
+from tests.forked_workers import ForkedWorker, die_at_owner_01, fail_at_owner_01
 from tests.simulations.run_result import result
 
 from agfl_models.errors import ConfigError
@@ -22,6 +22,7 @@ from agfl_protocol.messages.counting import COUNT
 from agfl_server.aggregation import plain_sum, secure_sum
 from agfl_server.rounds.observer import Observer
 from agfl_server.transport import messaging
+from agfl_sim.engines.processes import worker_process
 from agfl_sim.engines.processes.engine import ProcessesEngine
 from agfl_sim.run import InlineEngine
 
@@ -96,21 +97,16 @@ def test_kill_in_a_plain_exchange_changes_no_bit(
     assert result(tmp_path / "torn") == result(tmp_path / "whole")
 
 
+def launch_with(patch: pytest.MonkeyPatch, at_round: Callable[[str], None]) -> None:
+    patch.setattr(worker_process, "launch", lambda descriptor: ForkedWorker(descriptor, at_round))
+
+
 def test_worker_that_dies_again_and_again_ends_the_run_in_one_line(
-    run_config: Configs,
-    make_owners: MakeOwners,
-    tmp_path: Path,
-    workers: list[ForkedWorker],
-    monkeypatch: pytest.MonkeyPatch,
+    run_config: Configs, make_owners: MakeOwners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one does whose owner takes more memory than there is; the run may go on on a larger machine."""
     config, owners = run_config(SECURE), sorted(make_owners(3).iterdir())
-    genuine = ForkedWorker.__init__
-
-    def dies(self: ForkedWorker, descriptor: int) -> None:
-        genuine(self, descriptor, dies_at="owner-01")
-
-    monkeypatch.setattr(ForkedWorker, "__init__", dies)
+    launch_with(monkeypatch, die_at_owner_01)
     with pytest.raises(ConfigError) as given_up:
         ProcessesEngine(config, owners, "cpu", 2).run(tmp_path / "run", resume=False, observer=Observer())
     line = (
@@ -118,7 +114,15 @@ def test_worker_that_dies_again_and_again_ends_the_run_in_one_line(
         r"go on with --resume \[AGFL-CONFIG-282\]"
     )
     assert re.fullmatch(line, str(given_up.value))
-    monkeypatch.undo()
     InlineEngine(config, owners, "cpu").run(tmp_path / "whole", resume=False, observer=Observer())
     InlineEngine(config, owners, "cpu").run(tmp_path / "run", resume=True, observer=Observer())
     assert result(tmp_path / "run") == result(tmp_path / "whole")
+
+
+def test_defect_of_a_node_comes_up_with_its_traceback(
+    run_config: Configs, make_owners: MakeOwners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch_with(monkeypatch, fail_at_owner_01)
+    engine = ProcessesEngine(run_config(), sorted(make_owners(3).iterdir()), "cpu", 2)
+    with pytest.raises(worker_process.DefectError, match=r"(?s)Traceback.*ZeroDivisionError: a defect"):
+        engine.run(tmp_path / "run", resume=False, observer=Observer())
