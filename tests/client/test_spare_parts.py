@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from agfl_client.training.part import Part, SpareParts
+from agfl_client.training.workspace import Workspace
+from agfl_models.examples import TextRow
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.plans.client_plan import ClientPlan
 
@@ -53,3 +55,13 @@ def test_model_that_remembers_stays_with_its_owner(plan: ClientPlan) -> None:
     assert not spare.put("plan", plan, made)
     assert isinstance(made, Part)
     assert spare.take("plan", plan, None, 1, "cpu") is not made
+
+
+def test_owners_between_rounds_hold_no_model_and_in_a_round_one_each(plan: ClientPlan) -> None:
+    rows = [TextRow(text="the sea saw a ship and no man knew when it came to shore")] * 4
+    spaces = [Workspace.of("turns", plan, 1, lambda plan: rows, "cpu") for _ in range(3)]
+    assert [space.kept_part for space in spaces] == [None] * 3
+    first, second = spaces[0].begin(1), spaces[1].begin(1)
+    assert first.part is not second.part
+    assert first.end().kept_part is None
+    assert spaces[2].begin(1).part is first.part

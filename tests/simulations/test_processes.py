@@ -39,7 +39,7 @@ SETTINGS = {
     "state": ("aggregation.server_optimizer={type: scaffold}", "aggregation.weighting=uniform"),
     "search": (
         "search={slate: [configured, mingru], rungs: [1, 2]}",
-        *("num_rounds=3", "training.local_steps=1", SECURE),
+        *("num_rounds=3", SECURE),
     ),
     "tokenizer": ("tokenizer={type: bpe, vocab_size: 270, merges_per_round: 8}", "model.vocab_size=270", SECURE),
 }
@@ -51,7 +51,8 @@ MakeOwners = Callable[[int], Path]
 def test_workers_change_no_bit(
     name: str, run_config: Configs, make_owners: MakeOwners, tmp_path: Path, workers: list[ForkedWorker]
 ) -> None:
-    config, owners = run_config("num_rounds=2", *SETTINGS[name]), sorted(make_owners(5).iterdir())
+    config = run_config("num_rounds=2", "training.local_steps=1", "evaluation.max_examples=4", *SETTINGS[name])
+    owners = sorted(make_owners(5).iterdir())
     InlineEngine(config, owners, "cpu").run(tmp_path / "inline", resume=False, observer=Observer())
     for count in (1, 2, 4) if name == "secure" else (2,):
         folder = tmp_path / str(count)

@@ -68,7 +68,8 @@ def test_kill_in_each_trip_changes_no_bit(
     workers: list[ForkedWorker],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    config, owners = run_config("num_rounds=2", SECURE, *settings), sorted(make_owners(5).iterdir())
+    config = run_config("num_rounds=2", "training.local_steps=1", "evaluation.max_examples=4", SECURE, *settings)
+    owners = sorted(make_owners(4).iterdir())
     InlineEngine(config, owners, "cpu").run(tmp_path / "whole", resume=False, observer=Observer())
     whole = result(tmp_path / "whole")
     for trip in trips:

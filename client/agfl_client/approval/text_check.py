@@ -54,7 +54,7 @@ def sigma_of(plan: ClientPlan, read: Read, device: str, deadline: Deadline = NO_
     """
     if plan.training.local_steps is None or not plan.tokenizer.is_trained:
         return None
-    space = Workspace.of("", plan, 1, read, device)
+    space = Workspace.of("", plan, 1, read, device).begin(1)
     part = space.part
     first = part.layout.flatten(build_model(plan.narrowed_model(1), first_model_seed(plan.seed)))
     updates = []

@@ -36,14 +36,14 @@ class Workspace:
 
     @staticmethod
     def of(text: str, plan: ClientPlan, tier: int, read: Read, device: str) -> Workspace:
-        """Read the data and build the model; the server's weights replace what is trained."""
+        """Read the data and build the model, for a round to begin; the server's weights replace what is trained."""
         task = plan.build_task()
         rows = read(plan)
         dataset = task.prepare(rows)
         rings = plan.build_rings()
         part = SPARE_PARTS.take(text, plan, rings, 1, device)
         layout = part.layout if rings is None else whole_layout(plan)
-        return Workspace(text, plan, task, dataset, layout, rings, tier, part, len(rows), device)
+        return Workspace(text, plan, task, dataset, layout, rings, tier, part, len(rows), device).end()
 
     @property
     def part(self) -> Part:
