@@ -10,19 +10,21 @@ from pydantic import BaseModel
 
 from agfl_models.errors import ConfigError
 from agfl_protocol.config.run_config import RunConfig
+from agfl_server.search.slate import make_slate
 from agfl_sim.engines.processes.link import ClassPath
 
 _OURS = ("agfl", "agfl_models", "agfl_protocol", "agfl_client", "agfl_server", "agfl_sim")
 
 
 def own_classes(config: RunConfig) -> tuple[ClassPath, ...]:
-    """Return (module, name) of each class in a configuration that is none of this package.
+    """Return (module, name) of each class, none of this package, in what travels to owners in a run.
 
     Raises:
         ConfigError: one is of a notebook, a script or a function, where no other process finds it.
     """
     found = {}
-    for kind in _classes(config):
+    searched = () if config.search is None else [one.config.model for one in make_slate(config).candidates]
+    for kind in _classes([config.client_plan, *searched]):
         module, name = kind.__module__, kind.__qualname__
         if module.split(".")[0] in _OURS or (module, name) in found:
             continue
