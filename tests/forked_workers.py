@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from threading import Lock
 
 from flwr.app import RecordDict
 from tests.commands import forkserver
@@ -24,6 +25,7 @@ class ForkedWorker:
     """
 
     def __init__(self, descriptor: int, at_round: Callable[[str], None] | None = None) -> None:
+        self._waiting = Lock()
         reads, writes = os.pipe()
         self.stdin = os.fdopen(writes, "wb", buffering=0)
         line, lifeline = Connection(os.dup(descriptor)), Connection(reads, writable=False)
@@ -38,10 +40,11 @@ class ForkedWorker:
         return self._process.pid
 
     def wait(self, timeout: float | None = None) -> int:
-        self._process.join(timeout)
-        if self._process.exitcode is None:
-            raise subprocess.TimeoutExpired("worker", timeout or 0)
-        return self._process.exitcode
+        with self._waiting:  # of two that ask at a time, multiprocessing tells one that it is 255
+            self._process.join(timeout)
+            if self._process.exitcode is None:
+                raise subprocess.TimeoutExpired("worker", timeout or 0)
+            return self._process.exitcode
 
     def kill(self) -> None:
         self._process.kill()
