@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from agfl_models.errors import ConfigError
@@ -17,7 +18,7 @@ def stated(key: str, part: Config | Mapping[str, Any] | None, registry: Registry
     Its class is registered if it is not, since whoever takes part finds it by its name.
 
     Raises:
-        ConfigError: it is no part of a run, or its class does not fit or has the name of another one.
+        ConfigError: it is no part of a run, or no plain data, or its class does not fit or has the name of another one.
     """
     if part is None:
         return []
@@ -29,4 +30,13 @@ def stated(key: str, part: Config | Mapping[str, Any] | None, registry: Registry
     else:
         got = type(part).__name__
         raise ConfigError("AGFL-CONFIG-235", f"{key}: must be a configuration or a mapping, got {got}")
-    return [f"{key}={json.dumps(dict(content), default=str)}"]
+    try:
+        return [f"{key}={json.dumps(dict(content), default=_plain)}"]
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError("AGFL-CONFIG-275", f"{key}: must be plain data, which a file can hold: {error}") from None
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, PurePath):
+        return str(value)
+    raise TypeError(f"got a {type(value).__name__}")

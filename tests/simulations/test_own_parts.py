@@ -128,6 +128,11 @@ def test_what_is_no_part_of_a_run_is_refused_before_anything_is_written(tmp_path
         simulate(tmp_path / "run", nn.Linear(1, 1))
     with pytest.raises(ConfigError, match=r"^Line: must derive from ModelConfigBase.*AGFL-CONFIG-130"):
         simulate(tmp_path / "run", Line())
+    around: dict[str, object] = {}
+    around["layers"] = around
+    for content in ({"layers": {1, 2}}, around):  # a set would be read back as the text of one
+        with pytest.raises(ConfigError, match=r"^model: must be plain data, which a file can hold: .*AGFL-CONFIG-275"):
+            simulate(tmp_path / "run", content)
     assert not (tmp_path / "run").exists()
 
 
