@@ -6,24 +6,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from agfl_client.app import create_client_app
-from agfl_client.node import Node
 from agfl_client.training.device import AUTO
 from agfl_models.errors import ConfigError
-from agfl_models.machine import usable_cpus
 from agfl_models.validation import nearest
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.flower_settings import prepare_flower
 from agfl_protocol.secagg.identity import SigningRoster
-from agfl_server.app import refuse_run, run_federation
+from agfl_server.app import refuse_run
 from agfl_server.rounds.observer import Observer
 from agfl_server.run.settings import write_settings
 from agfl_server.run.sittings import SittingLog
 from agfl_sim.engines.choice import choose_engine
-from agfl_sim.engines.grid import InProcessGrid
+from agfl_sim.engines.inline_engine import InlineEngine
 from agfl_sim.engines.processes.engine import ProcessesEngine
 from agfl_sim.engines.ray_engine import RayEngine
-from agfl_sim.engines.simulated_owners import SimulatedOwners, forget_exchange
 from agfl_sim.partition import Owners, owners_of
 
 OWNERS_FOLDER = "owners"
@@ -41,37 +37,6 @@ class Engine(Protocol):
     def run(self, folder: Path, *, resume: bool, observer: Observer, sitting: SittingLog | None = None) -> None:
         """Run the federation to its last round."""
         ...
-
-
-class InlineEngine:
-    """This process: one node an owner, as many at a time as there are processors."""
-
-    def __init__(
-        self, config: RunConfig, owners: Sequence[Path], device: str = AUTO, num_workers: int | None = None
-    ) -> None:
-        """num_workers: threads, as many as processors if omitted. Raises as `SimulatedOwners.of`."""
-        self._num_workers = num_workers or usable_cpus()
-        self._config, self._owners = config, SimulatedOwners.of(config, owners, device)
-        self.roster = self._owners.signing_roster
-
-    def run(self, folder: Path, *, resume: bool, observer: Observer, sitting: SittingLog | None = None) -> None:
-        """Run the federation to its last round; raises as `run_federation`."""
-        if resume:
-            forget_exchange(self._config, self._owners.roster, folder)  # before the nodes read their ledgers
-        nodes = {number: create_client_app(node) for number, node in self._nodes(folder).items()}
-        with InProcessGrid(nodes, self._num_workers, waits_for_all=True) as grid:
-            run_federation(
-                grid,
-                self._config,
-                folder,
-                resume=resume,
-                observer=observer,
-                roster=self.roster,
-                sitting=sitting,
-            )
-
-    def _nodes(self, folder: Path) -> dict[int, Node]:
-        return self._owners.nodes(folder)
 
 
 ENGINES: dict[str, Callable[[RunConfig, Sequence[Path], str], Engine]] = {

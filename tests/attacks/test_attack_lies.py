@@ -27,7 +27,7 @@ from agfl_server.app import run_federation
 from agfl_server.rounds.observer import Observer
 from agfl_server.transport import connected_nodes, messaging
 from agfl_sim.engines.grid import InProcessGrid
-from agfl_sim.run import InlineEngine
+from agfl_sim.engines.inline_engine import InlineEngine
 
 LIAR, ROUNDS, SINCE = "owner-01", 6, 4
 SECURE = (

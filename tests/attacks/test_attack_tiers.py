@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-import agfl_sim.run
+import agfl_sim.engines.inline_engine
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages import secure_wire, wire
 from agfl_protocol.messages.header import RESOLUTION
@@ -63,9 +63,9 @@ def listen(
     def run(kind: str) -> tuple[RunConfig, Heard]:
         heard: Heard = {}
         monkeypatch.setattr(Listening, "heard", heard, raising=False)
-        monkeypatch.setattr(agfl_sim.run, "InProcessGrid", Listening)
+        monkeypatch.setattr(agfl_sim.engines.inline_engine, "InProcessGrid", Listening)
         config = run_config(*ELASTIC, f"aggregation.type={kind}")
-        agfl_sim.run.InlineEngine(config, sorted(make_owners(6).iterdir())).run(
+        agfl_sim.engines.inline_engine.InlineEngine(config, sorted(make_owners(6).iterdir())).run(
             tmp_path / kind, resume=False, observer=Observer()
         )
         return config, heard

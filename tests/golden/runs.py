@@ -26,7 +26,7 @@ from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 from tests.tiny_pretrained import write_pretrained
 
-import agfl_sim.run
+import agfl_sim.engines.inline_engine
 from agfl_client.app import create_client_app
 from agfl_client.node import Node
 from agfl_models import machine
@@ -194,7 +194,7 @@ def _watched() -> Iterator[Any]:
         app = create_client_app(node)
         return _noting(app, digest.update) if node.name == WATCHED else app
 
-    with mock.patch.object(agfl_sim.run, "create_client_app", create):
+    with mock.patch.object(agfl_sim.engines.inline_engine, "create_client_app", create):
         yield digest
 
 

@@ -30,7 +30,7 @@ from agfl_server.aggregation.group_rule import geometric_median
 from agfl_server.rounds.checkpoint import load_checkpoint
 from agfl_server.rounds.journal import Records
 from agfl_server.rounds.observer import Observer
-from agfl_sim.run import InlineEngine
+from agfl_sim.engines.inline_engine import InlineEngine
 
 BY_GROUPS = (*SECURE, "aggregation.group_rule=geometric_median")
 FEW = (*BY_GROUPS, "num_rounds=2", "training.local_steps=1")

@@ -38,7 +38,7 @@ from agfl_server.rounds.observer import Observer
 from agfl_server.rounds.tokenizer_training import train_tokenizer
 from agfl_server.transport.connected_nodes import ConnectedNodes
 from agfl_sim.engines.grid import InProcessGrid
-from agfl_sim.run import InlineEngine
+from agfl_sim.engines.inline_engine import InlineEngine
 
 MakeConfig = Callable[..., RunConfig]
 MakeOwners = Callable[..., Path]

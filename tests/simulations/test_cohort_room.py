@@ -7,7 +7,7 @@ from pathlib import Path
 
 from agfl_protocol.config.run_config import RunConfig
 from agfl_server.rounds.observer import Observer
-from agfl_sim.run import InlineEngine
+from agfl_sim.engines.inline_engine import InlineEngine
 
 BPE = ("tokenizer={type: bpe, vocab_size: 265, merges_per_round: 4}", "model.vocab_size=265")
 FEW = ("aggregation={server_optimizer: {type: fedavg}, type: secure, max_colluders: 1, min_cohort: 3, cohort_size: 3}",)

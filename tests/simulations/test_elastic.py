@@ -19,7 +19,7 @@ from agfl_protocol.optimizers import build_optimizer
 from agfl_protocol.update import Layout
 from agfl_server.rounds.observer import Observer, Row
 from agfl_server.rounds.state import initial_state
-from agfl_sim.run import InlineEngine
+from agfl_sim.engines.inline_engine import InlineEngine
 
 ELASTIC = (
     "model.layers=[{type: attention, num_heads: 4}, {type: ff, hidden_dim: 24}, {type: rnn, cell: mingru}]",

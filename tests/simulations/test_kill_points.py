@@ -21,7 +21,7 @@ from agfl_server.rounds.checkpoint import load_checkpoint
 from agfl_server.rounds.observer import Observer
 from agfl_server.run.run_folder import RunFolder
 from agfl_server.transport import messaging
-from agfl_sim.run import InlineEngine
+from agfl_sim.engines.inline_engine import InlineEngine
 
 Points = dict[str, Callable[[pytest.MonkeyPatch], None]]
 EXCHANGE = 2  # in which the plug is pulled

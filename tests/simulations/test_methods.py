@@ -9,7 +9,7 @@ import pytest
 
 from agfl_protocol.config.run_config import RunConfig
 from agfl_server.rounds.observer import Observer, Row
-from agfl_sim.run import InlineEngine
+from agfl_sim.engines.inline_engine import InlineEngine
 
 
 class PulledPlugError(BaseException):

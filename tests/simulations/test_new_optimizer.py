@@ -17,7 +17,7 @@ from agfl_protocol.plans.client_plan import client_plan_from_json
 from agfl_protocol.update import Mean
 from agfl_server.rounds.checkpoint import load_checkpoint
 from agfl_server.rounds.observer import Observer
-from agfl_sim.run import InlineEngine
+from agfl_sim.engines.inline_engine import InlineEngine
 
 
 class SignConfig(OptimizerConfig):

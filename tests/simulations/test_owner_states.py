@@ -34,8 +34,8 @@ from agfl_server.rounds.observer import Observer, Row
 from agfl_server.rounds.state import ServerState
 from agfl_server.search.search import CHOSEN_FILE
 from agfl_sim.engines.grid import InProcessGrid
+from agfl_sim.engines.inline_engine import InlineEngine
 from agfl_sim.engines.ray_engine import RayEngine
-from agfl_sim.run import InlineEngine
 
 METHODS = {
     "scaffold": ("aggregation.server_optimizer={type: scaffold}", "aggregation.weighting=uniform"),

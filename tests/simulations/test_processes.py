@@ -21,11 +21,11 @@ from agfl_models.layers.layer import LAYERS
 from agfl_models.machine import usable_cpus
 from agfl_protocol.config.run_config import RunConfig
 from agfl_server.rounds.observer import Observer, Row
+from agfl_sim.engines.inline_engine import InlineEngine
 from agfl_sim.engines.processes import worker_process
 from agfl_sim.engines.processes.engine import ProcessesEngine
 from agfl_sim.engines.processes.link import Request
 from agfl_sim.engines.processes.process_grid import shared_out
-from agfl_sim.run import InlineEngine
 
 MIXED = "model.layers=[{type: attention, num_heads: 4}, {type: ff, hidden_dim: 24}, {type: rnn, cell: mingru}]"
 SECURE = "aggregation={type: secure, min_cohort: 3, max_colluders: 1}"

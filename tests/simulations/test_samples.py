@@ -12,8 +12,8 @@ from agfl_models.examples import TextRow, read_rows, write_rows
 from agfl_models.tasks.dataset import split_rows
 from agfl_protocol.config.run_config import RunConfig
 from agfl_server.rounds.observer import Observer
+from agfl_sim.engines.inline_engine import InlineEngine
 from agfl_sim.report.samples import write_samples
-from agfl_sim.run import InlineEngine
 
 
 @pytest.fixture

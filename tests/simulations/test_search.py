@@ -26,7 +26,7 @@ from agfl_server.run.run_folder import RunFolder
 from agfl_server.search.search import CHOSEN_FILE, RACE_FILE
 from agfl_server.search.skipping import BLOCKS_FILE, models_without_a_block
 from agfl_sim.engines.grid import InProcessGrid
-from agfl_sim.run import InlineEngine
+from agfl_sim.engines.inline_engine import InlineEngine
 
 MakeConfig = Callable[..., RunConfig]
 SEARCH = "search={slate: [configured, mingru, gru, attention+mingru], rungs: [1, 2]}"

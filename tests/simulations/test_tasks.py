@@ -20,8 +20,8 @@ from agfl_models.tasks.text_classification import LabeledRow
 from agfl_models.tasks.translation import TranslationRow
 from agfl_protocol.config.run_config import RunConfig
 from agfl_server.rounds.observer import Observer
+from agfl_sim.engines.inline_engine import InlineEngine
 from agfl_sim.report.samples import write_samples
-from agfl_sim.run import InlineEngine
 
 ROUNDS, NUM_OWNERS = 2, 10
 BOTH = "question_answering"

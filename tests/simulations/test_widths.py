@@ -13,8 +13,8 @@ from agfl_models.examples import TextRow, write_rows
 from agfl_protocol.config.run_config import RunConfig
 from agfl_server.rounds.observer import Observer
 from agfl_sim.baselines.widths import choose, read_widths, write_widths
+from agfl_sim.engines.inline_engine import InlineEngine
 from agfl_sim.report.width_section import width_section
-from agfl_sim.run import InlineEngine
 
 
 @pytest.mark.parametrize(

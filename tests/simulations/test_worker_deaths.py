@@ -22,9 +22,9 @@ from agfl_protocol.messages.counting import COUNT
 from agfl_server.aggregation import plain_sum, secure_sum
 from agfl_server.rounds.observer import Observer
 from agfl_server.transport import messaging
+from agfl_sim.engines.inline_engine import InlineEngine
 from agfl_sim.engines.processes import worker_process
 from agfl_sim.engines.processes.engine import ProcessesEngine
-from agfl_sim.run import InlineEngine
 
 SECURE = "aggregation={type: secure, min_cohort: 3, max_colluders: 1}"
 STATE = ("aggregation.server_optimizer={type: scaffold}", "aggregation.weighting=uniform")

@@ -37,8 +37,8 @@ from agfl_protocol.secagg.parameters import Parameters
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.update import Update
 from agfl_server.rounds.observer import Observer
+from agfl_sim.engines.inline_engine import InlineEngine
 from agfl_sim.partition import owners_of
-from agfl_sim.run import InlineEngine
 
 CONFIG = Path(__file__).parents[2] / "agfl_sim" / "configs" / "language_modeling.yaml"
 SMALL = ("task.sequence_length=32", "evaluation.every=1", "evaluation.max_examples=64", "model.dim=32")

@@ -37,8 +37,8 @@ from agfl_server.rounds.checkpoint import load_checkpoint
 from agfl_server.rounds.observer import Observer
 from agfl_server.run.run_folder import RunFolder
 from agfl_sim.cli import SHIPPED_CONFIGS
+from agfl_sim.engines.inline_engine import InlineEngine
 from agfl_sim.partition import device_widths, owner_files
-from agfl_sim.run import InlineEngine
 
 WIDTHS = (0.25, 0.5, 1.0)
 KINDS = (

@@ -33,8 +33,8 @@ from agfl_models.validation import validate
 from agfl_protocol.config.run_config import RunConfig
 from agfl_server.rounds.observer import Observer
 from agfl_server.search.search import RACE_FILE
+from agfl_sim.engines.inline_engine import InlineEngine
 from agfl_sim.partition import owner_files
-from agfl_sim.run import InlineEngine
 
 NUM_OWNERS, DOCUMENTS, LENGTH = 20, 60, 60
 LETTERS = "abcdefghijklmnop"

@@ -20,8 +20,8 @@ from agfl_protocol.config.run_config import RunConfig, load_run_config
 from agfl_protocol.optimizers.portfolio import PortfolioConfig
 from agfl_server.rounds.observer import Observer
 from agfl_sim.cli import SHIPPED_CONFIGS
+from agfl_sim.engines.inline_engine import InlineEngine
 from agfl_sim.partition import owner_files
-from agfl_sim.run import InlineEngine
 
 AUTO, FEDAVG = "auto", "fedavg lr 1"
 RATES = (0.05, 0.2, 0.8)

@@ -26,9 +26,9 @@ from agfl_protocol.config.run_config import load_run_config
 from agfl_protocol.flower_settings import prepare_flower
 from agfl_server.rounds.observer import Observer, Row
 from agfl_sim.cli import SHIPPED_CONFIGS
+from agfl_sim.engines.inline_engine import InlineEngine
 from agfl_sim.engines.processes.engine import ProcessesEngine
 from agfl_sim.partition import owner_files
-from agfl_sim.run import InlineEngine
 
 ENGINES = {"inline, 1 worker": 1, "inline": usable_cpus(), "processes": usable_cpus()}
 SMALL = ("training.local_steps=1", "data.partition=natural", "data.num_owners=6", "model.dim=16")
