@@ -39,8 +39,8 @@ from agfl_sim.engines.grid import InProcessGrid
 
 # A shell starts background jobs with SIGINT ignored, and children inherit that: give ours Ctrl-C back.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-settings.register_profile("agfl", deadline=None, max_examples=100)
 # pytest tests/attacks --hypothesis-profile long: ten tests, 25,000 examples
+settings.register_profile("agfl", deadline=None, max_examples=50)
 settings.register_profile("long", deadline=None, max_examples=2500)
 settings.load_profile("agfl")
 torch.set_num_threads(1)

@@ -29,7 +29,7 @@ from agfl_server.transport import connected_nodes, messaging
 from agfl_sim.engines.grid import InProcessGrid
 from agfl_sim.engines.inline_engine import InlineEngine
 
-LIAR, ROUNDS, SINCE = "owner-01", 6, 4
+LIAR, ROUNDS, SINCE = "owner-01", 5, 4
 SECURE = (
     "aggregation={type: secure, max_colluders: 1, server_optimizer: {type: fedavg}}",
     "training.local_steps=6",

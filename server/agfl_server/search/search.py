@@ -214,10 +214,11 @@ def _read_measured(folder: RunFolder, config: RunConfig) -> tuple[Measured, ...]
         found_hash, measured = str(content["config_hash"]), tuple(Measured(**one) for one in content["measured"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError("AGFL-CHECKPOINT-036", f"search: {path}: is damaged: {error}") from None
-    written = None
-    with suppress(ConfigError):
-        written = load_run_config(folder.path / CONFIG_FILE).defining
-    refuse_other(f"--resume: {folder.path}", found_hash, config.hash, written, config.defining)
+    if found_hash != config.hash:
+        written = None
+        with suppress(ConfigError):
+            written = load_run_config(folder.path / CONFIG_FILE).defining
+        refuse_other(f"--resume: {folder.path}", found_hash, config.hash, written, config.defining)
     return measured
 
 
