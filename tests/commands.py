@@ -34,7 +34,7 @@ forkserver = multiprocessing.get_context("forkserver")
 # With what they load late, too: PyTorch's compiler, which every optimizer imports, takes two seconds.
 _LATE = ("agfl_client.transport.supernode", "agfl_server.transport.superlink", "torch._dynamo", "sacrebleu")
 _OWN_LATE = (
-    *("agfl_client.keys", "agfl_models.inference", "agfl_protocol.identity.roster_file"),
+    *("agfl_client.keys", "agfl_client.parallel.rank", "agfl_models.inference", "agfl_protocol.identity.roster_file"),
     *("agfl_server.federation.authority", "agfl_server.federation.federation_folder", "agfl_server.report.run_report"),
     *("agfl_sim.progress", "agfl_sim.report.report", "agfl_sim.whole_run"),
 )

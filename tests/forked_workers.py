@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from threading import Lock
 
@@ -14,6 +15,7 @@ from flwr.app import RecordDict
 from tests.commands import forkserver
 
 from agfl_client.node import Node
+from agfl_client.parallel import group, rank
 from agfl_protocol.messages.wire import RoundRequest
 from agfl_sim.engines.processes.worker import main
 
@@ -24,12 +26,13 @@ class ForkedWorker:
     at_round: what it does first in each round of an owner, given the NAME; a function of a module.
     """
 
-    def __init__(self, descriptor: int, at_round: Callable[[str], None] | None = None) -> None:
+    def __init__(self, descriptor: int, at_round: Callable[..., None] | None = None, is_rank: bool = False) -> None:
         self._waiting = Lock()
         reads, writes = os.pipe()
         self.stdin = os.fdopen(writes, "wb", buffering=0)
         line, lifeline = Connection(os.dup(descriptor)), Connection(reads, writable=False)
-        self._process = forkserver.Process(target=_main, args=(line, lifeline, at_round), daemon=True)
+        target = _rank_main if is_rank else _main
+        self._process = forkserver.Process(target=target, args=(line, lifeline, at_round), daemon=True)
         self._process.start()
         line.close()
         lifeline.close()
@@ -59,6 +62,30 @@ def die_at_owner_01(name: str) -> None:
 def fail_at_owner_01(name: str) -> None:
     if name == "owner-01":
         raise ZeroDivisionError("a defect")
+
+
+def forked_rank(descriptor: int, num_threads: int) -> ForkedWorker:
+    """What `agfl_client.parallel.ranks.launch` returns, of a forked process."""
+    return ForkedWorker(descriptor, is_rank=True)
+
+
+def forked_impostor(descriptor: int, num_threads: int) -> ForkedWorker:
+    """A rank that knows all but the secret."""
+    return ForkedWorker(descriptor, guess_secret, is_rank=True)
+
+
+def guess_secret() -> None:
+    genuine = group.join
+    group.join = lambda begin: genuine(replace(begin, secret=bytes(group.SECRET_BYTES)))
+
+
+def _rank_main(line: Connection, lifeline: Connection, first: Callable[[], None] | None) -> None:
+    if first is not None:
+        first()
+    os.dup2(lifeline.fileno(), 0)
+    lifeline.close()
+    sys.argv = ["-c", str(line.fileno())]
+    rank.main()
 
 
 def _main(line: Connection, lifeline: Connection, at_round: Callable[[str], None] | None) -> None:

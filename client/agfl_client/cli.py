@@ -76,6 +76,13 @@ def start(
     ] = None,
     policy: Annotated[Path | None, typer.Option(metavar="FILE", help="What you accept, in YAML.")] = None,
     device: Device = "auto",
+    parallel: Annotated[
+        str,
+        typer.Option(
+            metavar="MODE[:RANKS]",
+            help="How several devices train together: auto, single, ddp or fsdp2. On CPUs you say how many: ddp:2.",
+        ),
+    ] = "auto",
     threads: Threads = 1,
     save_model: Annotated[
         Path | None,
@@ -111,6 +118,7 @@ def start(
             log.info("data: %s", line)
 
         from agfl_client.node import Node
+        from agfl_client.parallel.choice import Parallel
         from agfl_client.saved_model import SavedModel
 
         node = Node(
@@ -118,6 +126,7 @@ def start(
             data,
             device,
             threads,
+            parallel=Parallel.of(parallel, device),
             columns=named,
             pretrained=pretrained,
             policy=rules,
@@ -137,6 +146,8 @@ def start(
         except KeyboardInterrupt:
             log.info("stopped by a signal")
             raise
+        finally:
+            node.close()
 
 
 @app.command()

@@ -16,6 +16,8 @@ from agfl_client.approval.approval_files import Status
 from agfl_client.approval.approvals import Approvals
 from agfl_client.approval.text_check import TextCheck, sigma_of
 from agfl_client.own_screen import round_shown
+from agfl_client.parallel.choice import Parallel
+from agfl_client.parallel.devices import Devices
 from agfl_client.policy import Policy, PolicyViolation
 from agfl_client.saved_model import SavedModel
 from agfl_client.secure.secure_member import SecureMember, SumRules
@@ -62,11 +64,12 @@ class Node:
 
     name: the owner's NAME; data: the owner's file or folder, read when the first round says for which task; columns:
     what that task's columns are called there; device: "auto" or a PyTorch device; num_threads: PyTorch threads of
-    this node; pretrained: the owner's copy of a pretrained model, for runs that start from one; policy: what the owner
-    accepts; member: the node's part in secure sums, None where it has none; folder: this node's own, where it keeps
-    state from round to round for methods that need it; randomness: what it draws with, None for a secret of this
-    process; approvals: the plans that the owner approved, None where its policy approves all of them; tell: takes a
-    line for the owner's own screen; saved: where the trained model is kept, None for nowhere.
+    this node; parallel: what trains together, None for `device` alone; pretrained: the owner's copy of a pretrained
+    model, for runs that start from one; policy: what the owner accepts; member: the node's part in secure sums, None
+    where it has none; folder: this node's own, where it keeps state from round to round for methods that need it;
+    randomness: what it draws with, None for a secret of this process; approvals: the plans that the owner approved,
+    None where its policy approves all of them; tell: takes a line for the owner's own screen; saved: where the trained
+    model is kept, None for nowhere.
 
     Raises:
         DataError, PretrainedError, ConfigError: the data is not there or cannot be opened, or the pretrained model or
@@ -81,6 +84,7 @@ class Node:
         device: str = AUTO,
         num_threads: int = 1,
         *,
+        parallel: Parallel | None = None,
         columns: Mapping[str, str] | None = None,
         pretrained: Path | None = None,
         policy: Policy | None = None,
@@ -103,7 +107,9 @@ class Node:
         self._data = data
         self._columns = columns or {}
         self._pretrained = pretrained
-        self._device = choose_device(device)
+        parallel = parallel or Parallel("single", (choose_device(device),))
+        self._devices = Devices(parallel, num_threads, self._policy.plugins, pretrained)
+        self._device = self._devices.own
         self._num_threads = num_threads
         self._states = ClientStates(folder) if folder is not None else None
         self._randomness = randomness or OwnerRandomness(secrets.token_bytes(SECRET_BYTES))
@@ -125,7 +131,7 @@ class Node:
         """
         plan = plan_from_json(request.plan_json)
         config = plan.client_plan.with_pretrained(self._pretrained, "--pretrained")
-        tier = self._policy.tier(config)
+        tier = self._tier(config)
         if plan.groups or self._member is not None:
             plan.check_roster(self.member.roster_hash, self.member.names)
             plan.check_groups(self.member.names, self.member.min_cohort, self.name)
@@ -191,7 +197,8 @@ class Node:
         methods, codec = methods_of(round_), _codec(space, request, round_)
         self._words = None  # the tokenizer is there
         memory = self._recall(space, request, methods) if request.train else None
-        local = LocalRound(space, request, lambda purpose: self._draw(request, purpose), deadline)
+        trainer = self._devices.trainer(space) if request.train else None
+        local = LocalRound(space, request, lambda purpose: self._draw(request, purpose), deadline, trainer)
         update, states = local.run(methods, NO_STATES if memory is None else memory.states)
         lanes = codec.encode(update, self._draw(request, "rounding"), states)
         self._say_round(space, request, update, time.monotonic() - started)
@@ -255,8 +262,13 @@ class Node:
         if self._states is not None:
             self._states.finish(request.run_id)
 
+    def close(self) -> None:
+        """End the processes that train beside this one, if there are any."""
+        self._devices.close()
+
     def _let_go(self) -> None:
         self._workspace = self._words = None
+        self._devices.forget()
         SPARE_PARTS.clear()
 
     def _rows(self, config: ClientPlan) -> list[Row]:
@@ -321,13 +333,19 @@ class Node:
             rules = self._rules(space.plan, request)
         else:
             plan = client_plan_from_json(request.client_plan).with_pretrained(self._pretrained, "--pretrained")
-            tier = self._policy.tier(plan)  # before the model is built and the text is touched
+            tier = self._tier(plan)  # before the model is built and the text is touched
             _check_vectors(plan, request, plan.model.num_parameters())
             rules = self._rules(plan, request)
             self._workspace = space = None  # not before all refusals: else a server could have it made anew each time
             space = self._make_workspace(request.client_plan, plan, tier)
         self._workspace = space = space.begin(rings_by_tier(request.arrays)[space.tier - 1])
         return space, rules
+
+    def _tier(self, plan: ClientPlan) -> int:
+        """Return `Policy.tier`; raises ConfigError as well, where the model cannot be shared as the owner chose."""
+        tier = self._policy.tier(plan)
+        self._devices.check(plan, tier)
+        return tier
 
     def _make_workspace(self, text: str, plan: ClientPlan, tier: int) -> Workspace:
         return Workspace.of(text, plan, tier, self._rows, self._device)

@@ -13,7 +13,7 @@ from agfl_client.training.evaluation import evaluate, validation_loss
 from agfl_client.training.trainer import effective_steps, train
 from agfl_client.training.workspace import Workspace
 from agfl_models.tasks.evaluation import HeldOut
-from agfl_protocol.local_trainer import LocalWork
+from agfl_protocol.local_trainer import LocalTrainer, LocalWork
 from agfl_protocol.messages.wire import RoundRequest
 from agfl_protocol.methods.method import Gradient, Method, State, States
 from agfl_protocol.update import Update, Vector
@@ -21,12 +21,16 @@ from agfl_protocol.update import Update, Vector
 
 @dataclass(frozen=True)
 class LocalRound:
-    """What a request asks of an owner. draw: its randomness for one purpose, the same each time."""
+    """What a request asks of an owner.
+
+    draw: its randomness for one purpose, the same each time. trainer: the shipped one, None for that of one device.
+    """
 
     space: Workspace
     request: RoundRequest
     draw: Callable[[str], np.random.Generator]
     deadline: Deadline
+    trainer: LocalTrainer | None = None
 
     @property
     def models(self) -> NDArray[np.float32]:
@@ -97,7 +101,7 @@ class LocalRound:
             space.part.widths,
             self.deadline.check,
         )
-        result = train(work)
+        result = train(work, self.trainer)
         sums = (result.loss, float(result.num_predictions))
         metrics |= dict(zip(space.task.train_sums, sums, strict=True))
         steps = effective_steps(space.plan.training, result.num_steps)

@@ -27,6 +27,12 @@ def estimate(config: ClientPlan, num_rings: int) -> int:
     return _FLOAT_BYTES * (weights + config.training.batch_size * _floats_of_example(config, part))
 
 
+def trained_bytes(config: ClientPlan, num_rings: int) -> int:
+    """Return the bytes of a model's trained weights with their gradient and what its optimizer keeps of them."""
+    numbers = 2 + _MOMENTS[config.training.optimizer.type]
+    return _FLOAT_BYTES * numbers * config.narrowed_model(num_rings).num_parameters()
+
+
 def _floats_of_example(config: ClientPlan, model: ModelConfigBase) -> int:
     """Return the numbers that one example of a batch has in memory when the backward pass begins."""
     task = config.task

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import operator
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -32,10 +32,12 @@ _MAX_STEPS, _MAX_PREDICTIONS = 1_000_000, 2**53
 class BatchTrainer(LocalTrainer):
     """The shipped trainer, which serves every run: a step for each batch.
 
-    optimizer: to go on with; None begins anew.
+    optimizer: to go on with; None begins anew. total: makes (loss, predictions) of what this process has of a batch
+    those of all of it, as where several share it.
     """
 
     optimizer: Optimizer | None = None
+    total: Callable[[Tensor, int], tuple[Tensor, int]] = lambda loss, predictions: (loss, predictions)
 
     def train(self, work: LocalWork) -> LocalResult:
         """Train `work.model` in place.
@@ -60,7 +62,7 @@ class BatchTrainer(LocalTrainer):
     def _differentiate(self, work: LocalWork, optimizer: Optimizer, batch: Any) -> tuple[Tensor, int]:
         is_rough = work.training.precision == "bfloat16"
         with torch.autocast(torch.device(work.device).type, torch.bfloat16, enabled=is_rough):
-            loss, predictions = work.task.loss(work.model, batch)
+            loss, predictions = self.total(*work.task.loss(work.model, batch))
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss / max(predictions, 1))
         return loss.detach(), predictions

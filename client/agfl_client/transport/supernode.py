@@ -1,6 +1,6 @@
 """The node's loop: ask the server for a message, let the installed ClientApp answer it, send the reply.
 
-The node only ever calls out: it listens on no port, starts no process, and never fetches code.
+The node only ever calls out: it listens on no port for others, and never fetches code.
 The only client file that imports Flower modules that are not public (flwr 1.41); what is used of each is held
 fast by tests/client/test_supernode.py. Flower's own wrapper of this client, `http_request_response`, ends the
 process if it cannot connect, interrupts it once the server has restarted, and else retries without end.

@@ -1,0 +1,104 @@
+"""The process group of a node's ranks: they meet in a private folder, talk over loopback, and prove who they are."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import socket
+from datetime import timedelta
+from itertools import combinations
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+from torch._C._distributed_c10d import FileStore
+from torch.distributed.device_mesh import DeviceMesh
+
+from agfl_client.parallel.link import Begin
+
+SECRET_BYTES = 32
+_LABEL = b"agfl/ranks/v1"
+_MEET_S, _SILENT_S = 60.0, 300.0
+
+
+class StrangerError(Exception):
+    """What took a rank's place does not know the secret."""
+
+
+def join(begin: Begin) -> None:
+    """Join the default group of this process, as rank `begin.rank`.
+
+    Raises:
+        StrangerError: another one took the place of a rank.
+        RuntimeError: the ranks do not meet in time.
+    """
+    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    # Else a rank would listen at the address of the host's name, which may be that of a network.
+    os.environ |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback, "TORCH_NCCL_BLOCKING_WAIT": "1"}
+    world, device = len(begin.devices), torch.device(begin.devices[begin.rank])
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=FileStore(str(begin.store), world),
+        rank=begin.rank,
+        world_size=world,
+        timeout=timedelta(seconds=_SILENT_S),
+    )
+    for pair in combinations(range(world), 2):
+        if begin.rank in pair:
+            _prove(begin.secret, begin.rank, sum(pair) - begin.rank)
+
+
+def leave() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def mesh(device: str) -> DeviceMesh:
+    """Return the group as a mesh of one dimension, over the connections that there are."""
+    world = dist.group.WORLD
+    assert world is not None, "`join` comes first"
+    return DeviceMesh.from_group(world, torch.device(device).type)
+
+
+def broadcast(vector: NDArray[Any]) -> NDArray[Any]:
+    """Return rank 0's `vector` on every rank; that of the others is only as large, and of its type."""
+    filled = torch.from_numpy(vector.copy())
+    dist.broadcast(filled, src=0)
+    return filled.numpy()
+
+
+def _prove(secret: bytes, own: int, other: int) -> None:
+    """Let both ends of a connection show that they know the secret.
+
+    gloo takes whoever connects first for the rank that it waits for, and any user of the machine can reach loopback.
+    """
+    challenge = os.urandom(SECRET_BYTES)
+    asked = _swap(challenge, other)
+    answer = _swap(_answer(secret, own, other, asked), other)
+    if not hmac.compare_digest(answer, _answer(secret, other, own, challenge)):
+        raise StrangerError(f"rank {other}")
+
+
+def _answer(secret: bytes, speaker: int, listener: int, challenge: bytes) -> bytes:
+    said = _LABEL + speaker.to_bytes(2, "big") + listener.to_bytes(2, "big") + challenge
+    return hmac.digest(secret, said, hashlib.sha256)
+
+
+def _swap(content: bytes, other: int) -> bytes:
+    """Send 32 bytes to another rank, and return those that it sends."""
+    got = torch.zeros(SECRET_BYTES, dtype=torch.uint8)
+    works = (dist.isend(_tensor(content), other), dist.irecv(got, other))
+    for work in works:
+        assert work is not None, "both are of the group"
+        work.wait(timedelta(seconds=_MEET_S))
+    return bytes(got.numpy())
+
+
+def _tensor(content: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)

@@ -1,0 +1,102 @@
+"""What a node and its other ranks say to each other: plain data and tensors, pickled by our own processes."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agfl_client.parallel.choice import Sharing
+
+
+@dataclass(frozen=True)
+class Begin:
+    """To a new rank. store: the file where the ranks meet; secret: by which they know each other."""
+
+    rank: int
+    devices: tuple[str, ...]
+    num_threads: int
+    plugins: tuple[str, ...]
+    pretrained: Path | None
+    store: Path
+    secret: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """From a rank: all is loaded, and it is about to join the others."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a rank makes its model and task of. plan: the client plan's JSON."""
+
+    sharing: Sharing
+    plan: str
+    num_rings: int
+
+
+@dataclass(frozen=True)
+class Train:
+    """To a rank: a round begins, whose weights follow by the group.
+
+    rng: as that of the node, which each `Share` sets; shaping: (scale, type of the shift that follows, pull) of each
+    gradient.
+    """
+
+    recipe: Recipe
+    rng: np.random.Generator
+    shaping: tuple[tuple[float, str | None, float], ...]
+
+
+@dataclass(frozen=True)
+class Share:
+    """To a rank: its rows of a batch. is_real: False where there were too few, so that these count nothing.
+
+    draws: the state of the node's generator after the batch was drawn.
+    """
+
+    rows: Any = field(repr=False)
+    is_real: bool
+    draws: Any = field(repr=False)
+
+
+@dataclass(frozen=True)
+class LastShare:
+    """To a rank: the epochs are over."""
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """To a rank: nothing comes of this round."""
+
+
+@dataclass(frozen=True)
+class Forget:
+    """To a rank: let go of the model."""
+
+
+class Line:
+    """One end of the line between the node and a rank."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def send(self, content: object) -> None:
+        """Send it whole; raises OSError once the other side is gone."""
+        # Not `Connection.send`, to which PyTorch teaches shared memory, which outlives a process that is killed.
+        self._connection.send_bytes(pickle.dumps(content, protocol=pickle.HIGHEST_PROTOCOL))
+
+    def receive(self, timeout_s: float | None = None) -> object:
+        """Return what comes next; raises EOFError once the other side is gone, or silent for too long."""
+        if not self._connection.poll(timeout_s):
+            raise EOFError
+        return pickle.loads(self._connection.recv_bytes())
+
+    def close(self) -> None:
+        """Close this end."""
+        self._connection.close()
