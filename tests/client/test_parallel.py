@@ -129,6 +129,15 @@ class Striking:
             self.strike()
         return self.work.dataset.sample(batch_size, rng)
 
+    def epoch(self, batch_size: int, rng: np.random.Generator) -> Iterator[Any]:
+        return self.work.dataset.epoch(batch_size, rng)
+
+    def validation(self, batch_size: int, max_examples: int) -> Iterator[Any]:
+        return self.work.dataset.validation(batch_size, max_examples)
+
+    def sample_validation(self, batch_size: int, num_examples: int, rng: np.random.Generator) -> Iterator[Any]:
+        return self.work.dataset.sample_validation(batch_size, num_examples, rng)
+
 
 @pytest.mark.parametrize("sharing", ["ddp", "fsdp2"])
 def test_a_rank_that_is_killed_changes_no_bit(bench: Bench, sharing: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -140,7 +149,7 @@ def test_a_rank_that_is_killed_changes_no_bit(bench: Bench, sharing: str, caplog
     def kill() -> None:
         os.kill(before[0], signal.SIGKILL)
 
-    got = bench.trainer(sharing, config, part).train(replace(work, dataset=Striking(work, 3, kill)))  # type: ignore[arg-type]
+    got = bench.trainer(sharing, config, part).train(replace(work, dataset=Striking(work, 3, kill)))
     assert got.delta.tobytes() == expected.delta.tobytes()
     assert (got.loss, got.first_loss) == (expected.loss, expected.first_loss)
     assert bench.shared.ranks.pids != before
@@ -171,7 +180,7 @@ def test_a_defect_of_the_node_itself_is_no_lost_rank(bench: Bench) -> None:
 
     config, part, work = bench.work([])
     with pytest.raises(ZeroDivisionError):
-        bench.trainer("ddp", config, part).train(replace(work, dataset=Striking(work, 2, fail)))  # type: ignore[arg-type]
+        bench.trainer("ddp", config, part).train(replace(work, dataset=Striking(work, 2, fail)))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])

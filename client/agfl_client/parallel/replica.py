@@ -94,4 +94,4 @@ def _replicated(part: Part, find_unused: bool) -> Iterator[nn.Module]:
         yield replicated
     finally:
         # Else that of a round that was given up would go on joining gradients until it is collected as garbage.
-        replicated._remove_autograd_hooks()
+        replicated._remove_autograd_hooks()  # type: ignore[no-untyped-call]
