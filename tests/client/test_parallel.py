@@ -16,13 +16,14 @@ import torch
 from tests.client.test_node import request_of
 from tests.conftest import TINY
 from tests.forked_workers import forked_rank
-from torch import Tensor
+from torch import Tensor, nn
 
 from agfl_client.node import Node
 from agfl_client.parallel import ranks
 from agfl_client.parallel.choice import Parallel
 from agfl_client.parallel.link import Recipe
 from agfl_client.parallel.ranks import Ranks
+from agfl_client.parallel.replica import _blocks
 from agfl_client.parallel.shares import split
 from agfl_client.parallel.trainer import ParallelTrainer, SharedTraining
 from agfl_client.policy import Policy
@@ -31,7 +32,6 @@ from agfl_client.training.part import Part
 from agfl_client.training.trainer import BatchTrainer
 from agfl_models.errors import ConfigError
 from agfl_models.examples import TextRow
-from agfl_models.machine import usable_memory
 from agfl_models.tasks.language_modeling import TokenBatch
 from agfl_models.tasks.own_task import TensorBatch
 from agfl_models.tasks.sequence_to_sequence import PairBatch
@@ -183,6 +183,13 @@ def test_a_defect_of_the_node_itself_is_no_lost_rank(bench: Bench) -> None:
         bench.trainer("ddp", config, part).train(replace(work, dataset=Striking(work, 2, fail)))
 
 
+def test_blocks_are_outermost_so_that_no_parameter_is_shared_out_twice() -> None:
+    """What adapts a weight, as LoRA does, is in a list of its own inside a block."""
+    block = nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.Linear(2, 2)]))
+    blocks = nn.ModuleList([block, nn.Linear(2, 2)])
+    assert list(_blocks(nn.Sequential(nn.Embedding(3, 2), nn.Sequential(blocks)))) == list(blocks)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 def test_shares_hold_each_row_once(count: int) -> None:
     ids = torch.arange(10).view(5, 2)
@@ -225,10 +232,9 @@ def test_auto_takes_one_device_unless_there_are_more_and_shares_what_does_not_fi
     two = Parallel.of("auto:2", "cpu")
     assert two.devices == ("cpu", "cpu")
     assert two.sharing(plan, 1) == "ddp"
-    monkeypatch.setattr("agfl_client.parallel.choice.usable_memory", lambda: 1000)
+    monkeypatch.setattr("agfl_client.parallel.choice._device_bytes", lambda device: 1000.0)
     assert two.sharing(plan, 1) == "fsdp2"
     assert two.sharing(run_config(*WHOLE_ONLY["widths"]).client_plan, 2) == "ddp", "the only one that serves it"
-    assert usable_memory() > 1000
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ import torch
 from agfl_client.training.device import choose_device
 from agfl_client.training.memory_estimate import trained_bytes
 from agfl_models.errors import ConfigError
-from agfl_models.machine import usable_memory
 from agfl_protocol.plans.client_plan import ClientPlan
 
 Sharing: TypeAlias = Literal["single", "ddp", "fsdp2"]
@@ -59,7 +59,7 @@ class Parallel:
             ConfigError: not in the way that the owner chose. The server gets the line, so it does not say which.
         """
         if self.mode == "auto":
-            if not _unserved(plan, "fsdp2") and trained_bytes(plan, num_rings) > self._bytes_of_rank():
+            if not _unserved(plan, "fsdp2") and trained_bytes(plan, num_rings) > _device_bytes(self.devices[0]):
                 return "fsdp2"
             return "single" if _unserved(plan, "ddp") else "ddp"
         sharing: Sharing = "ddp" if self.mode == "ddp" else "fsdp2" if self.mode == "fsdp2" else "single"
@@ -67,10 +67,10 @@ class Parallel:
             raise ConfigError("AGFL-CONFIG-253", f"--parallel: must be one that can serve {setting}; it is not")
         return sharing
 
-    def _bytes_of_rank(self) -> int:
-        if self.devices[0] == "cpu":
-            return usable_memory() // len(self.devices)
-        return int(torch.cuda.get_device_properties(0).total_memory)
+
+def _device_bytes(device: str) -> float:
+    """Return the memory of a device; infinite for CPUs, whose ranks hold whole flat vectors in the same memory."""
+    return math.inf if device == "cpu" else float(torch.cuda.get_device_properties(device).total_memory)
 
 
 def _unserved(plan: ClientPlan, sharing: Sharing) -> list[str]:

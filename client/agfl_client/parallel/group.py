@@ -67,8 +67,8 @@ def mesh(device: str) -> DeviceMesh:
 
 
 def broadcast(vector: NDArray[Any]) -> NDArray[Any]:
-    """Return rank 0's `vector` on every rank; that of the others is only as large, and of its type."""
-    filled = torch.from_numpy(vector.copy())
+    """Return rank 0's `vector` on every rank; that of the others is as large, of its type, and filled in place."""
+    filled = torch.from_numpy(vector if vector.flags.writeable else vector.copy())
     dist.broadcast(filled, src=0)
     return filled.numpy()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -35,12 +34,16 @@ def new_part(plan: ClientPlan, recipe: Recipe, device: str) -> Part:
         return Part.of(plan, plan.build_rings(), recipe.num_rings, device)
     part = Part.of(plan, None, recipe.num_rings, "cpu")
     over = mesh(device)
-    for module in list(part.model.modules()):
-        if isinstance(module, nn.ModuleList):
-            for block in module:
-                fully_shard(block, mesh=over)
+    for block in list(_blocks(part.model)):
+        fully_shard(block, mesh=over)
     fully_shard(part.model, mesh=over)
     return replace(part, layout=ShardedLayout(part.layout.names, part.layout.shapes, over=over))
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield what a model has in outermost lists, each of which is whole on a rank only while it computes."""
+    for child in module.children():
+        yield from child if isinstance(child, nn.ModuleList) else _blocks(child)
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,10 @@ class ShardedLayout(Layout):
 
     def flatten(self, model: nn.Module) -> Vector:
         """Return the whole of `model`'s trained parameters, float32 (d,), on each rank."""
-        parameters = cast("list[DTensor]", list(trained_parameters(model).values()))
-        parts = [p.full_tensor().detach().to("cpu", torch.float32).reshape(-1) for p in parameters]
-        return torch.cat(parts).numpy()
+        whole = np.empty(self.size, np.float32)
+        for place, parameter in zip(self.slices, trained_parameters(model).values(), strict=True):  # one at a time
+            whole[place] = cast("DTensor", parameter).full_tensor().detach().to("cpu", torch.float32).reshape(-1)
+        return whole
 
     def split(self, vector: NDArray[np.floating[Any]]) -> list[Tensor]:
         """Return this rank's shares of a whole vector (d,), which each rank has, with the tensors' shapes."""
@@ -85,7 +89,6 @@ def leaves_unused(plan: ClientPlan) -> bool:
 def _replicated(part: Part, find_unused: bool) -> Iterator[nn.Module]:
     """Yield the model with its gradients joined, for one round."""
     device = torch.device(part.device)
-    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified", UserWarning)
     # A new one each round: it orders its sums by the steps it has seen, and a rank that was started again saw none.
     replicated = DistributedDataParallel(
         part.model, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=find_unused
