@@ -18,6 +18,7 @@ PRINTED = {
     "hostile/repeats.py": "another run id, not approved: 64 of 64 refused",
     "absent_owners/availability.py": "refusals 0",
     "speed/decoding_speed.py": "ratio of the medians",
+    "speed/large_model.py": "models above its start",
     "speed/engines.py": "the same model each time",
     "quality/digits_steps.py": "than fedavg lr 1",
     "quality/elastic_devices.py": "elastic, width 0.25",
