@@ -19,7 +19,7 @@ from torch import nn
 from agfl_models.model.sequence_model import trained_parameters
 
 Vector: TypeAlias = NDArray[np.float32]
-_CHUNK = 2**13  # elements: from 10^4 on BLAS wakes its threads, which burn processor time waiting
+CHUNK = 2**13  # elements: from 10^4 on BLAS wakes its threads, which burn processor time waiting
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,9 @@ class Layout:
         """Copy the flat `vector` (d,) into `model`'s trained parameters."""
         assert vector.shape == (self.size,), (vector.shape, self.size)
         with torch.no_grad():
-            for parameter, part in zip(trained_parameters(model).values(), self.split(vector), strict=True):
-                parameter.copy_(part)
+            for parameter, place in zip(trained_parameters(model).values(), self.slices, strict=True):
+                part = vector[place]  # of a message that came it is not writeable, and PyTorch would complain
+                parameter.copy_(torch.from_numpy(part if part.flags.writeable else part.copy()).view(parameter.shape))
 
     def split(self, vector: NDArray[np.floating[Any]]) -> list[torch.Tensor]:
         """Return views of `vector` (d,) with the tensors' shapes, on the CPU."""
@@ -126,13 +127,13 @@ class Mean:
 
 def inner_product(left: NDArray[np.floating[Any]], right: NDArray[np.floating[Any]]) -> float:
     """Return the sum of products of two vectors (d,) to six digits."""
-    chunks = (slice(start, start + _CHUNK) for start in range(0, left.size, _CHUNK))
+    chunks = (slice(start, start + CHUNK) for start in range(0, left.size, CHUNK))
     return sum(float(np.dot(left[chunk], right[chunk])) for chunk in chunks)
 
 
 def square_sum(vector: NDArray[np.floating[Any]]) -> float:
     """Return the sum of squares to six digits; infinite or NaN just where `vector` is not finite."""
-    parts = [vector[start : start + _CHUNK] for start in range(0, vector.size, _CHUNK)]
+    parts = [vector[start : start + CHUNK] for start in range(0, vector.size, CHUNK)]
     with np.errstate(over="ignore", invalid="ignore"):
         total = sum(float(np.dot(part, part)) for part in parts)
         if math.isfinite(total):

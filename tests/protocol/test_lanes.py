@@ -7,10 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agfl_protocol.secagg.lanes import Lanes, field_bits, num_lanes, unpack
+from agfl_protocol.secagg.lanes import Lanes, field_bits, num_lanes, unpacked
 
 FIELDS = (1, 2, 3, 4)
-SIZES = (0, 1, 2, 3, 4, 5, 7, 11, 12, 13, 1000, 1003)
+SIZES = (0, 1, 2, 3, 4, 5, 7, 11, 12, 13, 1000, 1003, 3 * 2**16 + 5)  # the last is of several chunks
+
+
+def unpack(lanes: Lanes, size: int, fields: int) -> np.ndarray:
+    """Return all elements, each chunk where it says that it belongs."""
+    elements = np.zeros(size, np.uint64)
+    for first, chunk in unpacked(lanes, size, fields):
+        elements[first : first + chunk.size] = chunk
+    return elements
 
 
 def pack(elements: np.ndarray, fields_per_lane: int) -> Lanes:

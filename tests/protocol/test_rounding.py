@@ -1,4 +1,4 @@
-"""Stochastic rounding: unbiased, exact on levels, where `unpack` looks for them, and honest about its losses."""
+"""Stochastic rounding: unbiased, exact on levels, where `unpacked` looks for them, and honest about its losses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from agfl_protocol.secagg.lanes import num_lanes, unpack
+from agfl_protocol.secagg.lanes import num_lanes, unpacked
 from agfl_protocol.transforms.rounding import Losses, StochasticRounding
 from agfl_protocol.update import Vector, square_sum
 
@@ -24,7 +24,8 @@ def rounded(
     lanes = np.zeros(num_lanes(delta.size, fields), np.uint64)
     rounding = StochasticRounding(half, fields, np.random.default_rng(seed))
     losses = rounding.write(delta, sizes, factors, lanes)
-    return unpack(lanes, delta.size, fields).astype(np.int64) - half, losses
+    levels = np.concatenate([chunk for _, chunk in unpacked(lanes, delta.size, fields)])
+    return levels.astype(np.int64) - half, losses
 
 
 @pytest.mark.parametrize("fields", HALVES)

@@ -95,6 +95,7 @@ def sum_of_round(
         RoundError: as `sum_of_cohort`.
     """
     codec, total, cohort = sum_of_cohort(federation, state, train=train, evaluate=evaluate, full=full)
+    cohort = replace(cohort, lanes=cohort.lanes[:0].copy())  # decoded: as large as the model
     return decoded(federation, state, codec, total, cohort, train=train, evaluate=evaluate)
 
 

@@ -35,4 +35,6 @@ class FedAvg(ServerOptimizer):
 
     def step(self, model: Array, mean: Mean, state: OptimizerState) -> tuple[Array, OptimizerState]:
         """One step."""
-        return model + scalar(self.config.lr, model) * mean.delta, {}
+        after = scalar(self.config.lr, model) * mean.delta
+        after += model
+        return after, {}

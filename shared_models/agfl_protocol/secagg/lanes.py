@@ -6,10 +6,13 @@ field never carries into the next one as long as its sum stays below 2^B, which 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 Lanes = NDArray[np.uint64]
+_CHUNK = 2**16
 
 
 def field_bits(fields_per_lane: int) -> int:
@@ -22,9 +25,20 @@ def num_lanes(size: int, fields_per_lane: int) -> int:
     return -(-size // fields_per_lane)
 
 
-def unpack(lanes: Lanes, size: int, fields_per_lane: int) -> NDArray[np.uint64]:
-    """Return the `size` elements of packed lanes, or the sums of elements of added ones."""
+def field(lanes: Lanes, number: int, bits: int) -> NDArray[np.uint64]:
+    """Return one field of each lane."""
+    return (lanes >> np.uint64(number * bits)) & np.uint64(2**bits - 1)
+
+
+def unpacked(lanes: Lanes, size: int, fields_per_lane: int) -> Iterator[tuple[int, NDArray[np.uint64]]]:
+    """Yield the `size` elements of packed lanes, or the sums of elements of added ones, in chunks: (first, elements).
+
+    A chunk is the caller's own, to change.
+    """
     bits = field_bits(fields_per_lane)
-    mask = np.uint64(2**bits - 1)
-    planes = [(lanes >> np.uint64(j * bits)) & mask for j in range(fields_per_lane)]
-    return np.concatenate(planes)[:size] if planes else np.zeros(0, np.uint64)
+    for number in range(fields_per_lane):
+        for start in range(0, lanes.size, _CHUNK):
+            first = number * lanes.size + start
+            chunk = field(lanes[start : start + _CHUNK], number, bits)[: max(0, size - first)]
+            if chunk.size:
+                yield first, chunk

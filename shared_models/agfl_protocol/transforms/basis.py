@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agfl_protocol.transforms.rotation import Rotation
-from agfl_protocol.update import Vector, square_sum
+from agfl_protocol.update import CHUNK, Vector, square_sum
 
 BOX = 4.0  # range of an element, in standard deviations of one of a vector at the bound of the norm
 _CHANCE = 7.0  # standard deviations of a fourth moment that do not come about by chance
@@ -95,4 +95,7 @@ class Basis:
 def _fourth_moment(x: Vector) -> float:
     """Return E[x^4] / E[x^2]^2; 0 where all are zero."""
     norm = square_sum(x) ** 0.5
-    return square_sum(np.square(x / np.float32(norm))) * x.size if norm > 0 else 0.0
+    if not norm > 0:
+        return 0.0
+    parts = (x[start : start + CHUNK] for start in range(0, x.size, CHUNK))
+    return sum(square_sum(np.square(part / np.float32(norm))) for part in parts) * x.size

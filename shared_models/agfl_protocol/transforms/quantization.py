@@ -20,7 +20,7 @@ from agfl_protocol.secagg import lanes as packing
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms.basis import BOX, Basis
 from agfl_protocol.transforms.rounding import Losses, StochasticRounding
-from agfl_protocol.update import Total, Update, square_sum
+from agfl_protocol.update import Total, Update, Vector, square_sum
 
 TARGET_RELATIVE_ERROR = 0.01  # of the mean delta, L2
 ROUNDING, CLIPPING, RELATIVE_ERROR, FLATNESS = (
@@ -31,6 +31,7 @@ ROUNDING, CLIPPING, RELATIVE_ERROR, FLATNESS = (
 )
 _MAX_METRIC = 2.0**42  # bound of the sum over the cohort of a metric that has no bound of its own
 _MAX_LEVELS = 2**44  # beyond this float64 could not tell the noise of the rounding apart
+_CHUNK = 2**16  # lanes
 _NOISE = 5.0  # root mean squares that rounding adds to a norm at most
 
 
@@ -130,10 +131,11 @@ class Quantization:
         self.header.check(lanes[: self.header.size])
         packed, bits = lanes[self.header.size :], packing.field_bits(self.plan.fields_per_lane)
         for j in range(self.plan.fields_per_lane):
-            plane = (packed >> np.uint64(j * bits)) & np.uint64(2**bits - 1)
-            if plane.size and plane.max() > self.plan.levels:
+            planes = (packing.field(packed[i : i + _CHUNK], j, bits) for i in range(0, packed.size, _CHUNK))
+            largest = max((int(plane.max()) for plane in planes), default=0)
+            if largest > self.plan.levels:
                 raise WireError(
-                    "AGFL-WIRE-049", f"lanes: every field must be at most {self.plan.levels}, got {plane.max()}"
+                    "AGFL-WIRE-049", f"lanes: every field must be at most {self.plan.levels}, got {largest}"
                 )
 
     def decode(self, total: Lanes) -> Total:
@@ -147,14 +149,11 @@ class Quantization:
         """
         plan = self.plan
         count, weight, metrics = self.header.decode(total[: self.header.size])
-        size = sum(self.basis.sizes)
-        sums = packing.unpack(total[self.header.size :], size, plan.fields_per_lane)
-        if size and int(sums.max()) > count * plan.levels:
+        rotated, largest = self._levels(total[self.header.size :], count * (plan.levels // 2))
+        if largest > count * plan.levels:
             raise ImplausibleSum(
-                "AGFL-ROUND-009", f"fields: the sum must be at most {count * plan.levels}, got {sums.max()}"
+                "AGFL-ROUND-009", f"fields: the sum must be at most {count * plan.levels}, got {largest}"
             )
-        sums -= np.uint64(count * (plan.levels // 2))
-        rotated = sums.view(np.int64).astype(np.float32)
         for part, step in zip(self.basis.split(rotated), self._steps.tolist(), strict=True):
             part *= np.float32(step)
         moments = self.basis.fourth_moments(rotated)
@@ -166,6 +165,15 @@ class Quantization:
             metrics[RELATIVE_ERROR] = float(rounding + clipping) / norm if norm > 0 else 0.0
             metrics[FLATNESS] = self.basis.flatness(moments, delta)
         return Total(delta, count, weight, metrics)
+
+    def _levels(self, lanes: Lanes, zero: int) -> tuple[Vector, int]:
+        """Return the levels (D,) of summed fields, of which `zero` is that of 0, and the largest field."""
+        levels, largest = np.empty(sum(self.basis.sizes), np.float32), 0
+        for start, sums in packing.unpacked(lanes, levels.size, self.plan.fields_per_lane):
+            largest = max(largest, int(sums.max()))
+            sums -= np.uint64(zero)
+            levels[start : start + sums.size] = sums.view(np.int64)
+        return levels, largest
 
     def check_sum(self, total: Total) -> None:
         """Check what `decode` returned for the sum over a cohort.
