@@ -86,7 +86,7 @@ class Mortal:
     def read(self, trip: str) -> dict[str, bytes] | None:
         return self.inner.read(trip)
 
-    def write(self, trip: str, content: Mapping[str, bytes]) -> None:
+    def write(self, trip: str, content: Mapping[str, bytes | memoryview]) -> None:
         if (self.trip, self.when) == (trip, "before"):
             raise PulledPlugError
         self.inner.write(trip, content)

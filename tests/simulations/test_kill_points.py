@@ -77,7 +77,7 @@ def at_record(trip: str) -> Callable[[pytest.MonkeyPatch], None]:
     def pull(patch: pytest.MonkeyPatch) -> None:
         genuine, times = journal._Files.write, [0]
 
-        def write(self: journal._Files, name: str, content: Mapping[str, bytes]) -> None:
+        def write(self: journal._Files, name: str, content: Mapping[str, bytes | memoryview]) -> None:
             genuine(self, name, content)
             times[0] += name == trip
             if name == trip and times[0] == EXCHANGE:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from agfl_models.errors import CheckpointError
 from agfl_models.files.durable_files import write_atomically
 from agfl_models.files.folder_kinds import folder_hint
+from agfl_models.files.tensor_file import parts_of_file
 from agfl_models.version import VERSION, written_by
 from agfl_server.rounds.rollback import Confirmed
 from agfl_server.rounds.state import ServerState
@@ -61,7 +61,7 @@ def save_checkpoint(
     path = folder / f"round-{state.round:06d}.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, save(tensors, {"state": json.dumps(facts)}))
+        write_atomically(path, parts_of_file(tensors, {"state": json.dumps(facts)}))
         for old in _checkpoints(folder)[:-_KEPT]:
             old.unlink()
     except OSError as error:

@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from agfl_models.errors import CheckpointError
 from agfl_models.files.durable_files import write_atomically
+from agfl_models.files.tensor_file import parts_of_file
 
 FOLDER, _STATE_FILE, _VERSION = "exchange", "exchange.json", 1
 _KEPT = "kept"
@@ -36,7 +37,7 @@ class Records(Protocol):
         """Return what a trip brought, None where it is still to come."""
         ...
 
-    def write(self, trip: str, content: Mapping[str, bytes]) -> None:
+    def write(self, trip: str, content: Mapping[str, bytes | memoryview]) -> None:
         """Keep what a trip brought, durably when this returns."""
         ...
 
@@ -47,7 +48,7 @@ class NoRecords:
     def read(self, trip: str) -> None:
         """Nothing is kept."""
 
-    def write(self, trip: str, content: Mapping[str, bytes]) -> None:
+    def write(self, trip: str, content: Mapping[str, bytes | memoryview]) -> None:
         """Nothing is kept."""
 
 
@@ -187,14 +188,14 @@ class _Files:
         except (OSError, SafetensorError) as error:
             raise CheckpointError("AGFL-CHECKPOINT-028", f"exchange: {path}: is damaged: {error}") from None
 
-    def write(self, trip: str, content: Mapping[str, bytes]) -> None:
-        _write(self._path(trip), save({name: np.frombuffer(value, np.uint8) for name, value in content.items()}))
+    def write(self, trip: str, content: Mapping[str, bytes | memoryview]) -> None:
+        _write(self._path(trip), parts_of_file({name: np.frombuffer(part, np.uint8) for name, part in content.items()}))
 
     def _path(self, trip: str) -> Path:
         return self.folder / f"{trip}.safetensors"
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes | Sequence[bytes | memoryview]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content, mode=0o600)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from agfl_models.errors import CheckpointError
 from agfl_models.files.file_systems import set_mode, sync, sync_folder
 
 
-def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
+def write_atomically(path: Path, content: bytes | Sequence[bytes | memoryview], mode: int = 0o644) -> None:
     """Write a file so that a crash leaves either the old content or the new; raises OSError.
+
+    content: of the file, or its parts in turn.
 
     Only one thread may write a file at a time: what kill -9 leaves beside it has a fixed name, for the next one to
     write over.
@@ -22,7 +24,7 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         with open(descriptor, "wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             sync(file.fileno(), path)
         set_mode(temporary, mode)
