@@ -174,10 +174,12 @@ def start(
     """Run the federation: wait for nodes, run all rounds, leave everything in FOLDER/run."""
     from rich.console import Console
 
+    from agfl_models.machine import return_freed_memory
     from agfl_protocol.flower_settings import prepare_flower
     from agfl_server.federation import federation_folder
 
     prepare_flower()
+    return_freed_memory()
     log_to(log_file)
     found = federation_folder.load(folder)
 
@@ -206,7 +208,9 @@ def start(
         log.warning("%s: move it off this machine; the server runs without it", found.exposed_authority_key)
     if config.baselines:
         log.warning("baselines: left out, since nobody here has the text of all owners; agfl-simulate makes them")
-    superlink = EmbeddedSuperLink(found.nodes, certificate=found.certificate, key=found.key, host=host, port=port)
+    superlink = EmbeddedSuperLink(
+        found.nodes, certificate=found.certificate, key=found.key, host=host, port=port, spool=folder
+    )
     listened = 0
     health = nullcontext() if health_port is None else health_service(health_port)
     attendance = Attendance(found.run_folder / ATTENDANCE_FILE, superlink.online_names)

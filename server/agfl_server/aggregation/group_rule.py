@@ -217,7 +217,7 @@ def _keep(context: RunContext, state: ServerState, group: Names, cohort: CohortS
         "bytes": [cohort.bytes_up, cohort.bytes_down],
     }
     records = context.journal.kept()
-    records.write(_name(context, group), {"facts": json.dumps(facts).encode(), "lanes": cohort.lanes.tobytes()})
+    records.write(_name(context, group), {"facts": json.dumps(facts).encode(), "lanes": cohort.lanes.data.cast("B")})
 
 
 def _take_kept(federation: Federation, state: ServerState, groups: _Groups, asked: Mapping[str, bool]) -> ServerState:

@@ -46,8 +46,8 @@ class PlainSum:
         Raises:
             AttemptFailed: fewer than `min_cohort` good replies came.
         """
-        content = request.to_record()
-        requests = [Message(content, node, request.kind) for node in cohort.values()]
+        requests = _addressed(request, cohort)
+        bytes_down = sum(map(wire.content_bytes, requests))
         names = {node: name for name, node in cohort.items()}
         lanes = np.zeros(codec.num_lanes, np.uint64)
         survivors: list[str] = []
@@ -55,7 +55,9 @@ class PlainSum:
         refusing: dict[str, str] = {}
         bytes_up = 0
         started, size = time.monotonic(), vector_reply_bytes(codec.num_lanes)
-        for node, reply in ask_nodes(grid, requests, timeout_s, size, self.min_cohort):
+        replies = ask_nodes(grid, requests, timeout_s, size, self.min_cohort)
+        del requests  # a model
+        for node, reply in replies:
             name = names.pop(node)
             bytes_up += wire.content_bytes(reply)
             if reply.has_error():
@@ -72,6 +74,7 @@ class PlainSum:
             except WireError as error:
                 refused[name] = str(error)
                 self.observer.refused(name, str(error))
+            del reply  # a vector, before the next one
         silent = frozenset(names.values())
         for name in silent:
             refused[name] = f"no reply within {min(timeout_s, time.monotonic() - started):.3g} s"
@@ -81,9 +84,13 @@ class PlainSum:
             failed = AttemptFailed("AGFL-ROUND-013", line, refused)
             failed.silent, failed.refusing = silent, refusing
             raise failed
-        bytes_down = wire.content_bytes(requests[0]) * len(requests)
         names_in = tuple(sorted(survivors))
         return CohortSum(request.exchange, lanes, names_in, refused, bytes_up, bytes_down, silent, refusing)
+
+
+def _addressed(request: wire.SumRequest, cohort: Mapping[str, int]) -> list[Message]:
+    content = request.to_record()
+    return [Message(content, node, request.kind) for node in cohort.values()]
 
 
 def _read(reply: Message, request: wire.SumRequest, codec: LaneCodec) -> Lanes:

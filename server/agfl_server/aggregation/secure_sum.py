@@ -137,7 +137,7 @@ class SecureSum:
         if kept is not None:
             return np.frombuffer(kept["lanes"], np.uint64).copy(), tuple(kept["survivors"].decode().split("\n"))
         lanes, survivors = self._collect_vectors(talk, members, dealt, num_lanes, groups)
-        records.write(_SUM, {"lanes": lanes.tobytes(), "survivors": "\n".join(survivors).encode()})
+        records.write(_SUM, {"lanes": lanes.data.cast("B"), "survivors": "\n".join(survivors).encode()})
         return lanes, survivors
 
     def _signatures(
@@ -229,6 +229,8 @@ class SecureSum:
                     sums[group] = lanes.copy()
                 survivors.add(name)
                 self.observer.replied(name)
+                del lanes
+            del reply
         self._check_dealers(talk)  # S3.2
         for name in _outside_whole_groups(survivors, groups):
             talk.refuse(name, "group: must be there whole in a sum of this kind; somebody of it is missing")
@@ -350,13 +352,16 @@ class _Talk:
         requests = [Message(contents[name], node, kind) for node, name in names.items()]
         self.bytes_down += sum(map(wire.content_bytes, requests))
         started = time.monotonic()
-        for node, reply in ask_nodes(self.grid, requests, timeout_s, max_reply_bytes, enough):
+        replies = ask_nodes(self.grid, requests, timeout_s, max_reply_bytes, enough)
+        requests = contents = ()  # type: ignore[assignment]  # a model, which the grid has
+        for node, reply in replies:
             name = names.pop(node)
             if reply.has_error():
                 self._refuse_error(name, *error_of(reply))
             else:
                 self.bytes_up += wire.content_bytes(reply)
                 yield name, reply.content
+            del reply  # a vector, before the next one
         for name in names.values():
             self.silent.add(name)
             self.refuse(name, f"no reply to {kind} within {min(timeout_s, time.monotonic() - started):.3g} s")

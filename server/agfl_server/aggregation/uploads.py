@@ -7,11 +7,14 @@ runs, and Flower walks them by recursion under its lock. Here a reply is a small
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+
+from agfl_server.transport.spool import Kept, Spool
 
 MAX_DEPTH = 6  # Message > RecordDict > ArrayRecord > Array > ArrayChunk are 5
 SPARE_NODES = 64  # of a tree, beside one for each MiB that the reply may have
@@ -19,6 +22,8 @@ _MIB = 2**20
 _OBJECT_ID = re.compile(r"[0-9a-f]{64}")
 _MAX_ENVELOPE_BYTES = 100  # of an object's head, without the names of its children
 HEAD_END, HEAD_DIVIDER = b"\x00", b" "  # Flower's: "TYPE CHILD,CHILD LENGTH", then the body
+
+log = logging.getLogger("agfl.server")
 
 
 class Tree(Protocol):
@@ -38,7 +43,8 @@ class ReplyRefused(Exception):
 class Upload:
     """The reply to one message: expected, then announced with its tree, then taken object by object.
 
-    children: of each object, those that its head must name. fault: why the reply is refused, or "".
+    children: of each object, those that its head must name; contents: those that are here. fault: why the reply is
+    refused, or "".
     """
 
     node_id: int
@@ -46,7 +52,7 @@ class Upload:
     session_id: str = ""
     root: str = ""
     children: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    contents: dict[str, bytes] = field(default_factory=dict)
+    contents: dict[str, Kept] = field(default_factory=dict)
     taken_bytes: int = 0
     fault: str = ""
 
@@ -67,9 +73,10 @@ class Upload:
 
 
 class Uploads:
-    """All replies that somebody waits for. Not thread-safe: the caller holds its lock."""
+    """All replies that somebody waits for, their objects in `spool`. Not thread-safe: the caller holds its lock."""
 
-    def __init__(self) -> None:
+    def __init__(self, spool: Spool | None = None) -> None:
+        self._spool = spool or Spool()
         self._uploads: dict[str, Upload] = {}
         self._by_session: dict[str, Upload] = {}
 
@@ -130,10 +137,10 @@ class Uploads:
             _check_object(object_id, content, upload.children[object_id])
             if upload.taken_bytes + len(content) > upload.max_bytes:
                 raise ReplyRefused(_too_long(upload))
+            upload.contents[object_id] = self._kept(content)
         except ReplyRefused as error:
             self._refuse(upload, str(error))
             return False
-        upload.contents[object_id] = content
         upload.taken_bytes += len(content)
         if upload.is_complete:
             del self._by_session[session_id]
@@ -142,13 +149,31 @@ class Uploads:
     def forget(self, message_ids: Iterable[str]) -> None:
         """Drop replies, whole or in part; no more is taken of them."""
         for message_id in message_ids:
-            upload = self._uploads.pop(message_id, None)
-            if upload is not None:
-                self._by_session.pop(upload.session_id, None)
+            self._drop(self.hand_over(message_id))
+
+    def hand_over(self, message_id: str) -> dict[str, Kept]:
+        """Forget a reply and return its objects, which the caller drops."""
+        upload = self._uploads.pop(message_id, None)
+        if upload is None:
+            return {}
+        self._by_session.pop(upload.session_id, None)
+        return upload.contents
+
+    def _kept(self, content: bytes) -> Kept:
+        try:
+            return self._spool.keep(content)
+        except OSError as error:
+            log.error("a reply is refused, since the server cannot keep it: %s", error.strerror)
+            raise ReplyRefused(f"reply: cannot be kept by the server: {error.strerror}") from None
 
     def _refuse(self, upload: Upload, fault: str) -> None:
         self._by_session.pop(upload.session_id, None)
+        self._drop(upload.contents)
         upload.refuse(fault)
+
+    def _drop(self, contents: Mapping[str, Kept]) -> None:
+        for kept in contents.values():
+            self._spool.drop(kept)
 
 
 def children_by_object(root: str, tree: Tree, max_nodes: int) -> dict[str, tuple[str, ...]]:

@@ -43,18 +43,21 @@ def ask_nodes(
 ) -> Iterator[tuple[int, Message]]:
     """Push `requests` and yield (node id, reply) as replies arrive, until all came or `timeout_s` passed.
 
-    A node that does not answer in time yields nothing, and what came of its reply is dropped. Every wait of a run for
+    A node that does not answer in time yields nothing, and what came of its reply is dropped. Requests and replies
+    are not kept here, so a caller that keeps none holds one vector at a time. Every wait of a run for
     its nodes is here, so this is where a signal that was lost elsewhere ends the run. Replies are pulled a few
     at a time and not kept, so memory does not grow with the cohort.
     max_reply_bytes: what the longest honest reply has; no more is taken. enough: once there are so many answers, and
     half of all, the others have `straggler_wait_s` of the times that these took, instead of `timeout_s`, or what the
     grid says.
     """
+    num_asked, asked = len(requests), [request.metadata.dst_node_id for request in requests]
     for request in requests:
         request.metadata.ttl = timeout_s + _CLOCK_SKEW_S
     message_ids = push(grid, requests, max_reply_bytes)
+    request = requests = ()  # type: ignore[assignment]  # the grid has their content, which may be a model
     # A message for a node that has just left gets no id.
-    nodes = {mid: request.metadata.dst_node_id for mid, request in zip(message_ids, requests, strict=True) if mid}
+    nodes = {mid: node for mid, node in zip(message_ids, asked, strict=True) if mid}
     wait_s = grid.straggler_wait_s if isinstance(grid, PatientGrid) else straggler_wait_s
     started = time.monotonic()
     deadline = started + timeout_s
@@ -73,7 +76,8 @@ def ask_nodes(
                         if not reply.has_error():
                             times.append(time.monotonic() - started)
                         yield node, reply
-            if enough is not None and len(times) >= max(enough, (len(requests) + 1) // 2):
+                    del reply  # before the next one is read
+            if enough is not None and len(times) >= max(enough, (num_asked + 1) // 2):
                 deadline = started + min(timeout_s, wait_s(times))
             if not arrived:
                 time.sleep(pause_s)

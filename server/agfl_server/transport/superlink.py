@@ -11,8 +11,9 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,6 +29,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.error import http_error_translator
 from flwr.supercore.inflatable.inflatable_object import (
+    InflatableObject,
     get_all_nested_objects,
     get_object_children_ids_from_object_content,
     get_object_tree,
@@ -36,6 +38,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
 from flwr.supercore.routers import health
@@ -48,14 +51,17 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from agfl_models.errors import TransportError
 from agfl_protocol.identity.identity import MARKER_FAB_ID, PublicIdentity
 from agfl_protocol.identity.request_signature import key_id
-from agfl_server.aggregation.uploads import ReplyRefused, Uploads, new_session_id
+from agfl_protocol.messages.array_bytes import joined
+from agfl_server.aggregation.uploads import ReplyRefused, Upload, Uploads, new_session_id
 from agfl_server.transport.gate import KEY_ID, Gate
 from agfl_server.transport.https import HttpsServer
 from agfl_server.transport.limits import SMALL_REPLY_BYTES, Limits
 from agfl_server.transport.log_limits import one_line
 from agfl_server.transport.one_process import OneProcess
+from agfl_server.transport.spool import Kept, Spool, size_of
 
 POLL_S = 0.05
 _MAX_HEARTBEAT_S = 30.0  # a node is held online for twice as long as it promises
@@ -65,6 +71,7 @@ class EmbeddedSuperLink:
     """Serve the registered nodes, and only them, from `__enter__` to `__exit__`; the block is the run.
 
     Leaving it marks the run completed (or failed, on an exception) and frees the port.
+    spool: the folder whose disk holds the large messages that are on their way; None for the system's own.
 
     Raises (on entry):
         TransportError, IdentityError: as `HttpsServer`.
@@ -79,8 +86,9 @@ class EmbeddedSuperLink:
         host: str = "127.0.0.1",
         port: int = 8443,
         limits: Limits | None = None,
+        spool: Path | None = None,
     ) -> None:
-        self._state = _LinkState()
+        self._state = _LinkState(Spool(spool))
         self._names: dict[int, str] = {}
         callers: dict[str, _Caller] = {}
         for node in nodes:
@@ -134,6 +142,7 @@ class EmbeddedSuperLink:
         self._state.finish_task(self._task_id, status, details)
         self._https.__exit__(kind, error, trace)
         self._state.cleanup_run(self._run_id)
+        self._state.spool.close()
 
 
 @dataclass(frozen=True)
@@ -150,11 +159,12 @@ class _LinkState(InMemoryLinkState):
     What the server sends is in Flower's object store, what nodes send in `uploads`.
     """
 
-    def __init__(self) -> None:
-        super().__init__(NoOpFederationManager(), ObjectStoreFactory().store())
+    def __init__(self, spool: Spool) -> None:
+        super().__init__(NoOpFederationManager(), _SentObjects(spool))
+        self.spool = spool
         # Flower takes these two locks in either order: an upload that expired could stop the server for good.
         self.lock = self._lock_object_push_sessions = threading.RLock()
-        self.uploads = Uploads()
+        self.uploads = Uploads(spool)
         self._sent_objects: dict[str, frozenset[str]] = {}
 
     def activate_node(self, node_id: int, heartbeat_interval: float) -> bool:
@@ -186,7 +196,12 @@ class _LinkState(InMemoryLinkState):
         objects = get_all_nested_objects(message)
         session = super().start_session(run_id)
         for object_id in dict.fromkeys(self.preregister_object_tree(get_object_tree(message), session)):
-            stored = super().store_object(run_id, session, object_id, objects[object_id].deflate())
+            try:
+                stored = super().store_object(run_id, session, object_id, objects[object_id].deflate())
+            except OSError as error:
+                where = self.spool.folder or "the system's temporary files"
+                line = f"spool: {where} must take a message on its way, and does not: {error.strerror}"
+                raise TransportError("AGFL-TRANSPORT-009", line) from None
             assert stored
         with self.lock:
             # Last, so that a node that sees the message finds all its objects and never sits out a 1 s backoff.
@@ -240,7 +255,7 @@ class _LinkState(InMemoryLinkState):
             instruction, upload = self.message_ins_store.get(message_id), self.uploads.of(message_id)
             if instruction is None or upload is None or not (upload.is_complete or upload.fault):
                 return None
-            return _Reply(instruction, upload.root, dict(upload.contents), upload.max_bytes, upload.fault)
+            return _Reply(instruction, upload, self.spool)
 
     def may_read(self, node_id: int, object_id: str) -> bool:
         """Return whether an object belongs to a message that was sent to the node."""
@@ -264,21 +279,53 @@ class _LinkState(InMemoryLinkState):
         pass
 
 
+class _SentObjects(InMemoryObjectStore):
+    """Flower's object store, whose large objects are in a spool: each once, for all nodes that it is sent to."""
+
+    def __init__(self, spool: Spool) -> None:
+        super().__init__()
+        self._spool = spool
+        self._places: dict[str, Kept] = {}
+
+    def put(self, object_id: str, object_content: bytes) -> None:
+        super().put(object_id, object_content)
+        with self.lock_store:
+            if object_id not in self._places:
+                self._places[object_id] = self._spool.keep(object_content)
+                self.store[object_id].content = b""
+
+    def get(self, object_id: str) -> bytes | None:
+        with self.lock_store:
+            kept = self._places.get(object_id)
+            return super().get(object_id) if kept is None else self._spool.read(kept)
+
+    def delete(self, object_id: str) -> None:
+        with self.lock_store:
+            super().delete(object_id)  # which deletes the parts by this method
+            if object_id not in self.store and (kept := self._places.pop(object_id, None)) is not None:
+                self._spool.drop(kept)
+
+
 @dataclass(frozen=True)
 class _Reply:
     instruction: Message
-    reply_id: str
-    contents: dict[str, bytes]
-    max_bytes: int
-    fault: str
+    upload: Upload
+    spool: Spool
 
     def inflate(self) -> Message:
         """Return the reply; its metadata come from our instruction, since a node may write there anything."""
+        upload = self.upload
         try:
-            if self.fault or self._inflated_bytes() > self.max_bytes:
-                reason = self.fault or f"reply: must have at most {self.max_bytes} bytes, got more in repeated parts"
-                return self._error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason)
-            reply = inflate_object_from_contents(self.reply_id, self.contents)
+            arrays = {} if upload.fault else self._arrays()
+            if upload.fault or sum(self._array_bytes(content) for content in arrays.values()) > upload.max_bytes:
+                fault = f"reply: must have at most {upload.max_bytes} bytes, got more in repeated parts"
+                return self._error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, upload.fault or fault)
+            found: dict[str, InflatableObject] = {
+                object_id: joined(content, self._read) for object_id, content in arrays.items()
+            }
+            pieces = {piece for object_id in arrays for piece in upload.children[object_id]}
+            others = {object_id: self._read(object_id) for object_id in upload.contents if object_id not in pieces}
+            reply = inflate_object_from_contents(upload.root, others, objects=found)
             assert isinstance(reply, Message)
             if reply.has_error():
                 return self._error(reply.error.code, reply.error.reason or "")
@@ -286,18 +333,27 @@ class _Reply:
         except Exception as error:  # a node may send any bytes; they must not stop the round
             return self._error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, f"malformed reply: {type(error).__name__}")
 
+    def drop(self) -> None:
+        """Give up its objects; it must have been taken from the uploads."""
+        for kept in self.upload.contents.values():
+            self.spool.drop(kept)
+
     def _error(self, code: int, reason: str) -> Message:
         return Message(Error(code, one_line(reason)), reply_to=self.instruction)
 
-    def _inflated_bytes(self) -> int:
-        """Return the size of all arrays, of which each may repeat a part of 5 MiB as often as it likes."""
-        total = 0
-        for content in self.contents.values():
-            if get_object_type_from_object_content(content) == "Array":
-                parts = get_object_children_ids_from_object_content(content)
-                repeated = json.loads(content.partition(b"\x00")[2])["arraychunk_ids"]
-                total += sum(len(self.contents[parts[i]]) for i in repeated)
-        return total
+    def _read(self, object_id: str) -> bytes:
+        return self.spool.read(self.upload.contents[object_id])
+
+    def _arrays(self) -> dict[str, bytes]:
+        """Return the objects that say what their arrays are."""
+        inner = {object_id: self._read(object_id) for object_id, parts in self.upload.children.items() if parts}
+        return {name: one for name, one in inner.items() if get_object_type_from_object_content(one) == "Array"}
+
+    def _array_bytes(self, content: bytes) -> int:
+        """Return the size of an array, which may repeat a part of 5 MiB as often as it likes."""
+        parts = get_object_children_ids_from_object_content(content)
+        repeated = json.loads(content.partition(b"\x00")[2])["arraychunk_ids"]
+        return sum(size_of(self.upload.contents[parts[i]]) for i in repeated)
 
 
 class _LinkStateGrid(Grid):
@@ -348,7 +404,7 @@ class _LinkStateGrid(Grid):
         self._state.delete_messages(set(message_ids))
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that have arrived, and an error for each message that will never have one."""
+        """Yield the replies that have arrived, each read when it is asked for, and an error for each that is lost."""
         wanted = set(message_ids)
         with self._state.lock:
             candidates = [self._state.complete_reply(message_id) for message_id in sorted(wanted)]
@@ -359,8 +415,10 @@ class _LinkStateGrid(Grid):
             lost = [message for message in rest if message.metadata.src_node_id == SUPERLINK_NODE_ID]
             for message in lost:
                 self._state.object_store.delete(message.metadata.message_id)
+            for message_id in answered:
+                self._state.uploads.hand_over(message_id)  # `_inflated` drops them
             self._state.delete_messages(answered | {message.metadata.reply_to_message_id for message in lost})
-        return [reply.inflate() for reply in replies] + lost
+        return chain(_inflated(replies), lost)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and return the replies that come within `timeout` s (None: all of them)."""
@@ -374,6 +432,15 @@ class _LinkStateGrid(Grid):
             if not arrived:
                 time.sleep(POLL_S)
         return replies
+
+
+def _inflated(replies: Sequence[_Reply]) -> Iterator[Message]:
+    try:
+        for reply in replies:
+            yield reply.inflate()
+    finally:
+        for reply in replies:
+            reply.drop()
 
 
 class _NotItsOwn(Exception):

@@ -9,17 +9,17 @@ Legend: d parameters.
 
 from __future__ import annotations
 
-import io
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from numpy.typing import DTypeLike, NDArray
 
 from agfl_models.errors import WireError
+from agfl_protocol.messages.array_bytes import npy_header, to_array
 from agfl_protocol.methods.method import NO_STATES, States
 from agfl_protocol.plans.client_plan import hash_of
 from agfl_protocol.secagg.context import Broadcast
@@ -354,7 +354,7 @@ def new_record(scalars: dict[str, Scalar], vectors: dict[str, NDArray[Any]] | No
     """Return message content in this protocol's version."""
     record = RecordDict({_CONFIG: ConfigRecord({"version": PROTOCOL_VERSION, **scalars})})
     if vectors:
-        record[_ARRAYS] = ArrayRecord({name: Array(vector) for name, vector in vectors.items()})
+        record[_ARRAYS] = ArrayRecord({name: to_array(vector) for name, vector in vectors.items()})
     return record
 
 
@@ -395,7 +395,7 @@ def read_vector(record: RecordDict, key: str, dtype: DTypeLike, size: int | None
         raise WireError(
             "AGFL-WIRE-044", f"{key}: must be {expected}, got {array.dtype[:80]} of shape {tuple(array.shape)}"
         )
-    header = _npy_header(kind, array.shape[0])
+    header = npy_header(kind, array.shape[0])
     if len(array.data) != len(header) + array.shape[0] * kind.itemsize or not array.data.startswith(header):
         raise WireError(
             "AGFL-WIRE-045",
@@ -423,12 +423,3 @@ def _read_arrays(record: RecordDict) -> States:
         method, _, name = key.partition("/")
         found.setdefault(method, {})[name] = read_vector(record, key, array.dtype)
     return found
-
-
-def _npy_header(dtype: np.dtype[Any], size: int) -> bytes:
-    """Return what NumPy writes before the numbers, the format in which Flower's Array travels."""
-    stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        stream, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (size,)}
-    )
-    return stream.getvalue()

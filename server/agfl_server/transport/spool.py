@@ -1,0 +1,91 @@
+"""Objects of messages on their way, on disk: what the server holds does not grow with the model or with the cohort.
+
+They are in one file without a name, which is gone with this process, however that ends.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TypeAlias
+
+_SMALL_BYTES = 2**16  # stays in memory: most messages are keys and signatures
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an object is in the file."""
+
+    start: int
+    size: int
+
+
+Kept: TypeAlias = bytes | Place
+
+
+@dataclass
+class Spool:
+    """folder: where the file is, None for the system's own; it should not be one that is in memory."""
+
+    folder: Path | None = None
+    _file: IO[bytes] | None = None
+    _end: int = 0
+    _used: int = 0
+    _free: dict[int, list[Place]] = field(default_factory=lambda: defaultdict(list))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def keep(self, content: bytes) -> Kept:
+        """Keep an object until it is dropped; raises OSError where the disk does not take it."""
+        size = len(content)
+        if size < _SMALL_BYTES:
+            return content
+        with self._lock:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self.folder, buffering=0)  # noqa: SIM115  # as long as we live
+            # Most pieces of arrays have one size.
+            place = self._free[size].pop() if self._free[size] else Place(self._end, size)
+            self._end, self._used = max(self._end, place.start + size), self._used + 1
+        try:
+            done = 0
+            while done < size:
+                done += os.pwrite(self._file.fileno(), memoryview(content)[done:], place.start + done)
+        except OSError:
+            self.drop(place)
+            raise
+        return place
+
+    def read(self, kept: Kept) -> bytes:
+        """Return an object that was kept."""
+        if isinstance(kept, bytes):
+            return kept
+        assert self._file is not None
+        content = os.pread(self._file.fileno(), kept.size, kept.start)
+        assert len(content) == kept.size
+        return content
+
+    def drop(self, kept: Kept) -> None:
+        """Give its room to others; once nothing is kept, the disk has all of it back."""
+        if isinstance(kept, bytes):
+            return
+        with self._lock:
+            self._free[kept.size].append(kept)
+            self._used -= 1
+            if self._used == 0 and self._file is not None:
+                self._file.truncate(0)
+                self._end = 0
+                self._free.clear()
+
+    def close(self) -> None:
+        """Give the disk all of it back; nothing that was kept can be read any more."""
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+
+
+def size_of(kept: Kept) -> int:
+    """Return the bytes of an object."""
+    return len(kept) if isinstance(kept, bytes) else kept.size
