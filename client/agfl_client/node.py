@@ -202,6 +202,7 @@ class Node:
         update, states = local.run(methods, NO_STATES if memory is None else memory.states)
         lanes = codec.encode(update, self._draw(request, "rounding"), states)
         self._say_round(space, request, update, time.monotonic() - started)
+        del update, local  # a model or more
         if memory is not None:
             sent = codec.decode_mean(codec.decode_sum(lanes))[0].delta
             self.states.keep(_state_key(space, request), request.exchange, memory, sent)

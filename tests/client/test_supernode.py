@@ -76,9 +76,8 @@ def test_contract_the_object_functions_take_our_arguments() -> None:
     assert _parameters(pull) == ["pull_object_protobuf", "node", "run_id"]
     assert _parameters(push) == ["push_object_protobuf", "node", "run_id", "session_id"]
     assert _parameters(inflatable_utils.pull_objects)[:2] == ["object_ids", "pull_object_fn"]
-    assert _parameters(inflatable_utils.push_objects)[:2] == ["objects", "push_object_fn"]
-    assert "object_ids_to_push" in _parameters(inflatable_utils.push_objects)
     assert _parameters(inflatable_utils.inflate_object_from_contents)[:2] == ["object_id", "object_contents"]
+    assert "objects" in _parameters(inflatable_utils.inflate_object_from_contents)
 
 
 def test_contract_a_context_is_made_as_we_make_it() -> None:

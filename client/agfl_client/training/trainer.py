@@ -57,7 +57,10 @@ class BatchTrainer(LocalTrainer):
             loss, count, steps = loss + batch_loss.double().cpu(), count + predictions, steps + 1
             if steps == 1:
                 first_loss = float(loss) / max(count, 1)
-        return LocalResult(work.layout.flatten(work.model) - before, float(loss), count, steps, first_loss)
+        optimizer.zero_grad(set_to_none=True)  # as large as the model, which is copied now
+        delta = work.layout.flatten(work.model)
+        delta -= before
+        return LocalResult(delta, float(loss), count, steps, first_loss)
 
     def _differentiate(self, work: LocalWork, optimizer: Optimizer, batch: Any) -> tuple[Tensor, int]:
         is_rough = work.training.precision == "bfloat16"

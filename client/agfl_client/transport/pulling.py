@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import Array, ConfigRecord, RecordDict
 
 from agfl_models.bounded import load_json, shown
 from agfl_models.errors import WireError
+from agfl_protocol.messages.array_bytes import joined
 
 MAX_OBJECT_BYTES = 8 << 20  # Flower cuts arrays into pieces of 5 MiB; the configuration of a run has at most 4
 MAX_ARRAYS_BYTES = 256 << 20  # where nobody says better
@@ -67,6 +68,22 @@ def pull_message(root: str, kind: str, fetch: Fetch, allowance: Allowance) -> di
     allowed = allowance(kind, _records(names, contents)) + _SLACK_BYTES
     contents |= _pieces(_copies(contents), fetch, allowed)
     return contents
+
+
+def join_arrays(contents: dict[str, bytes]) -> dict[str, Array]:
+    """Return the arrays of a message whose objects are `contents`, which each piece leaves as it is used up.
+
+    Raises:
+        ValueError, TypeError, KeyError: an array is not made as Flower makes them.
+    """
+    left = _copies(contents)
+
+    def take(piece: str) -> bytes:
+        left[piece] -= 1
+        return contents[piece] if left[piece] else contents.pop(piece)
+
+    arrays = {name: content for name, content in contents.items() if content.startswith(b"Array ")}
+    return {name: joined(content, take) for name, content in arrays.items()}
 
 
 def _pieces(copies: Counter[str], fetch: Fetch, allowed: int) -> dict[str, bytes]:

@@ -12,7 +12,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -35,6 +36,7 @@ from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.inflatable.inflatable_object import (
+    InflatableObject,
     get_all_nested_objects,
     get_object_tree,
     no_object_id_recompute,
@@ -48,7 +50,6 @@ from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPushError,
     inflate_object_from_contents,
     pull_objects,
-    push_objects,
 )
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.client import ProtobufClientInterceptor
@@ -57,7 +58,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from agfl_client.own_screen import size_shown
 from agfl_client.transport.bounded_http import bounded_client
 from agfl_client.transport.process_marker import ProcessMarker, superseded_problem
-from agfl_client.transport.pulling import MAX_OBJECT_BYTES, Allowance, pull_message, take_little
+from agfl_client.transport.pulling import MAX_OBJECT_BYTES, Allowance, join_arrays, pull_message, take_little
 from agfl_client.transport.request_signer import RequestSigner, clock_problem
 from agfl_client.transport.server_trust import TrustedServer
 from agfl_models.bounded import shown
@@ -74,6 +75,7 @@ REQUEST_TIMEOUT_S = 15.0
 LAST_REPLY_S = 5.0
 LEAVE_WITHIN_S, LEAVE_TIMEOUT_S = 2 * HEARTBEAT_S, 3.0
 PUSH_ATTEMPTS = 3
+PUSHES_AT_ONCE = 2  # the server takes no more of a node
 ANSWERED_TYPES = ("train", "evaluate", "query")
 
 _UPLOADS = {
@@ -388,7 +390,9 @@ class _Loop:
         if run_id not in self._contexts:
             self._contexts[run_id] = Context(run_id, self._node.node_id, {}, RecordDict(), {})
         try:
-            message = inflate_object_from_contents(envelope.metadata.message_id, contents)
+            arrays: dict[str, InflatableObject] = {**join_arrays(contents)}
+            message = inflate_object_from_contents(envelope.metadata.message_id, contents, objects=arrays)
+            del arrays
             assert isinstance(message, Message)
             message.metadata.__dict__["_message_id"] = envelope.metadata.message_id
             return self._client_app(message, self._contexts[run_id])
@@ -435,8 +439,7 @@ class _Loop:
                 response.session_id,
             )
             try:
-                objects = get_all_nested_objects(reply)
-                push_objects(objects, push, object_ids_to_push=set(response.objects_to_push))
+                _push_all(get_all_nested_objects(reply), response.objects_to_push, push)
             except ObjectPushError:
                 # A repeated call finds its object stored, or the upload has expired: ask what is missing now.
                 return False
@@ -457,3 +460,30 @@ class _Loop:
             if status == 410:
                 raise _ReplyUnwanted from None
             raise TransportError("AGFL-TRANSPORT-007", f"--server: must answer our calls, got HTTP {status}") from None
+
+
+def _push_all(
+    objects: Mapping[str, InflatableObject], object_ids: Iterable[str], push: Callable[[str, bytes], None]
+) -> None:
+    """Push objects, each put into bytes when its turn comes; Flower's own function has all of them in memory before."""
+    waiting, lock, over = iter(object_ids), threading.Lock(), threading.Event()
+
+    def work() -> None:
+        try:
+            while not over.is_set():
+                with lock:
+                    object_id = next(waiting, None)
+                if object_id is None:
+                    return
+                push(object_id, objects[object_id].deflate())
+        except BaseException:
+            over.set()
+            raise
+
+    pool = ThreadPoolExecutor(PUSHES_AT_ONCE, thread_name_prefix="push")
+    try:
+        for done in as_completed([pool.submit(work) for _ in range(PUSHES_AT_ONCE)]):
+            done.result()
+    finally:
+        over.set()
+        pool.shutdown(wait=False)
