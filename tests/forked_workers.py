@@ -17,7 +17,7 @@ from tests.commands import forkserver
 from agfl_client.node import Node
 from agfl_client.parallel import group, rank
 from agfl_protocol.messages.wire import RoundRequest
-from agfl_sim.engines.processes.worker import main
+from agfl_sim.engines.workers.process_worker import main
 
 
 class ForkedWorker:

@@ -16,7 +16,7 @@ SOURCES = sorted(
 )
 # A benchmark may take apart what it measures; it is no part of the product.
 PRODUCT = [path for path in SOURCES if "benchmarks" not in path.parts]
-PUBLIC_FLOWER = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.simulation"}
+PUBLIC_FLOWER = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
 MAY_USE_PRIVATE_FLOWER = {"superlink.py", "supernode.py", "grid.py"}
 
 

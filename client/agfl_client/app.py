@@ -14,18 +14,14 @@ from agfl_client.node import Node
 from agfl_client.own_screen import OwnScreen
 from agfl_client.policy import Policy, load_policy
 from agfl_client.secure.secure_member import SecureMember
-from agfl_client.training.device import AUTO
 from agfl_models.errors import AgflError, ConfigError, DataError, PretrainedError
 from agfl_models.examples import parse_columns
-from agfl_models.plugins import enable
 from agfl_models.reading.files import list_owners
 from agfl_protocol.messages import wire
 from agfl_protocol.messages.counting import CountRequest
-from agfl_protocol.randomness import OwnerRandomness
 
 log = logging.getLogger("agfl.client")
-OWNERS_VARIABLE, PRETRAINED_VARIABLE, SEED_VARIABLE = "AGFL_OWNERS", "AGFL_PRETRAINED", "AGFL_SEED"
-DEVICE_VARIABLE, PLUGINS_VARIABLE = "AGFL_DEVICE", "AGFL_PLUGINS"
+OWNERS_VARIABLE = "AGFL_OWNERS"
 REFUSED = 100  # Flower reserves the codes below
 NodeOf = Callable[[Context], Node]
 
@@ -112,9 +108,7 @@ def _node_of_context(context: Context) -> Node:
 
     A stock SuperNode names its owner in its node config (`name`, `data`, `columns`, `pretrained`, `policy`).
     Flower's simulation only numbers its nodes: partition i is the i-th file of the folder that the environment
-    variable AGFL_OWNERS names, AGFL_PRETRAINED names the pretrained model if the run starts from one, AGFL_SEED is the
-    run's seed if it is to repeat, AGFL_DEVICE the device that trains, AGFL_PLUGINS the plug-ins that are enabled; all
-    of them belong to the one person who runs it.
+    variable AGFL_OWNERS names.
     """
     config = context.node_config
     if "name" in config and "data" in config:
@@ -138,12 +132,8 @@ def _node_of_context(context: Context) -> Node:
         raise ConfigError(
             "AGFL-CONFIG-048", f"{OWNERS_VARIABLE}: {folder}: must hold a file for node {index}, holds {len(owners)}"
         )
-    pretrained = Path(os.environ[PRETRAINED_VARIABLE]) if PRETRAINED_VARIABLE in os.environ else None
-    plugins = tuple(plugin.name for plugin in enable(os.environ.get(PLUGINS_VARIABLE, "").split(), PLUGINS_VARIABLE))
-    (name, data), policy = owners[index], Policy(allow_plain=True, runs="all", plugins=plugins)
-    drawn = OwnerRandomness.of_seed(int(os.environ[SEED_VARIABLE]), name) if SEED_VARIABLE in os.environ else None
-    device = os.environ.get(DEVICE_VARIABLE, AUTO)
-    return Node(name, data, device, pretrained=pretrained, policy=policy, randomness=drawn)
+    name, data = owners[index]
+    return Node(name, data, policy=Policy(allow_plain=True, runs="all"))
 
 
 app = create_client_app(_node_of_context)

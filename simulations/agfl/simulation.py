@@ -58,7 +58,7 @@ def simulate(
             joins the round's row under `central/`.
         out: folder of the run; a new one in `runs` if omitted.
         resume: go on with the run in `out`, with the settings with which it began.
-        engine: "inline" trains in this process, "processes" in one for each processor, "ray" on Flower's Ray runtime;
+        engine: "inline" trains in this process, "processes" in one for each processor, "ray" on actors of Ray;
             "auto" takes "processes" where the run is long enough for them. The results are the same bits.
         device: where owners train: "auto" or a PyTorch device.
         progress: whether to show each round.

@@ -4,39 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from agfl_client.training.device import AUTO
 from agfl_models.errors import ConfigError
 from agfl_models.validation import nearest
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.flower_settings import prepare_flower
-from agfl_protocol.secagg.identity import SigningRoster
 from agfl_server.app import refuse_run
 from agfl_server.rounds.observer import Observer
 from agfl_server.run.settings import write_settings
 from agfl_server.run.sittings import SittingLog
 from agfl_sim.engines.choice import choose_engine
+from agfl_sim.engines.engine import Engine
 from agfl_sim.engines.inline_engine import InlineEngine
-from agfl_sim.engines.processes.engine import ProcessesEngine
+from agfl_sim.engines.processes_engine import ProcessesEngine
 from agfl_sim.engines.ray_engine import RayEngine
 from agfl_sim.partition import Owners, owners_of
 
 OWNERS_FOLDER = "owners"
 AUTO_ENGINE = "auto"
-
-
-class Engine(Protocol):
-    """Where the clients of one run work. It is made before the owners' files are, and refuses what it cannot run."""
-
-    @property
-    def roster(self) -> SigningRoster | None:
-        """The owners' signing keys, where nodes keep any."""
-        ...
-
-    def run(self, folder: Path, *, resume: bool, observer: Observer, sitting: SittingLog | None = None) -> None:
-        """Run the federation to its last round."""
-        ...
 
 
 ENGINES: dict[str, Callable[[RunConfig, Sequence[Path], str], Engine]] = {

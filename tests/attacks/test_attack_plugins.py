@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Context, RecordDict
 from tests.plugin_files import OWN_TASK, install, registries_kept
 
-from agfl_client.app import OWNERS_VARIABLE, PLUGINS_VARIABLE, _node_of_context
 from agfl_client.approval.approvals import Approvals
 from agfl_client.approval.plan_text import describe
 from agfl_client.approval.policy_command import refuse_disabled
 from agfl_client.policy import Policy, PolicyViolation, load_policy
 from agfl_models.errors import ConfigError
-from agfl_models.plugins import Plugin, enable, is_enabled
+from agfl_models.plugins import Plugin, enable
 from agfl_models.validation import dump_yaml
 from agfl_protocol.config.run_config import RunConfig, load_finished, load_run_config
 from agfl_protocol.methods.method import Round
@@ -270,16 +268,6 @@ def test_an_owner_is_told_to_approve_with_the_policy_that_enables(
     approvals.announce()
     assert caplog.messages[-1].endswith(f"agfl-client approve run-1 --keys {tmp_path} --policy FILE")
     assert f"plug-ins: {own}\n" in describe(plan, None, None)
-
-
-def test_processes_of_a_simulation_enable_what_its_run_names(
-    site: Path, make_owners: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(OWNERS_VARIABLE, str(make_owners(1)))
-    monkeypatch.setenv(PLUGINS_VARIABLE, "own-plugin")
-    context = Context(0, 1, {"partition-id": 0}, RecordDict(), {})
-    assert _node_of_context(context).identify().name == "owner-00"
-    assert is_enabled("own-plugin")
 
 
 def test_attack_an_operators_file_enables_nothing_at_an_owner_that_looks_at_it(site: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from tests.forked_workers import ForkedWorker
 
-from agfl_sim.engines.processes import worker_process
+from agfl_sim.engines.workers import process_link
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ForkedWorker]]:
         started.append(ForkedWorker(descriptor))
         return started[-1]
 
-    monkeypatch.setattr(worker_process, "launch", launch)
+    monkeypatch.setattr(process_link, "launch", launch)
     yield started
     for worker in started:
         assert worker.wait(20) is not None

@@ -17,7 +17,7 @@ from agfl_protocol.config.run_config import RunConfig, load_run_config
 from agfl_sim.cli import SHIPPED_CONFIGS
 from agfl_sim.engines import choice
 from agfl_sim.engines.choice import choose_engine
-from agfl_sim.engines.processes.own_classes import own_classes
+from agfl_sim.engines.workers.own_classes import own_classes
 from agfl_sim.partition import Owners, owners_of
 
 LONG = SHIPPED_CONFIGS / "language_modeling.yaml"
@@ -85,7 +85,7 @@ def test_class_of_a_notebook_keeps_a_run_in_its_process_and_says_so(
     assert choose_engine(own, owners, "cpu") == ("inline", f"engine   inline, not processes: {rule}")
     vars(module)["LargeConfig"] = LargeConfig
     assert choose_engine(own, owners, "cpu") == ("processes", None)
-    assert own_classes(own) == (("own_models", "LargeConfig"),)
+    assert own_classes(own, "processes") == (("own_models", "LargeConfig"),)
     monkeypatch.setattr(LargeConfig, "__module__", "__main__")
     with pytest.raises(ConfigError, match=r"LargeConfig must be in a module .* got __main__ .AGFL-CONFIG-283"):
-        own_classes(own)
+        own_classes(own, "processes")

@@ -19,7 +19,6 @@ from agfl_client.app import create_client_app
 from agfl_client.node import Node
 from agfl_client.policy import Policy
 from agfl_client.training.trainer import BatchTrainer
-from agfl_models.errors import ConfigError
 from agfl_protocol.config.run_config import RunConfig, load_run_config
 from agfl_protocol.identity.private_files import write_private
 from agfl_protocol.local_trainer import LocalResult
@@ -35,7 +34,6 @@ from agfl_server.rounds.state import ServerState
 from agfl_server.search.search import CHOSEN_FILE
 from agfl_sim.engines.grid import InProcessGrid
 from agfl_sim.engines.inline_engine import InlineEngine
-from agfl_sim.engines.ray_engine import RayEngine
 
 METHODS = {
     "scaffold": ("aggregation.server_optimizer={type: scaffold}", "aggregation.weighting=uniform"),
@@ -273,10 +271,3 @@ def test_candidates_of_a_search_keep_the_states_of_their_owners_while_others_hav
     state = load_checkpoint(tmp_path / "run" / "checkpoints", chosen.hash)
     found = federation.sum_of_states("run", state, model_of(chosen))
     np.testing.assert_allclose(found, own_of(state)["sum"], atol=1e-5 * np.abs(found).max())
-
-
-@with_state
-def test_ray_keeps_no_state_and_refuses_by_name(method: str, run_config: MakeConfig) -> None:
-    rule = rf"^--engine ray: runs no aggregation\.server_optimizer .* got {method} .AGFL-CONFIG-202"
-    with pytest.raises(ConfigError, match=rule):
-        RayEngine(run_config(*METHODS[method]), [])

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tests.commands import Started
 from tests.forked_workers import ForkedWorker
+from tests.processes import children_of, is_there
 from tests.simulations.run_result import result
 
 from agfl_models.errors import DataError
@@ -22,10 +23,10 @@ from agfl_models.machine import usable_cpus
 from agfl_protocol.config.run_config import RunConfig
 from agfl_server.rounds.observer import Observer, Row
 from agfl_sim.engines.inline_engine import InlineEngine
-from agfl_sim.engines.processes import worker_process
-from agfl_sim.engines.processes.engine import ProcessesEngine
-from agfl_sim.engines.processes.link import Request
-from agfl_sim.engines.processes.process_grid import shared_out
+from agfl_sim.engines.processes_engine import ProcessesEngine
+from agfl_sim.engines.workers import process_link
+from agfl_sim.engines.workers.messages import Request
+from agfl_sim.engines.workers.worker_grid import shared_out
 
 MIXED = "model.layers=[{type: attention, num_heads: 4}, {type: ff, hidden_dim: 24}, {type: rnn, cell: mingru}]"
 SECURE = "aggregation={type: secure, min_cohort: 3, max_colluders: 1}"
@@ -136,25 +137,6 @@ data: {partition: natural, num_owners: 4}
 """
 
 
-def children_of(pid: int) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-        except OSError:  # it ended
-            continue
-        if parent == pid:
-            found.append(int(path.parent.name))
-    return found
-
-
-def is_there(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_worker_outlives_its_driver(number: signal.Signals, tmp_path: Path) -> None:
     """Here they are new interpreters, as a person starts them."""
@@ -221,7 +203,7 @@ def test_a_broadcast_is_sent_to_a_worker_once(
                 sizes.append(sum(len(content) for content in obj.objects.values() if content is not None))
             super().send(obj)
 
-    monkeypatch.setattr(worker_process, "Connection", Counting)
+    monkeypatch.setattr(process_link, "Connection", Counting)
     config = run_config("num_rounds=1")
     ProcessesEngine(config, sorted(make_owners(6).iterdir()), "cpu", 2).run(
         tmp_path / "run", resume=False, observer=Observer()

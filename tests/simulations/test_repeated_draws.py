@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agfl_protocol.secagg import shamir
-from agfl_sim.engines.processes.repeated_draws import RepeatedDraws
+from agfl_sim.engines.workers.repeated_draws import RepeatedDraws
 
 
 def drawn(secret: bytes) -> list[bytes]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import re
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from flwr.app import Message
-from flwr.serverapp import Grid
 from tests.forked_workers import ForkedWorker, die_at_owner_01, fail_at_owner_01
+from tests.simulations.killing import kill_in
 from tests.simulations.run_result import result
 
 from agfl_models.errors import ConfigError
@@ -19,12 +18,11 @@ from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages import secure_wire as sw
 from agfl_protocol.messages import wire
 from agfl_protocol.messages.counting import COUNT
-from agfl_server.aggregation import plain_sum, secure_sum
 from agfl_server.rounds.observer import Observer
-from agfl_server.transport import messaging
 from agfl_sim.engines.inline_engine import InlineEngine
-from agfl_sim.engines.processes import worker_process
-from agfl_sim.engines.processes.engine import ProcessesEngine
+from agfl_sim.engines.processes_engine import ProcessesEngine
+from agfl_sim.engines.workers import process_link
+from agfl_sim.engines.workers.worker_handle import DefectError
 
 SECURE = "aggregation={type: secure, min_cohort: 3, max_colluders: 1}"
 STATE = ("aggregation.server_optimizer={type: scaffold}", "aggregation.weighting=uniform")
@@ -34,26 +32,12 @@ Configs = Callable[..., RunConfig]
 MakeOwners = Callable[[int], Path]
 
 
-def kill_in(
-    patch: pytest.MonkeyPatch, kind: str, workers: list[ForkedWorker], time: int = 2, times: int = 1
-) -> list[int]:
-    """Have workers killed once two nodes have answered in a trip, in the `time`-th of its kind; return how often."""
-    genuine, trips, killed = messaging.ask_nodes, [0], list[int]()
+def last_of(workers: list[ForkedWorker]) -> Callable[[], None]:
+    def kill() -> None:
+        workers[-1].kill()
+        workers[-1].wait(20)
 
-    def ask(grid: Grid, requests: Iterable[Message], timeout_s: float, *bounds: int) -> Iterator[tuple[int, Message]]:
-        requests = list(requests)
-        trips[0] += requests[0].metadata.message_type == kind
-        for number, found in enumerate(genuine(grid, requests, timeout_s, *bounds)):
-            at_last = requests[0].metadata.message_type == kind and trips[0] >= time
-            if at_last and number == 1 and len(killed) < times:
-                killed.append(workers[-1].pid)
-                workers[-1].kill()
-                workers[-1].wait(20)
-            yield found
-
-    patch.setattr(secure_sum, "ask_nodes", ask)
-    patch.setattr(plain_sum, "ask_nodes", ask)
-    return killed
+    return kill
 
 
 @pytest.mark.parametrize(
@@ -75,7 +59,7 @@ def test_kill_in_each_trip_changes_no_bit(
     for trip in trips:
         caplog.clear()
         with pytest.MonkeyPatch.context() as patch:
-            killed = kill_in(patch, trip, workers)
+            killed = kill_in(patch, trip, last_of(workers))
             folder = tmp_path / trip
             ProcessesEngine(config, owners, "cpu", 2).run(folder, resume=False, observer=Observer())
         assert len(killed) == 1, trip
@@ -92,14 +76,14 @@ def test_kill_in_a_plain_exchange_changes_no_bit(
     config, owners = run_config("num_rounds=2", *STATE), sorted(make_owners(5).iterdir())
     InlineEngine(config, owners, "cpu").run(tmp_path / "whole", resume=False, observer=Observer())
     with pytest.MonkeyPatch.context() as patch:
-        killed = kill_in(patch, wire.TRAIN, workers)
+        killed = kill_in(patch, wire.TRAIN, last_of(workers))
         ProcessesEngine(config, owners, "cpu", 1).run(tmp_path / "torn", resume=False, observer=Observer())
     assert len(killed) == 1
     assert result(tmp_path / "torn") == result(tmp_path / "whole")
 
 
 def launch_with(patch: pytest.MonkeyPatch, at_round: Callable[[str], None]) -> None:
-    patch.setattr(worker_process, "launch", lambda descriptor: ForkedWorker(descriptor, at_round))
+    patch.setattr(process_link, "launch", lambda descriptor: ForkedWorker(descriptor, at_round))
 
 
 def test_worker_that_dies_again_and_again_ends_the_run_in_one_line(
@@ -125,5 +109,5 @@ def test_defect_of_a_node_comes_up_with_its_traceback(
 ) -> None:
     launch_with(monkeypatch, fail_at_owner_01)
     engine = ProcessesEngine(run_config(), sorted(make_owners(3).iterdir()), "cpu", 2)
-    with pytest.raises(worker_process.DefectError, match=r"(?s)Traceback.*ZeroDivisionError: a defect"):
+    with pytest.raises(DefectError, match=r"(?s)Traceback.*ZeroDivisionError: a defect"):
         engine.run(tmp_path / "run", resume=False, observer=Observer())

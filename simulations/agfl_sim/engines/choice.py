@@ -6,8 +6,8 @@ from agfl_client.training.device import choose_device
 from agfl_models.errors import ConfigError
 from agfl_models.machine import usable_cpus
 from agfl_protocol.config.run_config import RunConfig
-from agfl_sim.engines.processes.own_classes import own_classes
 from agfl_sim.engines.simulated_owners import size_of
+from agfl_sim.engines.workers.own_classes import own_classes
 from agfl_sim.partition import Owners
 
 # A worker loads PyTorch for about 3 s of a processor; the shipped run of 24 owners has 7.6e9 and takes 170 s of one.
@@ -25,7 +25,7 @@ def choose_engine(config: RunConfig, owners: Owners, device: str) -> tuple[str, 
     if usable_cpus() < 2 or choose_device(device) != "cpu" or _work(config, owners) < _WORTH_IT:
         return "inline", None
     try:
-        own_classes(config)
+        own_classes(config, "processes")
     except ConfigError as error:
         return "inline", f"engine   inline, not processes: {error.sentence.removeprefix('--engine processes: ')}"
     return "processes", None

@@ -10,7 +10,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Event, Lock
+from threading import Lock
 from typing import cast
 
 from flwr.app import Context, Message, RecordDict
@@ -131,61 +131,6 @@ class InProcessGrid(LocalGrid):
         node = request.metadata.dst_node_id
         with self._locks[node]:
             return inflated(*deflated(answer(self._nodes[node], request, message_id)))
-
-
-class Stopped(BaseException):
-    """The run is to end: no error, and nothing that the server's code would take for one."""
-
-
-class StoppableGrid(Grid):
-    """Another grid, every call of which raises `Stopped` once `stopped` is set."""
-
-    def __init__(self, grid: Grid, stopped: Event) -> None:
-        self._grid, self._stopped = grid, stopped
-
-    def patience_s(self, timeout_s: float) -> float:
-        """As `waits_for_all` of `LocalGrid`."""
-        return _LONG_S
-
-    def straggler_wait_s(self, times: Sequence[float]) -> float:
-        """As `waits_for_all` of `LocalGrid`."""
-        return math.inf
-
-    def _checked(self) -> Grid:
-        if self._stopped.is_set():
-            raise Stopped
-        return self._grid
-
-    def set_run(self, run: Run) -> None:
-        """Part of Flower's interface."""
-        self._checked().set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Part of Flower's interface."""
-        return self._checked().run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Part of Flower's interface."""
-        return self._checked().create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Part of Flower's interface."""
-        return self._checked().get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Part of Flower's interface."""
-        return self._checked().push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Part of Flower's interface."""
-        return self._checked().pull_messages(message_ids)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Part of Flower's interface."""
-        return self._checked().send_and_receive(messages, timeout=timeout)
 
 
 def take_identity() -> None:

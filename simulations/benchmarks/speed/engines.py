@@ -27,7 +27,7 @@ from agfl_protocol.flower_settings import prepare_flower
 from agfl_server.rounds.observer import Observer, Row
 from agfl_sim.cli import SHIPPED_CONFIGS
 from agfl_sim.engines.inline_engine import InlineEngine
-from agfl_sim.engines.processes.engine import ProcessesEngine
+from agfl_sim.engines.processes_engine import ProcessesEngine
 from agfl_sim.partition import owner_files
 
 ENGINES = {"inline, 1 worker": 1, "inline": usable_cpus(), "processes": usable_cpus()}

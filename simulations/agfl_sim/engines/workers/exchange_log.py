@@ -16,9 +16,9 @@ from agfl_client.ledger.ledger_file import LEDGER_FILE
 from agfl_protocol.messages import wire
 from agfl_protocol.messages.counting import COUNT
 from agfl_protocol.messages.secure_wire import UNMASK
-from agfl_sim.engines.processes.link import Request
-from agfl_sim.engines.processes.repeated_draws import SECRET_BYTES
 from agfl_sim.engines.simulated_owners import NODES_FOLDER, SimulatedOwners
+from agfl_sim.engines.workers.messages import Request
+from agfl_sim.engines.workers.repeated_draws import SECRET_BYTES
 
 BEGINS = frozenset({wire.TRAIN, wire.EVALUATE, COUNT})  # kinds of messages with which an exchange begins at a node
 

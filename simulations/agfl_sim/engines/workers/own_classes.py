@@ -11,13 +11,13 @@ from pydantic import BaseModel
 from agfl_models.errors import ConfigError
 from agfl_protocol.config.run_config import RunConfig
 from agfl_server.search.slate import make_slate
-from agfl_sim.engines.processes.link import ClassPath
+from agfl_sim.engines.workers.messages import ClassPath
 
 _OURS = ("agfl", "agfl_models", "agfl_protocol", "agfl_client", "agfl_server", "agfl_sim")
 
 
-def own_classes(config: RunConfig) -> tuple[ClassPath, ...]:
-    """Return (module, name) of each class, none of this package, in what travels to owners in a run.
+def own_classes(config: RunConfig, engine: str) -> tuple[ClassPath, ...]:
+    """Return (module, name) of each class, none of this package, in what travels to owners in a run on an engine.
 
     Raises:
         ConfigError: one is of a notebook, a script or a function, where no other process finds it.
@@ -34,7 +34,7 @@ def own_classes(config: RunConfig) -> tuple[ClassPath, ...]:
         if place is not kind:
             raise ConfigError(
                 "AGFL-CONFIG-283",
-                f"--engine processes: {name} must be in a module that a new process can import, got {module}",
+                f"--engine {engine}: {name} must be in a module that a new process can import, got {module}",
             )
         found[module, name] = kind
     return tuple(found)

@@ -1,29 +1,22 @@
-"""The driver's side of one worker process: starts it, asks it, and ends it."""
+"""The driver's side of one worker: starts it, asks it, has another take its place where it dies, and ends it."""
 
 from __future__ import annotations
 
 import logging
-import os
-import socket
-import subprocess
-import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from multiprocessing.connection import Connection
-from pathlib import Path
 
 from flwr.app import Message
 
 from agfl_models import errors
 from agfl_models.errors import ConfigError
 from agfl_sim.engines.grid import deflated, inflated
-from agfl_sim.engines.processes.exchange_log import BEGINS, ExchangeLog
-from agfl_sim.engines.processes.link import Begin, ClassPath, Clear, Defect, LogLine, Ready, Refusal, Reply, Request
-from agfl_sim.engines.simulated_owners import SimulatedOwners
+from agfl_sim.engines.workers.exchange_log import BEGINS, ExchangeLog
+from agfl_sim.engines.workers.link import Link
+from agfl_sim.engines.workers.messages import Begin, Clear, Defect, LogLine, Ready, Refusal, Reply, Request
 
-_PROGRAM = "from agfl_sim.engines.processes.worker import main; main()"
-_END_S = 5.0
 _MAX_DEATHS = 3  # in one exchange: what ended it will end it again
 log = logging.getLogger("agfl.simulate")
 
@@ -32,21 +25,22 @@ class DefectError(Exception):
     """A node in a worker failed as none should; the text is the traceback from there."""
 
 
-class WorkerProcess:
-    """A process with the nodes of some owners, started again where it dies.
+class WorkerHandle:
+    """A worker with the nodes of some owners, started again where it dies.
 
-    `answer` may be called by several threads; one is served at a time.
+    `answer` may be called by several threads; one is served at a time. start: see `Workplace`.
     """
 
-    def __init__(self, number: int, owners: SimulatedOwners, folder: Path, classes: tuple[ClassPath, ...]) -> None:
-        self._number, self._begin = number, Begin(owners, folder, classes)
-        self._names = {node: owner.name for node, owner in owners.owners.items()}
-        self._log = ExchangeLog(owners, folder)
+    def __init__(self, number: int, begin: Begin, start: Callable[[bool], Link]) -> None:
+        self._number, self._begin, self._start_link = number, begin, start
+        self._label = f"--engine {begin.engine}: worker {number}"
+        self._names = {node: owner.name for node, owner in begin.owners.owners.items()}
+        self._log = ExchangeLog(begin.owners, begin.folder)
         self._turn, self._life = threading.Lock(), threading.Lock()
         self._is_closed, self._is_dead, self._deaths = False, False, 0
         self._kept: dict[str, bytes] = {}  # objects of this batch of messages: one copy for all nodes
         self._sent: set[str] = set()
-        self._start()
+        self._start(is_first=True)
 
     def wait_until_ready(self) -> None:
         """Return once its nodes are there.
@@ -57,9 +51,7 @@ class WorkerProcess:
         try:
             found = self._receive()
         except (EOFError, OSError):
-            raise ConfigError(
-                "AGFL-CONFIG-281", f"--engine processes: worker {self._number} must start, {self._how_it_ended()}"
-            ) from None
+            raise ConfigError("AGFL-CONFIG-281", f"{self._label} must start, {self._link.end()}") from None
         if isinstance(found, Refusal):
             kind: type[errors.AgflError] = getattr(errors, found.kind)
             raise kind(found.code, found.sentence)
@@ -73,7 +65,7 @@ class WorkerProcess:
             if kind in BEGINS:
                 self._deaths = 0
             with suppress(OSError):  # that the worker is gone shows where it is asked
-                self._connection.send(Clear())
+                self._link.send(Clear())
 
     def answer(self, message: Message, message_id: str) -> Message:
         """Return a node's reply.
@@ -95,10 +87,10 @@ class WorkerProcess:
         return inflated(found.object_id, found.contents)
 
     def close(self) -> None:
-        """End the process, in whatever it does."""
+        """End the worker, in whatever it does."""
         with self._life:
             self._is_closed = True
-            self._end()
+            self._link.end()
 
     def _answer(self, request: Request) -> object:
         """Have the worker answer, or the one that takes its place after the same messages."""
@@ -106,7 +98,7 @@ class WorkerProcess:
             try:
                 if self._is_dead:
                     self._log.take_back()
-                    self._start()
+                    self._start(is_first=False)
                     self.wait_until_ready()
                     for earlier in self._log.again():
                         self._ask(earlier)
@@ -116,64 +108,31 @@ class WorkerProcess:
 
     def _note_death(self, name: str) -> None:
         self._is_dead, self._deaths = True, self._deaths + 1
-        line = f"worker {self._number} {self._how_it_ended()} while it worked for {name}"
+        line = f"{self._link.end()} while it worked for {name}"
         if self._is_closed or self._deaths == _MAX_DEATHS:
-            raise ConfigError(
-                "AGFL-CONFIG-282",
-                f"--engine processes: {line}, {self._deaths} times in one exchange; go on with --resume",
-            )
-        log.warning("%s; it is started again", line)
+            rule = f"{line}, {self._deaths} times in one exchange; go on with --resume"
+            raise ConfigError("AGFL-CONFIG-282", f"{self._label} {rule}")
+        log.warning("worker %d %s; it is started again", self._number, line)
 
-    def _start(self) -> None:
-        ours, its = socket.socketpair()
-        with its, self._life:
+    def _start(self, *, is_first: bool) -> None:
+        with self._life:
             if self._is_closed:
                 raise EOFError
-            self._process = launch(its.fileno())
-            self._connection = Connection(ours.detach())
+            self._link = self._start_link(is_first)
             self._is_dead = False
             self._sent.clear()
         with suppress(OSError):
-            self._connection.send(self._begin)
+            self._link.send(self._begin)
 
     def _ask(self, request: Request) -> object:
         """Send a request, without the objects that the worker has, and return the answer."""
         unsent = {key: None if key in self._sent else content for key, content in request.objects.items()}
         self._sent |= unsent.keys()
-        self._connection.send(replace(request, objects=unsent))
+        self._link.send(replace(request, objects=unsent))
         return self._receive()
 
     def _receive(self) -> object:
         """Return the next answer; log lines before it go to the loggers of this process."""
-        while isinstance(found := self._connection.recv(), LogLine):
+        while isinstance(found := self._link.receive(), LogLine):
             logging.getLogger(found.logger).log(found.level, "%s", found.text)
         return found
-
-    def _end(self) -> int:
-        """End the process, if it has not ended; return its exit code."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            return self._process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
-
-    def _how_it_ended(self) -> str:
-        code = self._end()
-        return f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-
-
-def launch(descriptor: int) -> subprocess.Popen[bytes]:
-    """Start a worker whose line to us is a descriptor.
-
-    Not by multiprocessing, whose children run the researcher's own script again, up to this very call. A worker finds
-    the modules that this process finds, and leaves the other processors to the other workers.
-    """
-    path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", _PROGRAM, str(descriptor)],
-        stdin=subprocess.PIPE,
-        pass_fds=[descriptor],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-    )

@@ -1,4 +1,4 @@
-"""A Grid over worker processes: each owner stays with one, which keeps its data and model warm."""
+"""A Grid over workers: each owner stays with one, which keeps its data and model warm."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from heapq import heapify, heapreplace
 from flwr.app import Message
 
 from agfl_sim.engines.grid import LocalGrid
-from agfl_sim.engines.processes.worker_process import WorkerProcess
+from agfl_sim.engines.workers.worker_handle import WorkerHandle
 
 _THREADS = 2  # a worker's: while one waits for a reply, the other makes the next message
 
 
-class ProcessGrid(LocalGrid):
+class WorkerGrid(LocalGrid):
     """Takes each message to the worker of its node; `worker_of` holds every node."""
 
-    def __init__(self, worker_of: Mapping[int, WorkerProcess]) -> None:
+    def __init__(self, worker_of: Mapping[int, WorkerHandle]) -> None:
         super().__init__(worker_of, waits_for_all=True)
         self._worker_of = dict(worker_of)
         self._workers = list(dict.fromkeys(worker_of.values()))
         self._pools = {worker: ThreadPoolExecutor(_THREADS, thread_name_prefix="worker") for worker in self._workers}
 
-    def __enter__(self) -> ProcessGrid:
+    def __enter__(self) -> WorkerGrid:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TypeAlias
 
@@ -17,8 +14,9 @@ ClassPath: TypeAlias = tuple[str, str]
 
 @dataclass(frozen=True)
 class Begin:
-    """To a new worker. classes: (module, name) of those of the researcher's own that the run is made of."""
+    """To a new worker. engine: by name; classes: (module, name) of the researcher's own that the run is made of."""
 
+    engine: str
     owners: SimulatedOwners
     folder: Path
     classes: tuple[ClassPath, ...]
@@ -79,31 +77,3 @@ class LogLine:
     logger: str
     level: int
     text: str
-
-
-class ToDriver(logging.Handler):
-    """Sends log lines to the driver, so that they look as those of one process and no progress bar is torn."""
-
-    def __init__(self, line: Line) -> None:
-        super().__init__()
-        self._line = line
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Send it, with the traceback that may come with it."""
-        self._line.send(LogLine(record.name, record.levelno, self.format(record)))
-
-
-class Line:
-    """A worker's end; several threads may send."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection, self._lock = connection, threading.Lock()
-
-    def send(self, content: object) -> None:
-        """Send it whole."""
-        with self._lock:
-            self._connection.send(content)
-
-    def receive(self) -> object:
-        """Return what comes next; raises EOFError once the driver is gone."""
-        return self._connection.recv()

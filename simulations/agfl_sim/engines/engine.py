@@ -1,0 +1,52 @@
+"""What every engine does: one run of the federation on the Grid that the engine opens."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from flwr.serverapp import Grid
+
+from agfl_client.training.device import AUTO
+from agfl_protocol.config.run_config import RunConfig
+from agfl_server.app import run_federation
+from agfl_server.rounds.observer import Observer
+from agfl_server.run.sittings import SittingLog
+from agfl_sim.engines.simulated_owners import SimulatedOwners, forget_exchange
+
+
+class Engine(ABC):
+    """Where the clients of one run work. It is made before the owners' files are, and refuses what it cannot run."""
+
+    def __init__(
+        self, config: RunConfig, owners: Sequence[Path], device: str = AUTO, num_workers: int | None = None
+    ) -> None:
+        """num_workers: how many train at a time; as many as there are processors if omitted.
+
+        Raises:
+            AgflError: as `SimulatedOwners.of`.
+        """
+        self._config, self._num_workers = config, num_workers
+        self._owners = SimulatedOwners.of(config, owners, device)
+        self.roster = self._owners.signing_roster
+
+    def run(self, folder: Path, *, resume: bool, observer: Observer, sitting: SittingLog | None = None) -> None:
+        """Run the federation to its last round; raises as `run_federation`, and AgflError where no client can work."""
+        if resume:
+            forget_exchange(self._config, self._owners.roster, folder)  # before the nodes read their ledgers
+        with self._open_grid(folder) as grid:
+            run_federation(
+                grid,
+                self._config,
+                folder,
+                resume=resume,
+                observer=observer,
+                roster=self.roster,
+                sitting=sitting,
+            )
+
+    @abstractmethod
+    def _open_grid(self, folder: Path) -> AbstractContextManager[Grid]:
+        """Return the Grid of the owners' nodes, which keep what they keep in the run's folder."""
