@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -281,6 +281,7 @@ class Plan(Config):
         return (round_number - 1) % self.client_plan.evaluation.every == 0
 
 
+@lru_cache(maxsize=2)  # a node reads the plan of its run for each request
 def plan_from_json(text: str) -> Plan:
     """Read a plan's canonical text.
 
