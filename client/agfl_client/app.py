@@ -78,10 +78,10 @@ def create_client_app(node_of: Node | NodeOf) -> ClientApp:
     def trip(take: Callable[[SecureMember, RecordDict], RecordDict]) -> Callable[[Message, Context], Message]:
         return lambda message, context: answer(message, lambda: take(find(context).member, message.content))
 
-    app.query("share")(trip(SecureMember.share))
-    app.query("mask")(trip(SecureMember.mask))
-    app.query("agree")(trip(SecureMember.agree))
-    app.query("unmask")(trip(SecureMember.unmask))
+    app.query("share")(trip(lambda member, content: member.share(content)))
+    app.query("mask")(trip(lambda member, content: member.mask(content)))
+    app.query("agree")(trip(lambda member, content: member.agree(content)))
+    app.query("unmask")(trip(lambda member, content: member.unmask(content)))
 
     @app.query("finish")
     def finish(message: Message, context: Context) -> Message:

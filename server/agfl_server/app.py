@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
@@ -46,6 +47,7 @@ from agfl_server.transport.connected_nodes import ConnectedNodes
 from agfl_server.transport.messaging import ask_nodes
 
 _FINISH_TIMEOUT_S = 10.0
+SecureSumOf: TypeAlias = Callable[[Observer, SigningRoster, Parameters], Aggregator]
 
 
 def run_federation(
@@ -60,20 +62,21 @@ def run_federation(
     owners: Collection[str] | None = None,
     settings: Sequence[str] | None = None,
     sitting: SittingLog | None = None,
+    secure_sum: SecureSumOf = SecureSum,
 ) -> ServerState:
     """Run a federation to its last round over `grid` and leave everything it made in `folder`.
 
     registered_name: the NAME under which the transport admitted a node id, where it knows one.
     roster: the signing keys of all owners, which secure aggregation needs. owners: who can take part, where that is
     known and there is no roster. settings: what `--set` changed, kept for a run that goes on. sitting: of the command,
-    which begins here.
+    which begins here. secure_sum: what adds up where the configuration says secure; owners' nodes must take part in it.
 
     Raises:
         AgflError: one line for a person; what was checkpointed stays and can be resumed.
     """
     observer = observer or Observer()
     run_folder = RunFolder(folder)
-    aggregator, min_cohort = build_aggregator(config.aggregation, roster, observer)
+    aggregator, min_cohort = build_aggregator(config.aggregation, roster, observer, secure_sum)
     num_owners = None if roster is None else len(roster)
     _refuse_few_owners(config.aggregation, num_owners, min_cohort)
     nodes = ConnectedNodes(grid, observer, registered_name)
@@ -104,7 +107,7 @@ def run_federation(
         )
         federation, state = _run(context, run_folder, resume)
     deliver_model(federation, state)
-    _finish(grid, state)
+    _finish(grid, nodes.online, state)
     return state
 
 
@@ -254,7 +257,7 @@ def _refuse_few_owners(config: AggregationConfig, num_owners: int | None, min_co
 
 
 def build_aggregator(
-    config: AggregationConfig, roster: SigningRoster | None, observer: Observer
+    config: AggregationConfig, roster: SigningRoster | None, observer: Observer, secure_sum: SecureSumOf = SecureSum
 ) -> tuple[Aggregator, int]:
     """Return the aggregator that the run configuration names, and how many updates a round needs.
 
@@ -264,7 +267,7 @@ def build_aggregator(
         ConfigError: secure aggregation without a roster, or over one that is too small for it; or cohorts are too small
             for a round.
     """
-    aggregator, min_cohort = _aggregator_of(config, roster, observer)
+    aggregator, min_cohort = _aggregator_of(config, roster, observer, secure_sum)
     if config.cohort_size is not None and config.cohort_size < min_cohort:
         raise ConfigError(
             "AGFL-CONFIG-073",
@@ -274,7 +277,7 @@ def build_aggregator(
 
 
 def _aggregator_of(
-    config: AggregationConfig, roster: SigningRoster | None, observer: Observer
+    config: AggregationConfig, roster: SigningRoster | None, observer: Observer, secure_sum: SecureSumOf
 ) -> tuple[Aggregator, int]:
     if config.type == "plain":
         min_cohort = config.min_cohort or 2
@@ -285,13 +288,13 @@ def _aggregator_of(
             "aggregation.type: secure needs a roster of signing keys, which this runtime has not; use plain",
         )
     parameters = Parameters.of(len(roster), config.max_colluders, config.min_cohort)
-    return SecureSum(observer, roster, parameters), parameters.min_cohort
+    return secure_sum(observer, roster, parameters), parameters.min_cohort
 
 
-def _finish(grid: Grid, state: ServerState) -> None:
+def _finish(grid: Grid, nodes: Iterable[int], state: ServerState) -> None:
     """Tell every node that the run is over; who does not answer soon learns it from the closed door."""
     content = wire.FinishRequest(state.run_id).to_record()
-    requests = [Message(content, node, wire.FINISH) for node in grid.get_node_ids()]
+    requests = [Message(content, node, wire.FINISH) for node in nodes]
     for _ in ask_nodes(grid, requests, _FINISH_TIMEOUT_S):
         pass
 

@@ -92,7 +92,7 @@ def mask(state: Shared, request: MaskRequest) -> tuple[Masked, MaskReply]:
         state.lanes.flags.writeable, "AGFL-SECURE-022", "lanes: must be masked once; this state was used before"
     )  # C3.0
     # C3.1 to C3.4 and C3.11, before the lanes are touched: U2 alone says whose masks are in them.
-    _check_survivors("dealers", request.dealers, members.records, "U1", terms, members)
+    check_survivors("dealers", request.dealers, members.records, "U1", terms, members)
     others = [dealer for dealer in request.dealers if dealer != terms.name]
     held = {
         dealer: _open(dealer, terms.name, members.ctx1, state.opening_keys[dealer], sealed, terms.max_rings)
@@ -115,7 +115,7 @@ def agree(state: Masked, request: AgreeRequest) -> tuple[Agreed, AgreeReply]:
     """
     terms = state.terms
     dealers = {terms.name, *state.held}
-    _check_survivors("survivors", request.survivors, dealers, "U2", terms, state.members)  # C4.1 to C4.5
+    check_survivors("survivors", request.survivors, dealers, "U2", terms, state.members)  # C4.1 to C4.5
     ctx3 = survivors_context(state.ctx2, request.survivors)
     signature = sign(terms.signing_key, SIGN_AGREEMENT, ctx3, terms.name)
     return Agreed(state, request.survivors, ctx3), AgreeReply(terms.exchange, signature)
@@ -129,7 +129,7 @@ def unmask(state: Agreed, request: UnmaskRequest) -> tuple[Finished, UnmaskReply
     """
     masked, terms = state.masked, state.masked.terms
     quorum = terms.parameters.quorum(len(masked.members.records))
-    _check_sorted("signers", request.signers, state.survivors, "U3")  # C5.1, C5.2
+    check_sorted("signers", request.signers, state.survivors, "U3")  # C5.1, C5.2
     require(
         len(request.signers) >= quorum,
         "AGFL-SECURE-023",
@@ -146,19 +146,12 @@ def unmask(state: Agreed, request: UnmaskRequest) -> tuple[Finished, UnmaskReply
 
 def _check_members(state: Advertised, records: Sequence[KeyRecord]) -> Members:
     terms, size = state.terms, len(records)
-    names = [record.name for record in records]
-    _check_sorted("members", names, terms.roster.keys, "the roster")  # C2.1, C2.2
-    _check_sorted("members", names, terms.drawn, "the plan's draw")  # C2.10
+    check_drawn([record.name for record in records], terms)
     require(
         state.record in records,
         "AGFL-SECURE-024",
         f"members: must hold this client's own record, that of {terms.name!r}",
     )  # C2.3
-    require(
-        size <= terms.max_cohort,
-        "AGFL-SECURE-025",
-        f"members: must be at most max_cohort = {terms.max_cohort}, got {size}",
-    )  # C2.5
     for record in records:
         if record.name != terms.name:
             check_record(record, terms.ctx0, terms.roster, terms.parameters)  # C2.6, C2.7
@@ -172,11 +165,26 @@ def _check_members(state: Advertised, records: Sequence[KeyRecord]) -> Members:
     return members
 
 
-def _check_survivors(
+def check_drawn(names: Sequence[str], terms: Terms) -> None:
+    """Check who is in U1, before anything that its members announced; raises ProtocolViolation."""
+    check_sorted("members", names, terms.roster.keys, "the roster")  # C2.1, C2.2
+    check_sorted("members", names, terms.drawn, "the plan's draw")  # C2.10
+    require(
+        len(names) <= terms.max_cohort,
+        "AGFL-SECURE-025",
+        f"members: must be at most max_cohort = {terms.max_cohort}, got {len(names)}",
+    )  # C2.5
+
+
+def check_survivors(
     what: str, names: Sequence[str], known: Collection[str], whole: str, terms: Terms, members: Members
 ) -> None:
-    """Check U2 within U1, or U3 within U2: sorted, known, this client among them, and enough."""
-    _check_sorted(what, names, known, whole)
+    """Check U2 within U1, or U3 within U2: sorted, known, this client among them, and enough.
+
+    Raises:
+        ProtocolViolation: names the check that failed.
+    """
+    check_sorted(what, names, known, whole)
     require(terms.name in names, "AGFL-SECURE-028", f"{what}: must hold this client, {terms.name!r}")
     size = len(members.records)
     least = members.bind(terms.parameters).least_survivors(size)
@@ -191,7 +199,8 @@ def _check_survivors(
         )
 
 
-def _check_sorted(what: str, names: Sequence[str], known: Collection[str], whole: str) -> None:
+def check_sorted(what: str, names: Sequence[str], known: Collection[str], whole: str) -> None:
+    """Check that names are sorted, distinct, and among those known; raises ProtocolViolation."""
     ascending = all(a < b for a, b in pairwise(names))
     require(ascending, "AGFL-SECURE-031", f"{what}: must be sorted and distinct, got {str(list(names))[:80]}")
     for name in names:
@@ -228,10 +237,18 @@ def _open(dealer: str, holder: str, ctx1: bytes, key: bytes, dealt: SealedShares
 def _check_fillers(
     names: Sequence[str], held: Mapping[str, HeldShares], terms: Terms, members: Members, whole: str
 ) -> None:
-    """Check that no number of rings is that of too few: of all, and in an exact sum of each group's members."""
     rings = {name: terms.rings if name == terms.name else held[name].rings for name in names}
+    check_filled(rings, terms, members, whole)
+
+
+def check_filled(rings: Mapping[str, int], terms: Terms, members: Members, whole: str) -> None:
+    """Check that no number of rings is that of too few: of all, and in an exact sum of each group's members.
+
+    Raises:
+        ProtocolViolation: as `check_fillers`.
+    """
     min_cohort = members.bind(terms.parameters).min_cohort
-    for group in terms.groups or (tuple(names),):
+    for group in terms.groups or (tuple(rings),):
         if group[0] in rings:
             check_fillers([rings[name] for name in group], whole, min_cohort)
 

@@ -127,25 +127,28 @@ class SecureMember:
         Raises:
             ProtocolViolation: the exchange was answered before.
         """
+        terms = self._announced(request, rules, rings)
+        self._state, reply = masking.advertise(terms, lanes)
+        return self._remember(terms.ctx0, secure_wire.write_advertise_reply(reply))
+
+    def _announced(self, request: SumRequest, rules: SumRules, rings: int) -> Terms:
+        """Note the exchange in the ledger; return what this owner goes by in it."""
         exchange = secure_wire.exchange_of(request)
         self.ledger.announce(exchange, rules.asked, self._policy)
-        ctx0 = secure_wire.context_of(request, self._roster)
-        terms = Terms(
+        return Terms(
             self._name,
             self._signing_key,
             self._roster,
             self._parameters,
             exchange,
             request.max_cohort,
-            ctx0,
+            secure_wire.context_of(request, self._roster),
             rules.drawn,
             rules.groups,
             rings,
             rules.max_rings,
             self._draws,
         )
-        self._state, reply = masking.advertise(terms, lanes)
-        return self._remember(ctx0, secure_wire.write_advertise_reply(reply))
 
     def share(self, record: RecordDict) -> RecordDict:
         """Trip 2; as the later ones, raises WireError or ProtocolViolation and then forgets the exchange."""

@@ -81,7 +81,7 @@ class SecureSum:
         """
         records = records or NoRecords()
         exchange = secure_wire.exchange_of(request)
-        talk = _Talk(grid, cohort, self.observer, exchange)
+        talk = Talk(grid, cohort, self.observer, exchange)
         ctx0 = secure_wire.context_of(request, self.roster)
         try:
             members = self._members(talk, request, ctx0, timeout_s, records)
@@ -95,9 +95,7 @@ class SecureSum:
             replies = self._openings(talk, members, dealt, signatures, records)
             recovery = Recovery(ctx0, members, self.parameters, dealt, survivors, replies)
             apply_masks(lanes, self._open(talk, recovery), self.num_threads)
-            if lanes[0] != len(survivors):  # S5.6, the canary: every client counts 1
-                line = f"count: must be {len(survivors)} after unmasking, got {lanes[0]}"
-                raise AttemptFailed("AGFL-ROUND-014", line, talk.refused, bad=survivors)
+            check_count(lanes, survivors, talk)
         except AttemptFailed as error:
             error.is_spent = True
             error.silent, error.refusing = frozenset(talk.silent), talk.own_refusals
@@ -107,7 +105,7 @@ class SecureSum:
         return CohortSum(exchange.exchange, lanes, survivors, talk.refused, *sent, silent, refusing)
 
     def _members(
-        self, talk: _Talk, request: wire.SumRequest, ctx0: bytes, timeout_s: float, records: Records
+        self, talk: Talk, request: wire.SumRequest, ctx0: bytes, timeout_s: float, records: Records
     ) -> Members:
         """Return U1: from the records, or by trip 1."""
         kept = records.read(_KEYS)
@@ -117,7 +115,7 @@ class SecureSum:
         records.write(_KEYS, {name: secure_wire.pack_record(record) for name, record in members.records.items()})
         return members
 
-    def _dealt(self, talk: _Talk, members: Members, groups: Groups, records: Records) -> Dealt:
+    def _dealt(self, talk: Talk, members: Members, groups: Groups, records: Records) -> Dealt:
         """Return what U2 dealt: from the records, or by trip 2."""
         kept = records.read(_DEALT)
         if kept is None:
@@ -130,7 +128,7 @@ class SecureSum:
         }
 
     def _vectors(
-        self, talk: _Talk, members: Members, dealt: Dealt, num_lanes: int, groups: Groups, records: Records
+        self, talk: Talk, members: Members, dealt: Dealt, num_lanes: int, groups: Groups, records: Records
     ) -> tuple[Lanes, tuple[str, ...]]:
         """Return the masked sum and U3: from the records, or by trip 3."""
         kept = records.read(_SUM)
@@ -141,7 +139,7 @@ class SecureSum:
         return lanes, survivors
 
     def _signatures(
-        self, talk: _Talk, members: Members, dealt: Dealt, survivors: Sequence[str], records: Records
+        self, talk: Talk, members: Members, dealt: Dealt, survivors: Sequence[str], records: Records
     ) -> dict[str, bytes]:
         """Return the signatures over U3: from the records, or by trip 4."""
         kept = records.read(_SIGNATURES)
@@ -151,7 +149,7 @@ class SecureSum:
         return dict(sorted(kept.items()))
 
     def _openings(
-        self, talk: _Talk, members: Members, dealt: Dealt, signatures: Mapping[str, bytes], records: Records
+        self, talk: Talk, members: Members, dealt: Dealt, signatures: Mapping[str, bytes], records: Records
     ) -> dict[str, UnmaskReply]:
         """Return what opens the sum: from the records, or by trip 5."""
         kept = records.read(_OPENINGS)
@@ -161,7 +159,7 @@ class SecureSum:
             return replies
         return {name: secure_wire.unpack_opening(talk.exchange, block) for name, block in sorted(kept.items())}
 
-    def _collect_keys(self, talk: _Talk, request: wire.SumRequest, ctx0: bytes, timeout_s: float) -> Members:
+    def _collect_keys(self, talk: Talk, request: wire.SumRequest, ctx0: bytes, timeout_s: float) -> Members:
         """Trip 1."""
         records: dict[str, KeyRecord] = {}
         cohort = sorted(talk.cohort)
@@ -183,26 +181,26 @@ class SecureSum:
         talk.require(len(records), least, "U1, clients whose min_cohort can be met")
         return Members.of(ctx0, records.values())
 
-    def _collect_shares(self, talk: _Talk, members: Members, groups: Groups) -> Dealt:
+    def _collect_shares(self, talk: Talk, members: Members, groups: Groups) -> Dealt:
         """Trip 2: return what each of U2, sorted, dealt to each other member; U2 is whole groups, if there are any."""
         request = messages.ShareRequest(talk.exchange, tuple(members.records.values()))
         content = secure_wire.write_share_request(request)
         dealt: dict[str, dict[str, SealedShares]] = {}
         for name, reply in talk.ask_all(
-            secure_wire.SHARE, content, members.names, self.trip_timeout_s, self._least(members)
+            secure_wire.SHARE, content, members.names, self.trip_timeout_s, self.least(members)
         ):
             with talk.refusing(name):
                 others = members.others(name)
                 shares = secure_wire.read_share_reply(reply, talk.exchange, len(others)).dealt
                 dealt[name] = dict(zip(others, shares, strict=True))
-        for name in _outside_whole_groups(dealt, groups):
+        for name in outside_whole_groups(dealt, groups):
             talk.refuse(name, "group: must be there whole in a sum of this kind; somebody of it is missing")
             del dealt[name]
-        talk.require(len(dealt), self._least(members), "U2, clients that dealt shares")
+        talk.require(len(dealt), self.least(members), "U2, clients that dealt shares")
         return dict(sorted(dealt.items()))
 
     def _collect_vectors(
-        self, talk: _Talk, members: Members, dealt: Dealt, num_lanes: int, groups: Groups
+        self, talk: Talk, members: Members, dealt: Dealt, num_lanes: int, groups: Groups
     ) -> tuple[Lanes, tuple[str, ...]]:
         """Trip 3: return the sum of the masked vectors and U3. Each is added as it comes and dropped, none later.
 
@@ -218,7 +216,7 @@ class SecureSum:
         group_of = {name: number for number, group in enumerate(groups) for name in group}
         sums: dict[int, Lanes] = {}
         survivors: set[str] = set()
-        size, least = vector_reply_bytes(num_lanes), self._least(members)
+        size, least = vector_reply_bytes(num_lanes), self.least(members)
         for name, reply in talk.ask(secure_wire.MASK, contents, self.trip_timeout_s, least, size):
             with talk.refusing(name):
                 lanes = secure_wire.read_mask_reply(reply, talk.exchange, num_lanes).lanes
@@ -232,7 +230,7 @@ class SecureSum:
                 del lanes
             del reply
         self._check_dealers(talk)  # S3.2
-        for name in _outside_whole_groups(survivors, groups):
+        for name in outside_whole_groups(survivors, groups):
             talk.refuse(name, "group: must be there whole in a sum of this kind; somebody of it is missing")
             survivors.discard(name)
             sums.pop(group_of[name], None)
@@ -243,7 +241,7 @@ class SecureSum:
         return total, tuple(sorted(survivors))
 
     def _collect_signatures(
-        self, talk: _Talk, members: Members, dealt: Dealt, survivors: Sequence[str]
+        self, talk: Talk, members: Members, dealt: Dealt, survivors: Sequence[str]
     ) -> dict[str, bytes]:
         """Trip 4: return the signatures over U3, sorted by name."""
         ctx3 = survivors_context(dealers_context(members.ctx1, tuple(dealt)), survivors)
@@ -259,7 +257,7 @@ class SecureSum:
         return dict(sorted(signatures.items()))
 
     def _collect_openings(
-        self, talk: _Talk, members: Members, dealt: Dealt, signatures: Mapping[str, bytes]
+        self, talk: Talk, members: Members, dealt: Dealt, signatures: Mapping[str, bytes]
     ) -> dict[str, UnmaskReply]:
         """Trip 5: show a quorum to those that signed; return their replies, sorted by name."""
         quorum = list(signatures)[: self.parameters.quorum(len(members.records))]
@@ -273,7 +271,7 @@ class SecureSum:
         talk.require(len(replies), threshold, "openings, clients that gave shares")  # S5.0
         return dict(sorted(replies.items()))
 
-    def _open(self, talk: _Talk, recovery: Recovery) -> list[Mask]:
+    def _open(self, talk: Talk, recovery: Recovery) -> list[Mask]:
         """Return what opens the sum; name those who did not give what they owed."""
         try:
             return recovery.masks()
@@ -284,7 +282,7 @@ class SecureSum:
             for name, reason in recovery.blamed.items():
                 talk.refuse(name, reason)
 
-    def _check_dealers(self, talk: _Talk) -> None:
+    def _check_dealers(self, talk: Talk) -> None:
         """Raise AttemptFailed where more than c holders accuse a dealer, in all exchanges together: one is honest."""
         for holder, dealer in talk.accused.items():
             self.accusers.setdefault(dealer, set()).add(holder)
@@ -298,18 +296,26 @@ class SecureSum:
             line = reasons({repr(name): blamed[name] for name in guilty}).removeprefix("; ")
             raise AttemptFailed("AGFL-ROUND-015", line, blamed, frozenset(guilty))
 
-    def _least(self, members: Members) -> int:
+    def least(self, members: Members) -> int:
+        """Return how many of U1 must be left in U2 and U3."""
         return members.bind(self.parameters).least_survivors(len(members.records))
 
 
-def _outside_whole_groups(names: Collection[str], groups: Groups) -> list[str]:
+def check_count(lanes: Lanes, survivors: Sequence[str], talk: Talk) -> None:
+    """Check the canary (S5.6): every client counts 1; raises AttemptFailed."""
+    if lanes[0] != len(survivors):
+        line = f"count: must be {len(survivors)} after unmasking, got {lanes[0]}"
+        raise AttemptFailed("AGFL-ROUND-014", line, talk.refused, bad=survivors)
+
+
+def outside_whole_groups(names: Collection[str], groups: Groups) -> list[str]:
     """Return those of `names` whose group is not among them whole; nobody where there are no groups."""
     whole = {name for group in groups if all(name in names for name in group) for name in group}
     return [name for name in names if name not in whole] if groups else []
 
 
 @dataclass
-class _Talk:
+class Talk:
     """The trips of one exchange: who was refused and why, and how many bytes went each way.
 
     dealers: U2, once it is known; accused: holder -> the dealer whose shares it could not use. silent: who did not

@@ -201,16 +201,19 @@ def _cohort(context: RunContext, wanted: Request, excluded: Collection[str], lie
         context.journal.close(wanted.round, entry.refused)  # of another group, which is not there any more
         entry = context.journal.current(wanted.after)
     if entry.is_open and entry.request:
+        context.nodes.invite_again(entry.cohort)
         return entry, context.nodes.wait_for_return(entry.cohort, _RETURN_S)
     while wanted.group is not None and context.plan.draw(entry.exchange) != wanted.group:
         entry = replace(entry, exchange=entry.exchange + 1)
     refused = context.journal.refused(wanted.round)
     missing: Sequence[str] = ()
     while True:
-        drawn = _drawn(context, wanted, entry.exchange)
+        drawn, config = _drawn(context, wanted, entry.exchange), context.config
+        if context.nodes.is_populous:  # too few of the invited fail the sum: nobody waits for one device of many
+            cohort = _invited(context, entry.exchange, {*refused, *excluded})
+            return replace(entry, round=wanted.round, refused=tuple(sorted(refused)), cohort=tuple(cohort)), cohort
         nodes = context.nodes.wait_for(context.min_cohort, excluded, context.members)
         if drawn is None:
-            config = context.config
             size = None if wanted.all_owners else config.aggregation.cohort_size
             cohort = sample_cohort(nodes, size, config.seed, entry.exchange, refused)
         else:
@@ -229,6 +232,16 @@ def _cohort(context: RunContext, wanted: Request, excluded: Collection[str], lie
         elif drawn is not None and missing != (missing := sorted(set(drawn) - nodes.keys())):
             context.observer.missing(missing)
         context.nodes.pause()
+
+
+def _invited(context: RunContext, exchange: int, without: Collection[str]) -> dict[str, int]:
+    """Return who of a populous grid takes part in an exchange: never all, whatever is summed."""
+    nodes, config = context.nodes, context.config
+    if context.members is None:
+        nodes.invite(config.aggregation.cohort_size, config.seed, exchange, without)
+    else:
+        nodes.invite_again(sorted(context.members))
+    return nodes.connected()
 
 
 def _without_suspects(

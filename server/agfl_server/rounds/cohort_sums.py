@@ -112,7 +112,7 @@ def decoded(
     """Return what a sum says."""
     context, task = federation.context, federation.task
     # All owners are those of the plan, or in a plain run all that ever were connected.
-    owners = len(context.plan.members) if context.plan.groups else len(context.nodes.names)
+    owners = len(context.plan.members) if context.plan.groups else context.nodes.count
     decoded_mean, methods = codec.decode_mean(total, state.methods)
     mean = replace(decoded_mean, owners=owners)
     row: Row = {name: value for method in codec.methods if train for name, value in method.row(mean).items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from bisect import bisect_left
+from collections.abc import Collection, Mapping, Sequence
 
 from agfl_protocol.randomness import SERVER, generator
 
@@ -14,12 +15,27 @@ def sample_cohort(
 
     refused: are left out if there are `cohort_size` others.
     """
-    names = sorted(nodes)
-    others = [name for name in names if name not in refused]
-    if cohort_size is not None and cohort_size <= len(others):
-        names = others
-    if cohort_size is None or cohort_size >= len(names):
-        return {name: nodes[name] for name in names}
+    return {name: nodes[name] for name in sample_names(sorted(nodes), cohort_size, seed, round_number, refused)}
+
+
+def sample_names(
+    names: Sequence[str], cohort_size: int | None, seed: int, round_number: int, refused: Collection[str] = ()
+) -> list[str]:
+    """Draw as `sample_cohort` does, of sorted names of which only those are looked at that are drawn or refused."""
+    out = sorted(place for name in set(refused) if (place := place_of(name, names)) is not None)
+    if cohort_size is None or cohort_size > len(names) - len(out):
+        out = []
+    count = len(names) - len(out)
+    if cohort_size is None or cohort_size >= count:
+        return [name for place, name in enumerate(names) if place not in out]
     rng = generator(seed, SERVER, round_number, "cohort")
-    chosen = sorted(rng.choice(len(names), cohort_size, replace=False).tolist())
-    return {names[i]: nodes[names[i]] for i in chosen}
+    chosen = sorted(rng.choice(count, cohort_size, replace=False).tolist())
+    for place in out:  # the n-th of the others
+        chosen = [one + (one >= place) for one in chosen]
+    return [names[place] for place in chosen]
+
+
+def place_of(name: str, names: Sequence[str]) -> int | None:
+    """Return where a name stands among sorted ones; None where it does not."""
+    place = bisect_left(names, name)
+    return place if place < len(names) and names[place] == name else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Message
@@ -15,8 +15,10 @@ from agfl_protocol.messages.wire import Answer
 from agfl_protocol.plans.plan import Plan
 from agfl_server.rounds.observer import Observer
 from agfl_server.rounds.refusals import Refusals
+from agfl_server.rounds.sampling import sample_names
 from agfl_server.rounds.suspects import Absences
 from agfl_server.transport.messaging import PatientGrid, ask_nodes, error_of
+from agfl_server.transport.populous import PopulousGrid
 
 _IDENTIFY_TIMEOUT_S = 10.0
 _ASK_AGAIN_S = 60.0  # a node that did not say who it is is not asked, nor waited for, before
@@ -51,11 +53,46 @@ class ConnectedNodes:
     _wake_at: float = 0.0
     _refusals: Refusals = field(default_factory=Refusals)
     _absent: Mapping[str, str] = field(default_factory=dict)
+    _invited: Sequence[int] = ()
 
     @property
-    def names(self) -> frozenset[str]:
-        """The NAMES of all nodes that were ever connected; asks nobody."""
-        return frozenset(name for name in self._names.values() if name is not None)
+    def is_populous(self) -> bool:
+        """Whether only those take part that `invite` names, since there are more nodes than can be asked."""
+        return isinstance(self.grid, PopulousGrid)
+
+    @property
+    def count(self) -> int:
+        """How many NAMES the nodes had that were ever connected; asks nobody."""
+        if isinstance(self.grid, PopulousGrid):
+            return len(self.grid.names)
+        return len({name for name in self._names.values() if name is not None})
+
+    @property
+    def online(self) -> Sequence[int]:
+        """The nodes that are there now; of a populous grid those that are invited."""
+        return self._invited if self.is_populous else list(self.grid.get_node_ids())
+
+    def invite(self, size: int | None, seed: int, exchange: int, without: Collection[str]) -> None:
+        """Draw who of a populous grid takes part next, as `sample_cohort` would of all; another grid's nodes all do.
+
+        Nothing is kept of others but why they took no part.
+        """
+        if not isinstance(self.grid, PopulousGrid):
+            return
+        refusing = [name for node, name in self._names.items() if name and self._told.get(node)]
+        names = sample_names(self.grid.names, size, seed, exchange, {*without, *refusing, *self._silent.now})
+        self.invite_again(names)
+
+    def invite_again(self, names: Iterable[str]) -> None:
+        """Have these of a populous grid take part next."""
+        if not isinstance(self.grid, PopulousGrid):
+            return
+        self._invited = [self.grid.node_of(name) for name in names]
+        kept = {*self._invited, *(node for node, why in self._told.items() if why)}
+        self._names = {node: name for node, name in self._names.items() if node in kept}
+        self._ask_at = {node: at for node, at in self._ask_at.items() if node in kept}
+        self._told = {node: why for node, why in self._told.items() if why}
+        self._keepers &= kept
 
     @property
     def can_change(self) -> bool:
@@ -65,7 +102,7 @@ class ConnectedNodes:
     @property
     def keepers(self) -> dict[str, int]:
         """{NAME: node id} of those that approved the plan and want the trained model, whoever the last draws had."""
-        online = [n for n in self.grid.get_node_ids() if n in self._keepers]
+        online = [n for n in self.online if n in self._keepers]
         approved = [n for n in online if self._answers.get(n) is Answer.APPROVED]
         return {name: node for node in approved if (name := self._names.get(node)) is not None}
 
@@ -75,7 +112,7 @@ class ConnectedNodes:
 
     def connected(self) -> dict[str, int]:
         """Return {NAME: node id} of the nodes that are there now and take part, sorted by name."""
-        online = set(self.grid.get_node_ids())
+        online = set(self.online)
         now = time.monotonic()
         self._identify([n for n in online if n not in self._names and now >= self._ask_at.get(n, now)])
         named = {name: node for node in online if (name := self._names.get(node)) is not None}
@@ -134,7 +171,7 @@ class ConnectedNodes:
         """Return why each owner of the plan takes no part at present, sorted by name; empty without a plan."""
         if self._plan is None:
             return {}
-        nodes = {name: node for node in self.grid.get_node_ids() if (name := self._names.get(node)) is not None}
+        nodes = {name: node for node in self.online if (name := self._names.get(node)) is not None}
         return {name: why for name in self._plan.members if (why := self._why_absent(name, nodes.get(name)))}
 
     def _why_absent(self, name: str, node: int | None) -> str:
@@ -206,7 +243,7 @@ class ConnectedNodes:
 
     def _answering(self, names: Collection[str]) -> set[str]:
         """Return which of `names` answer a small query."""
-        nodes = {node: name for node in self.grid.get_node_ids() if (name := self._names.get(node)) in names}
+        nodes = {node: name for node in self.online if (name := self._names.get(node)) in names}
         if not nodes:
             return set()
         requests = [Message(wire.IdentifyRequest().to_record(), node, wire.IDENTIFY) for node in nodes]
