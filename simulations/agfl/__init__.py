@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from agfl.history import History
     from agfl.model import Model, load, serve
+    from agfl.population import Population
     from agfl.simulation import simulate
     from agfl_models.layers.layer import Layer
     from agfl_models.tasks.task import Task
@@ -15,7 +16,19 @@ if TYPE_CHECKING:
     from agfl_protocol.methods.method import Method
     from agfl_server.rounds.observer import Observer as Callback
 
-__all__ = ["Callback", "History", "Layer", "LocalTrainer", "Method", "Model", "Task", "load", "serve", "simulate"]
+__all__ = [
+    "Callback",
+    "History",
+    "Layer",
+    "LocalTrainer",
+    "Method",
+    "Model",
+    "Population",
+    "Task",
+    "load",
+    "serve",
+    "simulate",
+]
 
 _PLACES = {
     "Callback": "agfl_server.rounds.observer:Observer",
@@ -24,6 +37,7 @@ _PLACES = {
     "LocalTrainer": "agfl_protocol.local_trainer:LocalTrainer",
     "Method": "agfl_protocol.methods.method:Method",
     "Model": "agfl.model:Model",
+    "Population": "agfl.population:Population",
     "Task": "agfl_models.tasks.task:Task",
     "load": "agfl.model:load",
     "serve": "agfl.model:serve",

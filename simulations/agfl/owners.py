@@ -30,12 +30,13 @@ def dealt(config: RunConfig, owners: OwnersData, folder: Path) -> Owners:
     for name in owners:
         if re.fullmatch(NAME_RULE, name) is None:
             raise DataError("AGFL-DATA-076", f"owners: a name must match {NAME_RULE}, got {name!r}{name_hint(name)}")
-        if not owners[name]:
-            raise DataError("AGFL-DATA-077", f"owners: {name}: must hold one row or more, got none")
-    return to_write({name: _rows(config.task.row, name, rows) for name, rows in owners.items()}, folder)
+    return to_write({name: checked_rows(config.task.row, name, rows) for name, rows in owners.items()}, folder)
 
 
-def _rows(kind: type[Row], name: str, rows: Sequence[str | Mapping[str, Any]]) -> list[Row]:
+def checked_rows(kind: type[Row], name: str, rows: Sequence[str | Mapping[str, Any]]) -> list[Row]:
+    """Return an owner's rows; raises DataError as `dealt`."""
+    if not rows:
+        raise DataError("AGFL-DATA-077", f"owners: {name}: must hold one row or more, got none")
     found = []
     for number, row in enumerate(rows, start=1):
         # A text stands for a row whose only column it is.

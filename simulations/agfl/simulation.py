@@ -15,6 +15,7 @@ from agfl.central_evaluation import CentralEvaluation
 from agfl.history import History
 from agfl.owners import OwnersData, dealt
 from agfl.parts import stated
+from agfl.population import MadePopulation, Population
 from agfl_models.errors import AgflError, ConfigError
 from agfl_models.model.base_config import FAMILIES, ModelConfigBase
 from agfl_models.tasks.config import TASKS, TaskConfigBase
@@ -23,6 +24,7 @@ from agfl_protocol.config.run_config import RunConfig, fill, load_with_defaults
 from agfl_server.rounds.observer import Observer
 from agfl_server.run.settings import merged, read_settings
 from agfl_sim.cli import DEFAULT_CONFIG, find_config, new_folder
+from agfl_sim.partition import Owners
 from agfl_sim.run import OWNERS_FOLDER, check_engine
 from agfl_sim.whole_run import run_all
 
@@ -32,7 +34,7 @@ def simulate(
     *,
     task: TaskConfigBase | Mapping[str, Any] | None = None,
     model: ModelConfigBase | Mapping[str, Any] | None = None,
-    owners: str | Path | OwnersData | None = None,
+    owners: str | Path | OwnersData | Population | None = None,
     settings: Mapping[str, Any] | None = None,
     callbacks: Sequence[Observer] = (),
     evaluate: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
@@ -40,6 +42,7 @@ def simulate(
     resume: bool = False,
     engine: Literal["auto", "inline", "processes", "ray"] = "auto",
     device: str = "auto",
+    simulate_masks: bool | None = None,
     progress: bool = True,
 ) -> History:
     """Run a whole federation on this machine and return what it measured.
@@ -51,7 +54,8 @@ def simulate(
         task: in place of the configuration's: an object, such as of a class of yours, or its content as a mapping.
         model: likewise. A class of yours need not be registered.
         owners: a folder with one file or folder NAME for each owner, or a mapping from each NAME to its rows: texts, or
-            mappings with the task's columns. If omitted, what `data` of the configuration says.
+            mappings with the task's columns; or, of any number of owners, a Parquet file or an `agfl.Population`. If
+            omitted, what `data` of the configuration says.
         settings: keys of the configuration to change, as in `{"training.local_steps": 8}`.
         callbacks: told what happens in the run.
         evaluate: called with the global model and the number of its round whenever that is evaluated; what it returns
@@ -61,6 +65,8 @@ def simulate(
         engine: "inline" trains in this process, "processes" in one for each processor, "ray" on actors of Ray;
             "auto" takes "processes" where the run is long enough for them. The results are the same bits.
         device: where owners train: "auto" or a PyTorch device.
+        simulate_masks: whether secure sums are masked as in a deployment, or the same integers are added up without;
+            if omitted, they are masked for up to 200 owners.
         progress: whether to show each round.
 
     Raises:
@@ -76,11 +82,15 @@ def simulate(
     made = folder or new_folder(name)
     try:
         if owners is not None:
-            path = made / OWNERS_FOLDER if isinstance(owners, Mapping) else Path(owners)
+            path = Path(owners) if isinstance(owners, str | Path) else made / OWNERS_FOLDER
             given.append(f"data.path={json.dumps(str(path))}")
         kept = merged(read_settings(made) if resume else (), given)
         run_config, taken = _read(config, kept)
-        rows = dealt(run_config, owners, made / OWNERS_FOLDER) if isinstance(owners, Mapping) else None
+        rows: Owners | MadePopulation | None = None
+        if isinstance(owners, Mapping):
+            rows = dealt(run_config, owners, made / OWNERS_FOLDER)
+        elif isinstance(owners, Population):
+            rows = MadePopulation(run_config, owners, made / OWNERS_FOLDER)
         watchers = [*callbacks, *([] if evaluate is None else [CentralEvaluation(evaluate)])]
         run_all(
             run_config,
@@ -92,6 +102,7 @@ def simulate(
             taken=taken,
             settings=kept,
             owners=rows,
+            simulate_masks=simulate_masks,
             callbacks=watchers,
         )
     except AgflError:

@@ -38,6 +38,14 @@ def simulate(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")] = False,
     engine: Annotated[str, typer.Option(metavar="auto|inline|processes|ray", help="Where the clients run.")] = "auto",
     device: Annotated[str, typer.Option(help="Where owners train: auto, cpu, cuda, mps or cuda:N.")] = "auto",
+    simulate_masks: Annotated[
+        bool | None,
+        typer.Option(
+            "--simulate-masks/--no-simulate-masks",
+            help="Mask secure sums as a deployment does, or add up the same integers without.",
+            show_default="masks for up to 200 owners",
+        ),
+    ] = None,
     export_owners: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Only write the owners' data as DIR/NAME.jsonl.")
     ] = None,
@@ -52,10 +60,10 @@ def simulate(
     settings = merged(read_settings(output) if resume and output is not None else (), overrides or ())
     run_config, taken = load_with_defaults(path, settings)
     if export_owners is not None:
-        if output is not None or resume or (engine, device) != ("auto", "auto"):
+        if output is not None or resume or (engine, device, simulate_masks) != ("auto", "auto", None):
             raise ConfigError(
                 "AGFL-CONFIG-082",
-                "--export-owners: runs nothing: --output, --resume, --engine and --device go without it",
+                "--export-owners: runs nothing: --output, --resume, --engine, --device, --simulate-masks go without it",
             )
         found = owners_of(run_config, export_owners)
         written = found.write()
@@ -78,8 +86,10 @@ def simulate(
     ]
     again += [] if engine == "auto" else ["--engine", engine]
     again += [] if device == "auto" else ["--device", device]
+    if simulate_masks is not None:
+        again.append("--simulate-masks" if simulate_masks else "--no-simulate-masks")
     try:
-        _run(run_config, taken, folder, engine, device, resume, again, settings)
+        _run(run_config, taken, folder, engine, device, resume, again, settings, simulate_masks)
     except AgflError:
         if output is None:
             with suppress(OSError):  # the run left something in it
@@ -107,6 +117,7 @@ def _run(
     resume: bool,
     again: Sequence[str],
     settings: Sequence[str],
+    simulate_masks: bool | None,
 ) -> None:
     """Run it; `again` is the command that does so once more, `settings` what --set changed."""
     from rich.console import Console
@@ -124,6 +135,7 @@ def _run(
             resume=resume,
             taken=taken,
             settings=settings,
+            simulate_masks=simulate_masks,
         )
     except KeyboardInterrupt:
         run_folder = RunFolder(folder)

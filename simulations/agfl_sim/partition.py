@@ -37,6 +37,11 @@ class Owners:
     content: Mapping[Path, bytes]
     notes: tuple[str, ...] = ()
 
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.files)
+
     def write(self, *, is_new: bool = True) -> list[Path]:
         """Write the files that are not there, and return all.
 

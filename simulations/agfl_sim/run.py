@@ -19,17 +19,16 @@ from agfl_sim.engines.engine import Engine
 from agfl_sim.engines.inline_engine import InlineEngine
 from agfl_sim.engines.processes_engine import ProcessesEngine
 from agfl_sim.engines.ray_engine import RayEngine
+from agfl_sim.parquet_population import population_of
 from agfl_sim.partition import Owners, owners_of
+from agfl_sim.population import Population
 
 OWNERS_FOLDER = "owners"
 AUTO_ENGINE = "auto"
 
 
-ENGINES: dict[str, Callable[[RunConfig, Sequence[Path], str], Engine]] = {
-    "inline": InlineEngine,
-    "processes": ProcessesEngine,
-    "ray": RayEngine,
-}
+ENGINES: dict[str, type[Engine]] = {"inline": InlineEngine, "processes": ProcessesEngine, "ray": RayEngine}
+MAX_MASKED = 200  # owners: each masks for each of the others
 
 
 def check_engine(engine: str, field: str) -> None:
@@ -37,6 +36,27 @@ def check_engine(engine: str, field: str) -> None:
     known = [AUTO_ENGINE, *ENGINES]
     if engine not in known:
         raise ConfigError("AGFL-CONFIG-083", f"{field}: unknown engine {engine!r}{nearest(engine, known)}")
+
+
+def found_owners(config: RunConfig, folder: Path) -> Owners | Population:
+    """Return the owners of a run in `folder`, of whom nothing is written yet; raises as `owners_of`."""
+    return population_of(config, folder / OWNERS_FOLDER) or owners_of(config, folder / OWNERS_FOLDER)
+
+
+def has_masks(config: RunConfig, num_owners: int, wanted: bool | None) -> bool:
+    """Return whether the sums of a run are masked: as somebody wants it, else where there are at most 200 owners.
+
+    All owners are in one sum at the end of a run, however few a round asks.
+
+    Raises:
+        ConfigError: it is said of sums that have no masks.
+    """
+    is_secure = config.aggregation.type == "secure"
+    if wanted is not None and not is_secure:
+        raise ConfigError(
+            "AGFL-CONFIG-249", f"simulate_masks: must be left out with aggregation.type plain, got {wanted}"
+        )
+    return is_secure and (num_owners <= MAX_MASKED if wanted is None else wanted)
 
 
 def simulate(
@@ -49,29 +69,38 @@ def simulate(
     tell: Callable[[str], None] = lambda line: None,
     settings: Sequence[str] = (),
     sitting: SittingLog | None = None,
-    owners: Owners | None = None,
+    owners: Owners | Population | None = None,
+    simulate_masks: bool = True,
 ) -> list[Path]:
     """Divide the data into owners and run the federation to its last round, leaving everything in `folder`.
 
-    Return the owners' files. engine: of `ENGINES`, or "auto", see `choose_engine`. device: where they train, "auto" or
-    a PyTorch device. `tell` takes lines on what was read of a person's own; settings: what `--set` changed, for a run
-    that goes on; sitting: of the command, begun once nothing refuses the run. owners: where somebody has divided the
-    data already.
+    Return the files of the owners, of a population of those that were asked. engine: of `ENGINES`, or "auto", see
+    `choose_engine`. device: where they train, "auto" or a PyTorch device. `tell` takes lines on what was read of a
+    person's own; settings: what `--set` changed, for a run that goes on; sitting: of the command, begun once nothing
+    refuses the run. owners: where somebody has divided the data already. simulate_masks: where False, sums that are
+    secure are added up without masks, to the same integers.
 
     Raises:
         AgflError: one line for a person.
     """
     prepare_flower()
-    owners = owners or owners_of(config, folder / OWNERS_FOLDER)
+    owners = owners or found_owners(config, folder)
     if engine == AUTO_ENGINE:
         engine, reason = choose_engine(config, owners, device)
         if reason is not None:
             tell(reason)
-    chosen = ENGINES[engine](config, owners.files, device)
-    refuse_run(config, folder, resume=resume, roster=chosen.roster, num_owners=len(owners.files))
+    chosen = _engine(config, owners, engine, device, simulate_masks or config.aggregation.type == "plain")
+    refuse_run(config, folder, resume=resume, roster=chosen.roster, num_owners=owners.count)
     owners.write(is_new=not resume)
     for line in owners.notes:
         tell(line)
     write_settings(folder, settings)
     chosen.run(folder, resume=resume, observer=observer, sitting=sitting)
     return owners.files
+
+
+def _engine(config: RunConfig, owners: Owners | Population, engine: str, device: str, has_masks: bool) -> Engine:
+    if isinstance(owners, Population):
+        owners.check(config, engine)
+        return InlineEngine(config, owners, device, simulate_masks=has_masks)
+    return ENGINES[engine](config, owners.files, device, simulate_masks=has_masks)

@@ -13,15 +13,22 @@ from agfl_models.errors import AgflError
 from agfl_models.metrics.signatures import signatures
 from agfl_protocol.config.defaults import TakenDefault
 from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.flower_settings import prepare_flower
 from agfl_server.rounds.observer import Observer, Observers
 from agfl_server.run.defaults_table import print_defaults
 from agfl_server.run.sittings import SittingLog
 from agfl_sim.baselines.baselines import run_baselines
 from agfl_sim.baselines.widths import write_widths
 from agfl_sim.partition import Owners
+from agfl_sim.population import Population
 from agfl_sim.progress import BaselineBar, ProgressObserver
 from agfl_sim.report.report import write_report
-from agfl_sim.run import AUTO_ENGINE, simulate
+from agfl_sim.run import AUTO_ENGINE, found_owners, has_masks, simulate
+
+UNMASKED = (
+    "secure sums are simulated without masks: the same integers and the owners' own checks, but no keys, shares, masks "
+    "or signatures, so bytes and seconds are not those of a deployment; --simulate-masks has them"
+)
 
 
 def run_all(
@@ -34,13 +41,14 @@ def run_all(
     resume: bool = False,
     taken: Sequence[TakenDefault] = (),
     settings: Sequence[str] = (),
-    owners: Owners | None = None,
+    owners: Owners | Population | None = None,
+    simulate_masks: bool | None = None,
     callbacks: Sequence[Observer] = (),
 ) -> None:
     """Run a federation on this machine to its end, tell `console` what happens, and leave everything in `folder`.
 
     taken: what the configuration left open; settings: what was set beside it, KEY=VALUE; owners: as of `simulate`;
-    callbacks: told what happens, beside the person.
+    simulate_masks: as of `has_masks`; callbacks: told what happens, beside the person.
 
     Raises:
         AgflError: one line for a person.
@@ -53,11 +61,17 @@ def run_all(
     print_defaults(console, taken)
     if config.aggregation.type == "plain":
         tell("aggregation is plain: a server run like this sees every client's update", "bold red")
+    prepare_flower()
+    owners = owners or found_owners(config, folder)
+    masks = has_masks(config, owners.count, simulate_masks)
+    is_unmasked = config.aggregation.type == "secure" and not masks
+    if is_unmasked:
+        tell(UNMASKED, "bold red")
     metric = config.task.main_metric
     with SittingLog() as sitting:
         with ProgressObserver(console, metric) as progress:
             watcher = Observers([progress, *callbacks])
-            files = simulate(config, folder, engine, resume, watcher, device, tell, settings, sitting, owners)
+            files = simulate(config, folder, engine, resume, watcher, device, tell, settings, sitting, owners, masks)
         comparison = None
         if config.baselines:
             with BaselineBar(console) as bar:
@@ -70,6 +84,6 @@ def run_all(
     uses = f"agfl-model {command} {shown}, or agfl-model serve {shown}" if command else f"agfl-model describe {shown}"
     tell(f"model    {folder / 'model'}   ({uses})")
     try:
-        tell(f"report   {write_report(folder, metric, files, comparison)}")
+        tell(f"report   {write_report(folder, metric, files, comparison, UNMASKED if is_unmasked else '')}")
     except AgflError as error:
         tell(f"no report: {error}", "yellow")

@@ -9,6 +9,7 @@ from agfl_protocol.config.run_config import RunConfig
 from agfl_sim.engines.simulated_owners import size_of
 from agfl_sim.engines.workers.own_classes import own_classes
 from agfl_sim.partition import Owners
+from agfl_sim.population import Population
 
 # A worker loads PyTorch for about 3 s of a processor; the shipped run of 24 owners has 7.6e9 and takes 170 s of one.
 _WORTH_IT = 3e9
@@ -16,13 +17,18 @@ _LEAST_PARAMETERS = 50_000  # a training step of a smaller model takes no less
 _BYTES_PER_EXAMPLE = 128
 
 
-def choose_engine(config: RunConfig, owners: Owners, device: str) -> tuple[str, str | None]:
+def choose_engine(config: RunConfig, owners: Owners | Population, device: str) -> tuple[str, str | None]:
     """Return the engine for a run, and a line for a person where something of the run keeps it from the better one.
 
     That is `processes` where owners train on more than one processor, and rounds x clients of a round x examples that
     each trains on x parameters come to 3e9 or more (about a minute of one processor).
     """
-    if usable_cpus() < 2 or choose_device(device) != "cpu" or _work(config, owners) < _WORTH_IT:
+    if (
+        isinstance(owners, Population)
+        or usable_cpus() < 2
+        or choose_device(device) != "cpu"
+        or _work(config, owners) < _WORTH_IT
+    ):
         return "inline", None
     try:
         own_classes(config, "processes")

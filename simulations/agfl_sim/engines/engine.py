@@ -15,22 +15,31 @@ from agfl_server.app import run_federation
 from agfl_server.rounds.observer import Observer
 from agfl_server.run.sittings import SittingLog
 from agfl_sim.engines.simulated_owners import SimulatedOwners, forget_exchange
+from agfl_sim.population import Population
 
 
 class Engine(ABC):
     """Where the clients of one run work. It is made before the owners' files are, and refuses what it cannot run."""
 
     def __init__(
-        self, config: RunConfig, owners: Sequence[Path], device: str = AUTO, num_workers: int | None = None
+        self,
+        config: RunConfig,
+        owners: Sequence[Path] | Population,
+        device: str = AUTO,
+        num_workers: int | None = None,
+        *,
+        simulate_masks: bool = True,
     ) -> None:
         """num_workers: how many train at a time; as many as there are processors if omitted.
+
+        simulate_masks: where False, sums that are secure are added up without masks, to the same integers.
 
         Raises:
             AgflError: as `SimulatedOwners.of`.
         """
         self._config, self._num_workers = config, num_workers
-        self._owners = SimulatedOwners.of(config, owners, device)
-        self.roster = self._owners.signing_roster
+        self._owners = SimulatedOwners.of(config, owners, device, simulate_masks=simulate_masks)
+        self.roster = self._owners.signing_roster if self._owners.roster else None
 
     def run(self, folder: Path, *, resume: bool, observer: Observer, sitting: SittingLog | None = None) -> None:
         """Run the federation to its last round; raises as `run_federation`, and AgflError where no client can work."""
@@ -44,8 +53,14 @@ class Engine(ABC):
                 resume=resume,
                 observer=observer,
                 roster=self.roster,
+                owners=self._planned(),
                 sitting=sitting,
+                secure_sum=self._owners.secure_sum,
             )
+
+    def _planned(self) -> Sequence[str] | None:
+        """Return whom a plan of plain sums names, which nobody's draw goes by; None for whoever is there."""
+        return None
 
     @abstractmethod
     def _open_grid(self, folder: Path) -> AbstractContextManager[Grid]:

@@ -35,7 +35,7 @@ class LocalGrid(Grid):
 
     def __init__(self, nodes: Iterable[int], *, waits_for_all: bool) -> None:
         take_identity()
-        self._node_ids = list(nodes)
+        self._node_ids: Sequence[int] = list(nodes)
         self._run = Run.create_empty(_RUN_ID)
         self._pending: dict[str, tuple[int, Future[Message]]] = {}
         self._num_pushed = 0
@@ -75,7 +75,7 @@ class LocalGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """All nodes are always there."""
-        return list(self._node_ids)
+        return self._node_ids
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Hand each message to its node; nodes work in the background, in the order of the messages.
@@ -113,7 +113,7 @@ class InProcessGrid(LocalGrid):
     def __init__(self, nodes: Mapping[int, ClientApp], num_workers: int, *, waits_for_all: bool = False) -> None:
         super().__init__(nodes, waits_for_all=waits_for_all)
         self._nodes = dict(nodes)
-        self._locks = {node: Lock() for node in nodes}
+        self._locks: dict[int, Lock] = {}  # of nodes that were asked
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="client")
 
     def __enter__(self) -> InProcessGrid:
@@ -129,8 +129,11 @@ class InProcessGrid(LocalGrid):
     def _deliver(self, message: Message, message_id: str) -> Message:
         request = inflated(*deflated(message))
         node = request.metadata.dst_node_id
-        with self._locks[node]:
-            return inflated(*deflated(answer(self._nodes[node], request, message_id)))
+        with self._locks.setdefault(node, Lock()):
+            return inflated(*deflated(answer(self._app_of(node), request, message_id)))
+
+    def _app_of(self, node: int) -> ClientApp:
+        return self._nodes[node]
 
 
 def take_identity() -> None:

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from flwr.serverapp import Grid
 
-from agfl_client.app import create_client_app
 from agfl_client.node import Node
 from agfl_models.machine import usable_cpus
+from agfl_protocol.secagg.parameters import MAX_MEMBERS
 from agfl_sim.engines.engine import Engine
-from agfl_sim.engines.grid import InProcessGrid
+from agfl_sim.engines.opened_owners import OpenedOwners, OwnersGrid, PopulationGrid
+from agfl_sim.engines.simulated_owners import OwnersOfPopulation
 
 
 class InlineEngine(Engine):
-    """This process: one node an owner, as many at a time as there are processors."""
+    """This process: a node of each owner that is asked, as many at work at a time as there are processors."""
 
     def _open_grid(self, folder: Path) -> AbstractContextManager[Grid]:
-        nodes = {number: create_client_app(node) for number, node in self._nodes(folder).items()}
-        return InProcessGrid(nodes, self._num_workers or usable_cpus(), waits_for_all=True)
+        nodes, num_workers = self._nodes(folder), self._num_workers or usable_cpus()
+        owners, is_secure = self._owners.owners, self._owners.is_secure
+        if isinstance(owners, OwnersOfPopulation):
+            if not is_secure:
+                return PopulationGrid(owners.population, nodes, owners.ids, num_workers)
+            return OwnersGrid(nodes, owners.ids, num_workers, is_secure=True)
+        return OwnersGrid(nodes, list(owners), num_workers, is_secure=is_secure)
 
-    def _nodes(self, folder: Path) -> dict[int, Node]:
-        return self._owners.nodes(folder)
+    def _nodes(self, folder: Path) -> Mapping[int, Node]:
+        return OpenedOwners(self._owners, folder)
+
+    def _planned(self) -> Sequence[str] | None:
+        if self.roster is not None:
+            return None
+        assert isinstance(self._owners.owners, OwnersOfPopulation)
+        names = self._owners.owners.population.names
+        return [names[number] for number in range(min(len(names), MAX_MEMBERS))]

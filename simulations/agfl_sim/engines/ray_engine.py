@@ -12,6 +12,7 @@ from agfl_models.errors import ConfigError
 from agfl_protocol.config.run_config import RunConfig
 from agfl_sim.engines.workers.shared_mark import shared_mark
 from agfl_sim.engines.workers.workers_engine import WorkersEngine, Workplace
+from agfl_sim.population import Population
 
 
 class RayEngine(WorkersEngine):
@@ -20,14 +21,20 @@ class RayEngine(WorkersEngine):
     name = "ray"
 
     def __init__(
-        self, config: RunConfig, owners: Sequence[Path], device: str = AUTO, num_workers: int | None = None
+        self,
+        config: RunConfig,
+        owners: Sequence[Path] | Population,
+        device: str = AUTO,
+        num_workers: int | None = None,
+        *,
+        simulate_masks: bool = True,
     ) -> None:
         """As of `WorkersEngine`.
 
         Raises:
             AgflError: as of `WorkersEngine`; or the extra `ray` is not installed.
         """
-        super().__init__(config, owners, device, num_workers)
+        super().__init__(config, owners, device, num_workers, simulate_masks=simulate_masks)
         # Read when Ray is imported: else a call after the end would start another Ray.
         os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
         try:

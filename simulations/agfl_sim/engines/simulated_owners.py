@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
@@ -21,10 +21,14 @@ from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.randomness import OwnerRandomness
 from agfl_protocol.secagg.draws import OS_DRAWS, Draws
 from agfl_protocol.secagg.identity import SigningRoster
+from agfl_server.aggregation.secure_sum import SecureSum
+from agfl_server.app import SecureSumOf
 from agfl_server.rounds.checkpoint import last_exchange
 from agfl_server.rounds.journal import Journal
 from agfl_server.run.run_folder import RunFolder
+from agfl_sim.engines.unmasked import UnmaskedMember, UnmaskedSum
 from agfl_sim.partition import device_widths
+from agfl_sim.population import Population
 
 NODES_FOLDER = "nodes"
 NO_DRAWS: Mapping[int, Draws] = {}
@@ -48,11 +52,35 @@ class SimulatedOwner:
 
 
 @dataclass(frozen=True)
+class OwnersOfPopulation(Mapping[int, SimulatedOwner]):
+    """A population's owners by node id, each made when it is looked at; secrets: keys by number, or none."""
+
+    population: Population
+    secrets: tuple[bytes, ...] = field(repr=False)
+
+    def __getitem__(self, number: int) -> SimulatedOwner:
+        place = number - _FIRST_ID
+        return SimulatedOwner(self.population.file_of(place), 1.0, self.secrets[place] if self.secrets else b"")
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.ids)
+
+    def __len__(self) -> int:
+        return len(self.population.names)
+
+    @property
+    def ids(self) -> range:
+        """Every node's, in the order of the names."""
+        return range(_FIRST_ID, _FIRST_ID + len(self))
+
+
+@dataclass(frozen=True)
 class SimulatedOwners:
     """Owners by node id, and what they have in common.
 
     roster: the public signing keys of all owners of the run, also of those that are not here. min_cohort,
-    max_colluders: of every owner's policy where sums are secure.
+    max_colluders: of every owner's policy where sums are secure. simulate_masks: whether sums that are secure have the
+    masks that they would have in a deployment.
     """
 
     owners: Mapping[int, SimulatedOwner]
@@ -64,30 +92,44 @@ class SimulatedOwners:
     min_cohort: int | None
     max_colluders: int | None
     plugins: tuple[str, ...]
+    simulate_masks: bool = True
 
     @staticmethod
-    def of(config: RunConfig, files: Sequence[Path], device: str) -> SimulatedOwners:
+    def of(
+        config: RunConfig, files: Sequence[Path] | Population, device: str, *, simulate_masks: bool = True
+    ) -> SimulatedOwners:
         """Say early what no node would take part in, since the run would wait for it.
+
+        Owners of a population have keys only where sums are secure, and files once they are looked at.
 
         Raises:
             ConfigError: the device is not there, or `data.max_widths` does not name one an owner.
             AgflError: the model is more than a node holds, or the pretrained one is not there.
         """
-        device, widths = choose_device(device), device_widths(config, len(files))
-        keys = [Ed25519PrivateKey.generate() for _ in files]
-        made = SimulatedOwners(
-            owners={
+        device, widths, is_secure = choose_device(device), [1.0], config.aggregation.type == "secure"
+        owners: Mapping[int, SimulatedOwner]
+        if isinstance(files, Population):
+            names = files.names if is_secure else ()
+            keys = [Ed25519PrivateKey.generate() for _ in names]
+            owners = OwnersOfPopulation(files, tuple(key.private_bytes_raw() for key in keys))
+        else:
+            names, widths = [path.stem for path in files], device_widths(config, len(files))
+            keys = [Ed25519PrivateKey.generate() for _ in names]
+            owners = {
                 number: SimulatedOwner(path, width, key.private_bytes_raw())
                 for number, (path, width, key) in enumerate(zip(files, widths, keys, strict=True), start=_FIRST_ID)
-            },
-            roster={path.stem: key.public_key().public_bytes_raw() for path, key in zip(files, keys, strict=True)},
+            }
+        made = SimulatedOwners(
+            owners=owners,
+            roster={name: key.public_key().public_bytes_raw() for name, key in zip(names, keys, strict=True)},
             device=device,
             seed=config.seed,
             pretrained=config.pretrained,
-            is_secure=config.aggregation.type == "secure",
+            is_secure=is_secure,
             min_cohort=config.aggregation.min_cohort,
             max_colluders=config.aggregation.max_colluders,
             plugins=tuple(plugin.name for plugin in config.plugins),
+            simulate_masks=simulate_masks,
         )
         known = config.with_pretrained(config.pretrained, "model.folder").client_plan
         for width in set(widths):
@@ -97,6 +139,11 @@ class SimulatedOwners:
     def only(self, ids: Iterable[int]) -> SimulatedOwners:
         """Return the same with some of the owners."""
         return replace(self, owners={number: self.owners[number] for number in ids})
+
+    @property
+    def secure_sum(self) -> SecureSumOf:
+        """What adds up the vectors of these owners where sums are secure."""
+        return SecureSum if self.simulate_masks else UnmaskedSum
 
     @property
     def signing_roster(self) -> SigningRoster:
@@ -122,16 +169,19 @@ class SimulatedOwners:
         draws: where a node's secrets of secure sums come from, if not from the operating system.
         """
         roster = self.signing_roster
-        return {
-            number: self._node(owner, roster, folder, draws.get(number, OS_DRAWS))
-            for number, owner in self.owners.items()
-        }
+        return {number: self.node(number, roster, folder, draws.get(number, OS_DRAWS)) for number in self.owners}
 
-    def _node(self, owner: SimulatedOwner, roster: SigningRoster, run: Path, draws: Draws) -> Node:
+    def node(self, number: int, roster: SigningRoster, run: Path, draws: Draws = OS_DRAWS) -> Node:
+        """Return the node of one owner; roster: `signing_roster`, which takes time to make. Raises as `Node`."""
+        owner = self.owners[number]
         name, policy, folder = owner.name, self.policy(owner.max_width), run / NODES_FOLDER / owner.name
         folder.mkdir(parents=True, exist_ok=True)
-        key = Ed25519PrivateKey.from_private_bytes(owner.key)
-        member = SecureMember(name, key, roster, policy, folder, draws) if self.is_secure else None
+        member = None
+        if self.is_secure:
+            key, kind = Ed25519PrivateKey.from_private_bytes(owner.key), SecureMember
+            if not self.simulate_masks:
+                kind = UnmaskedMember
+            member = kind(name, key, roster, policy, folder, draws)
         return Node(
             name,
             owner.path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
 from agfl_models.tasks.task import MainMetric
@@ -16,17 +17,23 @@ from agfl_sim.report.width_section import width_section
 
 
 def write_report(
-    folder: Path, main_metric: MainMetric, owners: Sequence[Path], comparison: Comparison | None = None
+    folder: Path,
+    main_metric: MainMetric,
+    owners: Sequence[Path],
+    comparison: Comparison | None = None,
+    caution: str = "",
 ) -> Path:
     """Write report.html of the finished run in `folder`, and return where it is.
 
-    owners: their files. comparison: with the baselines, where the run has any.
+    owners: their files. comparison: with the baselines, where the run has any. caution: what a reader must know of how
+    the run was simulated.
 
     Raises:
         AgflError: a file of the run is missing, unreadable or malformed.
     """
     join = "" if comparison is None else join_section(comparison)
     sections = [
+        Section(f'<p class="caution"><strong>{escape(caution)}</strong></p>' if caution else ""),
         Section(join, DOT_PLOT_CSS),
         Section(write_samples(folder, owners), quotes_owners=True),
         Section(width_section(folder)),

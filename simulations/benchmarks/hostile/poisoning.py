@@ -150,7 +150,7 @@ class Engine(InlineEngine):
         super().__init__(config, owners)
         self._attack = attack
 
-    def _nodes(self, folder: Path) -> dict[int, Node]:
+    def _nodes(self, folder: Path) -> Mapping[int, Node]:
         nodes = super()._nodes(folder)
         if self._attack != HONEST:
             node = list(nodes.values())[-1]

@@ -20,6 +20,7 @@ from agfl_sim.engines.workers.messages import Begin
 from agfl_sim.engines.workers.own_classes import own_classes
 from agfl_sim.engines.workers.worker_grid import WorkerGrid, shared_out
 from agfl_sim.engines.workers.worker_handle import WorkerHandle
+from agfl_sim.population import Population
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,20 @@ class WorkersEngine(Engine):
     name: ClassVar[str]
 
     def __init__(
-        self, config: RunConfig, owners: Sequence[Path], device: str = AUTO, num_workers: int | None = None
+        self,
+        config: RunConfig,
+        owners: Sequence[Path] | Population,
+        device: str = AUTO,
+        num_workers: int | None = None,
+        *,
+        simulate_masks: bool = True,
     ) -> None:
         """As of `Engine`.
 
         Raises:
             AgflError: as of `Engine`; or a class of the run cannot be found by another process.
         """
-        super().__init__(config, owners, device, num_workers)
+        super().__init__(config, owners, device, num_workers, simulate_masks=simulate_masks)
         self._classes = own_classes(config, self.name)
 
     @abstractmethod

@@ -1,0 +1,144 @@
+"""Of a population only who is asked is there at all, and its runs have the bits of those over owners' files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+import agfl
+from agfl.population import MadePopulation
+from agfl_models.errors import ConfigError
+from agfl_models.examples import TextRow, read_rows
+from agfl_protocol.config.run_config import RunConfig
+from agfl_server.rounds.observer import Observer
+from agfl_server.rounds.sampling import sample_cohort, sample_names
+from agfl_sim.engines.inline_engine import InlineEngine
+from agfl_sim.engines.opened_owners import OpenedOwners
+from agfl_sim.population import Numbered
+from agfl_sim.run import simulate
+
+SCAFFOLD = (
+    "aggregation={type: plain, weighting: uniform, cohort_size: 3, min_cohort: 2, server_optimizer: {type: scaffold}}",
+)
+MODEL = Path("model") / "model.safetensors"
+
+
+class Watched(Sequence[str]):
+    """Counts the names that are looked at."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names, self.looked_at = names, 0
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, number: int) -> str:  # type: ignore[override]
+        self.looked_at += 1
+        return self._names[number]
+
+
+def write_table(path: Path, folder: Path, names: Sequence[str]) -> Path:
+    """Write the rows of these owners' files one after another."""
+    rows = [(name, row.text) for name in names for row in read_rows(folder / f"{name}.jsonl", TextRow)]
+    parquet.write_table(pa.table({"owner": [name for name, _ in rows], "body": [text for _, text in rows]}), path)
+    return path
+
+
+def test_a_parquet_file_has_the_bits_of_owners_files_though_owners_are_closed_after_each_message(
+    run_config: Callable[..., RunConfig],
+    make_owners: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = make_owners(7)
+    config = run_config(f"data.path={folder}", *SCAFFOLD)
+    simulate(config, tmp_path / "files", "inline", resume=False, observer=Observer())
+    monkeypatch.setattr(InlineEngine, "_nodes", lambda self, run: OpenedOwners(self._owners, run, limit=1))
+    names = sorted((path.stem for path in folder.iterdir()), reverse=True)
+    path = write_table(tmp_path / "all.parquet", folder, names)
+    config = run_config(f"data.path={path}", "data.columns={text: body}", *SCAFFOLD)
+    simulate(config, tmp_path / "table", "auto", resume=False, observer=Observer())
+    # The last evaluation is of a cohort, where one over files is of all.
+    assert (tmp_path / "files" / MODEL).read_bytes() == (tmp_path / "table" / MODEL).read_bytes()
+
+
+def test_of_a_million_owners_only_those_that_are_asked_have_rows_files_or_nodes(
+    run_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    asked = set[int]()
+
+    def rows(number: int) -> list[str]:
+        asked.add(number)
+        return [f"owner {number} saw the sea on day {day}" for day in range(8)]
+
+    config = run_config("num_rounds=1", "aggregation.cohort_size=3")
+    owners = MadePopulation(config, agfl.Population(1_000_000, rows), tmp_path / "run" / "owners")
+    files = simulate(config, tmp_path / "run", "inline", resume=False, observer=Observer(), owners=owners)
+    nodes = {path.name for path in (tmp_path / "run" / "nodes").iterdir()}
+    assert {f"owner-{number:06}" for number in asked} == nodes == {path.stem for path in files}
+    assert len(asked) == 6  # a round, and the last evaluation
+
+
+def test_a_draw_looks_at_few_names_and_is_that_over_all_of_them() -> None:
+    names = Watched(Numbered(1_000_000))
+    drawn = sample_names(names, 100, 7, 3, ["owner-000017", "somebody"])
+    assert names.looked_at < 200
+    assert drawn == sorted(set(drawn))
+    few = [f"owner-{i}" for i in range(9)]
+    for refused in ([], few[2:5], few[:7]):
+        left = [name for name in few if name not in refused]
+        of = sample_cohort({name: i for i, name in enumerate(few)}, 4, 7, 3, refused)
+        assert list(of) == sample_names(left if len(left) >= 4 else few, 4, 7, 3)
+
+
+@pytest.mark.parametrize(
+    ("table", "line"),
+    [
+        ({"owner": ["a", "b", "a"], "text": ["x"] * 3}, "one after another: sort it by 'owner', got a again"),
+        ({"who": ["a"], "text": ["x"]}, "must have a column 'owner', got who, text"),
+        ({"owner": ["a", None], "text": ["x"] * 2}, "row 2: column 'owner' must name an owner, got null"),
+        ({"owner": ["../a"], "text": ["x"]}, "must hold names that match"),
+        ({"owner": np.zeros(0, str), "text": np.zeros(0, str)}, "must hold one row or more, got none"),
+    ],
+)
+def test_a_file_that_is_no_population_is_refused_in_one_line(
+    table: dict[str, list[str | None]], line: str, run_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    parquet.write_table(pa.table(table), tmp_path / "all.parquet")
+    config = run_config(f"data.path={tmp_path / 'all.parquet'}")
+    with pytest.raises(ConfigError, match=line):
+        simulate(config, tmp_path / "run", "inline", resume=False, observer=Observer())
+
+
+@pytest.mark.parametrize(
+    ("settings", "engine", "line"),
+    [
+        (("aggregation.type=secure", "aggregation.cohort_size=9"), "auto", "must be plain with more than 1024 owners"),
+        ((), "auto", "cohort_size: must say how many of 2,000 owners a round asks"),
+        (("aggregation.cohort_size=9", "baselines=true"), "auto", "baselines: must be left out with a population"),
+        (("aggregation.cohort_size=9",), "processes", "--engine processes: must be left out with a population"),
+    ],
+)
+def test_what_would_need_all_owners_is_refused(
+    settings: Sequence[str], engine: str, line: str, run_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = run_config(*settings)
+    owners = MadePopulation(config, agfl.Population(2000, lambda number: ["x"]), tmp_path / "owners")
+    with pytest.raises(ConfigError, match=line):
+        simulate(config, tmp_path / "run", engine, resume=False, observer=Observer(), owners=owners)
+
+
+def test_an_owner_has_the_same_rows_whenever_it_is_opened(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    texts = ["first"]
+    made = MadePopulation(run_config(), agfl.Population(3, lambda number: texts), tmp_path / "owners")
+    assert made.file_of(1) == made.file_of(1)
+    texts[0] = "second"
+    with pytest.raises(ConfigError, match="must be the rows that this owner had before"):
+        made.file_of(1)
+    with pytest.raises(ConfigError, match="owner-2: rows must not raise, raised ZeroDivisionError"):
+        MadePopulation(run_config(), agfl.Population(3, lambda number: [str(1 // 0)]), tmp_path).content(2)
