@@ -21,7 +21,7 @@ from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.quantization import QuantizationPlan
 from agfl_server.rounds.observer import Observer
 from agfl_server.rounds.state import initial_state
-from agfl_sim.engines.grid import InProcessGrid
+from agfl_sim.engines.opened_owners import OwnersGrid
 from agfl_sim.partition import device_widths
 
 ELASTIC = (
@@ -35,7 +35,7 @@ ELASTIC = (
 FIRST_NODE = 1000
 
 
-class Listening(InProcessGrid):
+class Listening(OwnersGrid):
     """Keeps each reply: (message type, node) -> those of all rounds."""
 
     heard: dict[tuple[str, int], list[Message]]
@@ -63,7 +63,7 @@ def listen(
     def run(kind: str) -> tuple[RunConfig, Heard]:
         heard: Heard = {}
         monkeypatch.setattr(Listening, "heard", heard, raising=False)
-        monkeypatch.setattr(agfl_sim.engines.inline_engine, "InProcessGrid", Listening)
+        monkeypatch.setattr(agfl_sim.engines.inline_engine, "OwnersGrid", Listening)
         config = run_config(*ELASTIC, f"aggregation.type={kind}")
         agfl_sim.engines.inline_engine.InlineEngine(config, sorted(make_owners(6).iterdir())).run(
             tmp_path / kind, resume=False, observer=Observer()

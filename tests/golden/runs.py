@@ -26,7 +26,7 @@ from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 from tests.tiny_pretrained import write_pretrained
 
-import agfl_sim.engines.inline_engine
+import agfl_sim.engines.opened_owners
 from agfl_client.app import create_client_app
 from agfl_client.node import Node
 from agfl_models import machine
@@ -190,11 +190,12 @@ def _watched() -> Iterator[Any]:
     """Yield the digest of all lanes that one client sends in the open."""
     digest = hashlib.sha256()
 
-    def create(node: Node) -> ClientApp:
-        app = create_client_app(node)
-        return _noting(app, digest.update) if node.name == WATCHED else app
+    def create(node_of: Callable[[Context], Node]) -> ClientApp:
+        app = create_client_app(node_of)
+        noting = _noting(app, digest.update)
+        return lambda message, context: (noting if node_of(context).name == WATCHED else app)(message, context)  # type: ignore[return-value]
 
-    with mock.patch.object(agfl_sim.engines.inline_engine, "create_client_app", create):
+    with mock.patch.object(agfl_sim.engines.opened_owners, "create_client_app", create):
         yield digest
 
 
