@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from agfl_models import stop_signal
 from agfl_models.console import AsJson, LogFile, log_to, new_app, run_app
 
 if TYPE_CHECKING:
@@ -139,10 +140,11 @@ def start(
         )
         log.info("%s serves %s with %s; stop with Ctrl-C", node.name, server, data)
         try:
-            _serve_run(node, server, ca, own_keys, max_wait)
-            while not once:
-                node.finished = False
+            with stop_signal.unwrapped():
                 _serve_run(node, server, ca, own_keys, max_wait)
+                while not once:
+                    node.finished = False
+                    _serve_run(node, server, ca, own_keys, max_wait)
         except KeyboardInterrupt:
             log.info("stopped by a signal")
             raise

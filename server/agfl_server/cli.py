@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from agfl_models import stop_signal
 from agfl_models.console import AsJson, LogFile, log_to, new_app, run_app
 from agfl_server.rounds.observer import DISCONNECTED, IMPLAUSIBLE, Observer, Row
 
@@ -215,7 +216,7 @@ def start(
     health = nullcontext() if health_port is None else health_service(health_port)
     attendance = Attendance(found.run_folder / ATTENDANCE_FILE, superlink.online_names)
     try:
-        with SittingLog() as sitting, superlink, health, attendance:
+        with stop_signal.unwrapped(), SittingLog() as sitting, superlink, health, attendance:
             listened = superlink.port
             log.info("listening on %s port %d; admitted: %s", host, superlink.port, _names(found))
             owners = roster_of(found.nodes)

@@ -10,7 +10,11 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+
+from agfl_models.errors import AgflError
 
 _AGAIN_S = 3.0  # a later signal is meant: the cleanup takes too long
 _noted = threading.Event()
@@ -31,6 +35,18 @@ def check() -> None:
     """Raise KeyboardInterrupt if a signal came, in the main thread alone, which is where one raises it."""
     if _noted.is_set() and threading.current_thread() is threading.main_thread():
         raise KeyboardInterrupt
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Raise KeyboardInterrupt for what a library made of it: pydantic makes an error of its own of any exception."""
+    try:
+        yield
+    except (AgflError, OSError):
+        raise
+    except Exception:
+        check()
+        raise
 
 
 def close() -> None:

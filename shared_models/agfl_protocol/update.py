@@ -6,7 +6,7 @@ Legend: d = number of model parameters, K = number of parameter tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -60,14 +60,18 @@ class Layout:
         """Copy the flat `vector` (d,) into `model`'s trained parameters."""
         assert vector.shape == (self.size,), (vector.shape, self.size)
         with torch.no_grad():
-            for parameter, place in zip(trained_parameters(model).values(), self.slices, strict=True):
-                part = vector[place]  # of a message that came it is not writeable, and PyTorch would complain
-                parameter.copy_(torch.from_numpy(part if part.flags.writeable else part.copy()).view(parameter.shape))
+            for parameter, part in zip(trained_parameters(model).values(), self.parts(vector), strict=True):
+                parameter.copy_(part)
+
+    def parts(self, vector: NDArray[np.floating[Any]]) -> Iterator[torch.Tensor]:
+        """Yield the tensors of `vector` (d,), on the CPU: views, but copies of one that is not writeable."""
+        for place, shape in zip(self.slices, self.shapes, strict=True):
+            part = vector[place]  # of a message that came it is not writeable, and PyTorch would complain
+            yield torch.from_numpy(part if part.flags.writeable else part.copy()).view(shape)
 
     def split(self, vector: NDArray[np.floating[Any]]) -> list[torch.Tensor]:
-        """Return views of `vector` (d,) with the tensors' shapes, on the CPU."""
-        flat = torch.from_numpy(vector if vector.flags.writeable else vector.copy())
-        return [flat[s].view(shape) for s, shape in zip(self.slices, self.shapes, strict=True)]
+        """Return all that `parts` yields."""
+        return list(self.parts(vector))
 
     def state_dict(self, vector: Vector) -> dict[str, torch.Tensor]:
         """Return `vector` (d,) as named tensors, as `nn.Module.state_dict` holds them."""

@@ -99,8 +99,10 @@ def sums(monkeypatch: pytest.MonkeyPatch) -> Sums:
     """What the server sums in this test."""
     genuine, kept = app.build_aggregator, Sums()
 
-    def build(config: AggregationConfig, roster: SigningRoster | None, observer: Observer) -> tuple[Aggregator, int]:
-        kept.inner, least = genuine(config, roster, observer)
+    def build(
+        config: AggregationConfig, roster: SigningRoster | None, observer: Observer, secure_sum: app.SecureSumOf
+    ) -> tuple[Aggregator, int]:
+        kept.inner, least = genuine(config, roster, observer, secure_sum)
         return kept, least
 
     monkeypatch.setattr(app, "build_aggregator", build)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from tests.commands import Started, run
 
-# The real command, but for a call during the first exchange in which the signal comes and its exception is lost.
+# The real command, but for a call in the first exchange in which the signal comes: its exception is lost, or wrapped.
 LOSES = """
 import os, signal, sys, time
 from agfl_sim.progress import ProgressObserver
 
-number, sent = int(sys.argv.pop(1)), []
+number, wraps, sent = int(sys.argv.pop(1)), sys.argv.pop(1) == "wraps", []
 
 def client_finished(self, name):
     if not sent:
@@ -22,8 +22,9 @@ def client_finished(self, name):
         try:
             os.kill(os.getpid(), number)
             time.sleep(1)
-        except BaseException:
-            pass
+        except BaseException as error:
+            if wraps:
+                raise RuntimeError("as pydantic does of what its serializers raise") from error
 
 ProgressObserver.client_finished = client_finished
 from agfl_sim.cli import main
@@ -39,11 +40,11 @@ data: {partition: natural, num_owners: 3}
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_that_was_lost_ends_the_run(number: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "how"), [(signal.SIGTERM, "loses"), (signal.SIGINT, "wraps")])
+def test_a_signal_that_was_lost_ends_the_run(number: int, how: str, tmp_path: Path) -> None:
     (tmp_path / "loses.py").write_text(LOSES)
     (tmp_path / "run.yaml").write_text(CONFIG)
-    done = run(tmp_path / "loses.py", str(number), "run.yaml", "--output", "out", cwd=tmp_path)
+    done = run(tmp_path / "loses.py", str(number), how, "run.yaml", "--output", "out", cwd=tmp_path)
     assert done.returncode == 130, done.stdout + done.stderr
     assert "stopped; go on with: " in done.stdout
     assert "Traceback" not in done.stderr

@@ -59,10 +59,10 @@ class ShardedLayout(Layout):
             whole[place] = cast("DTensor", parameter).full_tensor().detach().to("cpu", torch.float32).reshape(-1)
         return whole
 
-    def split(self, vector: NDArray[np.floating[Any]]) -> list[Tensor]:
-        """Return this rank's shares of a whole vector (d,), which each rank has, with the tensors' shapes."""
-        whole = super().split(vector)
-        return [distribute_tensor(one, self.over, [Shard(0)], src_data_rank=None) for one in whole]
+    def parts(self, vector: NDArray[np.floating[Any]]) -> Iterator[Tensor]:
+        """Yield this rank's shares of a whole vector (d,), which each rank has, with the tensors' shapes."""
+        for whole in super().parts(vector):
+            yield distribute_tensor(whole, self.over, [Shard(0)], src_data_rank=None)
 
 
 def train_share(part: Part, work: LocalWork, shares: Dealer | Inbox, start: Vector, find_unused: bool) -> LocalResult:
