@@ -60,3 +60,14 @@ def test_a_full_disk_is_an_error_and_takes_no_room(tmp_path: Path, monkeypatch: 
     kept = spool.keep(b"x" * 2**20)
     assert spool.read(kept) == b"x" * 2**20
     spool.close()
+
+
+def test_a_closed_one_keeps_nothing_and_minds_no_drop(tmp_path: Path) -> None:
+    """What was suspended in an error's frames drops its objects later."""
+    spool = Spool(tmp_path)
+    kept = spool.keep(bytes(2**20))
+    spool.close()
+    spool.drop(kept)
+    for call in (lambda: spool.read(kept), lambda: spool.keep(bytes(2**20))):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            call()

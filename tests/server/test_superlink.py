@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,9 +32,11 @@ from flwr.superlink.routers.fleet.router import router as fleet_router
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from agfl_client import keys
+from agfl_models.errors import TransportError
 from agfl_server.aggregation.uploads import HEAD_DIVIDER, HEAD_END
 from agfl_server.transport.gate import FLEET_CALLS
 from agfl_server.transport.limits import Limits
+from agfl_server.transport.spool import Kept, Spool
 from agfl_server.transport.superlink import EmbeddedSuperLink
 
 if TYPE_CHECKING:
@@ -237,6 +240,49 @@ def test_what_a_node_writes_into_its_replys_metadata_is_not_believed(
     (pulled,) = _pull(server, message_id)
     assert pulled.metadata.src_node_id == alice.node_id
     assert pulled.metadata.reply_to_message_id == message_id
+
+
+def test_a_disk_that_takes_no_reply_ends_the_run_and_is_no_fault_of_an_owner(
+    site: Site, server: EmbeddedSuperLink, alice: RawNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message_id, message = _send(site, server, alice)
+    reply = Message(site.floats(9, seed=1), reply_to=message)
+    response = alice.announce(reply)
+
+    def full(content: bytes) -> Kept:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server._state.spool, "keep", full)
+        with pytest.raises(AssertionError):
+            alice.upload(reply, response)
+    with pytest.raises(TransportError, match="must keep messages on their way, and does not: No space left.*-009"):
+        _pull(server, message_id)
+
+
+def test_a_slow_disk_holds_up_nobody_else(
+    site: Site, server: EmbeddedSuperLink, alice: RawNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message_id, message = _send(site, server, alice)
+    reply = Message(site.floats(9, seed=1), reply_to=message)
+    response, genuine, writes, goes_on = alice.announce(reply), Spool.keep, threading.Event(), threading.Event()
+
+    def slow(self: Spool, content: bytes) -> Kept:
+        writes.set()
+        assert goes_on.wait(30)
+        return genuine(self, content)
+
+    monkeypatch.setattr(Spool, "keep", slow)
+    upload = threading.Thread(target=alice.upload, args=(reply, response))
+    upload.start()
+    assert writes.wait(30)
+    assert server._state.lock.acquire(timeout=5), "the lock that every call needs is held while the disk writes"
+    server._state.lock.release()
+    goes_on.set()
+    upload.join()
+    (pulled,) = _pull(server, message_id)
+    assert pulled.has_content()
+    assert server._state.spool._used == 0
 
 
 def test_a_malformed_reply_becomes_an_error_and_stops_nobody(

@@ -439,7 +439,10 @@ class _Loop:
                 response.session_id,
             )
             try:
-                _push_all(get_all_nested_objects(reply), response.objects_to_push, push)
+                objects = get_all_nested_objects(reply)
+                # Each once, and none that is not there, whatever the server asks for.
+                asked = [object_id for object_id in dict.fromkeys(response.objects_to_push) if object_id in objects]
+                _push_all(objects, asked, push)
             except ObjectPushError:
                 # A repeated call finds its object stored, or the upload has expired: ask what is missing now.
                 return False

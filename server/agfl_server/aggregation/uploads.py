@@ -7,7 +7,6 @@ runs, and Flower walks them by recursion under its lock. Here a reply is a small
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,8 +21,6 @@ _MIB = 2**20
 _OBJECT_ID = re.compile(r"[0-9a-f]{64}")
 _MAX_ENVELOPE_BYTES = 100  # of an object's head, without the names of its children
 HEAD_END, HEAD_DIVIDER = b"\x00", b" "  # Flower's: "TYPE CHILD,CHILD LENGTH", then the body
-
-log = logging.getLogger("agfl.server")
 
 
 class Tree(Protocol):
@@ -128,19 +125,27 @@ class Uploads:
             self._refuse(upload, _too_long(upload))
         return False
 
-    def take(self, session_id: str, object_id: str, content: bytes) -> bool:
-        """Keep an object of a reply; return whether it was wanted. One that is false ends the reply."""
+    def wants(self, session_id: str, object_id: str) -> bool:
+        """Return whether an object of a reply is missing."""
         upload = self._by_session.get(session_id)
-        if upload is None or object_id not in upload.children or object_id in upload.contents:
+        return upload is not None and object_id in upload.children and object_id not in upload.contents
+
+    def take(self, session_id: str, object_id: str, content: bytes, kept: Kept) -> bool:
+        """Take an object of a reply, which is kept already; return whether it was wanted. A false one ends the reply.
+
+        One that was not wanted is the caller's to drop.
+        """
+        if not self.wants(session_id, object_id):
             return False
+        upload = self._by_session[session_id]
         try:
             _check_object(object_id, content, upload.children[object_id])
             if upload.taken_bytes + len(content) > upload.max_bytes:
                 raise ReplyRefused(_too_long(upload))
-            upload.contents[object_id] = self._kept(content)
         except ReplyRefused as error:
             self._refuse(upload, str(error))
             return False
+        upload.contents[object_id] = kept
         upload.taken_bytes += len(content)
         if upload.is_complete:
             del self._by_session[session_id]
@@ -149,22 +154,10 @@ class Uploads:
     def forget(self, message_ids: Iterable[str]) -> None:
         """Drop replies, whole or in part; no more is taken of them."""
         for message_id in message_ids:
-            self._drop(self.hand_over(message_id))
-
-    def hand_over(self, message_id: str) -> dict[str, Kept]:
-        """Forget a reply and return its objects, which the caller drops."""
-        upload = self._uploads.pop(message_id, None)
-        if upload is None:
-            return {}
-        self._by_session.pop(upload.session_id, None)
-        return upload.contents
-
-    def _kept(self, content: bytes) -> Kept:
-        try:
-            return self._spool.keep(content)
-        except OSError as error:
-            log.error("a reply is refused, since the server cannot keep it: %s", error.strerror)
-            raise ReplyRefused(f"reply: cannot be kept by the server: {error.strerror}") from None
+            upload = self._uploads.pop(message_id, None)
+            if upload is not None:
+                self._by_session.pop(upload.session_id, None)
+                self._drop(upload.contents)
 
     def _refuse(self, upload: Upload, fault: str) -> None:
         self._by_session.pop(upload.session_id, None)

@@ -5,6 +5,7 @@ They are in one file without a name, which is gone with this process, however th
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 import threading
@@ -36,6 +37,7 @@ class Spool:
     _end: int = 0
     _used: int = 0
     _free: dict[int, list[Place]] = field(default_factory=lambda: defaultdict(list))
+    _is_closed: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def keep(self, content: bytes) -> Kept:
@@ -44,6 +46,7 @@ class Spool:
         if size < _SMALL_BYTES:
             return content
         with self._lock:
+            self._refuse_closed()
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=self.folder, buffering=0)  # noqa: SIM115  # as long as we live
             # Most pieces of arrays have one size.
@@ -59,12 +62,14 @@ class Spool:
         return place
 
     def read(self, kept: Kept) -> bytes:
-        """Return an object that was kept."""
+        """Return an object that was kept; raises OSError where the disk does not give it back."""
         if isinstance(kept, bytes):
             return kept
+        self._refuse_closed()
         assert self._file is not None
         content = os.pread(self._file.fileno(), kept.size, kept.start)
-        assert len(content) == kept.size
+        if len(content) != kept.size:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         return content
 
     def drop(self, kept: Kept) -> None:
@@ -72,6 +77,8 @@ class Spool:
         if isinstance(kept, bytes):
             return
         with self._lock:
+            if self._is_closed:
+                return
             self._free[kept.size].append(kept)
             self._used -= 1
             if self._used == 0 and self._file is not None:
@@ -82,8 +89,13 @@ class Spool:
     def close(self) -> None:
         """Give the disk all of it back; nothing that was kept can be read any more."""
         with self._lock:
+            self._is_closed = True
             if self._file is not None:
                 self._file.close()
+
+    def _refuse_closed(self) -> None:
+        if self._is_closed:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
 def size_of(kept: Kept) -> int:

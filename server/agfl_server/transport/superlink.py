@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -165,6 +165,7 @@ class _LinkState(InMemoryLinkState):
         # Flower takes these two locks in either order: an upload that expired could stop the server for good.
         self.lock = self._lock_object_push_sessions = threading.RLock()
         self.uploads = Uploads(spool)
+        self.disk_failure: OSError | None = None
         self._sent_objects: dict[str, frozenset[str]] = {}
 
     def activate_node(self, node_id: int, heartbeat_interval: float) -> bool:
@@ -199,9 +200,7 @@ class _LinkState(InMemoryLinkState):
             try:
                 stored = super().store_object(run_id, session, object_id, objects[object_id].deflate())
             except OSError as error:
-                where = self.spool.folder or "the system's temporary files"
-                line = f"spool: {where} must take a message on its way, and does not: {error.strerror}"
-                raise TransportError("AGFL-TRANSPORT-009", line) from None
+                raise _disk_failed(self.spool, error) from None
             assert stored
         with self.lock:
             # Last, so that a node that sees the message finds all its objects and never sits out a 1 s backoff.
@@ -242,7 +241,18 @@ class _LinkState(InMemoryLinkState):
 
     def store_object(self, run_id: int, session_id: str, object_id: str, object_content: bytes) -> bool:
         with self.lock:
-            return self.uploads.take(session_id, object_id, object_content)
+            if not self.uploads.wants(session_id, object_id):
+                return False
+        try:
+            kept = self.spool.keep(object_content)  # without the lock: a slow disk would hold up every node
+        except OSError as error:
+            self.disk_failure = error  # ends the run: nobody's reply is refused for it
+            return False
+        with self.lock:
+            is_taken = self.uploads.take(session_id, object_id, object_content, kept)
+        if not is_taken:
+            self.spool.drop(kept)
+        return is_taken
 
     def admits(self, node_id: int, num_bytes: int) -> bool:
         """Return whether a node may still upload so much."""
@@ -330,13 +340,10 @@ class _Reply:
             if reply.has_error():
                 return self._error(reply.error.code, reply.error.reason or "")
             return Message(reply.content, reply_to=self.instruction)
+        except OSError as error:
+            raise _disk_failed(self.spool, error) from None
         except Exception as error:  # a node may send any bytes; they must not stop the round
             return self._error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, f"malformed reply: {type(error).__name__}")
-
-    def drop(self) -> None:
-        """Give up its objects; it must have been taken from the uploads."""
-        for kept in self.upload.contents.values():
-            self.spool.drop(kept)
 
     def _error(self, code: int, reason: str) -> Message:
         return Message(Error(code, one_line(reason)), reply_to=self.instruction)
@@ -404,7 +411,13 @@ class _LinkStateGrid(Grid):
         self._state.delete_messages(set(message_ids))
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Yield the replies that have arrived, each read when it is asked for, and an error for each that is lost."""
+        """Yield the replies that have arrived, each read when it is asked for, and an error for each that is lost.
+
+        Raises:
+            TransportError: the disk did not take or give back a part of a reply.
+        """
+        if self._state.disk_failure is not None:
+            raise _disk_failed(self._state.spool, self._state.disk_failure)
         wanted = set(message_ids)
         with self._state.lock:
             candidates = [self._state.complete_reply(message_id) for message_id in sorted(wanted)]
@@ -415,10 +428,14 @@ class _LinkStateGrid(Grid):
             lost = [message for message in rest if message.metadata.src_node_id == SUPERLINK_NODE_ID]
             for message in lost:
                 self._state.object_store.delete(message.metadata.message_id)
-            for message_id in answered:
-                self._state.uploads.hand_over(message_id)  # `_inflated` drops them
-            self._state.delete_messages(answered | {message.metadata.reply_to_message_id for message in lost})
-        return chain(_inflated(replies), lost)
+            self._state.delete_messages({message.metadata.reply_to_message_id for message in lost})
+        return chain(map(self._taken, replies), lost)
+
+    def _taken(self, reply: _Reply) -> Message:
+        """Return a reply that has arrived, of which the server's disk then has nothing more."""
+        message = reply.inflate()
+        self._state.delete_messages({reply.instruction.metadata.message_id})
+        return message
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and return the replies that come within `timeout` s (None: all of them)."""
@@ -434,13 +451,10 @@ class _LinkStateGrid(Grid):
         return replies
 
 
-def _inflated(replies: Sequence[_Reply]) -> Iterator[Message]:
-    try:
-        for reply in replies:
-            yield reply.inflate()
-    finally:
-        for reply in replies:
-            reply.drop()
+def _disk_failed(spool: Spool, error: OSError) -> TransportError:
+    where = spool.folder or "the system's temporary files"
+    line = f"spool: {where} must keep messages on their way, and does not: {error.strerror}"
+    return TransportError("AGFL-TRANSPORT-009", line)
 
 
 class _NotItsOwn(Exception):

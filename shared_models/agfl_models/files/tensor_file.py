@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 # In the library's order, those of the widest alignment first.
-_NAMES = {"uint64": "U64", "int64": "I64", "float64": "F64", "float32": "F32", "uint32": "U32", "int32": "I32"}
-_NAMES |= {"float16": "F16", "int8": "I8", "uint8": "U8", "bool": "BOOL"}
+_NAMES = {"uint64": "U64", "int64": "I64", "float64": "F64", "complex64": "C64", "float32": "F32", "uint32": "U32"}
+_NAMES |= {"int32": "I32", "float16": "F16", "uint16": "U16", "int16": "I16", "int8": "I8", "uint8": "U8"}
+_NAMES |= {"bool": "BOOL"}
 _RANK = {name: number for number, name in enumerate(_NAMES)}
 _ALIGNMENT = 8
 
