@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -63,6 +64,7 @@ def run_federation(
     settings: Sequence[str] | None = None,
     sitting: SittingLog | None = None,
     secure_sum: SecureSumOf = SecureSum,
+    is_held: bool = False,
 ) -> ServerState:
     """Run a federation to its last round over `grid` and leave everything it made in `folder`.
 
@@ -70,6 +72,7 @@ def run_federation(
     roster: the signing keys of all owners, which secure aggregation needs. owners: who can take part, where that is
     known and there is no roster. settings: what `--set` changed, kept for a run that goes on. sitting: of the command,
     which begins here. secure_sum: what adds up where the configuration says secure; owners' nodes must take part in it.
+    is_held: whether the caller holds the folder, as `RunFolder.hold`.
 
     Raises:
         AgflError: one line for a person; what was checkpointed stays and can be resumed.
@@ -80,7 +83,7 @@ def run_federation(
     num_owners = None if roster is None else len(roster)
     _refuse_few_owners(config.aggregation, num_owners, min_cohort)
     nodes = ConnectedNodes(grid, observer, registered_name)
-    with run_folder.hold():
+    with nullcontext() if is_held else run_folder.hold():
         _refuse_before_writing(config, run_folder, resume)
         if settings is not None:
             write_settings(folder, settings)

@@ -12,6 +12,7 @@ from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.flower_settings import prepare_flower
 from agfl_server.app import refuse_run
 from agfl_server.rounds.observer import Observer
+from agfl_server.run.run_folder import RunFolder
 from agfl_server.run.settings import write_settings
 from agfl_server.run.sittings import SittingLog
 from agfl_sim.engines.choice import choose_engine
@@ -29,6 +30,7 @@ AUTO_ENGINE = "auto"
 
 ENGINES: dict[str, type[Engine]] = {"inline": InlineEngine, "processes": ProcessesEngine, "ray": RayEngine}
 MAX_MASKED = 200  # owners: each masks for each of the others
+_UNMASKED_FILE = "without_masks"
 
 
 def check_engine(engine: str, field: str) -> None:
@@ -57,6 +59,11 @@ def has_masks(config: RunConfig, num_owners: int, wanted: bool | None) -> bool:
             "AGFL-CONFIG-249", f"simulate_masks: must be left out with aggregation.type plain, got {wanted}"
         )
     return is_secure and (num_owners <= MAX_MASKED if wanted is None else wanted)
+
+
+def was_unmasked(folder: Path) -> bool:
+    """Whether sums of the run in a folder were added up without masks: it goes on so, and its report says it."""
+    return (folder / _UNMASKED_FILE).exists()
 
 
 def simulate(
@@ -89,13 +96,18 @@ def simulate(
         engine, reason = choose_engine(config, owners, device)
         if reason is not None:
             tell(reason)
-    chosen = _engine(config, owners, engine, device, simulate_masks or config.aggregation.type == "plain")
+    chosen = _engine(config, owners, engine, device, simulate_masks)
     refuse_run(config, folder, resume=resume, roster=chosen.roster, num_owners=owners.count)
-    owners.write(is_new=not resume)
-    for line in owners.notes:
-        tell(line)
-    write_settings(folder, settings)
-    chosen.run(folder, resume=resume, observer=observer, sitting=sitting)
+    with RunFolder(folder).hold():  # before anything in it changes: another process may be at work there
+        owners.write(is_new=not resume)
+        for line in owners.notes:
+            tell(line)
+        write_settings(folder, settings)
+        if not simulate_masks:
+            (folder / _UNMASKED_FILE).touch()
+        elif not resume:
+            (folder / _UNMASKED_FILE).unlink(missing_ok=True)
+        chosen.run(folder, resume=resume, observer=observer, sitting=sitting)
     return owners.files
 
 

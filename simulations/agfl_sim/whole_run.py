@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,9 @@ from agfl_sim.partition import Owners
 from agfl_sim.population import Population
 from agfl_sim.progress import BaselineBar, ProgressObserver
 from agfl_sim.report.report import write_report
-from agfl_sim.run import AUTO_ENGINE, found_owners, has_masks, simulate
+from agfl_sim.run import AUTO_ENGINE, found_owners, has_masks, simulate, was_unmasked
+
+log = logging.getLogger("agfl.simulate")
 
 UNMASKED = (
     "secure sums are simulated without masks: the same integers and the owners' own checks, but no keys, shares, masks "
@@ -63,10 +66,13 @@ def run_all(
         tell("aggregation is plain: a server run like this sees every client's update", "bold red")
     prepare_flower()
     owners = owners or found_owners(config, folder)
-    masks = has_masks(config, owners.count, simulate_masks)
-    is_unmasked = config.aggregation.type == "secure" and not masks
-    if is_unmasked:
+    if simulate_masks is None and resume and was_unmasked(folder):
+        simulate_masks = False
+    masks = has_masks(config, owners.count, simulate_masks) or config.aggregation.type == "plain"
+    if not masks:
         tell(UNMASKED, "bold red")
+        if console.quiet:
+            log.warning(UNMASKED)
     metric = config.task.main_metric
     with SittingLog() as sitting:
         with ProgressObserver(console, metric) as progress:
@@ -84,6 +90,6 @@ def run_all(
     uses = f"agfl-model {command} {shown}, or agfl-model serve {shown}" if command else f"agfl-model describe {shown}"
     tell(f"model    {folder / 'model'}   ({uses})")
     try:
-        tell(f"report   {write_report(folder, metric, files, comparison, UNMASKED if is_unmasked else '')}")
+        tell(f"report   {write_report(folder, metric, files, comparison, UNMASKED if was_unmasked(folder) else '')}")
     except AgflError as error:
         tell(f"no report: {error}", "yellow")

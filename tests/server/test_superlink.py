@@ -256,7 +256,7 @@ def test_a_disk_that_takes_no_reply_ends_the_run_and_is_no_fault_of_an_owner(
         patch.setattr(server._state.spool, "keep", full)
         with pytest.raises(AssertionError):
             alice.upload(reply, response)
-    with pytest.raises(TransportError, match="must keep messages on their way, and does not: No space left.*-009"):
+    with pytest.raises(TransportError, match=r"must keep messages on their way, and does not: No space left.*-009\]"):
         _pull(server, message_id)
 
 

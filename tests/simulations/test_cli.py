@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -226,6 +227,16 @@ def test_a_folder_serves_one_run_at_a_time(simulate: Simulate, home: Path) -> No
     assert done.returncode == 2
     assert done.stderr == "error: busy: must serve one run at a time, and one is running already [AGFL-CONFIG-076]\n"
     assert not (home / "busy" / "config.yaml").exists()
+
+
+def test_who_is_refused_a_run_under_way_has_changed_nothing_of_it(simulate: Simulate, home: Path) -> None:
+    shutil.copytree(home / "whole", home / "taken")
+    before = {path: path.read_bytes() for path in (home / "taken").rglob("*") if path.is_file()}
+    with RunFolder(home / "taken").hold():
+        done = simulate("small.yaml", "--output", "taken", "--resume", "--set", "num_rounds=13")
+    assert done.returncode == 2
+    assert done.stderr == "error: taken: must serve one run at a time, and one is running already [AGFL-CONFIG-076]\n"
+    assert {path: path.read_bytes() for path in (home / "taken").rglob("*") if path.is_file()} == before
 
 
 def test_exported_owners_give_the_same_model(simulate: Simulate, home: Path) -> None:

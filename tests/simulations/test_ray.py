@@ -236,6 +236,8 @@ def test_signal_ends_a_run_on_its_own_ray_in_seconds_and_all_of_it(
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
+        if sent == signal.SIGINT:
+            refuse_stranger(process.pid)
         all_of_it = descendants_of(process.pid)
         for pid in (*(all_of_it if sent == signal.SIGINT else ()), process.pid):  # a terminal sends it to all
             os.kill(pid, sent)
@@ -250,6 +252,15 @@ def test_signal_ends_a_run_on_its_own_ray_in_seconds_and_all_of_it(
     assert re.search("stopped; go on with: .*|interrupted", log.read_text())
     assert "Traceback" not in log.read_text()
     assert_free(tmp_path / "ray")
+
+
+def refuse_stranger(driver: int) -> None:
+    """Whoever reaches the machine finds the port of a run's own Ray, but not its token."""
+    (found,) = Path("/tmp/ray").glob(f"session_*_{driver}/gcs_server_port_*")
+    untyped: Any = ray
+    address = f"{untyped.util.get_node_ip_address()}:{found.read_text()}"
+    with pytest.raises(ray.exceptions.AuthenticationError, match="token"):
+        untyped._raylet.GcsClient(address=address)
 
 
 def assert_free(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,19 +11,27 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ConfigRecord
+from rich.console import Console
+from tests.forked_workers import ForkedWorker
 from tests.secagg_world import Half, exchange_id, round_request
+from tests.simulations.killing import kill_in
+from tests.simulations.run_result import result
 
 from agfl_client.policy import Policy
 from agfl_models.errors import ConfigError
-from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.config.run_config import RunConfig, load_run_config
 from agfl_protocol.messages import secure_wire
 from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.messages import AgreeRequest
 from agfl_server.rounds.observer import Observer
 from agfl_sim.engines.inline_engine import InlineEngine
+from agfl_sim.engines.processes_engine import ProcessesEngine
 from agfl_sim.engines.unmasked import UnmaskedMember
+from agfl_sim.engines.workers.exchange_log import ExchangeLog
+from agfl_sim.engines.workers.messages import Request
 from agfl_sim.run import has_masks
+from agfl_sim.whole_run import UNMASKED, run_all
 
 SECURE = ("aggregation={type: secure, server_optimizer: {type: nesterov}, max_colluders: 1, min_cohort: 3}",)
 NAMES = [f"owner-{i}" for i in range(6)]
@@ -49,6 +58,46 @@ def test_model_metrics_and_ledgers_are_those_of_the_secure_run(
         weights = (run / "model" / "model.safetensors").read_bytes()
         found.append((weights, kept, [ledger(run, path.stem) for path in owners]))
     assert found[0] == found[1]
+
+
+def test_workers_add_up_the_same_though_one_is_killed_and_keep_nothing_of_an_exchange_that_is_over(
+    run_config: Callable[..., RunConfig],
+    make_owners: Callable[..., Path],
+    tmp_path: Path,
+    workers: list[ForkedWorker],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, owners = run_config("num_rounds=2", "training.local_steps=1", *SECURE), sorted(make_owners(4).iterdir())
+    InlineEngine(config, owners, "cpu", simulate_masks=False).run(
+        tmp_path / "inline", resume=False, observer=Observer()
+    )
+    genuine, under_way = ExchangeLog.answered, list[int]()
+
+    def answered(self: ExchangeLog, kind: str, request: Request) -> None:
+        genuine(self, kind, request)
+        if kind == secure_wire.AGREE:
+            under_way.append(request.node in self._nodes)
+
+    monkeypatch.setattr(ExchangeLog, "answered", answered)
+    killed = kill_in(monkeypatch, secure_wire.AGREE, lambda: workers[-1].kill())
+    engine = ProcessesEngine(config, owners, "cpu", 2, simulate_masks=False)
+    engine.run(tmp_path / "workers", resume=False, observer=Observer())
+    assert len(killed) == 1
+    assert set(under_way) == {False}
+    assert result(tmp_path / "workers") == result(tmp_path / "inline")
+
+
+def test_a_run_that_began_without_masks_goes_on_so_and_always_says_it(
+    config_file: Path, make_owners: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    console, owners, out = Console(quiet=True), make_owners(3), tmp_path / "run"
+    for number, wanted in ((1, False), (2, None)):
+        caplog.clear()
+        settings = (*SECURE, f"num_rounds={number}", f"data.path={owners}")
+        config = load_run_config(config_file, settings)
+        run_all(config, out, console, engine="inline", resume=number == 2, simulate_masks=wanted)
+        assert UNMASKED in caplog.messages
+        assert UNMASKED in html.unescape((out / "report.html").read_text())
 
 
 @pytest.fixture

@@ -42,7 +42,11 @@ class Engine(ABC):
         self.roster = self._owners.signing_roster if self._owners.roster else None
 
     def run(self, folder: Path, *, resume: bool, observer: Observer, sitting: SittingLog | None = None) -> None:
-        """Run the federation to its last round; raises as `run_federation`, and AgflError where no client can work."""
+        """Run the federation to its last round in a folder that the caller holds, as `RunFolder.hold`.
+
+        Raises:
+            AgflError: as `run_federation`; or no client can work.
+        """
         if resume:
             forget_exchange(self._config, self._owners.roster, folder)  # before the nodes read their ledgers
         with self._open_grid(folder) as grid:
@@ -56,6 +60,7 @@ class Engine(ABC):
                 owners=self._planned(),
                 sitting=sitting,
                 secure_sum=self._owners.secure_sum,
+                is_held=True,
             )
 
     def _planned(self) -> Sequence[str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from agfl_protocol.config.run_config import RunConfig
 from agfl_sim.engines.workers.shared_mark import shared_mark
 from agfl_sim.engines.workers.workers_engine import WorkersEngine, Workplace
 from agfl_sim.population import Population
+
+_TOKEN_BYTES = 32
 
 
 class RayEngine(WorkersEngine):
@@ -37,6 +40,9 @@ class RayEngine(WorkersEngine):
         super().__init__(config, owners, device, num_workers, simulate_masks=simulate_masks)
         # Read when Ray is imported: else a call after the end would start another Ray.
         os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+        if not os.environ.get("RAY_ADDRESS") and "RAY_AUTH_MODE" not in os.environ:
+            # Else whoever reaches this machine could run code of theirs in the run's own Ray.
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(_TOKEN_BYTES)}
         try:
             import ray  # noqa: F401
         except ImportError:

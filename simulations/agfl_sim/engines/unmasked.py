@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import cast
 
-import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
@@ -117,19 +116,26 @@ class UnmaskedSum(SecureSum):
         contents = dict.fromkeys(sorted(talk.cohort), request.to_record())
         for name, reply in talk.ask(request.kind, contents, timeout_s, enough, size):
             with talk.refusing(name):
-                lanes = secure_wire.read_mask_reply(reply, talk.exchange, num_lanes).lanes
+                lanes, group = secure_wire.read_mask_reply(reply, talk.exchange, num_lanes).lanes, group_of.get(name, 0)
                 (rings[name],) = cast(list[int], reply[_RINGS][_RINGS])
-                sums.setdefault(group_of.get(name, 0), np.zeros(num_lanes, np.uint64))
-                sums[group_of.get(name, 0)] += lanes
+                if group in sums:
+                    sums[group] += lanes
+                else:
+                    sums[group] = lanes.copy()
                 self.observer.client_finished(name)
                 self.observer.replied(name)
+                del lanes
+            del reply  # a vector, before the next one
         for name in outside_whole_groups(rings, groups):
             talk.refuse(name, "group: must be there whole in a sum of this kind; somebody of it is missing")
             del rings[name]
             sums.pop(group_of[name], None)
         least = self.least(_alike(rings, self.parameters)) if rings else self.parameters.min_cohort
         talk.require(len(rings), least, "U1, clients that sent a vector")
-        return np.sum(list(sums.values()), axis=0, dtype=np.uint64), dict(sorted(rings.items()))
+        total, *others = sums.values()
+        for lanes in others:
+            total += lanes
+        return total, dict(sorted(rings.items()))
 
     def _confirm(self, talk: Talk, rings: Mapping[str, int]) -> None:
         """Trip 2: raise AttemptFailed unless a quorum agrees with who is in the sum."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from agfl_client.ledger.ledger_file import LEDGER_FILE
 from agfl_protocol.messages import wire
 from agfl_protocol.messages.counting import COUNT
-from agfl_protocol.messages.secure_wire import UNMASK
+from agfl_protocol.messages.secure_wire import AGREE, UNMASK
 from agfl_sim.engines.simulated_owners import NODES_FOLDER, SimulatedOwners
 from agfl_sim.engines.workers.messages import Request
 from agfl_sim.engines.workers.repeated_draws import SECRET_BYTES
@@ -37,6 +37,7 @@ class ExchangeLog:
 
     def __init__(self, owners: SimulatedOwners, folder: Path) -> None:
         self._is_secure = owners.is_secure
+        self._last_kind = UNMASK if owners.simulate_masks else AGREE
         self._ledgers = {
             number: folder / NODES_FOLDER / owner.name / LEDGER_FILE for number, owner in owners.owners.items()
         }
@@ -54,7 +55,7 @@ class ExchangeLog:
         """Note that a node has answered a request."""
         if request.node not in self._nodes:
             return
-        if kind == UNMASK or not self._is_secure:
+        if kind == self._last_kind or not self._is_secure:
             del self._nodes[request.node]  # it is done with the exchange, and holds nothing of it
         else:
             self._nodes[request.node].answered.append(request)

@@ -60,7 +60,8 @@ def _init(address: str) -> None:
     own: dict[str, Any] = {}
     if address == OWN:
         own = {"num_cpus": usable_cpus(), "include_dashboard": False}
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH")]))
+        entries = [*sys.path, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, entries)))
         os.environ.setdefault("RAY_worker_niceness", "0")  # else a worker yields to whatever else the machine does
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # what will be its default, without a warning
