@@ -91,7 +91,11 @@ def _replicated(part: Part, find_unused: bool) -> Iterator[nn.Module]:
     device = torch.device(part.device)
     # A new one each round: it orders its sums by the steps it has seen, and a rank that was started again saw none.
     replicated = DistributedDataParallel(
-        part.model, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=find_unused
+        part.model,
+        device_ids=[device] if device.type == "cuda" else None,
+        find_unused_parameters=find_unused,
+        gradient_as_bucket_view=True,  # else each rank would hold the gradient twice
+        init_sync=False,  # trained weights are those that were broadcast, others of the plan's seed
     )
     try:
         yield replicated
