@@ -81,9 +81,9 @@ def start(
         str,
         typer.Option(
             metavar="MODE[:RANKS]",
-            help="How several devices train together: auto, single, ddp or fsdp2. On CPUs you say how many: ddp:2.",
+            help="How several devices train together: single, auto, ddp or fsdp2. On CPUs you say how many: ddp:2.",
         ),
-    ] = "auto",
+    ] = "single",
     threads: Threads = 1,
     save_model: Annotated[
         Path | None,

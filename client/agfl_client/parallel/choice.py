@@ -36,7 +36,7 @@ class Parallel:
         Raises:
             ConfigError: it is malformed, or this machine has fewer devices; or the device is not there.
         """
-        found = re.fullmatch(r"(\w+)(?::([1-9]\d*))?", text)
+        found = re.fullmatch(r"(\w+)(?::([1-9][0-9]{0,3}))?", text)
         if found is None or found[1] not in _MODES:
             rule = f"must be one of {', '.join(_MODES)}, or one of them with the number of ranks, as in ddp:2"
             raise ConfigError("AGFL-CONFIG-251", f"--parallel: {rule}, got {text!r}")
