@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -16,6 +17,7 @@ from tests.commands import forkserver
 
 from agfl_client.node import Node
 from agfl_client.parallel import group, rank
+from agfl_client.parallel.link import Begin
 from agfl_protocol.messages.wire import RoundRequest
 from agfl_sim.engines.workers.process_worker import main
 
@@ -72,6 +74,21 @@ def forked_rank(descriptor: int, num_threads: int) -> ForkedWorker:
 def forked_impostor(descriptor: int, num_threads: int) -> ForkedWorker:
     """A rank that knows all but the secret."""
     return ForkedWorker(descriptor, guess_secret, is_rank=True)
+
+
+def forked_late_rank(descriptor: int, num_threads: int) -> ForkedWorker:
+    """A rank that lets the node wait where they meet."""
+    return ForkedWorker(descriptor, come_late, is_rank=True)
+
+
+def come_late() -> None:
+    genuine = group.join
+
+    def join(begin: Begin) -> None:
+        time.sleep(0.5)
+        genuine(begin)
+
+    group.join = join
 
 
 def guess_secret() -> None:

@@ -197,7 +197,7 @@ class Node:
         methods, codec = methods_of(round_), _codec(space, request, round_)
         self._words = None  # the tokenizer is there
         memory = self._recall(space, request, methods) if request.train else None
-        trainer = self._devices.trainer(space) if request.train else None
+        trainer = self._devices.trainer(space, deadline) if request.train else None
         local = LocalRound(space, request, lambda purpose: self._draw(request, purpose), deadline, trainer)
         update, states = local.run(methods, NO_STATES if memory is None else memory.states)
         lanes = codec.encode(update, self._draw(request, "rounding"), states)

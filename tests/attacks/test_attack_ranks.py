@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 from tests.client.test_parallel import Bench, Striking
-from tests.forked_workers import forked_impostor, forked_rank
+from tests.forked_workers import ForkedWorker, forked_impostor, forked_late_rank, forked_rank
 
 from agfl_client.parallel import group, ranks
 from agfl_client.parallel.link import Begin
@@ -83,19 +84,73 @@ def test_attack_a_stranger_connects_to_every_port_of_the_ranks(bench: Bench) -> 
     assert bench.shared.ranks.pids == pids
 
 
+class Holding:
+    """A stranger that is the first to connect to every port of some processes, as gloo does, and stays silent."""
+
+    def __init__(self) -> None:
+        self.pids, self._held, self._over = [os.getpid()], dict[int, list[socket.socket]](), Event()
+        self._thread = Thread(target=self._hold, daemon=True)
+        self._thread.start()
+
+    def _hold(self) -> None:
+        while not self._over.wait(0.005):
+            with suppress(OSError):  # a descriptor that was just closed
+                for port in {port for pid in self.pids for address, port in listening(pid) if address == "0100007F"}:
+                    if port not in self._held:
+                        self._held[port] = [socket.create_connection(("127.0.0.1", port)) for _ in range(8)]
+                        for number, one in enumerate(self._held[port]):
+                            one.sendall(struct.pack("<Q", number))
+
+    def end(self) -> None:
+        self._over.set()
+        self._thread.join()
+        for held in self._held.values():
+            for one in held:
+                one.close()
+
+
+def test_attack_a_stranger_that_holds_up_a_start_costs_another_one_and_no_round(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, part, work = bench.work([])
+    expected = bench.trainer("ddp", config, part).train(work)
+    stranger = Holding()
+
+    def launch(descriptor: int, num_threads: int) -> ForkedWorker:
+        if len(stranger.pids) > 1:
+            stranger.end()
+            monkeypatch.setattr(group, "MEET_S", 60.0)
+            return forked_rank(descriptor, num_threads)
+        rank = forked_late_rank(descriptor, num_threads)
+        stranger.pids.append(rank.pid)
+        return rank
+
+    monkeypatch.setattr(ranks, "launch", launch)
+    for _ in range(5):  # now and then it is too late
+        bench.shared.end()
+        stranger.end()
+        stranger = Holding()
+        monkeypatch.setattr(group, "MEET_S", 1.5)
+        config, part, work = bench.work([])
+        got = bench.trainer("ddp", config, part).train(work)
+        assert got.delta.tobytes() == expected.delta.tobytes()
+        if "the ranks did not meet" in caplog.text:
+            break
+    stranger.end()
+    assert "the ranks did not meet" in caplog.text
+
+
 def test_attack_the_meeting_place_is_closed_to_other_users(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     begins: list[Begin] = []
     genuine = group.join
 
     def join(begin: Begin) -> None:
         begins.append(begin)
+        assert begin.store.parent.stat().st_mode & 0o077 == 0
         genuine(begin)
+        assert not any(begin.secret in path.read_bytes() for path in begin.store.parent.iterdir()), "it is in no file"
 
     monkeypatch.setattr(group, "join", join)
     bench.shared.ranks.start()
-    folder = begins[0].store.parent
-    assert folder.stat().st_mode & 0o077 == 0
     assert "secret" not in repr(begins[0])
-    assert not any(begins[0].secret in path.read_bytes() for path in folder.iterdir()), "it is in no file"
-    bench.shared.end()
-    assert not folder.exists()
+    assert not begins[0].store.parent.exists(), "a node that is killed leaves nothing"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,13 +23,13 @@ from torch import Tensor, nn
 from agfl_client.node import Node
 from agfl_client.parallel import ranks
 from agfl_client.parallel.choice import Parallel
-from agfl_client.parallel.link import Recipe
+from agfl_client.parallel.link import Line, RankLostError, Recipe
 from agfl_client.parallel.ranks import Ranks
 from agfl_client.parallel.replica import _blocks
 from agfl_client.parallel.shares import split
 from agfl_client.parallel.trainer import ParallelTrainer, SharedTraining
 from agfl_client.policy import Policy
-from agfl_client.training.deadline import OutOfTime
+from agfl_client.training.deadline import Deadline, OutOfTime
 from agfl_client.training.part import Part
 from agfl_client.training.trainer import BatchTrainer
 from agfl_models.errors import ConfigError
@@ -174,13 +176,53 @@ def test_a_round_that_is_out_of_time_stops_all_ranks_at_one_batch_and_the_next_o
     assert bench.shared.ranks.pids == pids, "they stayed warm"
 
 
-def test_a_defect_of_the_node_itself_is_no_lost_rank(bench: Bench) -> None:
+@pytest.mark.parametrize("defect", [FileNotFoundError("the text"), RuntimeError("as gloo has it")])
+def test_a_defect_of_the_node_itself_is_no_lost_rank(bench: Bench, defect: Exception) -> None:
     def fail() -> None:
-        raise ZeroDivisionError
+        raise defect
 
     config, part, work = bench.work([])
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(type(defect)) as raised:
         bench.trainer("ddp", config, part).train(replace(work, dataset=Striking(work, 2, fail)))
+    assert raised.value is defect
+
+
+def test_a_rank_that_hangs_is_lost_once_it_is_silent_for_too_long(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, part, work = bench.work([])
+    expected = bench.trainer("ddp", config, part).train(work)
+    bench.shared.end()
+    monkeypatch.setattr("agfl_client.parallel.group.SILENT_S", 3.0)
+    monkeypatch.setattr(ranks, "_END_S", 0.2)
+    config, part, work = bench.work([])
+    hanging = Striking(work, 3, lambda: os.kill(bench.shared.ranks.pids[0], signal.SIGSTOP))
+    got = bench.trainer("ddp", config, part).train(replace(work, dataset=hanging))
+    bench.shared.end()  # the next ones are as patient as ever
+    assert got.delta.tobytes() == expected.delta.tobytes()
+    assert "rank 1 was ended by signal 9; all are started again" in caplog.text
+
+
+@pytest.mark.parametrize("batch_size", [2, 4096], ids=["its sums are awaited", "it does not read"])
+def test_a_rank_that_hangs_does_not_stop_the_node_beyond_its_deadline(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    bench.shared.ranks.start()
+    monkeypatch.setattr(ranks, "_MOMENT_S", 0.2)
+    config, part, work = bench.work([f"training.batch_size={batch_size}"])
+    hanging = Striking(work, 1, lambda: os.kill(bench.shared.ranks.pids[0], signal.SIGSTOP))
+    began, deadline = time.monotonic(), Deadline.after(1)
+    trainer = replace(bench.trainer("ddp", config, part), deadline=deadline)
+    with pytest.raises(OutOfTime):
+        trainer.train(replace(work, dataset=hanging, check_deadline=deadline.check))
+    assert time.monotonic() - began < 10, "not the five minutes of one that is silent"
+    assert not bench.shared.ranks.pids, "it was ended"
+
+
+def test_what_is_not_read_is_not_sent_for_ever() -> None:
+    ours, its = socket.socketpair()
+    with its, pytest.raises(RankLostError):
+        Line.over(ours, 0.2).send(bytes(10**7))
 
 
 def test_blocks_are_outermost_so_that_no_parameter_is_shared_out_twice() -> None:
@@ -214,6 +256,7 @@ def test_shares_hold_each_row_once(count: int) -> None:
     [
         ("many", r"^--parallel: must be one of auto, single, ddp, fsdp2, or .*, got 'many' \[AGFL-CONFIG-251\]"),
         ("ddp:0", "AGFL-CONFIG-251"),
+        ("ddp:" + "9" * 5000, "AGFL-CONFIG-251"),
         ("ddp", r"^--parallel: with ddp and --device cpu the number of ranks must be in \[2, 64\], got 1 \[AGFL-CON"),
         ("single:2", r"must be in \[1, 1\], got 2"),
         ("fsdp2:65", r"must be in \[2, 64\], got 65"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agfl_client.parallel.choice import Parallel
+from agfl_client.training.deadline import Deadline
 from agfl_client.training.workspace import Workspace
 from agfl_protocol.local_trainer import LocalTrainer
 from agfl_protocol.plans.client_plan import ClientPlan
@@ -36,7 +37,7 @@ class Devices:
         """Check that the owner's choice can train a run; raises ConfigError."""
         self._parallel.sharing(plan, num_rings)
 
-    def trainer(self, space: Workspace) -> LocalTrainer | None:
+    def trainer(self, space: Workspace, deadline: Deadline) -> LocalTrainer | None:
         """Return what trains the part of the round under way on several devices, None where one does."""
         sharing = self._parallel.sharing(space.plan, space.part.num_rings)
         if sharing == "single":
@@ -49,7 +50,7 @@ class Devices:
             ranks = Ranks(self._parallel.devices, self._num_threads, self._plugins, self._pretrained)
             self._shared = SharedTraining(ranks)
         recipe = Recipe(sharing, space.text, space.part.num_rings)
-        return ParallelTrainer(self._shared, recipe, space.plan, space.part)
+        return ParallelTrainer(self._shared, recipe, space.plan, space.part, deadline)
 
     def forget(self) -> None:
         """Let go of models."""

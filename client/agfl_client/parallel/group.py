@@ -14,26 +14,22 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
-from torch._C._distributed_c10d import FileStore
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from agfl_client.parallel.link import Begin
+from agfl_client.parallel.link import Begin, RankLostError
+from agfl_client.training.deadline import Deadline
 
 SECRET_BYTES = 32
 _LABEL = b"agfl/ranks/v1"
-_MEET_S, _SILENT_S = 60.0, 300.0
-
-
-class StrangerError(Exception):
-    """What took a rank's place does not know the secret."""
+MEET_S, SILENT_S = 60.0, 300.0
 
 
 def join(begin: Begin) -> None:
     """Join the default group of this process, as rank `begin.rank`.
 
     Raises:
-        StrangerError: another one took the place of a rank.
-        RuntimeError: the ranks do not meet in time.
+        RankLostError: the ranks do not meet in time, or another one took the place of one.
     """
     loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
     # Else a rank would listen at the address of the host's name, which may be that of a network.
@@ -41,16 +37,21 @@ def join(begin: Begin) -> None:
     world, device = len(begin.devices), torch.device(begin.devices[begin.rank])
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        store=FileStore(str(begin.store), world),
-        rank=begin.rank,
-        world_size=world,
-        timeout=timedelta(seconds=_SILENT_S),
-    )
-    for pair in combinations(range(world), 2):
-        if begin.rank in pair:
-            _prove(begin.secret, begin.rank, sum(pair) - begin.rank)
+    deadline = Deadline().within(begin.meet_s)
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=dist.FileStore(str(begin.store), world),  # type: ignore[attr-defined]
+            rank=begin.rank,
+            world_size=world,
+            timeout=_wait(deadline),
+        )
+        for pair in combinations(range(world), 2):
+            if begin.rank in pair:
+                _prove(begin.secret, begin.rank, sum(pair) - begin.rank, deadline)
+    except RuntimeError as error:  # as gloo and the store have it
+        raise RankLostError(f"the ranks did not meet: {error}") from error
+    _set_pg_timeout(timedelta(seconds=SILENT_S))
 
 
 def leave() -> None:
@@ -73,16 +74,21 @@ def broadcast(vector: NDArray[Any]) -> NDArray[Any]:
     return filled.numpy()
 
 
-def _prove(secret: bytes, own: int, other: int) -> None:
+def _wait(deadline: Deadline) -> timedelta:
+    """Return the time that is left; a moment where none is, since to gloo 0 is for ever."""
+    return timedelta(seconds=max(0.1, deadline.left()))
+
+
+def _prove(secret: bytes, own: int, other: int, deadline: Deadline) -> None:
     """Let both ends of a connection show that they know the secret.
 
     gloo takes whoever connects first for the rank that it waits for, and any user of the machine can reach loopback.
     """
     challenge = os.urandom(SECRET_BYTES)
-    asked = _swap(challenge, other)
-    answer = _swap(_answer(secret, own, other, asked), other)
+    asked = _swap(challenge, other, deadline)
+    answer = _swap(_answer(secret, own, other, asked), other, deadline)
     if not hmac.compare_digest(answer, _answer(secret, other, own, challenge)):
-        raise StrangerError(f"rank {other}")
+        raise RankLostError(f"what took the place of rank {other} does not know the secret")
 
 
 def _answer(secret: bytes, speaker: int, listener: int, challenge: bytes) -> bytes:
@@ -90,13 +96,13 @@ def _answer(secret: bytes, speaker: int, listener: int, challenge: bytes) -> byt
     return hmac.digest(secret, said, hashlib.sha256)
 
 
-def _swap(content: bytes, other: int) -> bytes:
+def _swap(content: bytes, other: int, deadline: Deadline) -> bytes:
     """Send 32 bytes to another rank, and return those that it sends."""
     got = torch.zeros(SECRET_BYTES, dtype=torch.uint8)
     works = (dist.isend(_tensor(content), other), dist.irecv(got, other))
     for work in works:
         assert work is not None, "both are of the group"
-        work.wait(timedelta(seconds=_MEET_S))
+        work.wait(_wait(deadline))
     return bytes(got.numpy())
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import socket
+import struct
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -13,9 +15,17 @@ import numpy as np
 from agfl_client.parallel.choice import Sharing
 
 
+class RankLostError(Exception):
+    """A rank is gone, silent for too long, or none of ours: others may train the round."""
+
+
 @dataclass(frozen=True)
 class Begin:
-    """To a new rank. store: the file where the ranks meet; secret: by which they know each other."""
+    """To a new rank.
+
+    store: the file where the ranks meet; meet_s: how long they wait for each other there; secret: by which they know
+    each other.
+    """
 
     rank: int
     devices: tuple[str, ...]
@@ -23,6 +33,7 @@ class Begin:
     plugins: tuple[str, ...]
     pretrained: Path | None
     store: Path
+    meet_s: float
     secret: bytes = field(repr=False)
 
 
@@ -86,16 +97,31 @@ class Line:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
+    @staticmethod
+    def over(connected: socket.socket, patience_s: float) -> Line:
+        """Return the line over a socket, which it takes; `send` waits for one that does not read for so long."""
+        micros = int(patience_s * 1e6)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", *divmod(micros, 10**6)))
+        return Line(Connection(connected.detach()))
+
     def send(self, content: object) -> None:
-        """Send it whole; raises OSError once the other side is gone."""
+        """Send it whole; raises RankLostError once the other side is gone, or has not read for too long."""
         # Not `Connection.send`, to which PyTorch teaches shared memory, which outlives a process that is killed.
-        self._connection.send_bytes(pickle.dumps(content, protocol=pickle.HIGHEST_PROTOCOL))
+        pickled = pickle.dumps(content, protocol=pickle.HIGHEST_PROTOCOL)
+        try:
+            self._connection.send_bytes(pickled)
+        except OSError as error:
+            raise RankLostError("a rank is gone, or does not read") from error
 
     def receive(self, timeout_s: float | None = None) -> object:
-        """Return what comes next; raises EOFError once the other side is gone, or silent for too long."""
-        if not self._connection.poll(timeout_s):
-            raise EOFError
-        return pickle.loads(self._connection.recv_bytes())
+        """Return what comes next; raises RankLostError once the other side is gone, or silent for too long."""
+        try:
+            if not self._connection.poll(timeout_s):
+                raise RankLostError("a rank is silent")
+            pickled = self._connection.recv_bytes()
+        except (OSError, EOFError) as error:
+            raise RankLostError("a rank is gone") from error
+        return pickle.loads(pickled)
 
     def close(self) -> None:
         """Close this end."""

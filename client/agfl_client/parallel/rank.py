@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from agfl_client.parallel import group
-from agfl_client.parallel.link import Begin, Forget, Line, Ready, Recipe, Train
+from agfl_client.parallel.link import Begin, Forget, Line, RankLostError, Ready, Recipe, Train
 from agfl_client.parallel.replica import leaves_unused, new_part, train_share
 from agfl_client.parallel.shares import GivenUpError, Inbox
 from agfl_client.training.part import Part
@@ -30,8 +30,10 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)  # a terminal sends them to all; the node says when it is over
     threading.Thread(target=_leave_with_node, daemon=True).start()
     line = Line(Connection(int(sys.argv[1])))
-    with suppress(EOFError, ConnectionError):
+    try:
         _serve(line)
+    except RankLostError:
+        sys.exit(1)  # which the node sees, if it is there
 
 
 def _leave_with_node() -> None:

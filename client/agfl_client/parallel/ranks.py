@@ -8,17 +8,19 @@ import secrets
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
-from multiprocessing.connection import Connection
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from agfl_client.parallel import group
 from agfl_client.parallel.link import Begin, Line, Ready
+from agfl_client.training.deadline import NO_DEADLINE, Deadline
 
 _PROGRAM = "from agfl_client.parallel.rank import main; main()"
-_START_S, _END_S = 120.0, 5.0
+_START_S, _END_S, _MOMENT_S = 120.0, 5.0, 5.0
 log = logging.getLogger("agfl.client")
 
 
@@ -51,44 +53,68 @@ class Ranks:
         """The processes of all ranks but this one."""
         return [process.pid for process in self._processes]
 
-    def start(self) -> None:
+    def start(self, deadline: Deadline = NO_DEADLINE) -> None:
         """Have all ranks there, in one group.
 
         Raises:
-            Exception: one of them ends, or they do not meet; `end` says how they ended.
+            RankLostError: one of them ends, or they do not meet, by the deadline at most; `end` says how they ended.
         """
         if self._processes:
             return
         # Closed to other users, as what `mkdtemp` makes is; who cannot read it does not know where the ranks meet.
         folder = Path(self._held.enter_context(TemporaryDirectory(prefix="agfl-ranks-")))
-        secret = secrets.token_bytes(group.SECRET_BYTES)
+        meeting = folder / "store", group.MEET_S, secrets.token_bytes(group.SECRET_BYTES)
         begins = [
-            Begin(rank, self.devices, self._num_threads, self._plugins, self._pretrained, folder / "store", secret)
+            Begin(rank, self.devices, self._num_threads, self._plugins, self._pretrained, *meeting)
             for rank in range(len(self.devices))
         ]
         for _ in begins[1:]:
             ours, its = socket.socketpair()
             with its:
                 self._processes.append(launch(its.fileno(), self._num_threads))
-            self._lines.append(Line(Connection(ours.detach())))
+            self._lines.append(Line.over(ours, group.SILENT_S))
         self.tell(*begins[1:])
+        loaded = deadline.within(_START_S)
         for line in self._lines:
-            ready = line.receive(_START_S)
+            ready = line.receive(loaded.left())
             assert isinstance(ready, Ready), ready
-        group.join(begins[0])
+        group.join(replace(begins[0], meet_s=deadline.within(group.MEET_S).left()))
+        if self.devices[0] == "cpu":
+            self._held.close()  # all have met, and a node that is killed leaves nothing; NCCL meets there again
         log.info("%d ranks train together: this process and %s", len(begins), ", ".join(map(str, self.pids)))
 
     def tell(self, *contents: object) -> None:
-        """Send each rank its own, or all of them the one; raises OSError where one is gone."""
+        """Send each rank its own, or all of them the one; raises RankLostError where one is gone."""
         for i, line in enumerate(self._lines):
             line.send(contents[i % len(contents)])
+
+    @contextmanager
+    def bounded(self, deadline: Deadline) -> Iterator[None]:
+        """Kill the other ranks a moment after the deadline, so that nothing that is done with them takes longer."""
+        over = threading.Event()
+
+        def watch() -> None:
+            wait = min(deadline.left() + _MOMENT_S, threading.TIMEOUT_MAX)
+            while not over.wait(wait):
+                wait = 1.0  # once more, for those that were being started
+                for process in self._processes:
+                    process.kill()
+
+        watching = threading.Thread(target=watch, daemon=True)
+        watching.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watching.join()
 
     def end(self) -> list[str]:
         """End all ranks, in whatever they do; return how those ended that had ended by themselves, or hung."""
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.close()
-        codes = [_ended(process) for process in self._processes]
+        killed = Deadline().within(_END_S)
+        codes = [_ended(process, killed) for process in self._processes]
         group.leave()
         for line in self._lines:
             line.close()
@@ -98,9 +124,9 @@ class Ranks:
         return [name for name, code in zip(names, codes, strict=True) if code]
 
 
-def _ended(process: subprocess.Popen[bytes]) -> int:
+def _ended(process: subprocess.Popen[bytes], killed: Deadline) -> int:
     with suppress(subprocess.TimeoutExpired):
-        return process.wait(_END_S)
+        return process.wait(killed.left())
     process.kill()
     return process.wait()
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from agfl_client.parallel import group
-from agfl_client.parallel.link import Forget, GiveUp, Recipe, Train
+from agfl_client.parallel.link import Forget, GiveUp, RankLostError, Recipe, Train
 from agfl_client.parallel.ranks import Ranks
 from agfl_client.parallel.replica import leaves_unused, new_part, train_share
 from agfl_client.parallel.shares import Dealer
 from agfl_client.policy import PolicyViolation
+from agfl_client.training.deadline import NO_DEADLINE, Deadline
 from agfl_client.training.part import Part
 from agfl_models.errors import ConfigError
 from agfl_protocol.local_trainer import LocalResult, LocalTrainer, LocalWork
@@ -40,7 +40,7 @@ class SharedTraining:
         self._kept = None
         try:
             self.ranks.tell(Forget())
-        except OSError:  # one is gone, which the next round says
+        except RankLostError:  # which the next round says
             self.end()
 
     def end(self) -> list[str]:
@@ -53,23 +53,29 @@ class SharedTraining:
 class ParallelTrainer(LocalTrainer):
     """Trains as `BatchTrainer` does, up to how sums are rounded.
 
-    part: what the node has of the model anyway.
+    part: what the node has of the model anyway; deadline: of the round, which waiting for ranks keeps as well.
     """
 
     shared: SharedTraining
     recipe: Recipe
     plan: ClientPlan
     part: Part
+    deadline: Deadline = NO_DEADLINE
 
     def train(self, work: LocalWork) -> LocalResult:
-        """Train on all ranks. One that is killed is started again, and the round as well, with the same bits.
+        """Train on all ranks. If one is lost, all are started again, and the round as well, with the same bits.
 
         Raises:
             PolicyViolation: the deadline passes.
             ConfigError: ranks were lost too often.
         """
+        with self.shared.ranks.bounded(self.deadline):
+            return self._train_again(work)
+
+    def _train_again(self, work: LocalWork) -> LocalResult:
         start, draws = work.layout.flatten(work.model), work.rng.bit_generator.state
         for _ in range(_ATTEMPTS):
+            work.check_deadline()
             work.rng.bit_generator.state = draws
             try:
                 return self._train(work, start)
@@ -78,15 +84,17 @@ class ParallelTrainer(LocalTrainer):
                 raise
             except Exception as error:
                 lost = self.shared.end()
-                if not lost and not isinstance(error, group.StrangerError | EOFError | OSError):
+                # What gloo raises once a rank is lost is a RuntimeError, as much else is: how that ended tells.
+                if not isinstance(error, RankLostError) and not (lost and isinstance(error, RuntimeError)):
                     raise
-                log.warning("%s; all are started again, and the round too", "; ".join(lost) or repr(error))
+                how = "; ".join(lost) or str(error)
+                log.warning("%s; all are started again, and the round too, if there is time", how)
         line = f"--parallel: the ranks of this owner must live through a round, and did not in {_ATTEMPTS} attempts"
         raise ConfigError("AGFL-CONFIG-254", line)
 
     def _train(self, work: LocalWork, start: Vector) -> LocalResult:
         ranks = self.shared.ranks
-        ranks.start()
+        ranks.start(self.deadline)
         shaping = tuple((g.scale, None if g.shift is None else g.shift.dtype.str, g.pull) for g in work.gradients)
         ranks.tell(Train(self.recipe, work.rng, shaping))
         is_whole = self.recipe.sharing == "ddp"
@@ -103,5 +111,5 @@ class ParallelTrainer(LocalTrainer):
     def _give_up(self) -> None:
         try:
             self.shared.ranks.tell(GiveUp())
-        except OSError:
+        except RankLostError:
             self.shared.end()

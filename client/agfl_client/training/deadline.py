@@ -27,6 +27,14 @@ class Deadline:
         """Return the deadline that is `seconds` from now."""
         return Deadline(time.monotonic() + seconds)
 
+    def within(self, seconds: float) -> Deadline:
+        """Return the earlier one of this deadline and that in `seconds`."""
+        return Deadline(min(self.at, time.monotonic() + seconds))
+
+    def left(self) -> float:
+        """Return the seconds that are left, 0 where none are."""
+        return max(0.0, self.at - time.monotonic())
+
     def check(self) -> None:
         """Check that there is time left.
 
