@@ -32,6 +32,7 @@ class LocalWork:
     trained parameters in the flat vector (d,). rng: all randomness comes from it; whatever needs a seed draws one from
     it. gradients: what methods make of each gradient before it is clipped, so that the bound is one of the whole step.
     widths: None where the model is not elastic. check_deadline: raises PolicyViolation once the owner's time is over.
+    first_step: the number of the round's first step in the run, which `training.lr_at` takes.
     """
 
     model: nn.Module
@@ -44,6 +45,7 @@ class LocalWork:
     gradients: Sequence[Gradient] = ()
     widths: Widths | None = None
     check_deadline: Callable[[], None] = lambda: None
+    first_step: int = 0
 
     def batches(self) -> Iterator[Any]:
         """Yield the batches of the round, on the device: as many as the run says, as long as there is time.

@@ -51,11 +51,17 @@ FEDCM = (
     "methods=[{type: fedcm}]",
     "training={optimizer: {type: sgd, lr: 0.5}, batch_size: 64, local_steps: 9}",
 )
+SCHEDULED = (
+    "training.local_steps=9",
+    "training.batch_size=64",
+    "training.schedule={type: cosine, steps: 450, warmup_steps: 18}",
+)
 AUTO = (*EXACT, "aggregation.server_optimizer={type: auto}")
 FIELDS: dict[str, list[tuple[tuple[str, ...], Change, Callable[[str | dict[str, float]], None]]]] = {
     "run_id": [(EXACT, lambda r: replace(r, run_id="other"), refused("plan: this owner must approve run other"))],
     "round": [
         (EXACT, lambda r: replace(r, round=17), harmless),
+        (SCHEDULED, lambda r: replace(r, round=17), harmless),  # the same question at another rate
         (EXACT, lambda r: replace(r, round=51), refused("round: must be at most 50 by the plan, got 51")),
     ],
     "exchange": [

@@ -40,6 +40,7 @@ NEEDS = {
     Serves.SGD: (["training.optimizer={type: sgd, lr: 0.5}"], "training.optimizer sgd"),
     Serves.ADAMW: (["training.optimizer={type: adamw, lr: 0.5}"], "training.optimizer adamw"),
     Serves.DELTA_SGD: (["training.optimizer={type: delta_sgd}"], "training.optimizer delta_sgd"),
+    Serves.SCHEDULE: (["training.schedule={type: warmup, warmup_steps: 3}"], "training.schedule warmup"),
     Serves.EPOCHS: (
         ["training.local_steps=null", "training.local_epochs=1", *MEANS],
         "training.local_epochs",

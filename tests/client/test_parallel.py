@@ -50,6 +50,7 @@ CASES = {
     "fewer examples than ranks": ["training.batch_size=1"],
     "moments and decay": ["training.optimizer={type: adamw, lr: 0.01}"],
     "momentum, no clipping": ["training.optimizer={type: sgd, lr: 0.3, momentum: 0.9}", "training.max_grad_norm=null"],
+    "a rate that changes": ["training.schedule={type: cosine, steps: 9, warmup_steps: 2}"],
     "a proximal term": ["training.proximal_mu=0.3"],
     "epochs": [*EPOCHS, "aggregation.averaging=mean", "training.batch_size=5"],
     "a recurrent layer": ["model={vocab_size: 259, dim: 16, layers: [{type: rnn, cell: mingru}, {type: ff}]}"],
@@ -75,7 +76,8 @@ class Bench:
         rings = plan.build_rings()
         task, part = plan.build_task(), Part.of(plan, rings, 1 if rings is None else 2, "cpu")
         rng = np.random.default_rng(3)
-        work = LocalWork(part.model, part.layout, task, task.prepare(rows), rng, plan.training, widths=part.widths)
+        data = task.prepare(rows)
+        work = LocalWork(part.model, part.layout, task, data, rng, plan.training, widths=part.widths, first_step=3)
         return config, part, work
 
     def trainer(self, sharing: Any, config: RunConfig, part: Part) -> ParallelTrainer:

@@ -15,13 +15,13 @@ import pytest
 from tests.commands import Started
 
 from agfl_client.training.evaluation import evaluate
-from agfl_client.training.trainer import BatchTrainer
+from agfl_client.training.trainer import BatchTrainer, train
 from agfl_models.examples import read_rows
 from agfl_models.model.families import build_model
 from agfl_models.tasks.evaluation import HeldOut
 from agfl_models.tasks.language_modeling import TokenStream
 from agfl_protocol.config.run_config import RunConfig
-from agfl_protocol.local_trainer import LocalWork
+from agfl_protocol.local_trainer import LocalResult, LocalTrainer, LocalWork
 from agfl_protocol.optimizers import build_optimizer
 from agfl_protocol.randomness import generator
 from agfl_server.rounds.observer import Observer
@@ -141,6 +141,25 @@ def test_owner_trains_the_global_model_on_where_the_federation_ended(bench: Call
             expected.append(evaluate(model, HeldOut(two.task, dataset, 4, two.config.evaluation.max_examples)))
         (score,) = replace(two, final=start).train(learner)
         assert score.sums == min(expected, key=lambda sums: two.task.eval_metrics(sums)["eval/bits_per_byte"])
+
+
+def test_each_learner_goes_through_the_schedule_once(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool in twice as many rounds as the federation had, and an owner that trains on in a quarter of them."""
+    two = bench(2, STEPS, "num_rounds=5", "training.schedule={type: warmup, warmup_steps: 10}")
+    steps = list[int]()
+
+    def noted(work: LocalWork, shipped: LocalTrainer) -> LocalResult:
+        steps.append(work.first_step)
+        return train(work, shipped)
+
+    monkeypatch.setattr("agfl_sim.baselines.learners.train", noted)
+    pool, alone, *_, tuned = two.learners
+    for learner, expected in ((pool, (0, 0, 1, 1, 2, 2, 3, 3, 4, 4)), (alone, (0, 1, 2, 3, 4)), (tuned, (0, 2))):
+        steps.clear()
+        two.train(learner)
+        assert steps == [2 * number for number in expected]
 
 
 def test_optimizer_goes_on_from_round_to_round(bench: Callable[..., Bench]) -> None:

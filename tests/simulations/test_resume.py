@@ -24,6 +24,7 @@ OVERRIDES = (
     "aggregation.cohort_size=2",
     "aggregation.server_optimizer={type: fedadam}",
     "training.local_steps=1",
+    "training.schedule={type: cosine, steps: 5, warmup_steps: 2}",
 )
 
 

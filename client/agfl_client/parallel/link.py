@@ -56,12 +56,13 @@ class Train:
     """To a rank: a round begins, whose weights follow by the group.
 
     rng: as that of the node, which each `Share` sets; shaping: (scale, type of the shift that follows, pull) of each
-    gradient.
+    gradient; first_step: as that of `LocalWork`.
     """
 
     recipe: Recipe
     rng: np.random.Generator
     shaping: tuple[tuple[float, str | None, float], ...]
+    first_step: int
 
 
 @dataclass(frozen=True)

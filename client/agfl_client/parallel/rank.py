@@ -81,7 +81,17 @@ class _Rank:
             Gradient(scale, None if dtype is None else room.astype(dtype), pull) for scale, dtype, pull in asked.shaping
         ]
         inbox = Inbox(self._line)
-        work = LocalWork(part.model, part.layout, task, inbox, asked.rng, plan.training, part.device, gradients)
+        work = LocalWork(
+            part.model,
+            part.layout,
+            task,
+            inbox,
+            asked.rng,
+            plan.training,
+            part.device,
+            gradients,
+            first_step=asked.first_step,
+        )
         train_share(part, work, inbox, room, leaves_unused(plan))
         part.model.zero_grad(set_to_none=True)
 

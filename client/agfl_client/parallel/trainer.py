@@ -96,7 +96,7 @@ class ParallelTrainer(LocalTrainer):
         ranks = self.shared.ranks
         ranks.start(self.deadline)
         shaping = tuple((g.scale, None if g.shift is None else g.shift.dtype.str, g.pull) for g in work.gradients)
-        ranks.tell(Train(self.recipe, work.rng, shaping))
+        ranks.tell(Train(self.recipe, work.rng, shaping, work.first_step))
         is_whole = self.recipe.sharing == "ddp"
         part = self.part if is_whole else self.shared.own_part(self.recipe, self.plan)
         if not is_whole:

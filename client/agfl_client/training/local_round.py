@@ -100,6 +100,7 @@ class LocalRound:
             gradients,
             space.part.widths,
             self.deadline.check,
+            space.plan.training.first_step(request.round),
         )
         result = train(work, self.trainer)
         sums = (result.loss, float(result.num_predictions))

@@ -53,7 +53,7 @@ class BatchTrainer(LocalTrainer):
         for batch in work.batches():
             with nullcontext() if work.widths is None else work.widths.of_step(steps, work.rng):
                 batch_loss, predictions = self._differentiate(work, optimizer, batch)
-            self._step(work, optimizer, shaping)
+            self._step(work, optimizer, shaping, work.training.lr_at(work.first_step + steps))
             loss, count, steps = loss + batch_loss.double().cpu(), count + predictions, steps + 1
             if steps == 1:
                 first_loss = float(loss) / max(count, 1)
@@ -70,8 +70,11 @@ class BatchTrainer(LocalTrainer):
         torch.autograd.backward(loss / max(predictions, 1))
         return loss.detach(), predictions
 
-    def _step(self, work: LocalWork, optimizer: Optimizer, shaping: _Shaping) -> None:
+    def _step(self, work: LocalWork, optimizer: Optimizer, shaping: _Shaping, lr: float) -> None:
         shaping.apply(work.model)
+        if work.training.schedule is not None:  # else it may be an optimizer that finds its own
+            for group in optimizer.param_groups:
+                group["lr"] = lr
         if work.training.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(work.model.parameters(), work.training.max_grad_norm)
         optimizer.step()

@@ -17,15 +17,17 @@ if TYPE_CHECKING:
 class Serves(StrEnum):
     """What a run may ask of local training beyond the model, the task and `local_steps` batches.
 
-    SGD, ADAMW, DELTA_SGD: `training.optimizer`, of which a run names one. EPOCHS: `training.local_epochs`. PROXIMAL:
-    `training.proximal_mu`. CLIPPING: `training.max_grad_norm`. BFLOAT16: `training.precision`. GRADIENTS: what methods
-    make of each gradient, as SCAFFOLD does. EQUAL_STEPS: each step moves the model as one of the optimizer does, which
-    `aggregation.averaging: normalized` counts on. WIDTHS: `elastic`.
+    SGD, ADAMW, DELTA_SGD: `training.optimizer`, of which a run names one. SCHEDULE: `training.schedule`. EPOCHS:
+    `training.local_epochs`. PROXIMAL: `training.proximal_mu`. CLIPPING: `training.max_grad_norm`. BFLOAT16:
+    `training.precision`. GRADIENTS: what methods make of each gradient, as SCAFFOLD does. EQUAL_STEPS: each step
+    moves the model as one of the optimizer does, which `aggregation.averaging: normalized` counts on. WIDTHS:
+    `elastic`.
     """
 
     SGD = "sgd"
     ADAMW = "adamw"
     DELTA_SGD = "delta_sgd"
+    SCHEDULE = "schedule"
     EPOCHS = "epochs"
     PROXIMAL = "proximal"
     CLIPPING = "clipping"

@@ -9,6 +9,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from agfl_models.bounded import Examples, Factor, FactorOrZero, Rounds
 from agfl_models.errors import BrokenRule
 from agfl_models.validation import Config
+from agfl_protocol.config.schedule_config import ScheduleConfig
 from agfl_protocol.config.trainer_config import TRAINERS, TrainerConfig
 
 Beta = Annotated[float, Field(ge=0, lt=1)]  # decay of a moving average
@@ -51,11 +52,13 @@ class TrainingConfig(Config):
     """What a client does in a round: `local_steps` batches, or `local_epochs` passes over its text.
 
     proximal_mu: pull toward the global model, mu / 2 |x - x_0|^2 beside the loss (FedProx, Li et al. 2020,
-    arXiv:1812.06127, Algorithm 2). trainer: the loop that trains; if omitted, the shipped one.
+    arXiv:1812.06127, Algorithm 2). trainer: the loop that trains; if omitted, the shipped one. schedule: of the rate;
+    if omitted, it is `optimizer.lr` in every step.
     """
 
     trainer: Annotated[TrainerConfig, TRAINERS] | None = None
     optimizer: ClientOptimizerConfig
+    schedule: ScheduleConfig | None = None
     proximal_mu: FactorOrZero = 0.0
     batch_size: Annotated[int, Field(gt=0, le=1 << 16)] = 16
     local_steps: Rounds | None = None
@@ -70,13 +73,34 @@ class TrainingConfig(Config):
             raise BrokenRule("AGFL-CONFIG-151", f"exactly one of local_steps and local_epochs must be given, got {got}")
         return self
 
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> TrainingConfig:
+        if self.schedule is None:
+            return self
+        if isinstance(self.optimizer, DeltaSGDConfig):
+            rule = "must be left out with optimizer delta_sgd, which finds its own rate"
+            raise BrokenRule("AGFL-CONFIG-257", f"schedule: {rule}, got {self.schedule.type}")
+        if self.local_steps is None:  # an epoch has as many steps as an owner has text for
+            rule = "needs local_steps, by which a step has the same number at every owner"
+            raise BrokenRule("AGFL-CONFIG-258", f"schedule: {rule}, got local_epochs {self.local_epochs}")
+        return self
+
     @model_serializer(mode="wrap")
-    def _without_absent_trainer(self, content: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the shipped trainer unsaid, so that a run from before there were others is the same text."""
+    def _without_what_is_absent(self, content: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave what a run does without unsaid, so that one from before there was a choice is the same text."""
         written: dict[str, Any] = content(self)
-        if self.trainer is None:
-            written.pop("trainer", None)
+        for field in ("trainer", "schedule"):
+            if getattr(self, field) is None:
+                written.pop(field, None)
         return written
+
+    def first_step(self, round_number: int) -> int:
+        """Return the number of a round's first step in the run, from 0; rounds count from 1."""
+        return (round_number - 1) * (self.local_steps or 0)
+
+    def lr_at(self, step: int) -> float:
+        """Return the rate of a step of the run, from 0."""
+        return self.optimizer.lr * (1.0 if self.schedule is None else self.schedule.factor(step))
 
 
 class EvaluationConfig(Config):

@@ -50,6 +50,10 @@ class FairWeighting(Method):
         refuse_without(plan, "loss", "fairness_q", "max_loss")
         if aggregation.weighting != "loss":
             return
+        schedule = plan.training.schedule
+        if schedule is not None:
+            rule = "must be left out with aggregation.weighting loss, whose L is 1 / lr"
+            raise BrokenRule("AGFL-CONFIG-261", f"training.schedule: {rule}, got {schedule.type}")
         if aggregation.averaging != "mean":
             raise BrokenRule(
                 "AGFL-CONFIG-172", f"aggregation.weighting: loss needs averaging mean, got {aggregation.averaging}"

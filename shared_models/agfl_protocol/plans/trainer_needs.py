@@ -32,6 +32,8 @@ def _needs(plan: ClientPlan) -> Iterator[tuple[Serves, str]]:
         if any(method.config is type(config) and _shapes_gradients(method) for method in METHODS):
             yield Serves.GRADIENTS, f"method {config.type}"
     yield Serves(training.optimizer.type), f"training.optimizer {training.optimizer.type}"
+    if training.schedule is not None:
+        yield Serves.SCHEDULE, f"training.schedule {training.schedule.type}"
     if plan.elastic is not None:
         yield Serves.WIDTHS, "elastic"
     if plan.aggregation.averaging == "normalized":

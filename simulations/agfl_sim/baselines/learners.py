@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -133,7 +133,10 @@ class Bench:
         best: tuple[int, Sums] | None = None
         for number in range(1, learner.rounds + 1):
             rng = generator(self.config.seed, learner.name, past + number, "batches")
-            result = train(LocalWork(model, self.layout, self.task, dataset, rng, alone, self.device), shipped)
+            # Each learner goes through a schedule of the rate once, in however many rounds it has.
+            pace = 1 + (number - 1) * self.config.num_rounds // learner.rounds
+            work = LocalWork(model, self.layout, self.task, dataset, rng, alone, self.device)
+            result = train(replace(work, first_step=alone.first_step(pace)), shipped)
             self._pause()
             if not np.isfinite(result.delta).all():
                 log.warning("%s alone: training diverged in round %d", learner.name, number)

@@ -81,6 +81,9 @@ def refuse_unequal_steps(plan: ClientPlan, needs: str) -> None:
     if not isinstance(training.optimizer, SGDConfig) or training.optimizer.momentum > 0:
         got = training.optimizer.model_dump_json()
         raise BrokenRule("AGFL-CONFIG-179", f"training.optimizer must be sgd without momentum with {needs}, got {got}")
+    if training.schedule is not None:
+        rule = f"must be left out with {needs}, whose K lr is the same in every round"
+        raise BrokenRule("AGFL-CONFIG-259", f"training.schedule: {rule}, got {training.schedule.type}")
     if training.local_steps is None:
         raise BrokenRule(
             "AGFL-CONFIG-180", f"training.local_steps is required with {needs}, since all must take as many, got None"
