@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from agfl_client.parallel.choice import Parallel
 from agfl_client.training.deadline import Deadline
+from agfl_client.training.trainer import BatchTrainer, MicroBatch
 from agfl_client.training.workspace import Workspace
 from agfl_protocol.local_trainer import LocalTrainer
 from agfl_protocol.plans.client_plan import ClientPlan
@@ -27,6 +28,7 @@ class Devices:
         self._parallel, self._num_threads = parallel, num_threads
         self._plugins, self._pretrained = plugins, pretrained
         self._shared: SharedTraining | None = None
+        self._micro_batch: tuple[tuple[str, int], MicroBatch] | None = None  # of one device, and a run's part of a model
 
     @property
     def own(self) -> str:
@@ -37,11 +39,14 @@ class Devices:
         """Check that the owner's choice can train a run; raises ConfigError."""
         self._parallel.sharing(plan, num_rings)
 
-    def trainer(self, space: Workspace, deadline: Deadline) -> LocalTrainer | None:
-        """Return what trains the part of the round under way on several devices, None where one does."""
+    def trainer(self, space: Workspace, deadline: Deadline) -> LocalTrainer:
+        """Return what trains the part of the round under way, in batches that the last round found small enough."""
         sharing = self._parallel.sharing(space.plan, space.part.num_rings)
         if sharing == "single":
-            return None
+            what = space.text, space.part.num_rings
+            if self._micro_batch is None or self._micro_batch[0] != what:
+                self._micro_batch = what, MicroBatch()
+            return BatchTrainer(micro_batch=self._micro_batch[1])
         from agfl_client.parallel.link import Recipe  # late: PyTorch's distributed part takes a while
         from agfl_client.parallel.ranks import Ranks
         from agfl_client.parallel.trainer import ParallelTrainer, SharedTraining

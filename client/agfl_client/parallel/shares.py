@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from agfl_client.parallel.link import GiveUp, LastShare, Line, Share
+from agfl_models.tasks.batch_rows import num_rows, rows_of
 from agfl_models.tasks.task import Dataset
 
 
@@ -103,38 +103,11 @@ class Inbox(Shares):
         return found.rows
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Rows `start` to `stop` of a batch."""
-
-    start: int
-    stop: int
-
-    def of(self, content: Any) -> Any:
-        if is_dataclass(content) and not isinstance(content, type):
-            return replace(content, **{field.name: self.of(getattr(content, field.name)) for field in fields(content)})
-        if isinstance(content, tuple) and all(isinstance(one, Tensor) for one in content):
-            return tuple(map(self.of, content))
-        # Contiguous and on its own: a view would be sent with all of its storage.
-        return (
-            content[self.start : self.stop].clone() if isinstance(content, Tensor) else content[self.start : self.stop]
-        )
-
-
 def split(batch: Any, count: int) -> list[tuple[Any, bool]]:
-    """Return `count` shares of a batch, and whether each counts: one that would be empty is the first row instead.
-
-    A batch is a dataclass of tensors and tuples, a row of each an example, or of tuples of such tensors.
-    """
-    size = _num_rows(batch)
+    """Return `count` shares of a batch, and whether each counts: one that would be empty is the first row instead."""
+    size = num_rows(batch)
     bounds = [size * rank // count for rank in range(count + 1)]
     return [
-        (_Rows(*pair).of(batch), True) if pair[0] < pair[1] else (_Rows(0, 1).of(batch), False)
+        (rows_of(batch, *pair), True) if pair[0] < pair[1] else (rows_of(batch, 0, 1), False)
         for pair in pairwise(bounds)
     ]
-
-
-def _num_rows(content: Any) -> int:
-    while not isinstance(content, Tensor):
-        content = content[0] if isinstance(content, tuple) else getattr(content, fields(content)[0].name)
-    return int(content.shape[0])

@@ -23,7 +23,7 @@ from agfl_protocol.update import Update, Vector
 class LocalRound:
     """What a request asks of an owner.
 
-    draw: its randomness for one purpose, the same each time. trainer: the shipped one, None for that of one device.
+    draw: its randomness for one purpose, the same each time. trainer: the shipped one, None for one that begins anew.
     """
 
     space: Workspace

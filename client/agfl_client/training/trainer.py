@@ -7,7 +7,7 @@ import operator
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from agfl_client.training.deadline import OutOfTime
 from agfl_client.training.delta_sgd import DeltaSGD
 from agfl_models.errors import ConfigError
 from agfl_models.model.sequence_model import trained_parameters
+from agfl_models.tasks.batch_rows import num_rows, rows_of
 from agfl_protocol.config.training_config import DeltaSGDConfig, SGDConfig, TrainingConfig
 from agfl_protocol.local_trainer import LocalResult, LocalTrainer, LocalWork
 from agfl_protocol.methods.method import Gradient
@@ -28,23 +29,55 @@ log = logging.getLogger("agfl.client")
 _MAX_STEPS, _MAX_PREDICTIONS = 1_000_000, 2**53
 
 
+@dataclass
+class MicroBatch:
+    """How many rows of a batch the device takes at a time; None for all, as long as its memory is enough for them."""
+
+    max_rows: int | None = None
+
+    def pieces(self, batch: Any) -> Sequence[Any]:
+        """Return the batch in so many rows each, in order."""
+        if self.max_rows is None:
+            return [batch]
+        starts = range(0, num_rows(batch), self.max_rows)
+        return [rows_of(batch, start, start + self.max_rows) for start in starts]
+
+    def halve(self, batch: Any) -> bool:
+        """Take half as many from now on; return whether there was anything to halve."""
+        rows = min(num_rows(batch), self.max_rows or num_rows(batch))
+        self.max_rows = max(1, rows // 2)
+        return rows > 1
+
+
 @dataclass(frozen=True)
 class BatchTrainer(LocalTrainer):
     """The shipped trainer, which serves every run: a step for each batch.
 
     optimizer: to go on with; None begins anew. total: makes (loss, predictions) of what this process has of a batch
-    those of all of it, as where several share it.
+    those of all of it; None where it has all. micro_batch: with which to begin; it is halved where memory is too small,
+    but not where several processes must take the same steps.
     """
 
     optimizer: Optimizer | None = None
-    total: Callable[[Tensor, int], tuple[Tensor, int]] = lambda loss, predictions: (loss, predictions)
+    total: Callable[[Tensor, int], tuple[Tensor, int]] | None = None
+    micro_batch: MicroBatch = field(default_factory=MicroBatch)
 
     def train(self, work: LocalWork) -> LocalResult:
         """Train `work.model` in place.
 
         Raises:
             PolicyViolation: the deadline passes.
+            ConfigError: the device has too little memory, even for one row at a time.
         """
+        try:
+            return self._train(work)
+        except torch.OutOfMemoryError:
+            work.model.zero_grad(set_to_none=True)
+            # The server gets the line, so it does not say how much there is.
+            rule = "must have the memory to train this model on one row at a time, and has not"
+            raise ConfigError("AGFL-CONFIG-262", f"--device: {rule}") from None
+
+    def _train(self, work: LocalWork) -> LocalResult:
         before = work.layout.flatten(work.model)
         optimizer = self.optimizer or new_optimizer(work.training, work.model)
         work.model.train()
@@ -63,12 +96,44 @@ class BatchTrainer(LocalTrainer):
         return LocalResult(delta, float(loss), count, steps, first_loss)
 
     def _differentiate(self, work: LocalWork, optimizer: Optimizer, batch: Any) -> tuple[Tensor, int]:
-        is_rough = work.training.precision == "bfloat16"
-        with torch.autocast(torch.device(work.device).type, torch.bfloat16, enabled=is_rough):
-            loss, predictions = self.total(*work.task.loss(work.model, batch))
-        optimizer.zero_grad(set_to_none=True)
+        """Leave the gradient of the batch's mean loss at the parameters; return (summed loss, predictions)."""
+        while True:
+            optimizer.zero_grad(set_to_none=True)
+            try:
+                pieces = self.micro_batch.pieces(batch)
+                return self._whole(work, batch) if len(pieces) == 1 else self._in_turn(work, pieces)
+            except torch.OutOfMemoryError:
+                # Memory is free again only after this block, which holds on to the frames of the failed attempt.
+                if self.total is not None or not self.micro_batch.halve(batch):
+                    raise
+            line = "out of memory on %s: training goes on with %d rows of a batch at a time, and the same steps"
+            log.warning(line, work.device, self.micro_batch.max_rows)
+
+    def _whole(self, work: LocalWork, batch: Any) -> tuple[Tensor, int]:
+        loss, predictions = self._loss(work, batch)
+        if self.total is not None:
+            loss, predictions = self.total(loss, predictions)
         torch.autograd.backward(loss / max(predictions, 1))
         return loss.detach(), predictions
+
+    def _in_turn(self, work: LocalWork, pieces: Sequence[Any]) -> tuple[Tensor, int]:
+        """Add up the gradients of summed losses: how many predictions they are a mean over shows at the end."""
+        total, predictions = torch.zeros((), dtype=torch.float64), 0
+        for piece in pieces:
+            loss, count = self._loss(work, piece)
+            torch.autograd.backward(loss)
+            total, predictions = total + loss.detach().cpu().double(), predictions + count
+            del loss  # and with it what is left of its graph, before the next one is made
+        for parameter in trained_parameters(work.model).values():
+            if parameter.grad is not None:
+                parameter.grad.div_(max(predictions, 1))
+        return total, predictions
+
+    @staticmethod
+    def _loss(work: LocalWork, batch: Any) -> tuple[Tensor, int]:
+        is_rough = work.training.precision == "bfloat16"
+        with torch.autocast(torch.device(work.device).type, torch.bfloat16, enabled=is_rough):
+            return work.task.loss(work.model, batch)
 
     def _step(self, work: LocalWork, optimizer: Optimizer, shaping: _Shaping, lr: float) -> None:
         shaping.apply(work.model)

@@ -33,7 +33,7 @@ class MainMetric:
 
 
 class Batch(Protocol):
-    """One batch of a task, whatever its parts."""
+    """One batch of a task; `batch_rows` tells what it is made of, so that a device may take some rows at a time."""
 
     def to(self, device: str) -> Self:
         """Return the batch on `device`."""
