@@ -18,9 +18,9 @@ from tests.least_squares import LeastSquares, Points, work, zero_model
 from torch import Tensor, nn
 
 from agfl_client.training import trainer
-from agfl_client.training.trainer import BatchTrainer, MicroBatch
+from agfl_client.training.trainer import BatchTrainer
 from agfl_models.errors import ConfigError
-from agfl_models.tasks.batch_rows import num_rows
+from agfl_models.tasks.batch_rows import MicroBatch, num_rows
 from agfl_models.tasks.language_modeling import LanguageModeling
 from agfl_models.tasks.task import AnyTask
 from agfl_protocol.config.run_config import RunConfig

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from agfl_client.parallel.choice import Parallel
 from agfl_client.training.deadline import Deadline
-from agfl_client.training.trainer import BatchTrainer, MicroBatch
+from agfl_client.training.trainer import BatchTrainer
 from agfl_client.training.workspace import Workspace
+from agfl_models.tasks.batch_rows import MicroBatch
 from agfl_protocol.local_trainer import LocalTrainer
 from agfl_protocol.plans.client_plan import ClientPlan
 

@@ -19,7 +19,7 @@ from agfl_client.training.deadline import OutOfTime
 from agfl_client.training.delta_sgd import DeltaSGD
 from agfl_models.errors import ConfigError
 from agfl_models.model.sequence_model import trained_parameters
-from agfl_models.tasks.batch_rows import num_rows, rows_of
+from agfl_models.tasks.batch_rows import MicroBatch
 from agfl_protocol.config.training_config import DeltaSGDConfig, SGDConfig, TrainingConfig
 from agfl_protocol.local_trainer import LocalResult, LocalTrainer, LocalWork
 from agfl_protocol.methods.method import Gradient
@@ -27,26 +27,6 @@ from agfl_protocol.update import Layout, Vector
 
 log = logging.getLogger("agfl.client")
 _MAX_STEPS, _MAX_PREDICTIONS = 1_000_000, 2**53
-
-
-@dataclass
-class MicroBatch:
-    """How many rows of a batch the device takes at a time; None for all, as long as its memory is enough for them."""
-
-    max_rows: int | None = None
-
-    def pieces(self, batch: Any) -> Sequence[Any]:
-        """Return the batch in so many rows each, in order."""
-        if self.max_rows is None:
-            return [batch]
-        starts = range(0, num_rows(batch), self.max_rows)
-        return [rows_of(batch, start, start + self.max_rows) for start in starts]
-
-    def halve(self, batch: Any) -> bool:
-        """Take half as many from now on; return whether there was anything to halve."""
-        rows = min(num_rows(batch), self.max_rows or num_rows(batch))
-        self.max_rows = max(1, rows // 2)
-        return rows > 1
 
 
 @dataclass(frozen=True)

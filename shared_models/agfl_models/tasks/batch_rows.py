@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -23,3 +24,23 @@ def rows_of(batch: Any, start: int, stop: int) -> Any:
         return tuple(rows_of(one, start, stop) for one in batch)
     # Contiguous and on its own: a view would be sent with all of its storage.
     return batch[start:stop].clone() if isinstance(batch, Tensor) else batch[start:stop]
+
+
+@dataclass
+class MicroBatch:
+    """How many rows of a batch the device takes at a time; None for all, as long as its memory is enough for them."""
+
+    max_rows: int | None = None
+
+    def pieces(self, batch: Any) -> Sequence[Any]:
+        """Return the batch in so many rows each, in order."""
+        if self.max_rows is None:
+            return [batch]
+        starts = range(0, num_rows(batch), self.max_rows)
+        return [rows_of(batch, start, start + self.max_rows) for start in starts]
+
+    def halve(self, batch: Any) -> bool:
+        """Take half as many from now on; return whether there was anything to halve."""
+        rows = min(num_rows(batch), self.max_rows or num_rows(batch))
+        self.max_rows = max(1, rows // 2)
+        return rows > 1
