@@ -20,6 +20,7 @@ from agfl_models.model.sequence_model import trained_parameters
 
 Vector: TypeAlias = NDArray[np.float32]
 CHUNK = 2**13  # elements: from 10^4 on BLAS wakes its threads, which burn processor time waiting
+_WIDE = 2**20  # elements that are in double precision at a time
 
 
 @dataclass(frozen=True)
@@ -143,3 +144,9 @@ def square_sum(vector: NDArray[np.floating[Any]]) -> float:
         if math.isfinite(total):
             return total
         return sum(float(np.dot(wide, wide)) for wide in (part.astype(np.float64) for part in parts))
+
+
+def wide_norm(vector: Vector) -> float:
+    """Return the L2 norm of a vector (d,), in double precision."""
+    wide = (vector[start : start + _WIDE].astype(np.float64) for start in range(0, vector.size, _WIDE))
+    return math.sqrt(sum(float(np.dot(part, part)) for part in wide))

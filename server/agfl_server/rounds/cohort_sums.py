@@ -18,7 +18,7 @@ from agfl_protocol.plans.groups import Names
 from agfl_protocol.plans.sum_kind import MAX_SAMPLED_EXAMPLES, Kind, kind_of
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms.codec import UpdateCodec
-from agfl_protocol.update import Layout, Mean, Total, Vector
+from agfl_protocol.update import Layout, Mean, Total, Vector, square_sum
 from agfl_server.aggregation.aggregator import CohortSum
 from agfl_server.rounds.attempts import Request, RunContext, sum_in_attempts
 from agfl_server.rounds.journal import Entry
@@ -52,13 +52,14 @@ class Federation:
 class RoundSum:
     """What owners said of a model, and what they made of it.
 
-    total: the sum of all, still weighted; mean: what the optimizer steps by. methods: their states after it; row: what
-    they report. trained, evaluated: losses by which `rollback` judges the model that was broadcast; None where nobody
-    measured it.
+    total: the sum of all, still weighted, for whoever adds it to others; norm: L2 norm of one client's share of it.
+    mean: what the optimizer steps by. methods: their states after it; row: what they report. trained, evaluated: losses
+    by which `rollback` judges the model that was broadcast; None where nobody measured it.
     """
 
     cohort: CohortSum
     total: Total
+    norm: float
     mean: Mean
     methods: States
     row: Row
@@ -96,7 +97,8 @@ def sum_of_round(
     """
     codec, total, cohort = sum_of_cohort(federation, state, train=train, evaluate=evaluate, full=full)
     cohort = replace(cohort, lanes=cohort.lanes[:0].copy())  # decoded: as large as the model
-    return decoded(federation, state, codec, total, cohort, train=train, evaluate=evaluate)
+    found = decoded(federation, state, codec, total, cohort, train=train, evaluate=evaluate)
+    return replace(found, total=replace(total, delta=total.delta[:0].copy()))  # as large, too
 
 
 def decoded(
@@ -118,7 +120,8 @@ def decoded(
     row: Row = {name: value for method in codec.methods if train for name, value in method.row(mean).items()}
     trained = task.train_metrics(mean.metrics)["train/loss"] if train else None
     evaluated = task.eval_metrics(mean.metrics).get("eval/loss") if evaluate else None
-    return RoundSum(cohort, total, mean, methods, row, trained, evaluated)
+    norm = square_sum(total.delta) ** 0.5 / total.count
+    return RoundSum(cohort, total, norm, mean, methods, row, trained, evaluated)
 
 
 def codec_of(federation: Federation, state: ServerState, room: int, *, train: bool, evaluate: bool) -> UpdateCodec:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from agfl_models.tasks.task import AnyTask
 from agfl_protocol.methods.divergence import DIVERGED
 from agfl_protocol.methods.method import Method
 from agfl_protocol.transforms import quantization
+from agfl_protocol.update import wide_norm
 from agfl_server.rounds.cohort_sums import RoundSum
 from agfl_server.rounds.observer import Row
 from agfl_server.rounds.state import empty_row
@@ -29,7 +28,7 @@ def round_row(task: AnyTask, methods: Sequence[Method], number: int, summed: Rou
         "refused": len(cohort.refused),
         "bytes_up": cohort.bytes_up,
         "bytes_down": cohort.bytes_down,
-        "update/l2": float(np.linalg.norm(mean.delta.astype(np.float64))),
+        "update/l2": wide_norm(mean.delta),
         quantization.RELATIVE_ERROR: mean.metrics[quantization.RELATIVE_ERROR],
         **summed.row,
         "seconds": round(seconds, 4),

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 
 from agfl_protocol.methods.method import State, Step
-from agfl_protocol.update import square_sum
 from agfl_server.rounds.cohort_sums import DivergedError, Federation, RoundSum
 from agfl_server.rounds.state import ServerState
 
@@ -41,5 +40,5 @@ def step(federation: Federation, state: ServerState, summed: RoundSum) -> Server
         model=model,
         optimizer=own,
         methods=methods,
-        norm=square_sum(summed.total.delta) ** 0.5 / summed.total.count,
+        norm=summed.norm,
     )

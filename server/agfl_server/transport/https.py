@@ -18,7 +18,7 @@ from typing import Any
 
 import h11
 import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from agfl_models.errors import IdentityError
@@ -32,6 +32,7 @@ _BACKLOG = 1024
 _SWEEPS_PER_SILENCE = 15
 _RETRY_S = 0.1
 _CLOSE_S = 2.0
+_PART_BYTES = 2**16
 
 log = logging.getLogger("agfl.server")
 
@@ -176,7 +177,7 @@ class _BoundedHttp(H11Protocol):
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             scope[CONNECTION] = connection
-            await inner(scope, receive, send)
+            await inner(scope, receive, partial(self._send_in_parts, send))
 
         self.app = app
 
@@ -207,6 +208,16 @@ class _BoundedHttp(H11Protocol):
         self._connection.is_busy = False
         self._wait(_CLOSE_S if self.transport.is_closing() else self._limits.keep_alive_s)
         super().on_response_complete()
+
+    async def _send_in_parts(self, send: Send, message: Message) -> None:
+        """Send a long answer part by part: a connection keeps room for the longest part that it ever had to encrypt."""
+        body = memoryview(message.get("body", b""))
+        if len(body) > _PART_BYTES:
+            self._wait(self._limits.keep_alive_s)  # for all of them
+        while len(body) > _PART_BYTES:
+            await send({**message, "body": bytes(body[:_PART_BYTES]), "more_body": True})
+            body = body[_PART_BYTES:]
+        await send({**message, "body": bytes(body)} if "body" in message else message)
 
     def _wait(self, seconds: float) -> None:
         self._connection.deadline = self.loop.time() + seconds
