@@ -32,6 +32,7 @@ from agfl_client.training.workspace import Workspace
 from agfl_models.errors import WireError
 from agfl_models.examples import Row, check_readable
 from agfl_models.huggingface.folder import PretrainedFolder
+from agfl_models.machine import trim_memory
 from agfl_models.tasks.dataset import split_rows
 from agfl_models.version import VERSION
 from agfl_protocol.messages.arrays import check_arrays
@@ -58,6 +59,7 @@ from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.update import Update
 
+_LARGE = 2**20  # parameters: with fewer, what is freed is not worth the time
 
 class Node:
     """A node keeps its data and model warm from message to message; whoever builds the ClientApp holds it.
@@ -199,7 +201,9 @@ class Node:
         memory = self._recall(space, request, methods) if request.train else None
         trainer = self._devices.trainer(space, deadline) if request.train else None
         local = LocalRound(space, request, lambda purpose: self._draw(request, purpose), deadline, trainer)
+        self._make_room(request)  # pieces of messages
         update, states = local.run(methods, NO_STATES if memory is None else memory.states)
+        self._make_room(request)  # gradients
         lanes = codec.encode(update, self._draw(request, "rounding"), states)
         self._say_round(space, request, update, time.monotonic() - started)
         del update, local  # a model or more
@@ -208,6 +212,11 @@ class Node:
             self.states.keep(_state_key(space, request), request.exchange, memory, sent)
         self._workspace = space.end()
         return self._answer(request, rules, lanes, space.part.num_rings)
+
+    @staticmethod
+    def _make_room(request: RoundRequest) -> None:
+        if request.model.size >= _LARGE:
+            trim_memory()
 
     def _say_round(self, space: Workspace, request: RoundRequest, update: Update, seconds: float) -> None:
         """Tell the owner, and nobody else, what its node did."""

@@ -53,6 +53,18 @@ def return_freed_memory() -> None:
     set_option(_M_MMAP_THRESHOLD, 2**20)
 
 
+def trim_memory() -> None:
+    """Have glibc give what is freed by now back to the system, once; elsewhere nothing is done.
+
+    That each freed block goes back at once, as with `return_freed_memory`, would make training slower by 40 %.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return
+    trim(0)
+
+
 def process_age() -> float:
     """Return for how many seconds this process has run; 0 where the system does not say."""
     fields = _text(_OWN_STATUS).rpartition(")")[2].split()  # after the name, which may hold anything

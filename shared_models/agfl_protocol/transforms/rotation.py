@@ -10,6 +10,7 @@ Only signs change, and sums and differences are taken, in one order: every proce
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -54,13 +55,10 @@ class Rotation:
 
     def forward(self, x: Vector, factor: float) -> Vector:
         """Return `factor` times x (size,) in the random basis, (D,)."""
-        y = np.zeros(self.padded, np.float32)
-        np.multiply(x, np.float32(factor / self.column), out=y[: self.size])
-        signs = self._signs()
-        self._flip(y, next(signs))
-        _transform(y.reshape(self.column, -1))
-        y = np.ascontiguousarray(y.reshape(self.column, -1).T).reshape(-1)
-        self._flip(y, next(signs))
+        first, second = self._signs()
+        y = np.empty(self.padded, np.float32)
+        self._first_pass(x, np.float32(factor / self.column), first, y.reshape(-1, self.column))
+        self._flip(y, second)
         _transform(y.reshape(self.column, -1))
         return y
 
@@ -74,6 +72,23 @@ class Rotation:
         self._flip(x, first)
         x *= np.float32(1 / self.column)
         return x[: self.size]
+
+    def _first_pass(self, x: Vector, factor: np.float32, bits: NDArray[np.uint8], y: NDArray[np.float32]) -> None:
+        """Write the first pass over x (size,), transposed, to y (B, M): no other array is as long as x."""
+        columns, rest = y.shape[0], self.size % y.shape[0]
+        rows = x[: self.size - rest].reshape(-1, columns)
+        signs = np.unpackbits(bits, count=self.padded).reshape(self.column, columns)
+        for start, buffers in _panels(self.column, columns):
+            width = buffers[0].size // self.column
+            panel, end = buffers[0].reshape(self.column, width), start + width
+            np.multiply(rows[:, start:end], factor, out=panel[: len(rows)])
+            panel[len(rows) :] = 0
+            if rest > start:  # the last row has so many elements
+                last = x[self.size - rest :][start:end]
+                np.multiply(last, factor, out=panel[len(rows), : last.size])
+            words = panel.view(np.uint32)
+            words ^= signs[:, start:end].astype(np.uint32) << np.uint32(31)
+            y[start:end] = _hadamard(*buffers, width).reshape(self.column, width).T
 
     def _signs(self) -> Any:
         """Yield the bits of the first and of the second pass, packed, eight elements a byte."""
@@ -93,19 +108,31 @@ class Rotation:
             part ^= mask.astype(np.uint32) << np.uint32(31)
 
 
-def _transform(x: NDArray[np.float32]) -> None:
-    """Hadamard transform of each column of x (M, B) in place, without its factor M^-1/2."""
-    rows, columns = x.shape
+def _panels(rows: int, columns: int) -> Iterator[tuple[int, tuple[Vector, Vector]]]:
+    """Yield, of each panel of a matrix (rows, columns), its first column and room for its elements, twice."""
     width = max(1, _PANEL // rows)
     buffers = np.empty((2, rows * min(width, columns)), np.float32)
     for start in range(0, columns, width):
+        size = rows * min(width, columns - start)
+        yield start, (buffers[0, :size], buffers[1, :size])
+
+
+def _transform(x: NDArray[np.float32]) -> None:
+    """Hadamard transform of each column of x (M, B) in place, without its factor M^-1/2."""
+    rows, columns = x.shape
+    for start, (here, there) in _panels(rows, columns):
+        width = here.size // rows
         part = x[:, start : start + width]
-        here, there = (buffer[: part.size] for buffer in buffers)
         here.reshape(part.shape)[...] = part
-        half = part.shape[1]
-        while half < part.size:
-            pairs, results = here.reshape(-1, 2, half), there.reshape(-1, 2, half)
-            np.add(pairs[:, 0], pairs[:, 1], out=results[:, 0])
-            np.subtract(pairs[:, 0], pairs[:, 1], out=results[:, 1])
-            here, there, half = there, here, 2 * half
-        part[...] = here.reshape(part.shape)
+        part[...] = _hadamard(here, there, width).reshape(part.shape)
+
+
+def _hadamard(here: Vector, there: Vector, width: int) -> Vector:
+    """Return the transform of the columns of a panel of so many, in one of its two places; the other is used, too."""
+    half = width
+    while half < here.size:
+        pairs, results = here.reshape(-1, 2, half), there.reshape(-1, 2, half)
+        np.add(pairs[:, 0], pairs[:, 1], out=results[:, 0])
+        np.subtract(pairs[:, 0], pairs[:, 1], out=results[:, 1])
+        here, there, half = there, here, 2 * half
+    return here
