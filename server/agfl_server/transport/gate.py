@@ -152,7 +152,9 @@ class Gate:
         if hashlib.sha256(body).digest() != signature.body_hash:
             raise Refused(401, "signature: must be of this body")
         scope[KEY_ID] = signature.key_id
-        await self._app(scope, _received(body, receive), send)
+        give = _received(body, receive)
+        del body
+        await self._app(scope, give, send)
 
     def _most(self, path: str) -> int:
         limits = self._limits
@@ -236,15 +238,13 @@ async def _drain(receive: Receive) -> None:
 
 
 def _received(body: bytes, receive: Receive) -> Receive:
-    """Return what gives the app its body in one piece, and then what becomes of the connection."""
-    given = False
+    """Return what gives the app its body in one piece, once, and then what becomes of the connection."""
+    left = [body]  # the app's functions refer to each other, and are freed late
 
     async def give() -> Message:
-        nonlocal given
-        if given:
+        if not left:
             return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return {"type": "http.request", "body": left.pop(), "more_body": False}
 
     return give
 

@@ -177,7 +177,13 @@ class _BoundedHttp(H11Protocol):
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             scope[CONNECTION] = connection
-            await inner(scope, receive, partial(self._send_in_parts, send))
+            given = set(scope)
+            try:
+                await inner(scope, receive, partial(self._send_in_parts, send))
+            finally:  # a connection keeps its last scope, and there the app has the whole request
+                for name in set(scope) - given:
+                    del scope[name]
+                scope["state"] = {}
 
         self.app = app
 
