@@ -61,6 +61,7 @@ from agfl_protocol.update import Update
 
 _LARGE = 2**20  # parameters: with fewer, what is freed is not worth the time
 
+
 class Node:
     """A node keeps its data and model warm from message to message; whoever builds the ClientApp holds it.
 
