@@ -35,8 +35,9 @@ def dealt(config: RunConfig, owners: OwnersData, folder: Path) -> Owners:
 
 def checked_rows(kind: type[Row], name: str, rows: Sequence[str | Mapping[str, Any]]) -> list[Row]:
     """Return an owner's rows; raises DataError as `dealt`."""
-    if not rows:
-        raise DataError("AGFL-DATA-077", f"owners: {name}: must hold one row or more, got none")
+    if isinstance(rows, str) or len(rows) == 0:  # an array has no truth value
+        got = "none" if len(rows) == 0 else "one text, which is no list of rows"
+        raise DataError("AGFL-DATA-077", f"owners: {name}: must hold one row or more, got {got}")
     found = []
     for number, row in enumerate(rows, start=1):
         # A text stands for a row whose only column it is.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 from agfl.owners import checked_rows
 from agfl_models.errors import ConfigError
@@ -30,22 +32,34 @@ class MadePopulation(population.Population):
 
     def __init__(self, config: RunConfig, made: Population, folder: Path) -> None:
         super().__init__(folder)
-        if not isinstance(made.count, int) or made.count < 1:
-            raise ConfigError("AGFL-CONFIG-246", f"owners: count: must be a number from 1, got {made.count!r}")
         self._made, self._row = made, config.task.row
-        self._names = population.Numbered(made.count)
+        self._names = population.Numbered(_checked(made.count))
 
     @property
     def names(self) -> Sequence[str]:
         """As of the base."""
         return self._names
 
+    @property
+    def identity(self) -> str:
+        """As of the base. Whether `rows` is still the same function, only the rows of those who were asked can say."""
+        return f"{self.count} owners made by a function"
+
     def content(self, number: int) -> bytes:
         """As of the base."""
         name = self._names[number]
         try:
             rows = self._made.rows(number)
+            rows = rows if isinstance(rows, str) else list(rows)  # it may be a generator, which raises here
         except Exception as error:  # whatever somebody's function raises
             what = f"{type(error).__name__}: {error}"
             raise ConfigError("AGFL-CONFIG-247", f"owners: {name}: rows must not raise, raised {what}") from error
         return format_rows(checked_rows(self._row, name, rows)).encode()
+
+
+def _checked(count: SupportsIndex) -> int:
+    """Return a count of owners; raises ConfigError."""
+    with suppress(TypeError):
+        if (number := operator.index(count)) >= 1:  # NumPy's integers are no `int`
+            return number
+    raise ConfigError("AGFL-CONFIG-246", f"owners: count: must be a number from 1, got {count!r}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from agfl_models.errors import ConfigError
+from agfl_models.examples import format_rows
+from agfl_models.files.durable_files import written_atomically
 from agfl_models.reading.files import data_file
 from agfl_models.validation import first_problem
 from agfl_protocol.config.run_config import RunConfig
@@ -80,33 +83,42 @@ class ParquetPopulation(Population):
         """As of `Population`."""
         return self._names
 
+    @property
+    def identity(self) -> str:
+        """As of `Population`: its bytes, and what its columns are called."""
+        with self._one_line(), self._path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return f"the file with SHA-256 {digest}, read as {self._owner}, {self._columns}"
+
     def write(self, *, is_new: bool = True) -> None:
         """Copy the rows to where they can be mapped."""
         import pyarrow as pa
 
         super().write(is_new=is_new)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        columns = list(dict.fromkeys(self._columns.values()))
+        path, columns = self.folder / COPY, list(dict.fromkeys(self._columns.values()))
+        if path.exists() and not is_new:
+            return  # whole, and of this population
         with self._one_line():
             schema = pa.schema([self._open().schema_arrow.field(column) for column in columns])
-            with pa.OSFile(str(self.folder / COPY), "wb") as sink, pa.ipc.new_file(sink, schema) as copy:
-                self._firsts, rows = [], 0
-                for batch in self._parts(columns):
-                    copy.write_batch(batch)
-                    self._firsts.append(rows)
-                    rows += len(batch)
+        # Another process may have mapped the old one, and would die of a shorter file.
+        with (
+            self.writing(self.folder),
+            written_atomically(path, 0o600) as file,
+            pa.ipc.new_file(pa.PythonFile(file, "w"), schema) as copy,
+        ):
+            for batch in self._parts(columns):
+                copy.write_batch(batch)
 
     def content(self, number: int) -> bytes:
         """As of `Population`."""
-        lines = []
+        rows = []
         for place, record in self._records(int(self._starts[number]), int(self._ends[number])):
             content = {name: record[column] for name, column in self._columns.items()}
             try:
-                self._row.model_validate(content)
+                rows.append(self._row.model_validate(content))
             except ValidationError as error:
                 raise self._broken(f"row {place + 1}: {first_problem(error, content)}") from None
-            lines.append(json.dumps(content, ensure_ascii=False))
-        return "".join(f"{line}\n" for line in lines).encode()
+        return format_rows(rows).encode()
 
     def _records(self, start: int, end: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the rows [start, end) with their places."""
@@ -115,7 +127,10 @@ class ParquetPopulation(Population):
         while start < end:
             with self._one_line():
                 if self._batches is None:
-                    self._batches = pa.ipc.open_file(pa.memory_map(str(self.folder / COPY)))
+                    batches = pa.ipc.open_file(pa.memory_map(str(self.folder / COPY)))
+                    sizes = (batches.get_batch(i).num_rows for i in range(batches.num_record_batches))
+                    self._firsts = [0, *accumulate(sizes)]
+                    self._batches = batches
                 number = bisect_right(self._firsts, start) - 1
                 batch = self._batches.get_batch(number)
                 found = batch.slice(start - self._firsts[number], end - start).to_pylist()
@@ -128,7 +143,8 @@ class ParquetPopulation(Population):
         return parquet.ParquetFile(self._path, pre_buffer=False, buffer_size=1 << 18)
 
     def _parts(self, columns: list[str]) -> Iterator[pyarrow.RecordBatch]:
-        yield from self._open().iter_batches(_BATCH, columns=columns, use_threads=False)
+        with self._one_line():
+            yield from self._open().iter_batches(_BATCH, columns=columns, use_threads=False)
 
     def _runs(self) -> tuple[pyarrow.StringArray, np.ndarray[Any, Any], int]:
         """Return whose each run of rows is, where it begins, and how many rows there are."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from agfl_models.errors import ConfigError
@@ -11,6 +12,8 @@ from agfl_models.examples import JSONL_SUFFIX
 from agfl_models.files.durable_files import write_atomically
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.secagg.parameters import MAX_MEMBERS
+
+_IDENTITY = ".population"
 
 
 class Population(ABC):
@@ -34,14 +37,32 @@ class Population(ABC):
         """How many there are."""
         return len(self.names)
 
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """What tells it from others: a run goes on with the population with which it began; raises ConfigError."""
+
     @abstractmethod
     def content(self, number: int) -> bytes:
         """Return an owner's rows as JSON lines with the task's columns; raises ConfigError or DataError."""
 
     def write(self, *, is_new: bool = True) -> None:
-        """Make what `content` needs; raises ConfigError where the folder is no new one and `is_new`."""
+        """Make what `content` needs, and keep which population it is.
+
+        Raises:
+            ConfigError: the folder is no new one though `is_new`, or that of another population; or it cannot be
+                written.
+        """
         if is_new and self.folder.exists() and any(self.folder.glob("[!.]*")):
             raise ConfigError("AGFL-CONFIG-240", f"owners: {self.folder}: must be a new or empty folder, got another")
+        kept, identity = self.folder / _IDENTITY, self.identity
+        with self.writing(kept):
+            if is_new:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(kept, identity.encode(), mode=0o600)
+            elif not kept.exists() or kept.read_bytes() != identity.encode():
+                rule = "must be of the population with which the run began"
+                raise ConfigError("AGFL-CONFIG-284", f"owners: {self.folder}: {rule}, got {identity}")
 
     def file_of(self, number: int) -> Path:
         """Return an owner's file, written if it is not there.
@@ -50,7 +71,7 @@ class Population(ABC):
             ConfigError: it is there, with other rows; or as `content`.
         """
         path, content = self.folder / (self.names[number] + JSONL_SUFFIX), self.content(number)
-        try:
+        with self.writing(path):
             if not path.exists():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_atomically(path, content, mode=0o600)
@@ -58,9 +79,16 @@ class Population(ABC):
                 raise ConfigError(
                     "AGFL-CONFIG-248", f"owners: {path}: must be the rows that this owner had before, got others"
                 )
-        except OSError as error:
-            raise ConfigError("AGFL-CONFIG-241", f"owners: {path}: cannot be written: {error.strerror}") from None
         return path
+
+    @contextmanager
+    def writing(self, path: Path) -> Iterator[None]:
+        """Say in one line that the system does not take, or give, a file of the folder; raises ConfigError."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or error
+            raise ConfigError("AGFL-CONFIG-241", f"owners: {path}: cannot be written: {reason}") from None
 
     @property
     def files(self) -> list[Path]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from agfl_models.errors import CheckpointError
 from agfl_models.files.file_systems import set_mode, sync, sync_folder
@@ -15,16 +16,27 @@ from agfl_models.files.file_systems import set_mode, sync, sync_folder
 def write_atomically(path: Path, content: bytes | Sequence[bytes | memoryview], mode: int = 0o644) -> None:
     """Write a file so that a crash leaves either the old content or the new; raises OSError.
 
-    content: of the file, or its parts in turn.
+    content: of the file, or its parts in turn. As `written_atomically`.
+    """
+    with written_atomically(path, mode) as file:
+        file.writelines([content] if isinstance(content, bytes) else content)
 
-    Only one thread may write a file at a time: what kill -9 leaves beside it has a fixed name, for the next one to
-    write over.
+
+@contextmanager
+def written_atomically(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """Open a file that is at `path` once all of it is written; an error on the way leaves what was there.
+
+    Whoever has the old one open, or mapped, keeps it. Only one thread may write a file at a time: what kill -9 leaves
+    beside it has a fixed name, for the next one to write over.
+
+    Raises:
+        OSError: as the system says.
     """
     temporary = path.with_name(f".writing-{path.name}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         with open(descriptor, "wb") as file:
-            file.writelines([content] if isinstance(content, bytes) else content)
+            yield file
             file.flush()
             sync(file.fileno(), path)
         set_mode(temporary, mode)
