@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from tests.conftest import plain_node
 
-from agfl_client.app import create_client_app
+from agfl_client.app import REFUSED, create_client_app
+from agfl_models.errors import RoundError
 from agfl_protocol.messages import wire
 from agfl_server.rounds.observer import Observer
+from agfl_server.rounds.sampling import Draw
 from agfl_server.transport import connected_nodes
 from agfl_server.transport.connected_nodes import ConnectedNodes
 from agfl_sim.engines.grid import InProcessGrid
@@ -134,3 +137,49 @@ def test_who_was_silent_is_asked_at_once_where_too_few_others_are_there(muted: t
     mute.asked = []
     assert nodes.wait_for(2).keys() == {"owner-00", "owner-01"}
     assert mute.asked == [wire.IDENTIFY]
+
+
+class Named(InProcessGrid):
+    """A `PopulousGrid` of whose owners those with an odd number, or all, refuse to say who they are."""
+
+    def __init__(self, count: int, *, all_refuse: bool = False) -> None:
+        super().__init__({}, 1, waits_for_all=True)
+        self.names = [f"owner-{i:03}" for i in range(count)]
+        self.asked = Counter[int]()
+        self._all_refuse = all_refuse
+
+    def node_of(self, name: str) -> int:
+        return self.names.index(name)
+
+    def _app_of(self, node: int) -> ClientApp:
+        def answer(message: Message, context: Context) -> Message:
+            self.asked[node] += 1
+            if self._all_refuse or node % 2:
+                return Message(Error(REFUSED, "data: is gone"), reply_to=message)
+            return Message(wire.IdentifyReply(self.names[node], "1").to_record(), reply_to=message)
+
+        return answer  # type: ignore[return-value]  # it is called
+
+
+def test_others_take_the_place_of_invited_owners_that_refuse_who_are_asked_once() -> None:
+    with Named(12) as grid:
+        observer = Recorder()
+        nodes = ConnectedNodes(grid, observer)
+        cohorts = [nodes.invite(None, 4, 2, Draw(7, exchange)) for exchange in range(12)]
+        assert {len(cohort) for cohort in cohorts} == {4}
+        assert {node % 2 for cohort in cohorts for node in cohort.values()} == {0}
+        assert len({tuple(cohort) for cohort in cohorts}) > 3
+        assert {grid.asked[node] for node in (1, 3, 5, 7, 9, 11)} == {1}
+        assert dict(observer.refusals) == {name: "data: is gone" for name in grid.names[1::2]}
+        rare = Draw(7, 1, excluded=grid.names[:4], avoided=grid.names[4:10])
+        assert nodes.invite(None, 2, 1, rare).keys() < {"owner-004", "owner-006", "owner-008", "owner-010"}
+        line = r"a sum needs 7, 6 are left; owner-001: data: is gone; owner-003"
+        with pytest.raises(RoundError, match=line):
+            nodes.invite(None, None, 7, Draw(7, 1))
+
+
+def test_where_all_owners_refuse_not_a_million_are_asked() -> None:
+    with Named(200, all_refuse=True) as grid:
+        with pytest.raises(RoundError, match=r"a sum needs 2, 0 are left; owner-\d+: data: is gone"):
+            ConnectedNodes(grid, Observer()).invite(None, 3, 2, Draw(7, 0))
+        assert sum(grid.asked.values()) == 30

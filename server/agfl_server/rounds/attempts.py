@@ -22,7 +22,7 @@ from agfl_protocol.secagg.lanes import Lanes
 from agfl_server.aggregation.aggregator import Aggregator, AttemptFailed, CohortSum, Groups, LaneCodec
 from agfl_server.rounds.journal import Entry, Journal
 from agfl_server.rounds.observer import IMPLAUSIBLE, Observer
-from agfl_server.rounds.sampling import sample_cohort
+from agfl_server.rounds.sampling import Draw, sample_cohort
 from agfl_server.rounds.suspects import Suspects
 from agfl_server.transport.connected_nodes import ConnectedNodes
 
@@ -206,12 +206,13 @@ def _cohort(context: RunContext, wanted: Request, excluded: Collection[str], lie
     while wanted.group is not None and context.plan.draw(entry.exchange) != wanted.group:
         entry = replace(entry, exchange=entry.exchange + 1)
     refused = context.journal.refused(wanted.round)
+    if context.nodes.is_populous:  # others take the place of who refuses: nobody waits for one device of many
+        draw = Draw(context.config.seed, entry.exchange, excluded, refused)
+        cohort = _invited(context, draw)
+        return replace(entry, round=wanted.round, refused=tuple(sorted(refused)), cohort=tuple(cohort)), cohort
     missing: Sequence[str] = ()
     while True:
         drawn, config = _drawn(context, wanted, entry.exchange), context.config
-        if context.nodes.is_populous:  # too few of the invited fail the sum: nobody waits for one device of many
-            cohort = _invited(context, entry.exchange, {*refused, *excluded})
-            return replace(entry, round=wanted.round, refused=tuple(sorted(refused)), cohort=tuple(cohort)), cohort
         nodes = context.nodes.wait_for(context.min_cohort, excluded, context.members)
         if drawn is None:
             size = None if wanted.all_owners else config.aggregation.cohort_size
@@ -234,14 +235,10 @@ def _cohort(context: RunContext, wanted: Request, excluded: Collection[str], lie
         context.nodes.pause()
 
 
-def _invited(context: RunContext, exchange: int, without: Collection[str]) -> dict[str, int]:
+def _invited(context: RunContext, draw: Draw) -> dict[str, int]:
     """Return who of a populous grid takes part in an exchange: never all, whatever is summed."""
-    nodes, config = context.nodes, context.config
-    if context.members is None:
-        nodes.invite(config.aggregation.cohort_size, config.seed, exchange, without)
-    else:
-        nodes.invite_again(sorted(context.members))
-    return nodes.connected()
+    size = context.config.aggregation.cohort_size if context.members is None else None
+    return context.nodes.invite(context.members, size, context.min_cohort, draw)
 
 
 def _without_suspects(

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from agfl_protocol.randomness import SERVER, generator
+
+
+@dataclass(frozen=True)
+class Draw:
+    """By what an exchange's cohort is drawn. excluded: are never in it; avoided: only where others are too few."""
+
+    seed: int
+    exchange: int
+    excluded: Collection[str] = ()
+    avoided: Collection[str] = ()
 
 
 def sample_cohort(
@@ -33,6 +44,11 @@ def sample_names(
     for place in out:  # the n-th of the others
         chosen = [one + (one >= place) for one in chosen]
     return [names[place] for place in chosen]
+
+
+def num_others(names: Sequence[str], out: Collection[str]) -> int:
+    """Return how many of sorted names are not in `out`."""
+    return len(names) - sum(place_of(name, names) is not None for name in set(out))
 
 
 def place_of(name: str, names: Sequence[str]) -> int | None:

@@ -15,7 +15,7 @@ from agfl_protocol.messages.wire import Answer
 from agfl_protocol.plans.plan import Plan
 from agfl_server.rounds.observer import Observer
 from agfl_server.rounds.refusals import Refusals
-from agfl_server.rounds.sampling import sample_names
+from agfl_server.rounds.sampling import Draw, num_others, sample_names
 from agfl_server.rounds.suspects import Absences
 from agfl_server.transport.messaging import PatientGrid, ask_nodes, error_of
 from agfl_server.transport.populous import PopulousGrid
@@ -28,6 +28,7 @@ _POLL_S = 0.1
 _WAKE_TIMEOUT_S = 5.0
 _WAKE_AGAIN_S = 10.0
 _PATIENCE_S = 20.0  # a node that was only overloaded has answered otherwise by then
+_MAX_DRAWS = 10  # of a cohort, while owners refuse: else a mistake that all have asks a million
 _SHOWN = 12  # owners of whom a line says why they take no part
 
 
@@ -53,7 +54,8 @@ class ConnectedNodes:
     _wake_at: float = 0.0
     _refusals: Refusals = field(default_factory=Refusals)
     _absent: Mapping[str, str] = field(default_factory=dict)
-    _invited: Sequence[int] = ()
+    _invited: Mapping[int, str] = field(default_factory=dict)
+    _declined: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_populous(self) -> bool:
@@ -70,29 +72,49 @@ class ConnectedNodes:
     @property
     def online(self) -> Sequence[int]:
         """The nodes that are there now; of a populous grid those that are invited."""
-        return self._invited if self.is_populous else list(self.grid.get_node_ids())
+        return list(self._invited) if self.is_populous else list(self.grid.get_node_ids())
 
-    def invite(self, size: int | None, seed: int, exchange: int, without: Collection[str]) -> None:
-        """Draw who of a populous grid takes part next, as `sample_cohort` would of all; another grid's nodes all do.
+    def invite(self, among: Collection[str] | None, size: int | None, needed: int, draw: Draw) -> dict[str, int]:
+        """Draw who of a populous grid takes part next, and others in place of those who refuse: {NAME: node id}.
 
-        Nothing is kept of others but why they took no part.
+        Nothing is kept of anybody else but why it took no part. among: all of the grid if omitted. size: as of
+        `sample_cohort`.
+
+        Raises:
+            RoundError: fewer than `needed` take part, though others were drawn ten times, or until nobody was left.
         """
-        if not isinstance(self.grid, PopulousGrid):
-            return
-        refusing = [name for node, name in self._names.items() if name and self._told.get(node)]
-        names = sample_names(self.grid.names, size, seed, exchange, {*without, *refusing, *self._silent.now})
-        self.invite_again(names)
+        assert isinstance(self.grid, PopulousGrid)
+        names = self.grid.names if among is None else sorted(among)
+        asked, found = set[str](), dict[str, int]()
+        for _ in range(_MAX_DRAWS):
+            out = {*draw.excluded, *self._declined, *asked}
+            lacking = min((len(names) if size is None else size) - len(found), num_others(names, out))
+            if lacking <= 0:
+                break
+            avoided = {*out, *draw.avoided, *self._silent.now}
+            avoided = avoided if num_others(names, avoided) >= lacking else out
+            drawn = sample_names(names, lacking, draw.seed, draw.exchange, avoided)
+            asked.update(drawn)
+            for name in drawn:
+                self._silent.take_back(name)
+            self.invite_again([*found, *drawn])
+            found = self.connected()
+            reasons = {name: self._told.get(node) for node, name in self._invited.items() if name not in found}
+            self._declined |= {name: reason for name, reason in reasons.items() if reason}
+        if len(found) < needed:
+            raise _too_few(needed, len(found), self._declined)
+        self.invite_again(found)
+        return found
 
     def invite_again(self, names: Iterable[str]) -> None:
         """Have these of a populous grid take part next."""
         if not isinstance(self.grid, PopulousGrid):
             return
-        self._invited = [self.grid.node_of(name) for name in names]
-        kept = {*self._invited, *(node for node, why in self._told.items() if why)}
+        kept = self._invited = {self.grid.node_of(name): name for name in names}
         self._names = {node: name for node, name in self._names.items() if node in kept}
         self._ask_at = {node: at for node, at in self._ask_at.items() if node in kept}
-        self._told = {node: why for node, why in self._told.items() if why}
-        self._keepers &= kept
+        self._told = {node: why for node, why in self._told.items() if node in kept}
+        self._keepers &= kept.keys()
 
     @property
     def can_change(self) -> bool:
@@ -176,7 +198,7 @@ class ConnectedNodes:
 
     def _why_absent(self, name: str, node: int | None) -> str:
         if node is None:
-            return "not connected"
+            return self._declined.get(name, "not connected")
         if self._told.get(node):
             return self._told[node]
         if name in self._silent.now:
@@ -201,10 +223,7 @@ class ConnectedNodes:
         wanted = {name for name in self._plan.members if _is_wanted(name, excluded, among)}
         refused = {name: why for node, name in self._names.items() if name in wanted and (why := self._told.get(node))}
         if (left := len(wanted) - len(refused)) < needed:
-            reasons = "; ".join(f"{name}: {why}" for name, why in sorted(refused.items())[:_SHOWN])
-            raise RoundError(
-                "AGFL-ROUND-001", f"too few owners take part: a sum needs {needed}, {left} are left; {reasons}"
-            )
+            raise _too_few(needed, left, refused)
 
     def _refuse(self, name: str, reason: str) -> None:
         """Leave an owner out that refused: for some sums, or until it is worth asking again."""
@@ -257,24 +276,29 @@ class ConnectedNodes:
         self._ask_at |= dict.fromkeys(nodes, time.monotonic() + _ASK_AGAIN_S)
         for node, reply in ask_nodes(self.grid, requests, self._patience_s(_IDENTIFY_TIMEOUT_S)):
             if reply.has_error():
-                self.observer.refused(f"node {node}", error_of(reply)[0])
+                self._not_identified(node, error_of(reply)[0])
                 continue
             try:
                 said = wire.IdentifyReply.from_record(reply.content)
                 name = said.name
             except WireError as error:  # its owner may start it anew under the same node id
-                self.observer.refused(f"node {node}", str(error))
+                self._not_identified(node, str(error))
                 continue
-            registered = self.registered_name(node) if self.registered_name else name
+            registered = self.registered_name(node) if self.registered_name else self._invited.get(node, name)
             if name != registered:
                 self._names[node] = None
-                self.observer.refused(f"node {node}", f"name: must be {registered!r} as registered, got {name!r}")
+                self._not_identified(node, f"name: must be {registered!r} as registered, got {name!r}")
                 continue
             if name in self._names.values():
                 self._forget(name)
             self._names[node] = name
+            self._told.pop(node, None)
             self.observer.connected(name)
             self.observer.identified(name, said.software)
+
+    def _not_identified(self, node: int, reason: str) -> None:
+        self._told[node] = reason
+        self.observer.refused(self._invited.get(node, f"node {node}"), reason)
 
     def _propose(self, plan: Plan, named: Mapping[str, int]) -> None:
         """Ask those who have not approved what their owners say; who has refused is asked once."""
@@ -314,6 +338,12 @@ def _answer(reply: Message) -> tuple[Answer, bool, str]:
     except WireError as error:
         return Answer.PENDING, False, str(error)
     return said.answer, said.keeps_model, "its owner has refused the plan" if said.answer is Answer.REFUSED else ""
+
+
+def _too_few(needed: int, left: int, reasons: Mapping[str, str]) -> RoundError:
+    shown = [f"{name}: {why}" for name, why in sorted(reasons.items())[:_SHOWN]]
+    line = f"too few owners take part: a sum needs {needed}, {left} are left"
+    return RoundError("AGFL-ROUND-001", "; ".join([line, *shown]))
 
 
 def _is_wanted(name: str, excluded: Collection[str], among: Collection[str] | None) -> bool:
