@@ -28,19 +28,22 @@ NodeOf = Callable[[Context], Node]
 
 def create_client_app(node_of: Node | NodeOf) -> ClientApp:
     """Return the ClientApp of a node, or of the nodes that `node_of` finds by a message's context."""
-    app, screen = ClientApp(), OwnScreen()
+    app, screens = ClientApp(), dict[int, OwnScreen]()  # of nodes that refuse
     find: NodeOf = (lambda context: node_of) if isinstance(node_of, Node) else node_of
 
     def answer(message: Message, reply: Callable[[], RecordDict]) -> Message:
         """Refusals travel as one line; anything else is a defect and goes up."""
         kind = message.metadata.message_type
+        # One node alone may come back under another id.
+        node = 0 if isinstance(node_of, Node) else message.metadata.dst_node_id
         try:
             wire.check_version(message.content)
             answered = Message(reply(), reply_to=message)
         except AgflError as error:
-            screen.refused(kind, error)
+            screens.setdefault(node, OwnScreen()).refused(kind, error)
             return Message(Error(REFUSED, _for_the_server(error)), reply_to=message)
-        screen.answered(kind)
+        if node in screens:
+            screens[node].answered(kind)
         return answered
 
     def handle_round(message: Message, context: Context) -> Message:

@@ -25,7 +25,7 @@ from agfl_server.rounds.observer import Observer
 from agfl_server.run.settings import merged, read_settings
 from agfl_sim.cli import DEFAULT_CONFIG, find_config, new_folder
 from agfl_sim.partition import Owners
-from agfl_sim.run import OWNERS_FOLDER, check_engine
+from agfl_sim.run import OWNERS_FOLDER, check_engine, check_masks
 from agfl_sim.whole_run import run_all
 
 
@@ -86,6 +86,7 @@ def simulate(
             given.append(f"data.path={json.dumps(str(path))}")
         kept = merged(read_settings(made) if resume else (), given)
         run_config, taken = _read(config, kept)
+        check_masks(run_config, simulate_masks, "simulate_masks")
         rows: Owners | MadePopulation | None = None
         if isinstance(owners, Mapping):
             rows = dealt(run_config, owners, made / OWNERS_FOLDER)

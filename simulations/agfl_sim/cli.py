@@ -66,15 +66,22 @@ def simulate(
                 "AGFL-CONFIG-082",
                 "--export-owners: runs nothing: --output, --resume, --engine, --device, --simulate-masks go without it",
             )
+        whole = run_config.data.path
+        if whole is not None and whole.is_file():
+            raise ConfigError(
+                "AGFL-CONFIG-285",
+                f"--export-owners: must be left out where data.path is one file of all owners, got {whole}",
+            )
         found = owners_of(run_config, export_owners)
         written = found.write()
         for line in found.notes:
             print(line)
         print(f"{len(written)} owners in {written[0].parent}")  # files that `data.path` holds already stay there
         return
-    from agfl_sim.run import check_engine
+    from agfl_sim.run import check_engine, check_masks
 
     check_engine(engine, "--engine")
+    check_masks(run_config, simulate_masks, "--simulate-masks" if simulate_masks else "--no-simulate-masks")
     if resume and output is None:
         raise ConfigError("AGFL-CONFIG-084", "--resume: needs --output, the folder of the run to go on with")
     folder = output or new_folder(path.stem)

@@ -45,20 +45,18 @@ def found_owners(config: RunConfig, folder: Path) -> Owners | Population:
     return population_of(config, folder / OWNERS_FOLDER) or owners_of(config, folder / OWNERS_FOLDER)
 
 
+def check_masks(config: RunConfig, wanted: bool | None, field: str) -> None:
+    """Raise ConfigError where it is said of sums that have no masks; field: what a person calls it."""
+    if wanted is not None and config.aggregation.type == "plain":
+        raise ConfigError("AGFL-CONFIG-249", f"{field}: must be left out with aggregation.type plain, got {wanted}")
+
+
 def has_masks(config: RunConfig, num_owners: int, wanted: bool | None) -> bool:
     """Return whether the sums of a run are masked: as somebody wants it, else where there are at most 200 owners.
 
     All owners are in one sum at the end of a run, however few a round asks.
-
-    Raises:
-        ConfigError: it is said of sums that have no masks.
     """
-    is_secure = config.aggregation.type == "secure"
-    if wanted is not None and not is_secure:
-        raise ConfigError(
-            "AGFL-CONFIG-249", f"simulate_masks: must be left out with aggregation.type plain, got {wanted}"
-        )
-    return is_secure and (num_owners <= MAX_MASKED if wanted is None else wanted)
+    return config.aggregation.type == "secure" and (num_owners <= MAX_MASKED if wanted is None else wanted)
 
 
 def was_unmasked(folder: Path) -> bool:

@@ -25,11 +25,11 @@ from agfl_sim.engines.grid import InProcessGrid
 POLICY = Policy(allow_plain=True, runs="all")
 
 
-def deliver(app: ClientApp, content: RecordDict, kind: str) -> Message:
+def deliver(app: ClientApp, content: RecordDict, kind: str, node: int = 7) -> Message:
     InProcessGrid({}, 1)  # makes this process one that may make messages
-    message = Message(content, 7, kind)
+    message = Message(content, node, kind)
     message.metadata.__dict__["_message_id"] = "m"
-    return app(message, Context(1, 7, {}, RecordDict(), {}))
+    return app(message, Context(1, node, {}, RecordDict(), {}))
 
 
 def test_text_that_is_no_use_is_refused_with_the_plan_and_taken_once_it_is_mended(
@@ -56,6 +56,26 @@ def test_text_that_is_no_use_is_refused_with_the_plan_and_taken_once_it_is_mende
     data.write_text("To be, or not to be, that is the question.\n\nWhether it is nobler.\n" * 20)
     assert wire.ProposeReply.from_record(deliver(app, content, wire.PROPOSE).content).answer is wire.Answer.APPROVED
     assert caplog.messages[1:] == ["your node takes part in the run again"]
+
+
+def test_of_two_nodes_of_one_app_it_is_the_one_that_refused_that_takes_part_again(
+    make_owners: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "agfl.client")
+    node, broken = Node("alice", make_owners(1) / "owner-00.jsonl", "cpu", policy=POLICY), {7}
+
+    def node_of(context: Context) -> Node:
+        if context.node_id in broken:
+            raise ConfigError("AGFL-CONFIG-000", "data: is gone")
+        return node
+
+    app, content = create_client_app(node_of), wire.IdentifyRequest().to_record()
+    assert deliver(app, content, wire.IDENTIFY).has_error()
+    assert not deliver(app, content, wire.IDENTIFY, 8).has_error()
+    assert len(caplog.messages) == 1
+    broken.clear()
+    assert not deliver(app, content, wire.IDENTIFY).has_error()
+    assert caplog.messages[1:] == ["your node takes part in the rounds again"]
 
 
 def test_text_that_was_no_use_is_not_read_each_time_that_the_server_asks(

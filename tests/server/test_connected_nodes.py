@@ -162,7 +162,8 @@ class Named(InProcessGrid):
 
 
 def test_others_take_the_place_of_invited_owners_that_refuse_who_are_asked_once() -> None:
-    with Named(12) as grid:
+    grid = Named(12)
+    with grid:
         observer = Recorder()
         nodes = ConnectedNodes(grid, observer)
         cohorts = [nodes.invite(None, 4, 2, Draw(7, exchange)) for exchange in range(12)]
@@ -179,7 +180,8 @@ def test_others_take_the_place_of_invited_owners_that_refuse_who_are_asked_once(
 
 
 def test_where_all_owners_refuse_not_a_million_are_asked() -> None:
-    with Named(200, all_refuse=True) as grid:
+    grid = Named(200, all_refuse=True)
+    with grid:
         with pytest.raises(RoundError, match=r"a sum needs 2, 0 are left; owner-\d+: data: is gone"):
             ConnectedNodes(grid, Observer()).invite(None, 3, 2, Draw(7, 0))
         assert sum(grid.asked.values()) == 30

@@ -30,7 +30,7 @@ from agfl_sim.engines.processes_engine import ProcessesEngine
 from agfl_sim.engines.unmasked import UnmaskedMember
 from agfl_sim.engines.workers.exchange_log import ExchangeLog
 from agfl_sim.engines.workers.messages import Request
-from agfl_sim.run import has_masks
+from agfl_sim.run import check_masks, has_masks
 from agfl_sim.whole_run import UNMASKED, run_all
 
 SECURE = ("aggregation={type: secure, server_optimizer: {type: nesterov}, max_colluders: 1, min_cohort: 3}",)
@@ -136,5 +136,7 @@ def test_more_than_200_owners_have_no_masks_unless_somebody_wants_them(run_confi
     secure = run_config(*SECURE)
     assert [has_masks(secure, count, None) for count in (200, 201)] == [True, False]
     assert [has_masks(secure, count, wanted) for count, wanted in ((1000, True), (3, False))] == [True, False]
-    with pytest.raises(ConfigError, match=r"simulate_masks: must be left out with aggregation.type plain, got False"):
-        has_masks(run_config(), 3, False)
+    with pytest.raises(
+        ConfigError, match=r"--no-simulate-masks: must be left out with aggregation.type plain, got False"
+    ):
+        check_masks(run_config(), False, "--no-simulate-masks")

@@ -29,7 +29,9 @@ class Devices:
         self._parallel, self._num_threads = parallel, num_threads
         self._plugins, self._pretrained = plugins, pretrained
         self._shared: SharedTraining | None = None
-        self._micro_batch: tuple[tuple[str, int], MicroBatch] | None = None  # of one device, and a run's part of a model
+        self._micro_batch: tuple[tuple[str, int], MicroBatch] | None = (
+            None  # of one device, and a run's part of a model
+        )
 
     @property
     def own(self) -> str:

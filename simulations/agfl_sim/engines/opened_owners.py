@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 
 from agfl_client.app import create_client_app
 from agfl_client.node import Node
+from agfl_models.errors import AgflError
 from agfl_protocol.messages import wire
 from agfl_protocol.messages.counting import COUNT
 from agfl_server.rounds.sampling import place_of
@@ -24,10 +25,25 @@ MAX_OPEN = 256
 _BEGINS = frozenset({wire.TRAIN, wire.EVALUATE, COUNT})
 
 
+class NotOpened(Exception):
+    """An owner of the simulation cannot be opened. It is no AgflError: with one its node would answer.
+
+    reason: in one line.
+    """
+
+    def __init__(self, reason: AgflError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
 class OpenedOwners(Mapping[int, Node]):
     """The owners' nodes by id. Those that were asked last are open; what a node keeps for good is in the run's folder.
 
-    limit: how many stay open, beside those that `hold` names. Raises as `SimulatedOwners.node`.
+    limit: how many stay open, beside those that `hold` names.
+
+    Raises:
+        AgflError: as `SimulatedOwners.node`, of any owner that has a file already.
+        NotOpened: later, or of a population: the run ends, since one without such owners would be another one.
     """
 
     def __init__(self, owners: SimulatedOwners, folder: Path, limit: int = MAX_OPEN) -> None:
@@ -37,8 +53,11 @@ class OpenedOwners(Mapping[int, Node]):
         self._held: frozenset[int] = frozenset()
         self._lock = Lock()
         if not isinstance(owners.owners, OwnersOfPopulation):
-            for number in islice(self, limit):  # so that what stops a node stops the run before it begins
-                self[number]
+            try:
+                for number in self:  # so that what stops a node stops the run before it begins
+                    self[number]
+            except NotOpened as stopped:
+                raise stopped.reason from None
 
     def hold(self, numbers: Iterable[int]) -> None:
         """Keep these open: in a secure sum a node has secrets from trip to trip that no file has."""
@@ -49,7 +68,10 @@ class OpenedOwners(Mapping[int, Node]):
             if number in self._open:
                 self._open.move_to_end(number)
                 return self._open[number]
-        node = self._owners.node(number, self._roster, self._folder)
+        try:
+            node = self._owners.node(number, self._roster, self._folder)
+        except AgflError as error:
+            raise NotOpened(error) from error
         with self._lock:
             self._open[number] = node
             over = max(0, len(self._open) - self._limit)
@@ -85,6 +107,13 @@ class OwnersGrid(InProcessGrid):
             if begun:
                 self._owners.hold(begun)
         return super().push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """As of any grid; raises AgflError where an owner cannot be opened."""
+        try:
+            return super().pull_messages(message_ids)
+        except NotOpened as stopped:
+            raise stopped.reason from stopped.reason.__cause__
 
     def _app_of(self, node: int) -> ClientApp:
         return self._app
