@@ -40,6 +40,11 @@ class Engine(ABC):
         self._config, self._num_workers = config, num_workers
         self._owners = SimulatedOwners.of(config, owners, device, simulate_masks=simulate_masks)
         self.roster = self._owners.signing_roster if self._owners.roster else None
+        self._prepare()
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Refuse what this engine cannot run; raises ConfigError."""
 
     def run(self, folder: Path, *, resume: bool, observer: Observer, sitting: SittingLog | None = None) -> None:
         """Run the federation to its last round in a folder that the caller holds, as `RunFolder.hold`.

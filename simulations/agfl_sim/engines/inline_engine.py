@@ -19,6 +19,9 @@ from agfl_sim.engines.simulated_owners import OwnersOfPopulation
 class InlineEngine(Engine):
     """This process: a node of each owner that is asked, as many at work at a time as there are processors."""
 
+    def _prepare(self) -> None:
+        """It runs whatever there is."""
+
     def _open_grid(self, folder: Path) -> AbstractContextManager[Grid]:
         nodes, num_workers = self._nodes(folder), self._num_workers or usable_cpus()
         owners, is_secure = self._owners.owners, self._owners.is_secure

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from agfl_client.training.device import AUTO
 from agfl_models.errors import ConfigError
-from agfl_protocol.config.run_config import RunConfig
 from agfl_sim.engines.workers.shared_mark import shared_mark
 from agfl_sim.engines.workers.workers_engine import WorkersEngine, Workplace
-from agfl_sim.population import Population
 
 _TOKEN_BYTES = 32
 
@@ -23,21 +20,8 @@ class RayEngine(WorkersEngine):
 
     name = "ray"
 
-    def __init__(
-        self,
-        config: RunConfig,
-        owners: Sequence[Path] | Population,
-        device: str = AUTO,
-        num_workers: int | None = None,
-        *,
-        simulate_masks: bool = True,
-    ) -> None:
-        """As of `WorkersEngine`.
-
-        Raises:
-            AgflError: as of `WorkersEngine`; or the extra `ray` is not installed.
-        """
-        super().__init__(config, owners, device, num_workers, simulate_masks=simulate_masks)
+    def _prepare(self) -> None:
+        super()._prepare()
         # Read when Ray is imported: else a call after the end would start another Ray.
         os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
         if not os.environ.get("RAY_ADDRESS") and "RAY_AUTH_MODE" not in os.environ:

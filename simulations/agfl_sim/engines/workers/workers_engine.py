@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +11,6 @@ from typing import ClassVar
 
 from flwr.serverapp import Grid
 
-from agfl_client.training.device import AUTO
-from agfl_protocol.config.run_config import RunConfig
 from agfl_sim.engines.engine import Engine
 from agfl_sim.engines.simulated_owners import size_of
 from agfl_sim.engines.workers.link import Link
@@ -20,7 +18,6 @@ from agfl_sim.engines.workers.messages import Begin
 from agfl_sim.engines.workers.own_classes import own_classes
 from agfl_sim.engines.workers.worker_grid import WorkerGrid, shared_out
 from agfl_sim.engines.workers.worker_handle import WorkerHandle
-from agfl_sim.population import Population
 
 
 @dataclass(frozen=True)
@@ -39,22 +36,8 @@ class WorkersEngine(Engine):
 
     name: ClassVar[str]
 
-    def __init__(
-        self,
-        config: RunConfig,
-        owners: Sequence[Path] | Population,
-        device: str = AUTO,
-        num_workers: int | None = None,
-        *,
-        simulate_masks: bool = True,
-    ) -> None:
-        """As of `Engine`.
-
-        Raises:
-            AgflError: as of `Engine`; or a class of the run cannot be found by another process.
-        """
-        super().__init__(config, owners, device, num_workers, simulate_masks=simulate_masks)
-        self._classes = own_classes(config, self.name)
+    def _prepare(self) -> None:
+        self._classes = own_classes(self._config, self.name)  # refused where another process cannot find one
 
     @abstractmethod
     def _open_workplace(self, folder: Path) -> AbstractContextManager[Workplace]:
