@@ -82,6 +82,38 @@ def test_kill_in_a_plain_exchange_changes_no_bit(
     assert result(tmp_path / "torn") == result(tmp_path / "whole")
 
 
+def test_replacement_that_dies_before_it_is_ready_is_replaced_too(
+    run_config: Configs,
+    make_owners: MakeOwners,
+    tmp_path: Path,
+    workers: list[ForkedWorker],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a machine that goes down with the first one, before its cluster knows."""
+    config, owners = run_config("num_rounds=2", *STATE), sorted(make_owners(3).iterdir())
+    InlineEngine(config, owners, "cpu").run(tmp_path / "whole", resume=False, observer=Observer())
+    whole_launch = process_link.launch
+
+    def launch(descriptor: int) -> ForkedWorker:
+        found = whole_launch(descriptor)
+        assert isinstance(found, ForkedWorker)
+        if len(workers) == 2:
+            found.kill()
+        return found
+
+    monkeypatch.setattr(process_link, "launch", launch)
+    kill_in(monkeypatch, wire.TRAIN, last_of(workers))
+    ProcessesEngine(config, owners, "cpu", 1).run(tmp_path / "torn", resume=False, observer=Observer())
+    assert result(tmp_path / "torn") == result(tmp_path / "whole")
+    doing = [
+        re.search(r"while it (\w+) for owner-\d\d; it is started again", record.message)
+        for record in caplog.records
+        if record.levelno == logging.WARNING
+    ]
+    assert [found and found[1] for found in doing] == ["worked", "started"]
+
+
 def launch_with(patch: pytest.MonkeyPatch, at_round: Callable[[str], None]) -> None:
     patch.setattr(process_link, "launch", lambda descriptor: ForkedWorker(descriptor, at_round))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections import deque
 from contextlib import suppress
 from importlib.metadata import version
@@ -11,13 +12,14 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RaySystemError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RaySystemError
 
 from agfl_models.errors import ConfigError
 from agfl_sim.engines.workers.shared_mark import SharedMark
 from agfl_sim.engines.workers.worker import Worker, refusal_of
 
 _START_S = 300.0  # for a worker to have PyTorch loaded, on a busy machine
+_DEATH_S, _POLL_S = 60.0, 0.2  # Ray takes a machine for dead after half a minute
 
 
 class RayWorker:
@@ -95,13 +97,29 @@ class RayLink:
         except RayActorError as error:
             if isinstance(error, ActorDiedError) and error.actor_init_failed:
                 raise ConfigError("AGFL-CONFIG-236", f"--engine ray: {_missing(str(error))}") from None
-            self._how_it_ended = _loss(str(error))
+            self._how_it_ended = _loss(str(self._death() if isinstance(error, ActorUnavailableError) else error))
             raise EOFError from None
         except RaySystemError as error:
             self._how_it_ended = f"was lost with Ray ({str(error).splitlines()[0]})"
             raise EOFError from None
         self._has_answered = True
         return found
+
+    def _death(self) -> RayActorError | None:
+        """Return once the cluster knows that an actor which cannot be reached is gone, or after a minute.
+
+        Another one before that could be placed on the same dying machine, and write the same ledgers.
+        """
+        until = time.monotonic() + _DEATH_S
+        while time.monotonic() < until:
+            try:
+                ray.get(self._actor.__ray_ready__.remote(), timeout=_DEATH_S)
+                self.end()  # it can be reached again, but may have missed what it was told
+            except ActorDiedError as error:
+                return error
+            except (ActorUnavailableError, GetTimeoutError, RaySystemError):
+                time.sleep(_POLL_S)
+        return None
 
 
 def versions_here() -> dict[str, str]:
@@ -115,17 +133,15 @@ def _listed(versions: dict[str, str]) -> str:
 
 def _missing(text: str) -> str:
     """Return what a machine lacks, of Ray's words on an actor that could not be made: their last line is the error."""
-    return (
-        f"machine {_machine(text)} must have agfl installed as here, has not: {text.strip().splitlines()[-1].strip()}"
-    )
+    return f"{_machine(text)} must have agfl installed as here, has not: {text.strip().splitlines()[-1].strip()}"
 
 
 def _loss(text: str) -> str:
     """Return how an actor was lost, of Ray's many words."""
     reason = re.search(r"because (it.+?)[.\n]", text)
-    return f"was lost on machine {_machine(text)}" + (f" ({reason[1]})" if reason is not None else "")
+    return f"was lost on {_machine(text)}" + (f" ({reason[1]})" if reason is not None else "")
 
 
 def _machine(text: str) -> str:
     found = re.search(r"\bip[:=] ?([\w.:]+\w)", text)
-    return "unknown" if found is None else found[1]
+    return "a machine" if found is None else f"machine {found[1]}"

@@ -49,13 +49,9 @@ class WorkerHandle:
             AgflError: one cannot be, as in this process; or the worker cannot start.
         """
         try:
-            found = self._receive()
+            self._wait_until_ready()
         except (EOFError, OSError):
             raise ConfigError("AGFL-CONFIG-281", f"{self._label} must start, {self._link.end()}") from None
-        if isinstance(found, Refusal):
-            kind: type[errors.AgflError] = getattr(errors, found.kind)
-            raise kind(found.code, found.sentence)
-        assert isinstance(found, Ready)
 
     def begin_batch(self, kind: str) -> None:
         """Have the worker forget the objects that it got: those of the messages of this kind that follow are others."""
@@ -92,23 +88,33 @@ class WorkerHandle:
             self._is_closed = True
             self._link.end()
 
+    def _wait_until_ready(self) -> None:
+        found = self._receive()
+        if isinstance(found, Refusal):
+            kind: type[errors.AgflError] = getattr(errors, found.kind)
+            raise kind(found.code, found.sentence)
+        assert isinstance(found, Ready)
+
     def _answer(self, request: Request) -> object:
         """Have the worker answer, or the one that takes its place after the same messages."""
         while True:
+            doing = "started" if self._is_dead else "worked"
             try:
                 if self._is_dead:
                     self._log.take_back()
                     self._start(is_first=False)
-                    self.wait_until_ready()
+                    self._wait_until_ready()
+                    doing = "worked"
                     for earlier in self._log.again():
                         self._ask(earlier)
                 return self._ask(request)
             except (EOFError, OSError):
-                self._note_death(self._names[request.node])
+                # A cluster may start the replacement on the machine that took the first one down, too.
+                self._note_death(f"while it {doing} for {self._names[request.node]}")
 
-    def _note_death(self, name: str) -> None:
+    def _note_death(self, doing: str) -> None:
         self._is_dead, self._deaths = True, self._deaths + 1
-        line = f"{self._link.end()} while it worked for {name}"
+        line = f"{self._link.end()} {doing}"
         if self._is_closed or self._deaths == _MAX_DEATHS:
             rule = f"{line}, {self._deaths} times in one exchange; go on with --resume"
             raise ConfigError("AGFL-CONFIG-282", f"{self._label} {rule}")
