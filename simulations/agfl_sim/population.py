@@ -116,6 +116,7 @@ class Population(ABC):
         unfit = {
             "baselines": config.baselines,
             "data.max_widths": config.data.max_widths is not None,
+            "data.devices": config.data.devices is not None,
             f"--engine {engine}": engine != "inline",
         }
         for field in (field for field, is_there in unfit.items() if is_there):

@@ -64,6 +64,8 @@ def run_all(
     print_defaults(console, taken)
     if config.aggregation.type == "plain":
         tell("aggregation is plain: a server run like this sees every client's update", "bold red")
+    if config.data.devices is not None:
+        tell("times of rounds are virtual: those of data.devices, whatever this machine takes")
     prepare_flower()
     owners = owners or found_owners(config, folder)
     if simulate_masks is None and resume and was_unmasked(folder):

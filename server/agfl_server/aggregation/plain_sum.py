@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -16,6 +15,7 @@ from agfl_protocol.secagg.lanes import Lanes
 from agfl_server.aggregation.aggregator import AttemptFailed, CohortSum, Groups, LaneCodec, reasons
 from agfl_server.rounds.journal import Records
 from agfl_server.rounds.observer import Observer
+from agfl_server.transport.clock import clock_of
 from agfl_server.transport.limits import vector_reply_bytes
 from agfl_server.transport.messaging import ask_nodes, error_of
 
@@ -54,7 +54,8 @@ class PlainSum:
         refused: dict[str, str] = {}
         refusing: dict[str, str] = {}
         bytes_up = 0
-        started, size = time.monotonic(), vector_reply_bytes(codec.num_lanes)
+        clock, size = clock_of(grid), vector_reply_bytes(codec.num_lanes)
+        started = clock.now()
         replies = ask_nodes(grid, requests, timeout_s, size, self.min_cohort)
         del requests  # a model
         for node, reply in replies:
@@ -77,7 +78,7 @@ class PlainSum:
             del reply  # a vector, before the next one
         silent = frozenset(names.values())
         for name in silent:
-            refused[name] = f"no reply within {min(timeout_s, time.monotonic() - started):.3g} s"
+            refused[name] = f"no reply within {min(timeout_s, clock.now() - started):.3g} s"
             self.observer.refused(name, refused[name])
         if len(survivors) < self.min_cohort:
             line = f"updates: must be at least min_cohort = {self.min_cohort}, got {len(survivors)}{reasons(refused)}"

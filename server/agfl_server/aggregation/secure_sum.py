@@ -11,7 +11,6 @@ Specification: agfl_protocol/secagg/SPEC.md. Source: Bonawitz et al. 2017, ePrin
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -36,6 +35,7 @@ from agfl_server.aggregation.aggregator import AttemptFailed, CohortSum, Groups,
 from agfl_server.aggregation.unmasking import Dealt, Recovery, check_keys, find_shared_keys, find_too_strict
 from agfl_server.rounds.journal import NoRecords, Records
 from agfl_server.rounds.observer import Observer
+from agfl_server.transport.clock import clock_of
 from agfl_server.transport.limits import SMALL_REPLY_BYTES, vector_reply_bytes
 from agfl_server.transport.messaging import ask_nodes, error_of
 
@@ -357,7 +357,8 @@ class Talk:
         names = {self.cohort[name]: name for name in contents if name in self.cohort}
         requests = [Message(contents[name], node, kind) for node, name in names.items()]
         self.bytes_down += sum(map(wire.content_bytes, requests))
-        started = time.monotonic()
+        clock = clock_of(self.grid)
+        started = clock.now()
         replies = ask_nodes(self.grid, requests, timeout_s, max_reply_bytes, enough)
         requests = contents = ()  # type: ignore[assignment]  # a model, which the grid has
         for node, reply in replies:
@@ -370,7 +371,7 @@ class Talk:
             del reply  # a vector, before the next one
         for name in names.values():
             self.silent.add(name)
-            self.refuse(name, f"no reply to {kind} within {min(timeout_s, time.monotonic() - started):.3g} s")
+            self.refuse(name, f"no reply to {kind} within {min(timeout_s, clock.now() - started):.3g} s")
 
     def _refuse_error(self, name: str, reason: str, is_own: bool) -> None:
         """Leave a holder out that refused; what it says of a dealer is its word alone."""

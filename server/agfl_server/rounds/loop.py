@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -17,6 +16,7 @@ from agfl_server.rounds.observer import Row
 from agfl_server.rounds.rows import CENTRAL, completed, round_row
 from agfl_server.rounds.state import ServerState
 from agfl_server.rounds.step import step
+from agfl_server.transport.clock import clock_of
 
 
 def run_rounds(
@@ -54,11 +54,11 @@ def train_round(federation: Federation, state: ServerState, evaluate: bool) -> t
 
     Where `evaluate` is set, the model that is broadcast is evaluated in the same sum, before clients train it.
     """
-    observer, nodes = federation.context.observer, federation.context.nodes
-    started = time.monotonic() - nodes.waited_s
+    observer, nodes, clock = federation.context.observer, federation.context.nodes, clock_of(federation.context.grid)
+    started = clock.now() - nodes.waited_s
     found = federation.sum_up(federation, state, train=True, evaluate=evaluate)
     after = step(federation, state, found)
-    seconds = time.monotonic() - nodes.waited_s - started
+    seconds = clock.now() - nodes.waited_s - started
     row = round_row(federation.task, federation.methods, after.round, found, seconds)
     previous = completed(federation.task, federation.methods, state.row, found) if evaluate else state.row
     if evaluate:

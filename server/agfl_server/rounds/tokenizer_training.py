@@ -7,7 +7,6 @@ time, so counts over others could be subtracted, and the table would fit neither
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
@@ -26,6 +25,7 @@ from agfl_server.aggregation.aggregator import CohortSum
 from agfl_server.rounds.attempts import Request, RunContext, sum_in_attempts
 from agfl_server.rounds.journal import Entry
 from agfl_server.rounds.observer import Observer, Row
+from agfl_server.transport.clock import clock_of
 
 
 def with_public_tokenizer(config: RunConfig, observer: Observer) -> RunConfig:
@@ -70,7 +70,7 @@ def train_tokenizer(context: RunContext) -> tuple[RunConfig, Row]:
     config, observer = context.config, context.observer
     tokenizer = config.tokenizer
     assert isinstance(tokenizer, BPETokenizerConfig), tokenizer.type
-    started, clients, refused, bytes_up, bytes_down = time.monotonic(), 0, 0, 0, 0
+    started, clients, refused, bytes_up, bytes_down = clock_of(context.grid).now(), 0, 0, 0, 0
     table, num_new, exchange = PairTable(), 0, 0
     for number in count(1):
         counts, cohort_sum = _sum_counts(context, number, exchange, table.merges, num_new)
@@ -92,7 +92,7 @@ def train_tokenizer(context: RunContext) -> tuple[RunConfig, Row]:
         "refused": refused,
         "bytes_up": bytes_up,
         "bytes_down": bytes_down,
-        "seconds": round(time.monotonic() - started, 4),
+        "seconds": round(clock_of(context.grid).now() - started, 4),
     }
     return config.with_merges(table.merges), cost
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ from agfl_server.rounds.observer import Observer
 from agfl_server.rounds.refusals import Refusals
 from agfl_server.rounds.sampling import Draw, num_others, sample_names
 from agfl_server.rounds.suspects import Absences
+from agfl_server.transport.clock import Clock, clock_of
 from agfl_server.transport.messaging import PatientGrid, ask_nodes, error_of
 from agfl_server.transport.populous import PopulousGrid
 
@@ -52,10 +52,15 @@ class ConnectedNodes:
     _told: dict[int, str] = field(default_factory=dict)
     _silent: Absences[str] = field(default_factory=Absences)
     _wake_at: float = 0.0
-    _refusals: Refusals = field(default_factory=Refusals)
+    _clock: Clock = field(init=False)
+    _refusals: Refusals = field(init=False)
     _absent: Mapping[str, str] = field(default_factory=dict)
     _invited: Mapping[int, str] = field(default_factory=dict)
     _declined: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._clock = clock_of(self.grid)
+        self._refusals = Refusals(self._clock.now)
 
     @property
     def is_populous(self) -> bool:
@@ -135,7 +140,7 @@ class ConnectedNodes:
     def connected(self) -> dict[str, int]:
         """Return {NAME: node id} of the nodes that are there now and take part, sorted by name."""
         online = set(self.online)
-        now = time.monotonic()
+        now = self._clock.now()
         self._identify([n for n in online if n not in self._names and now >= self._ask_at.get(n, now)])
         named = {name: node for node in online if (name := self._names.get(node)) is not None}
         online_names = named.keys()
@@ -176,17 +181,17 @@ class ConnectedNodes:
         Raises:
             RoundError: too many refuse the plan, and nobody can change that while the run waits.
         """
-        shown, started = -1, time.monotonic()
+        shown, started = -1, self._clock.now()
         while len(nodes := {k: v for k, v in self.connected().items() if _is_wanted(k, excluded, among)}) < needed:
             if len(nodes) != shown:
                 shown = len(nodes)
                 self.observer.waiting(shown, needed)
             self._tell_absent(among)
-            if not self.can_change and time.monotonic() - started > _PATIENCE_S:
+            if not self.can_change and self._clock.now() - started > _PATIENCE_S:
                 self._refuse_hopeless(needed, excluded, among)
             self._pause()
         self._absent = {}
-        self.waited_s += time.monotonic() - started if shown >= 0 else 0.0
+        self.waited_s += self._clock.now() - started if shown >= 0 else 0.0
         return nodes
 
     def absent(self) -> dict[str, str]:
@@ -235,21 +240,21 @@ class ConnectedNodes:
 
     def wait_for_return(self, names: Collection[str], patience_s: float) -> dict[str, int]:
         """Return those of `names` that are connected, once all are or `patience_s` has passed."""
-        deadline = time.monotonic() + patience_s
+        deadline = self._clock.now() + patience_s
         while len(nodes := {k: v for k, v in self.connected().items() if k in names}) < len(names):
-            if time.monotonic() >= deadline:
+            if self._clock.now() >= deadline:
                 break
-            time.sleep(_POLL_S)
+            self._clock.wait(_POLL_S, deadline - self._clock.now())
         return nodes
 
     def pause(self) -> None:
         """Wait a moment for others to come; ask those who were silent whether they are back."""
-        started = time.monotonic()
+        started = self._clock.now()
         self._pause()
-        self.waited_s += time.monotonic() - started
+        self.waited_s += self._clock.now() - started
 
     def _pause(self) -> None:
-        now = time.monotonic()
+        now = self._clock.now()
         for name in self._silent.now & self._refusals.names:
             if self._refusals.is_due(name):
                 self._silent.take_back(name)
@@ -257,8 +262,8 @@ class ConnectedNodes:
         if silent and now >= self._wake_at:
             for name in self._answering(silent):
                 self._silent.take_back(name)
-            self._wake_at = time.monotonic() + _WAKE_AGAIN_S
-        time.sleep(_POLL_S)
+            self._wake_at = self._clock.now() + _WAKE_AGAIN_S
+        self._clock.wait(_POLL_S, _WAKE_AGAIN_S)
 
     def _answering(self, names: Collection[str]) -> set[str]:
         """Return which of `names` answer a small query."""
@@ -273,7 +278,7 @@ class ConnectedNodes:
         if not nodes:
             return
         requests = [Message(wire.IdentifyRequest().to_record(), node, wire.IDENTIFY) for node in nodes]
-        self._ask_at |= dict.fromkeys(nodes, time.monotonic() + _ASK_AGAIN_S)
+        self._ask_at |= dict.fromkeys(nodes, self._clock.now() + _ASK_AGAIN_S)
         for node, reply in ask_nodes(self.grid, requests, self._patience_s(_IDENTIFY_TIMEOUT_S)):
             if reply.has_error():
                 self._not_identified(node, error_of(reply)[0])
@@ -302,7 +307,7 @@ class ConnectedNodes:
 
     def _propose(self, plan: Plan, named: Mapping[str, int]) -> None:
         """Ask those who have not approved what their owners say; who has refused is asked once."""
-        names, now = {node: name for name, node in named.items()}, time.monotonic()
+        names, now = {node: name for name, node in named.items()}, self._clock.now()
         open_nodes = [n for n in names if self._answers.get(n, Answer.PENDING) is Answer.PENDING]
         asked = [node for node in open_nodes if now >= self._ask_at.get(node, now) or node not in self._answers]
         if not asked:
@@ -316,7 +321,7 @@ class ConnectedNodes:
             elif answer is Answer.PENDING and node not in self._answers:
                 self.observer.pending(names[node], plan.run_id)
             self._answers[node], self._told[node] = answer, reason
-        self._ask_at |= dict.fromkeys(asked, time.monotonic() + _PROPOSE_AGAIN_S)
+        self._ask_at |= dict.fromkeys(asked, self._clock.now() + _PROPOSE_AGAIN_S)
 
     def _patience_s(self, timeout_s: float) -> float:
         return self.grid.patience_s(timeout_s) if isinstance(self.grid, PatientGrid) else timeout_s

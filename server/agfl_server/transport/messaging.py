@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Protocol, runtime_checkable
@@ -13,6 +12,7 @@ from flwr.serverapp import Grid
 from agfl_models import stop_signal
 from agfl_models.errors import one_line
 from agfl_server.rounds.observer import DISCONNECTED
+from agfl_server.transport.clock import clock_of
 from agfl_server.transport.limits import SMALL_REPLY_BYTES, forget, push
 
 _POLL_MIN_S, _POLL_MAX_S = 0.001, 0.02  # an exchange that takes milliseconds is not waited for longer
@@ -59,12 +59,13 @@ def ask_nodes(
     # A message for a node that has just left gets no id.
     nodes = {mid: node for mid, node in zip(message_ids, asked, strict=True) if mid}
     wait_s = grid.straggler_wait_s if isinstance(grid, PatientGrid) else straggler_wait_s
-    started = time.monotonic()
+    clock = clock_of(grid)
+    started = clock.now()
     deadline = started + timeout_s
     times: list[float] = []
     pause_s = _POLL_MIN_S
     try:
-        while nodes and time.monotonic() < deadline:
+        while nodes and clock.now() < deadline:
             stop_signal.check()
             arrived = False
             waiting = list(nodes)
@@ -74,13 +75,13 @@ def ask_nodes(
                     if node is not None:
                         arrived = True
                         if not reply.has_error():
-                            times.append(time.monotonic() - started)
+                            times.append(clock.now() - started)
                         yield node, reply
                     del reply  # before the next one is read
             if enough is not None and len(times) >= max(enough, (num_asked + 1) // 2):
                 deadline = started + min(timeout_s, wait_s(times))
             if not arrived:
-                time.sleep(pause_s)
+                clock.wait(pause_s, deadline - clock.now())
             pause_s = _POLL_MIN_S if arrived else min(2 * pause_s, _POLL_MAX_S)
     finally:
         forget(grid, list(nodes))

@@ -19,6 +19,7 @@ from agfl_models.plugins import enable, names_in, normalized
 from agfl_models.reading.corpora import corpus_of
 from agfl_models.validation import Config, dump_yaml, load_yaml, read_yaml, validate
 from agfl_protocol.config.defaults import TakenDefault, with_defaults
+from agfl_protocol.config.devices_config import DevicesConfig
 from agfl_protocol.config.elastic_config import ElasticConfig, Width, WidthsConfig
 from agfl_protocol.config.search_config import SearchConfig
 from agfl_protocol.config.sums_config import SumsConfig
@@ -56,6 +57,7 @@ class DataConfig(Config):
     dirichlet_alpha, shards_per_owner, size_sigma: of the partitions dirichlet, shards and lognormal; see
     `agfl_sim.skewed`.
     max_widths: of an elastic model, how many owners have a device that holds which width; None lets all hold all.
+    devices: how long owners take, in a time that is made up; None lets them take as long as this machine does.
     """
 
     path: Path | None = None
@@ -67,6 +69,7 @@ class DataConfig(Config):
     size_sigma: Annotated[float, Field(ge=0, le=10)] = 1.0
     num_owners: Owners | None = 24
     max_widths: Annotated[dict[Width, Owners] | None, BeforeValidator(few)] = None
+    devices: DevicesConfig | None = None
 
     @field_validator("path", mode="before")
     @classmethod
@@ -145,6 +148,13 @@ class RunConfig(RunBase):
         if self.elastic is not None and not set(devices) <= set(self.elastic.widths):
             rule = f"must be among elastic.widths {list(self.elastic.widths)}"
             raise BrokenRule("AGFL-CONFIG-143", f"data.max_widths: {rule}, got {devices}")
+        return self
+
+    @model_validator(mode="after")
+    def _devices_know_steps(self) -> RunConfig:
+        if self.data.devices is not None and self.training.local_steps is None:
+            rule = "data.devices: needs training.local_steps, since a device takes so long for a step"
+            raise BrokenRule("AGFL-CONFIG-286", f"{rule}, got local_epochs {self.training.local_epochs}")
         return self
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from agfl_server.rounds.observer import Observer
 from agfl_server.run.sittings import SittingLog
 from agfl_sim.engines.simulated_owners import SimulatedOwners, forget_exchange
 from agfl_sim.population import Population
+from agfl_sim.virtual_time.timed import timed
 
 
 class Engine(ABC):
@@ -35,10 +36,11 @@ class Engine(ABC):
         simulate_masks: where False, sums that are secure are added up without masks, to the same integers.
 
         Raises:
-            AgflError: as `SimulatedOwners.of`.
+            AgflError: as `SimulatedOwners.of` and `devices`.
         """
         self._config, self._num_workers = config, num_workers
         self._owners = SimulatedOwners.of(config, owners, device, simulate_masks=simulate_masks)
+        self._devices = self._owners.devices(config)
         self.roster = self._owners.signing_roster if self._owners.roster else None
         self._prepare()
 
@@ -54,9 +56,12 @@ class Engine(ABC):
         """
         if resume:
             forget_exchange(self._config, self._owners.roster, folder)  # before the nodes read their ledgers
-        with self._open_grid(folder) as grid:
+        with (
+            self._open_grid(folder) as grid,
+            timed(grid, self._config, self._devices, folder, resume=resume) as timed_grid,
+        ):
             run_federation(
-                grid,
+                timed_grid,
                 self._config,
                 folder,
                 resume=resume,

@@ -107,6 +107,28 @@ class LocalGrid(Grid):
             self._pending.pop(message_id)[1].cancel()  # one that has begun ends for nobody
 
 
+class GridAround(Grid):
+    """A grid around another one, to which it leaves what has nothing to do with when messages go and come."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    def set_run(self, run: Run) -> None:
+        """Part of Flower's interface."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """Part of Flower's interface."""
+        return self._grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Part of Flower's interface."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+
 class InProcessGrid(LocalGrid):
     """Calls the ClientApps of `nodes` (node id -> app) in a pool of `num_workers` threads, a node in one at a time."""
 

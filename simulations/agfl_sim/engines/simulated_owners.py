@@ -29,6 +29,7 @@ from agfl_server.run.run_folder import RunFolder
 from agfl_sim.engines.unmasked import UnmaskedMember, UnmaskedSum
 from agfl_sim.partition import device_widths
 from agfl_sim.population import Population
+from agfl_sim.virtual_time.devices import Device, devices_of
 
 NODES_FOLDER = "nodes"
 NO_DRAWS: Mapping[int, Draws] = {}
@@ -162,6 +163,13 @@ class SimulatedOwners:
             max_seconds_per_round=_NO_LIMIT_S,
             plugins=self.plugins,
         )
+
+    def devices(self, config: RunConfig) -> dict[int, Device]:
+        """Return the owners' devices, in virtual time; none where the run names none. Raises as `devices_of`."""
+        if config.data.devices is None:
+            return {}
+        found = devices_of(config.data.devices, self.seed, [owner.name for owner in self.owners.values()])
+        return {number: found[owner.name] for number, owner in self.owners.items()}
 
     def nodes(self, folder: Path, draws: Mapping[int, Draws] = NO_DRAWS) -> dict[int, Node]:
         """Return the owners' nodes, which keep what they keep in the run's `folder`; raises as `Node`.

@@ -10,6 +10,7 @@ from agfl_models.tasks.task import MainMetric
 from agfl_server.report import page
 from agfl_server.report.page import Section
 from agfl_sim.baselines.comparison import Comparison
+from agfl_sim.report.devices_section import devices_section
 from agfl_sim.report.dot_plot import DOT_PLOT_CSS
 from agfl_sim.report.join_section import join_section
 from agfl_sim.report.samples import write_samples
@@ -37,5 +38,6 @@ def write_report(
         Section(join, DOT_PLOT_CSS),
         Section(write_samples(folder, owners), quotes_owners=True),
         Section(width_section(folder)),
+        Section(devices_section(folder)),
     ]
     return page.write_report(folder, main_metric, sections)

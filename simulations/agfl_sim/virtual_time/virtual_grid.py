@@ -1,0 +1,172 @@
+"""A grid in a time that is made up: answers come when each owner's device would have sent them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from agfl_models import stop_signal
+from agfl_protocol.messages import wire
+from agfl_server.transport import messaging
+from agfl_server.transport.clock import Clock
+from agfl_sim.engines.grid import GridAround
+from agfl_sim.virtual_time.answers import Answer
+from agfl_sim.virtual_time.devices import Device
+
+_POLL_S = 0.001
+
+
+@dataclass
+class _Task:
+    """A question to a node. at: when its answer is there; until the answer is known, the earliest moment for that."""
+
+    node: int
+    sent: float
+    at: float
+    is_training: bool
+    answer: Message | None = None
+
+
+class VirtualGrid(GridAround):
+    """Another grid's nodes, which answer as fast as their owners' devices.
+
+    The same devices, run and number of processors or another one give the same rounds: nobody is late for what this
+    machine does. Training and the bytes of messages take time, all else at owners and the server takes none. An owner
+    that goes away finishes what it does and answers once it is back. It is its own `Clock`.
+    steps: how many training steps a message asks for. now: seconds since the run began. keep: called with each moment
+    at which something is sent; note: with how long each owner took to train.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        devices: Mapping[int, Device],
+        steps: Callable[[Message], int],
+        now: float,
+        keep: Callable[[float], None],
+        note: Callable[[Answer], None],
+    ) -> None:
+        super().__init__(grid)
+        self._devices, self._steps = devices, steps
+        self._now, self._keep, self._note = now, keep, note
+        self._tasks: dict[str, _Task] = {}
+        self._free_at: dict[int, float] = {}
+
+    @property
+    def clock(self) -> Clock:
+        """As of `TimedGrid`."""
+        return self
+
+    def now(self) -> float:
+        """As of `Clock`."""
+        return self._now
+
+    def wait(self, seconds: float, longest_s: float) -> None:
+        """As of `Clock`."""
+        soonest = self._now + seconds
+        self._now = max(soonest, self._next_event(self._now + longest_s))
+
+    def patience_s(self, timeout_s: float) -> float:
+        """As of `PatientGrid`: that of a deployment."""
+        return timeout_s
+
+    def straggler_wait_s(self, times: Sequence[float]) -> float:
+        """As of `PatientGrid`: that of a deployment."""
+        return messaging.straggler_wait_s(times)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return who is there now."""
+        return [node for node in self._grid.get_node_ids() if self._is_there(node)]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send each message to its node; one for a node that is away gets no id.
+
+        A node does what it is asked one after the other, also what nobody waits for any more.
+        """
+        messages = list(messages)
+        self._keep(self._now)
+        there = [message for message in messages if self._is_there(message.metadata.dst_node_id)]
+        asked = {message.metadata.dst_node_id for message in there}
+        for message_id, task in list(self._tasks.items()):
+            if task.node in asked:
+                self._give_up(message_id, task)
+        ids = list(self._grid.push_messages(there))
+        for message_id, message in zip(ids, there, strict=True):
+            node, is_training = message.metadata.dst_node_id, self._steps(message) > 0
+            self._tasks[message_id] = _Task(node, self._now, self._ready_at(message), is_training)
+        given = iter(ids)
+        return [next(given) if message.metadata.dst_node_id in asked else "" for message in messages]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the answers that are there; each is returned once."""
+        found = []
+        for message_id in message_ids:
+            task = self._tasks.get(message_id)
+            if task is None or task.at > self._now:
+                continue
+            answer = self._finish(message_id, task)
+            if task.at <= self._now:
+                found.append(answer)
+                self._end(message_id, task, is_late=False)
+        return found
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push, wait for all replies, return them."""
+        timeout_s = math.inf if timeout is None else timeout
+        return [reply for _, reply in messaging.ask_nodes(self, list(messages), timeout_s)]
+
+    def finish(self) -> None:
+        """Have all nodes end what they were asked, also what nobody waits for: it is in their owners' ledgers."""
+        for message_id, task in list(self._tasks.items()):
+            self._give_up(message_id, task)
+
+    def _is_there(self, node: int) -> bool:
+        return self._devices[node].absences.back_at(self._now) == self._now
+
+    def _ready_at(self, message: Message) -> float:
+        """Return when a node has done what a message asks, and may begin to send."""
+        node = message.metadata.dst_node_id
+        device = self._devices[node]
+        arrives = self._now + device.latency_s + wire.content_bytes(message) / device.download
+        began = max(arrives, self._free_at.get(node, 0.0))
+        return began + self._steps(message) * device.seconds_per_step
+
+    def _give_up(self, message_id: str, task: _Task) -> None:
+        self._finish(message_id, task)
+        self._end(message_id, task, is_late=True)
+
+    def _end(self, message_id: str, task: _Task, *, is_late: bool) -> None:
+        del self._tasks[message_id]
+        if task.is_training:
+            self._note(Answer(task.sent, self._devices[task.node].owner, task.at - task.sent, is_late))
+
+    def _finish(self, message_id: str, task: _Task) -> Message:
+        """Wait, in the time of this machine, until the answer is known; note when it is there."""
+        while task.answer is None:
+            stop_signal.check()
+            for answer in self._grid.pull_messages([message_id]):
+                device = self._devices[task.node]
+                size = 0 if answer.has_error() else wire.content_bytes(answer)
+                task.answer = answer
+                task.at = device.absences.back_at(task.at + size / device.upload + device.latency_s)
+                self._free_at[task.node] = task.at
+            if task.answer is None:
+                time.sleep(_POLL_S)
+        return task.answer
+
+    def _next_event(self, until: float) -> float:
+        """Return when the next answer is there, or the next owner comes or goes; `until` if nothing is before."""
+        while True:
+            coming = [(task.at, message_id) for message_id, task in self._tasks.items() if task.at > self._now]
+            coming += [(task.at, message_id) for message_id, task in self._tasks.items() if task.answer is None]
+            at, message_id = min(coming, default=(math.inf, ""))
+            if at >= until or self._tasks[message_id].answer is not None:
+                break
+            self._finish(message_id, self._tasks[message_id])
+        turns = [device.absences.next_turn(self._now) for device in self._devices.values()]
+        return min(at, until, *turns)
