@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from tests.client.test_node import request_of
@@ -20,10 +21,15 @@ from torch import Tensor, nn
 from agfl_client.training import trainer
 from agfl_client.training.trainer import BatchTrainer
 from agfl_models.errors import ConfigError
+from agfl_models.examples import TextRow
+from agfl_models.model.blocks import blocks_of
+from agfl_models.model.families import build_model
 from agfl_models.tasks.batch_rows import MicroBatch, num_rows
 from agfl_models.tasks.language_modeling import LanguageModeling
 from agfl_models.tasks.task import AnyTask
 from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.local_trainer import LocalResult, LocalWork
+from agfl_protocol.update import Layout
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -195,6 +201,38 @@ def test_an_owner_is_told_once_in_a_run_and_the_next_run_begins_with_whole_batch
     seen.clear()
     node.handle_round(request_of(run_config("training.local_steps=1"), evaluate=False, exchange=3))
     assert seen == [4, 2, 2]
+
+
+def test_where_one_row_is_too_much_blocks_are_computed_twice_and_the_steps_stay(
+    run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    genuine, config = LanguageModeling.loss, run_config("training.local_steps=2", "training.batch_size=2")
+    is_full = [False]
+
+    def cramped(task: LanguageModeling, model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+        keeps_all = any("forward" not in vars(block) for block in blocks_of(model))
+        if is_full[0] or keeps_all or num_rows(batch) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return genuine(task, model, batch)
+
+    def trained(micro_batch: MicroBatch) -> LocalResult:
+        task, rng, model = config.build_task(), np.random.default_rng(0), build_model(config.model, 0)
+        dataset = task.prepare([TextRow(text=f"the sea saw ship {number} and no man knew when") for number in range(9)])
+        one = LocalWork(model, Layout.of(model), task, dataset, rng, config.training)
+        return BatchTrainer(micro_batch=micro_batch).train(one)
+
+    whole, found = trained(MicroBatch()), MicroBatch()
+    monkeypatch.setattr(LanguageModeling, "loss", cramped)
+    got = trained(found)
+    assert found == MicroBatch(1, recomputes=True)
+    assert np.allclose(got.delta, whole.delta, rtol=1e-4, atol=1e-6)
+    assert got.loss == pytest.approx(whole.loss, rel=1e-5)
+    ways = ("1 rows of a batch at a time", "what goes into each block kept, and the rest computed twice")
+    lines = [f"out of memory on cpu: training goes on with {way}, and the same steps" for way in ways]
+    assert [record.getMessage() for record in caplog.records] == lines
+    is_full[0] = True
+    with pytest.raises(ConfigError, match="AGFL-CONFIG-262"):
+        trained(found)
 
 
 @pytest.mark.parametrize("room", [9, 0])

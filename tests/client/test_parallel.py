@@ -18,14 +18,13 @@ import torch
 from tests.client.test_node import request_of
 from tests.conftest import TINY
 from tests.forked_workers import forked_rank
-from torch import Tensor, nn
+from torch import Tensor
 
 from agfl_client.node import Node
 from agfl_client.parallel import ranks
 from agfl_client.parallel.choice import Parallel
 from agfl_client.parallel.link import Line, RankLostError, Recipe
 from agfl_client.parallel.ranks import Ranks
-from agfl_client.parallel.replica import _blocks
 from agfl_client.parallel.shares import split
 from agfl_client.parallel.trainer import ParallelTrainer, SharedTraining
 from agfl_client.policy import Policy
@@ -225,13 +224,6 @@ def test_what_is_not_read_is_not_sent_for_ever() -> None:
     ours, its = socket.socketpair()
     with its, pytest.raises(RankLostError):
         Line.over(ours, 0.2).send(bytes(10**7))
-
-
-def test_blocks_are_outermost_so_that_no_parameter_is_shared_out_twice() -> None:
-    """What adapts a weight, as LoRA does, is in a list of its own inside a block."""
-    block = nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.Linear(2, 2)]))
-    blocks = nn.ModuleList([block, nn.Linear(2, 2)])
-    assert list(_blocks(nn.Sequential(nn.Embedding(3, 2), nn.Sequential(blocks)))) == list(blocks)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])

@@ -21,6 +21,7 @@ from agfl_client.parallel.link import Recipe
 from agfl_client.parallel.shares import Dealer, Inbox
 from agfl_client.training.part import Part
 from agfl_client.training.trainer import BatchTrainer
+from agfl_models.model.blocks import blocks_of
 from agfl_models.model.config import ModelConfig
 from agfl_models.model.sequence_model import trained_parameters
 from agfl_protocol.local_trainer import LocalResult, LocalWork
@@ -34,16 +35,10 @@ def new_part(plan: ClientPlan, recipe: Recipe, device: str) -> Part:
         return Part.of(plan, plan.build_rings(), recipe.num_rings, device)
     part = Part.of(plan, None, recipe.num_rings, "cpu")
     over = mesh(device)
-    for block in list(_blocks(part.model)):
+    for block in list(blocks_of(part.model)):  # each is whole on a rank only while it computes
         fully_shard(block, mesh=over)
     fully_shard(part.model, mesh=over)
     return replace(part, layout=ShardedLayout(part.layout.names, part.layout.shapes, over=over))
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield what a model has in outermost lists, each of which is whole on a rank only while it computes."""
-    for child in module.children():
-        yield from child if isinstance(child, nn.ModuleList) else _blocks(child)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from agfl_client.training.deadline import OutOfTime
 from agfl_client.training.delta_sgd import DeltaSGD
 from agfl_models.errors import ConfigError
+from agfl_models.model.blocks import blocks_of, recomputed
 from agfl_models.model.sequence_model import trained_parameters
 from agfl_models.tasks.batch_rows import MicroBatch
 from agfl_protocol.config.training_config import DeltaSGDConfig, SGDConfig, TrainingConfig
@@ -34,8 +35,8 @@ class BatchTrainer(LocalTrainer):
     """The shipped trainer, which serves every run: a step for each batch.
 
     optimizer: to go on with; None begins anew. total: makes (loss, predictions) of what this process has of a batch
-    those of all of it; None where it has all. micro_batch: with which to begin; it is halved where memory is too small,
-    but not where several processes must take the same steps.
+    those of all of it; None where it has all. micro_batch: with which to begin; it is made to take less where memory is
+    too small, but not where several processes must take the same steps.
     """
 
     optimizer: Optimizer | None = None
@@ -84,10 +85,19 @@ class BatchTrainer(LocalTrainer):
                 return self._whole(work, batch) if len(pieces) == 1 else self._in_turn(work, pieces)
             except torch.OutOfMemoryError:
                 # Memory is free again only after this block, which holds on to the frames of the failed attempt.
-                if self.total is not None or not self.micro_batch.halve(batch):
+                line = None if self.total is not None else self._spare(work.model, batch)
+                if line is None:
                     raise
-            line = "out of memory on %s: training goes on with %d rows of a batch at a time, and the same steps"
-            log.warning(line, work.device, self.micro_batch.max_rows)
+            log.warning("out of memory on %s: training goes on with %s, and the same steps", work.device, line)
+
+    def _spare(self, model: nn.Module, batch: Any) -> str | None:
+        """Take less memory from now on; return how, or None where it can be no less."""
+        if self.micro_batch.halve(batch):
+            return f"{self.micro_batch.max_rows} rows of a batch at a time"
+        if self.micro_batch.recomputes or next(blocks_of(model), None) is None:
+            return None
+        self.micro_batch.recomputes = True
+        return "what goes into each block kept, and the rest computed twice"
 
     def _whole(self, work: LocalWork, batch: Any) -> tuple[Tensor, int]:
         loss, predictions = self._loss(work, batch)
@@ -109,10 +119,12 @@ class BatchTrainer(LocalTrainer):
                 parameter.grad.div_(max(predictions, 1))
         return total, predictions
 
-    @staticmethod
-    def _loss(work: LocalWork, batch: Any) -> tuple[Tensor, int]:
+    def _loss(self, work: LocalWork, batch: Any) -> tuple[Tensor, int]:
         is_rough = work.training.precision == "bfloat16"
-        with torch.autocast(torch.device(work.device).type, torch.bfloat16, enabled=is_rough):
+        with (
+            torch.autocast(torch.device(work.device).type, torch.bfloat16, enabled=is_rough),
+            recomputed(work.model) if self.micro_batch.recomputes else nullcontext(),
+        ):
             return work.task.loss(work.model, batch)
 
     def _step(self, work: LocalWork, optimizer: Optimizer, shaping: _Shaping, lr: float) -> None:

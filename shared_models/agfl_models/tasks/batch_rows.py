@@ -28,9 +28,14 @@ def rows_of(batch: Any, start: int, stop: int) -> Any:
 
 @dataclass
 class MicroBatch:
-    """How many rows of a batch the device takes at a time; None for all, as long as its memory is enough for them."""
+    """What a device can hold of a batch at a time.
+
+    max_rows: rows; None for all, as long as its memory is enough for them. recomputes: whether the backward pass makes
+    do with what goes into each block; see `recomputed`.
+    """
 
     max_rows: int | None = None
+    recomputes: bool = False
 
     def pieces(self, batch: Any) -> Sequence[Any]:
         """Return the batch in so many rows each, in order."""
