@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from agfl_client.node import Node
 from agfl_client.parallel import group, rank
 from agfl_client.parallel.link import Begin
 from agfl_protocol.messages.wire import RoundRequest
+from agfl_sim.engines.opened_owners import OpenedOwners
 from agfl_sim.engines.workers.process_worker import main
 
 
@@ -64,6 +66,13 @@ def die_at_owner_01(name: str) -> None:
 def fail_at_owner_01(name: str) -> None:
     if name == "owner-01":
         raise ZeroDivisionError("a defect")
+
+
+def keep_one_open(name: str) -> None:
+    """From now on the worker closes each node but the last, and those that an exchange needs."""
+    for one in gc.get_objects():
+        if isinstance(one, OpenedOwners):
+            one._limit = 1
 
 
 def forked_rank(descriptor: int, num_threads: int) -> ForkedWorker:

@@ -95,10 +95,8 @@ class Population(ABC):
         """The files of those who were asked so far, sorted."""
         return sorted(self.folder.glob(f"*{JSONL_SUFFIX}"))
 
-    def check(self, config: RunConfig, engine: str) -> None:
+    def check(self, config: RunConfig) -> None:
         """Say early what a run over a population cannot have, since it would need all owners.
-
-        engine: that of the run.
 
         Raises:
             ConfigError: names the field, the rule and the value.
@@ -117,7 +115,6 @@ class Population(ABC):
             "baselines": config.baselines,
             "data.max_widths": config.data.max_widths is not None,
             "data.devices": config.data.devices is not None,
-            f"--engine {engine}": engine != "inline",
         }
         for field in (field for field, is_there in unfit.items() if is_there):
             raise ConfigError(

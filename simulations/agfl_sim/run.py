@@ -111,6 +111,6 @@ def simulate(
 
 def _engine(config: RunConfig, owners: Owners | Population, engine: str, device: str, has_masks: bool) -> Engine:
     if isinstance(owners, Population):
-        owners.check(config, engine)
-        return InlineEngine(config, owners, device, simulate_masks=has_masks)
+        owners.check(config)
+        return ENGINES[engine](config, owners, device, simulate_masks=has_masks)
     return ENGINES[engine](config, owners.files, device, simulate_masks=has_masks)

@@ -136,7 +136,6 @@ def test_a_file_that_is_no_population_is_refused_in_one_line(
         (("aggregation.type=secure", "aggregation.cohort_size=9"), "auto", "must be plain with more than 1024 owners"),
         ((), "auto", "cohort_size: must say how many of 2,000 owners a round asks"),
         (("aggregation.cohort_size=9", "baselines=true"), "auto", "baselines: must be left out with a population"),
-        (("aggregation.cohort_size=9",), "processes", "--engine processes: must be left out with a population"),
     ],
 )
 def test_what_would_need_all_owners_is_refused(

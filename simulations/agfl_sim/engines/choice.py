@@ -23,12 +23,7 @@ def choose_engine(config: RunConfig, owners: Owners | Population, device: str) -
     That is `processes` where owners train on more than one processor, and rounds x clients of a round x examples that
     each trains on x parameters come to 3e9 or more (about a minute of one processor).
     """
-    if (
-        isinstance(owners, Population)
-        or usable_cpus() < 2
-        or choose_device(device) != "cpu"
-        or _work(config, owners) < _WORTH_IT
-    ):
+    if usable_cpus() < 2 or choose_device(device) != "cpu" or _work(config, owners) < _WORTH_IT:
         return "inline", None
     try:
         own_classes(config, "processes")
@@ -37,10 +32,12 @@ def choose_engine(config: RunConfig, owners: Owners | Population, device: str) -
     return "processes", None
 
 
-def _work(config: RunConfig, owners: Owners) -> float:
-    training, count = config.training, len(owners.files)
+def _work(config: RunConfig, owners: Owners | Population) -> float:
+    training, count = config.training, owners.count
     if training.local_steps is not None:
         examples = float(training.local_steps * training.batch_size)
+    elif isinstance(owners, Population):
+        return 0.0  # nobody knows how much text they have
     else:
         written = {path: len(content) for path, content in owners.content.items()}
         total = sum(written[path] if path in written else size_of(path) for path in owners.files)

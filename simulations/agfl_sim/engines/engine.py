@@ -11,10 +11,11 @@ from flwr.serverapp import Grid
 
 from agfl_client.training.device import AUTO
 from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.secagg.parameters import MAX_MEMBERS
 from agfl_server.app import run_federation
 from agfl_server.rounds.observer import Observer
 from agfl_server.run.sittings import SittingLog
-from agfl_sim.engines.simulated_owners import SimulatedOwners, forget_exchange
+from agfl_sim.engines.simulated_owners import OwnersOfPopulation, SimulatedOwners, forget_exchange
 from agfl_sim.population import Population
 from agfl_sim.virtual_time.timed import timed
 
@@ -75,7 +76,10 @@ class Engine(ABC):
 
     def _planned(self) -> Sequence[str] | None:
         """Return whom a plan of plain sums names, which nobody's draw goes by; None for whoever is there."""
-        return None
+        if not isinstance(self._owners.owners, OwnersOfPopulation) or self._owners.is_secure:
+            return None
+        names = self._owners.owners.population.names
+        return [names[number] for number in range(min(len(names), MAX_MEMBERS))]
 
     @abstractmethod
     def _open_grid(self, folder: Path) -> AbstractContextManager[Grid]:

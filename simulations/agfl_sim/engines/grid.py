@@ -35,7 +35,7 @@ class LocalGrid(Grid):
 
     def __init__(self, nodes: Iterable[int], *, waits_for_all: bool) -> None:
         take_identity()
-        self._node_ids: Sequence[int] = list(nodes)
+        self._node_ids = nodes if isinstance(nodes, Sequence) else list(nodes)
         self._run = Run.create_empty(_RUN_ID)
         self._pending: dict[str, tuple[int, Future[Message]]] = {}
         self._num_pushed = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -10,7 +10,6 @@ from flwr.serverapp import Grid
 
 from agfl_client.node import Node
 from agfl_models.machine import usable_cpus
-from agfl_protocol.secagg.parameters import MAX_MEMBERS
 from agfl_sim.engines.engine import Engine
 from agfl_sim.engines.opened_owners import OpenedOwners, OwnersGrid, PopulationGrid
 from agfl_sim.engines.simulated_owners import OwnersOfPopulation
@@ -33,10 +32,3 @@ class InlineEngine(Engine):
 
     def _nodes(self, folder: Path) -> Mapping[int, Node]:
         return OpenedOwners(self._owners, folder)
-
-    def _planned(self) -> Sequence[str] | None:
-        if self.roster is not None:
-            return None
-        assert isinstance(self._owners.owners, OwnersOfPopulation)
-        names = self._owners.owners.population.names
-        return [names[number] for number in range(min(len(names), MAX_MEMBERS))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -16,13 +16,14 @@ from agfl_client.node import Node
 from agfl_models.errors import AgflError
 from agfl_protocol.messages import wire
 from agfl_protocol.messages.counting import COUNT
+from agfl_protocol.secagg.draws import OS_DRAWS, Draws
 from agfl_server.rounds.sampling import place_of
-from agfl_sim.engines.grid import InProcessGrid
+from agfl_sim.engines.grid import InProcessGrid, LocalGrid
 from agfl_sim.engines.simulated_owners import OwnersOfPopulation, SimulatedOwners
 from agfl_sim.population import Population
 
 MAX_OPEN = 256
-_BEGINS = frozenset({wire.TRAIN, wire.EVALUATE, COUNT})
+BEGINS = frozenset({wire.TRAIN, wire.EVALUATE, COUNT})  # kinds of messages with which an exchange begins at a node
 
 
 class NotOpened(Exception):
@@ -39,15 +40,22 @@ class NotOpened(Exception):
 class OpenedOwners(Mapping[int, Node]):
     """The owners' nodes by id. Those that were asked last are open; what a node keeps for good is in the run's folder.
 
-    limit: how many stay open, beside those that `hold` names.
+    limit: how many stay open, beside those that `hold` names. draws_of: where a node's secrets of secure sums come
+    from, if not from the operating system.
 
     Raises:
         AgflError: as `SimulatedOwners.node`, of any owner that has a file already.
         NotOpened: later, or of a population: the run ends, since one without such owners would be another one.
     """
 
-    def __init__(self, owners: SimulatedOwners, folder: Path, limit: int = MAX_OPEN) -> None:
-        self._owners, self._folder, self._limit = owners, folder, limit
+    def __init__(
+        self,
+        owners: SimulatedOwners,
+        folder: Path,
+        limit: int = MAX_OPEN,
+        draws_of: Callable[[int], Draws] = lambda number: OS_DRAWS,
+    ) -> None:
+        self._owners, self._folder, self._limit, self._draws_of = owners, folder, limit, draws_of
         self._roster = owners.signing_roster
         self._open: OrderedDict[int, Node] = OrderedDict()
         self._held: frozenset[int] = frozenset()
@@ -69,7 +77,7 @@ class OpenedOwners(Mapping[int, Node]):
                 self._open.move_to_end(number)
                 return self._open[number]
         try:
-            node = self._owners.node(number, self._roster, self._folder)
+            node = self._owners.node(number, self._roster, self._folder, self._draws_of(number))
         except AgflError as error:
             raise NotOpened(error) from error
         with self._lock:
@@ -103,7 +111,7 @@ class OwnersGrid(InProcessGrid):
         """As of any grid."""
         messages = list(messages)
         if self._is_secure and isinstance(self._owners, OpenedOwners):
-            begun = {message.metadata.dst_node_id for message in messages if message.metadata.message_type in _BEGINS}
+            begun = {message.metadata.dst_node_id for message in messages if message.metadata.message_type in BEGINS}
             if begun:
                 self._owners.hold(begun)
         return super().push_messages(messages)
@@ -119,20 +127,26 @@ class OwnersGrid(InProcessGrid):
         return self._app
 
 
-class PopulationGrid(OwnersGrid):
-    """A `PopulousGrid`: the server invites a few of a population, and the others are never looked at."""
+class Populous(LocalGrid):
+    """What makes a grid a `PopulousGrid`: the server invites a few of a population, and others are never looked at."""
 
-    def __init__(self, population: Population, nodes: Mapping[int, Node], ids: range, num_workers: int) -> None:
-        super().__init__(nodes, ids, num_workers, is_secure=False)
-        self._population = population
+    population: Population
 
     @property
     def names(self) -> Sequence[str]:
         """As of the protocol."""
-        return self._population.names
+        return self.population.names
 
     def node_of(self, name: str) -> int:
         """As of the protocol."""
         place = place_of(name, self.names)
         assert place is not None, name
         return int(self._node_ids[place])
+
+
+class PopulationGrid(Populous, OwnersGrid):
+    """A grid of a population's nodes in this process."""
+
+    def __init__(self, population: Population, nodes: Mapping[int, Node], ids: range, num_workers: int) -> None:
+        super().__init__(nodes, ids, num_workers, is_secure=False)
+        self.population = population

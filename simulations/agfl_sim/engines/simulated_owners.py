@@ -32,7 +32,6 @@ from agfl_sim.population import Population
 from agfl_sim.virtual_time.devices import Device, devices_of
 
 NODES_FOLDER = "nodes"
-NO_DRAWS: Mapping[int, Draws] = {}
 _FIRST_ID = 1000
 _NO_LIMIT_S = 1e9  # of a round: the researcher has asked for it
 _NO_LIMIT = 10**15
@@ -170,14 +169,6 @@ class SimulatedOwners:
             return {}
         found = devices_of(config.data.devices, self.seed, [owner.name for owner in self.owners.values()])
         return {number: found[owner.name] for number, owner in self.owners.items()}
-
-    def nodes(self, folder: Path, draws: Mapping[int, Draws] = NO_DRAWS) -> dict[int, Node]:
-        """Return the owners' nodes, which keep what they keep in the run's `folder`; raises as `Node`.
-
-        draws: where a node's secrets of secure sums come from, if not from the operating system.
-        """
-        roster = self.signing_roster
-        return {number: self.node(number, roster, folder, draws.get(number, OS_DRAWS)) for number in self.owners}
 
     def node(self, number: int, roster: SigningRoster, run: Path, draws: Draws = OS_DRAWS) -> Node:
         """Return the node of one owner; roster: `signing_roster`, which takes time to make. Raises as `Node`."""

@@ -13,21 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agfl_client.ledger.ledger_file import LEDGER_FILE
-from agfl_protocol.messages import wire
-from agfl_protocol.messages.counting import COUNT
 from agfl_protocol.messages.secure_wire import AGREE, UNMASK
+from agfl_sim.engines.opened_owners import BEGINS
 from agfl_sim.engines.simulated_owners import NODES_FOLDER, SimulatedOwners
 from agfl_sim.engines.workers.messages import Request
 from agfl_sim.engines.workers.repeated_draws import SECRET_BYTES
 
-BEGINS = frozenset({wire.TRAIN, wire.EVALUATE, COUNT})  # kinds of messages with which an exchange begins at a node
-
 
 @dataclass
 class _UnderWay:
-    """Of one node. ledger_size: before the exchange, None where there is no ledger; answered: in their order."""
+    """Of one node. ledger: None for plain sums; ledger_size: before the exchange; answered: in their order."""
 
-    ledger_size: int | None
+    ledger: Path | None
+    ledger_size: int
     secret: bytes = field(repr=False)
     answered: list[Request] = field(default_factory=list)
 
@@ -38,17 +36,16 @@ class ExchangeLog:
     def __init__(self, owners: SimulatedOwners, folder: Path) -> None:
         self._is_secure = owners.is_secure
         self._last_kind = UNMASK if owners.simulate_masks else AGREE
-        self._ledgers = {
-            number: folder / NODES_FOLDER / owner.name / LEDGER_FILE for number, owner in owners.owners.items()
-        }
+        self._folder = folder / NODES_FOLDER
         self._nodes: dict[int, _UnderWay] = {}
 
-    def begin(self, node: int, kind: str) -> bytes | None:
-        """Note that a node will be asked; return the secret that it draws from, where an exchange begins."""
+    def begin(self, node: int, name: str, kind: str) -> bytes | None:
+        """Note that an owner's node will be asked; return what it draws from, where an exchange begins."""
         if kind not in BEGINS:
             return None
-        size = self._ledgers[node].stat().st_size if self._is_secure else None
-        self._nodes[node] = _UnderWay(size, secrets.token_bytes(SECRET_BYTES))
+        ledger = self._folder / name / LEDGER_FILE if self._is_secure else None
+        size = ledger.stat().st_size if ledger is not None and ledger.exists() else 0
+        self._nodes[node] = _UnderWay(ledger, size, secrets.token_bytes(SECRET_BYTES))
         return self._nodes[node].secret
 
     def answered(self, kind: str, request: Request) -> None:
@@ -62,9 +59,9 @@ class ExchangeLog:
 
     def take_back(self) -> None:
         """Cut off what the ledgers say of exchanges under way; no node of the worker is there."""
-        for node, exchange in self._nodes.items():
-            if exchange.ledger_size is not None:
-                os.truncate(self._ledgers[node], exchange.ledger_size)
+        for exchange in self._nodes.values():
+            if exchange.ledger is not None and exchange.ledger.exists():
+                os.truncate(exchange.ledger, exchange.ledger_size)
 
     def again(self) -> Iterator[Request]:
         """Yield what was answered of exchanges under way."""

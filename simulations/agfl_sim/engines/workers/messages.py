@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from agfl_sim.engines.simulated_owners import SimulatedOwners
+from agfl_sim.engines.simulated_owners import SimulatedOwner, SimulatedOwners
 
 ClassPath: TypeAlias = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Begin:
-    """To a new worker. engine: by name; classes: (module, name) of the researcher's own that the run is made of."""
+    """To a new worker. engine: by name; classes: (module, name) of the researcher's own that the run is made of.
+
+    owners: those of the worker whom it is to have at once.
+    """
 
     engine: str
     owners: SimulatedOwners
@@ -24,14 +27,17 @@ class Begin:
 
 @dataclass(frozen=True)
 class Clear:
-    """To a worker: the objects that it got so far are not needed any more."""
+    """To a worker: the objects that it got so far are not needed any more. is_over: neither is the last exchange."""
+
+    is_over: bool
 
 
 @dataclass(frozen=True)
 class Request:
     """To a worker: a message for a node. It consists of `objects`, by id; those that were sent before may be None.
 
-    secret: where an exchange begins, what the node draws from in it.
+    secret: where an exchange begins, what the node draws from in it. owner: whose the node is, where the worker has not
+    heard of it.
     """
 
     node: int
@@ -39,6 +45,7 @@ class Request:
     object_id: str
     objects: Mapping[str, bytes | None] = field(repr=False)
     secret: bytes | None = field(repr=False)
+    owner: SimulatedOwner | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,10 @@ class Ready:
 
 @dataclass(frozen=True)
 class Refusal:
-    """From a worker that cannot begin: an error for a person. kind: its class in agfl_models.errors, or the base."""
+    """From a worker that cannot begin, or cannot open a node: an error for a person.
+
+    kind: its class in agfl_models.errors, or the base.
+    """
 
     kind: str
     code: str

@@ -7,14 +7,15 @@ import logging
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-
-from flwr.clientapp import ClientApp
+from dataclasses import replace
 
 from agfl_client.app import create_client_app
 from agfl_models import errors, plugins
 from agfl_models.errors import AgflError, ConfigError
 from agfl_protocol.flower_settings import prepare_flower
 from agfl_sim.engines.grid import answer, deflated, inflated, take_identity
+from agfl_sim.engines.opened_owners import NotOpened, OpenedOwners
+from agfl_sim.engines.simulated_owners import SimulatedOwner
 from agfl_sim.engines.workers.messages import Begin, ClassPath, Clear, Defect, LogLine, Ready, Refusal, Reply, Request
 from agfl_sim.engines.workers.repeated_draws import RepeatedDraws
 
@@ -24,8 +25,9 @@ class Worker:
 
     def __init__(self, say: Callable[[object], None]) -> None:
         self._say = say
-        self._apps: dict[int, ClientApp] = {}
+        self._owners: dict[int, SimulatedOwner] = {}
         self._draws: dict[int, RepeatedDraws] = {}
+        self._in_exchange = set[int]()
         self._objects: dict[str, bytes] = {}
         prepare_flower()
         logging.getLogger().handlers = [_ToDriver(say)]
@@ -36,6 +38,8 @@ class Worker:
             self._say(self._begun(content))
         elif isinstance(content, Clear):
             self._objects.clear()
+            if content.is_over:
+                self._in_exchange.clear()
         else:
             assert isinstance(content, Request)
             self._say(self._answer(content))
@@ -46,20 +50,30 @@ class Worker:
             for path in begin.classes:
                 _register(path, begin.engine)
             take_identity()
-            self._draws = {number: RepeatedDraws() for number in begin.owners.owners}
-            nodes = begin.owners.nodes(begin.folder, self._draws)
+            self._owners = dict(begin.owners.owners)
+            owners = replace(begin.owners, owners=self._owners)
+            self._nodes, self._is_secure = OpenedOwners(owners, begin.folder, draws_of=self._draws_of), owners.is_secure
         except AgflError as error:
             return refusal_of(error)
-        self._apps = {number: create_client_app(node) for number, node in nodes.items()}
+        self._app = create_client_app(lambda context: self._nodes[context.node_id])
         return Ready()
 
-    def _answer(self, request: Request) -> Reply | Defect:
+    def _draws_of(self, node: int) -> RepeatedDraws:
+        return self._draws.setdefault(node, RepeatedDraws())
+
+    def _answer(self, request: Request) -> Reply | Refusal | Defect:
+        if request.owner is not None:
+            self._owners[request.node] = request.owner
         if request.secret is not None:
-            self._draws[request.node].begin(request.secret)
+            self._draws_of(request.node).begin(request.secret)
+            self._in_exchange.add(request.node)
+            self._nodes.hold(self._in_exchange if self._is_secure else ())
         self._objects |= {key: content for key, content in request.objects.items() if content is not None}
         message = inflated(request.object_id, {key: self._objects[key] for key in request.objects})
         try:
-            reply = answer(self._apps[request.node], message, request.message_id)
+            reply = answer(self._app, message, request.message_id)
+        except NotOpened as stopped:
+            return refusal_of(stopped.reason)
         except Exception:
             return Defect(traceback.format_exc())
         return Reply(*deflated(reply))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from heapq import heapify, heapreplace
 
 from flwr.app import Message
 
 from agfl_sim.engines.grid import LocalGrid
+from agfl_sim.engines.opened_owners import Populous
 from agfl_sim.engines.workers.worker_handle import WorkerHandle
+from agfl_sim.population import Population
 
 _THREADS = 2  # a worker's: while one waits for a reply, the other makes the next message
 
@@ -17,10 +19,9 @@ _THREADS = 2  # a worker's: while one waits for a reply, the other makes the nex
 class WorkerGrid(LocalGrid):
     """Takes each message to the worker of its node; `worker_of` holds every node."""
 
-    def __init__(self, worker_of: Mapping[int, WorkerHandle]) -> None:
-        super().__init__(worker_of, waits_for_all=True)
-        self._worker_of = dict(worker_of)
-        self._workers = list(dict.fromkeys(worker_of.values()))
+    def __init__(self, worker_of: Mapping[int, WorkerHandle], workers: Sequence[WorkerHandle]) -> None:
+        super().__init__(worker_of.nodes if isinstance(worker_of, Dealt) else worker_of, waits_for_all=True)
+        self._worker_of, self._workers = worker_of, workers
         self._pools = {worker: ThreadPoolExecutor(_THREADS, thread_name_prefix="worker") for worker in self._workers}
 
     def __enter__(self) -> WorkerGrid:
@@ -43,6 +44,30 @@ class WorkerGrid(LocalGrid):
     def _submit(self, message: Message, message_id: str) -> Future[Message]:
         worker = self._worker_of[message.metadata.dst_node_id]
         return self._pools[worker].submit(worker.answer, message, message_id)
+
+
+class WorkerPopulationGrid(Populous, WorkerGrid):
+    """A grid of a population's nodes in workers."""
+
+    def __init__(self, population: Population, worker_of: Dealt, workers: Sequence[WorkerHandle]) -> None:
+        super().__init__(worker_of, workers)
+        self.population = population
+
+
+class Dealt(Mapping[int, WorkerHandle]):
+    """Nodes of a range, dealt out to workers in turn."""
+
+    def __init__(self, nodes: range, workers: Sequence[WorkerHandle]) -> None:
+        self.nodes, self._workers = nodes, workers
+
+    def __getitem__(self, node: int) -> WorkerHandle:
+        return self._workers[self.nodes.index(node) % len(self._workers)]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.nodes)
+
+    def __len__(self) -> int:
+        return len(self.nodes)
 
 
 def shared_out(costs: Mapping[int, float], num_workers: int) -> Sequence[Sequence[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -13,7 +13,9 @@ from flwr.app import Message
 from agfl_models import errors
 from agfl_models.errors import ConfigError
 from agfl_sim.engines.grid import deflated, inflated
-from agfl_sim.engines.workers.exchange_log import BEGINS, ExchangeLog
+from agfl_sim.engines.opened_owners import BEGINS
+from agfl_sim.engines.simulated_owners import SimulatedOwner
+from agfl_sim.engines.workers.exchange_log import ExchangeLog
 from agfl_sim.engines.workers.link import Link
 from agfl_sim.engines.workers.messages import Begin, Clear, Defect, LogLine, Ready, Refusal, Reply, Request
 
@@ -28,13 +30,17 @@ class DefectError(Exception):
 class WorkerHandle:
     """A worker with the nodes of some owners, started again where it dies.
 
-    `answer` may be called by several threads; one is served at a time. start: see `Workplace`.
+    `answer` may be called by several threads; one is served at a time. owners: all that it may be asked for; those whom
+    `begin` does not name are made when they are. start: see `Workplace`.
     """
 
-    def __init__(self, number: int, begin: Begin, start: Callable[[bool], Link]) -> None:
+    def __init__(
+        self, number: int, begin: Begin, owners: Mapping[int, SimulatedOwner], start: Callable[[bool], Link]
+    ) -> None:
         self._number, self._begin, self._start_link = number, begin, start
         self._label = f"--engine {begin.engine}: worker {number}"
-        self._names = {node: owner.name for node, owner in begin.owners.owners.items()}
+        self._all, self._owners = owners, dict(begin.owners.owners)
+        self._told = set[int]()
         self._log = ExchangeLog(begin.owners, begin.folder)
         self._turn, self._life = threading.Lock(), threading.Lock()
         self._is_closed, self._is_dead, self._deaths = False, False, 0
@@ -61,22 +67,27 @@ class WorkerHandle:
             if kind in BEGINS:
                 self._deaths = 0
             with suppress(OSError):  # that the worker is gone shows where it is asked
-                self._link.send(Clear())
+                self._link.send(Clear(is_over=kind in BEGINS))
 
     def answer(self, message: Message, message_id: str) -> Message:
         """Return a node's reply.
 
         Raises:
             ConfigError: the worker died too often.
+            AgflError: the owner cannot be opened.
             DefectError: the node failed as none should.
         """
         object_id, contents = deflated(message)
         node, kind = message.metadata.dst_node_id, message.metadata.message_type
         with self._turn:
             objects = {key: self._kept.setdefault(key, content) for key, content in contents.items()}
-            request = Request(node, message_id, object_id, objects, self._log.begin(node, kind))
+            if node not in self._owners:
+                self._owners[node] = self._all[node]
+            secret = self._log.begin(node, self._owners[node].name, kind)
+            request = Request(node, message_id, object_id, objects, secret)
             found = self._answer(request)
             self._log.answered(kind, request)
+        _refuse(found)
         if isinstance(found, Defect):
             raise DefectError(found.trace)
         assert isinstance(found, Reply)
@@ -90,9 +101,7 @@ class WorkerHandle:
 
     def _wait_until_ready(self) -> None:
         found = self._receive()
-        if isinstance(found, Refusal):
-            kind: type[errors.AgflError] = getattr(errors, found.kind)
-            raise kind(found.code, found.sentence)
+        _refuse(found)
         assert isinstance(found, Ready)
 
     def _answer(self, request: Request) -> object:
@@ -110,7 +119,7 @@ class WorkerHandle:
                 return self._ask(request)
             except (EOFError, OSError):
                 # A cluster may start the replacement on the machine that took the first one down, too.
-                self._note_death(f"while it {doing} for {self._names[request.node]}")
+                self._note_death(f"while it {doing} for {self._owners[request.node].name}")
 
     def _note_death(self, doing: str) -> None:
         self._is_dead, self._deaths = True, self._deaths + 1
@@ -127,6 +136,7 @@ class WorkerHandle:
             self._link = self._start_link(is_first)
             self._is_dead = False
             self._sent.clear()
+            self._told = set(self._begin.owners.owners)
         with suppress(OSError):
             self._link.send(self._begin)
 
@@ -134,7 +144,9 @@ class WorkerHandle:
         """Send a request, without the objects that the worker has, and return the answer."""
         unsent = {key: None if key in self._sent else content for key, content in request.objects.items()}
         self._sent |= unsent.keys()
-        self._link.send(replace(request, objects=unsent))
+        owner = None if request.node in self._told else self._owners[request.node]
+        self._told.add(request.node)
+        self._link.send(replace(request, objects=unsent, owner=owner))
         return self._receive()
 
     def _receive(self) -> object:
@@ -142,3 +154,10 @@ class WorkerHandle:
         while isinstance(found := self._link.receive(), LogLine):
             logging.getLogger(found.logger).log(found.level, "%s", found.text)
         return found
+
+
+def _refuse(found: object) -> None:
+    """Raise what a worker refused."""
+    if isinstance(found, Refusal):
+        kind: type[errors.AgflError] = getattr(errors, found.kind)
+        raise kind(found.code, found.sentence)

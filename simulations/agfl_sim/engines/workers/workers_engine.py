@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,11 @@ from typing import ClassVar
 from flwr.serverapp import Grid
 
 from agfl_sim.engines.engine import Engine
-from agfl_sim.engines.simulated_owners import size_of
+from agfl_sim.engines.simulated_owners import OwnersOfPopulation, size_of
 from agfl_sim.engines.workers.link import Link
 from agfl_sim.engines.workers.messages import Begin
 from agfl_sim.engines.workers.own_classes import own_classes
-from agfl_sim.engines.workers.worker_grid import WorkerGrid, shared_out
+from agfl_sim.engines.workers.worker_grid import Dealt, WorkerGrid, WorkerPopulationGrid, shared_out
 from agfl_sim.engines.workers.worker_handle import WorkerHandle
 
 
@@ -46,16 +46,28 @@ class WorkersEngine(Engine):
     @contextmanager
     def _open_grid(self, folder: Path) -> Iterator[Grid]:
         with ExitStack() as stack:
-            place = stack.enter_context(self._open_workplace(folder.resolve()))
-            worker_of: dict[int, WorkerHandle] = {}
-            for number, nodes in enumerate(shared_out(self._costs(), self._num_workers or place.num_cpus), start=1):
+            place, owners = stack.enter_context(self._open_workplace(folder.resolve())), self._owners.owners
+            count = self._num_workers or place.num_cpus
+            is_of_population = isinstance(owners, OwnersOfPopulation)
+            shares = [()] * min(count, len(owners)) if is_of_population else shared_out(self._costs(), count)
+            workers = []
+            for number, nodes in enumerate(shares, start=1):
                 begin = Begin(self.name, self._owners.only(nodes), folder.resolve(), self._classes)
-                worker = WorkerHandle(number, begin, place.start)
-                stack.callback(worker.close)
-                worker_of |= dict.fromkeys(nodes, worker)
-            for worker in dict.fromkeys(worker_of.values()):
+                workers.append(WorkerHandle(number, begin, owners, place.start))
+                stack.callback(workers[-1].close)
+            for worker in workers:
                 worker.wait_until_ready()
-            yield stack.enter_context(WorkerGrid(worker_of))
+            yield stack.enter_context(self._grid(workers, shares))
+
+    def _grid(self, workers: Sequence[WorkerHandle], shares: Sequence[Sequence[int]]) -> WorkerGrid:
+        owners = self._owners.owners
+        if not isinstance(owners, OwnersOfPopulation):
+            dealt = zip(workers, shares, strict=True)
+            return WorkerGrid({node: worker for worker, nodes in dealt for node in nodes}, workers)
+        worker_of = Dealt(owners.ids, workers)
+        if self._owners.is_secure:
+            return WorkerGrid(worker_of, workers)
+        return WorkerPopulationGrid(owners.population, worker_of, workers)
 
     def _costs(self) -> dict[int, float]:
         """Return what each owner's round costs: as much as its text has where it trains on all of that, else the same.
