@@ -32,10 +32,15 @@ MODULES = {
 }
 forkserver = multiprocessing.get_context("forkserver")
 # With what they load late, too: PyTorch's compiler, which every optimizer imports, takes two seconds.
-_LATE = ("agfl_client.transport.supernode", "agfl_server.transport.superlink", "torch._dynamo", "sacrebleu")
+_LATE = (
+    *("agfl_client.transport.supernode", "agfl_server.transport.superlink", "torch._dynamo", "sacrebleu"),
+    *("httpcore", "mnemonic", "anyio._backends._asyncio", "uvicorn.loops.asyncio", "uvicorn.lifespan.off"),
+    *("numpy.ctypeslib", "rich._emoji_codes"),
+)
 _OWN_LATE = (
-    *("agfl_client.keys", "agfl_client.parallel.rank", "agfl_models.inference", "agfl_protocol.identity.roster_file"),
-    *("agfl_server.federation.authority", "agfl_server.federation.federation_folder", "agfl_server.report.run_report"),
+    *("agfl_client.keys", "agfl_client.parallel.rank", "agfl_models.inference", "agfl_protocol.identity.fingerprint"),
+    *("agfl_protocol.identity.roster_file", "agfl_server.federation.authority", "agfl_server.transport.health"),
+    *("agfl_server.federation.federation_folder", "agfl_server.report.run_report", "agfl_server.rounds.attendance"),
     *("agfl_sim.progress", "agfl_sim.report.report", "agfl_sim.whole_run"),
 )
 forkserver.set_forkserver_preload(
@@ -199,5 +204,7 @@ def _main(
     else:
         _use(_forkserver._forkserver_address)
         subprocess.Popen = _Popen  # type: ignore[misc]
+        process_link: Any = importlib.import_module("agfl_sim.engines.workers.process_link")
+        process_link.launch = importlib.import_module("tests.forked_workers").ForkedWorker
         sys.path.insert(0, str(Path(command[0]).parent))
         runpy.run_path(command[0], run_name="__main__")

@@ -2,7 +2,7 @@
 
 import gc
 
-from tests import no_power_cuts  # noqa: F401
+from tests import no_power_cuts, short_samples  # noqa: F401
 from tests.kept_corpora import MOST_USED
 
 from agfl_models.huggingface.folder import transformers_library

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,14 +38,19 @@ def check_arrays(plan: ClientPlan, arrays: States, size: int, *, train: bool) ->
 def most_bytes(plan: ClientPlan, size: int, *, train: bool) -> int:
     """Return the most bytes that the arrays of a request can have."""
     specs = (spec for own in arrays_of(plan, size, train=train).values() for spec in own.values())
-    return sum(max(spec.sizes) * np.dtype(spec.dtype).itemsize for spec in specs)
+    return sum(_ends(spec.sizes)[1] * np.dtype(spec.dtype).itemsize for spec in specs)
+
+
+def _ends(sizes: Sequence[int]) -> tuple[int, int]:
+    """Return the smallest and the largest; a range may have millions, and is not walked through."""
+    return (sizes[0], sizes[-1]) if isinstance(sizes, range) else (min(sizes), max(sizes))
 
 
 def _check(key: str, array: NDArray[Any], spec: ArraySpec) -> None:
     if array.dtype.name != spec.dtype:
         raise WireError("AGFL-WIRE-019", f"{key}: must be {spec.dtype}, got {array.dtype.name}")
     if array.size not in spec.sizes:
-        few = sorted({min(spec.sizes), max(spec.sizes)})
+        few = sorted(set(_ends(spec.sizes)))
         rule = (" to " if isinstance(spec.sizes, range) else " or ").join(map(str, few))
         raise WireError("AGFL-WIRE-020", f"{key}: must have {rule} elements as configured, got {array.size}")
     if spec.dtype == "float32":
