@@ -31,6 +31,20 @@ data: {partition: grouped, num_owners: 3}
 """
 # Nodes carry some, too.
 WITH_STATES = CONFIG.replace("{type: auto, every: 2}", "{type: scaffold}, weighting: uniform").replace("s: 5", "s: 4")
+# The real client, but for the moment at which it dies: where it is asked for the trip, the first time or the second.
+DIES_IN_TRIP = """
+import os, signal, sys
+from agfl_client.secure.secure_member import SecureMember
+
+trip, left = sys.argv.pop(1), [int(sys.argv.pop(1))]
+genuine = getattr(SecureMember, trip)
+def answer(*arguments):
+    left[0] -= 1
+    return genuine(*arguments) if left[0] else os.kill(os.getpid(), signal.SIGKILL)
+setattr(SecureMember, trip, answer)
+from agfl_client.cli import main
+main()
+"""
 
 
 def run_ok(*arguments: str | Path) -> str:
@@ -121,6 +135,13 @@ class Site:
         """Start an owner's client; it leaves when the run ends."""
         arguments = self.client_arguments(owner, port, *options, keys=keys, ca=ca, roster=roster)
         return self.start(owner.stem, "agfl-client", *arguments)
+
+    def start_until_killed(self, owner: Path, port: int, trip: str, time: int = 1) -> None:
+        """Start an owner's client, and wait until it was killed in that trip of a sum, at this time of its life."""
+        script = self.folder / "dying.py"
+        script.write_text(DIES_IN_TRIP)
+        dying = self.start("dying", script, trip, str(time), *self.client_arguments(owner, port))
+        assert dying.wait() == -9, dying.output()
 
     def client_arguments(
         self,

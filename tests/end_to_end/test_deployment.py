@@ -18,30 +18,23 @@ if TYPE_CHECKING:
     from tests.end_to_end.conftest import Site
 
 
-def test_killed_server_resumes_to_the_same_bits(site: Site) -> None:
+def test_a_killed_client_and_a_killed_server_come_back_to_the_same_bits(site: Site) -> None:
     server, port = site.start_server()
-    clients = [site.start_client(owner, port) for owner in site.owners]
+    clients = [site.start_client(owner, port) for owner in site.owners[1:]]
+    site.start_until_killed(site.owners[0], port, "share", 2)  # it has a state by then
+    clients.append(site.start_client(site.owners[0], port))
     server.wait_for(r"round 2 done")
     server.kill()
     server, _ = site.start_server("--resume", port=port)
     assert server.wait() == 0, server.output()
     assert [client.wait(30) for client in clients] == [0, 0, 0]
     assert site.model == site.simulated_model
+    rows = [json.loads(line) for line in (site.federation / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["clients"] for row in rows[1:]] == [3] * 4
     assert [one.outcome for one in read_sittings(site.federation / "run")] == [None, "finished"]
     page = (site.federation / "run" / "report.html").read_text()
     assert "<dt>Total time</dt><dd>at least " in page
     assert "The server holds no text of its owners" in page
-
-
-def test_killed_client_comes_back_and_takes_part_again(site: Site) -> None:
-    server, port = site.start_server()
-    clients = [site.start_client(owner, port) for owner in site.owners]
-    server.wait_for(r"round 1 done")
-    clients[0].kill()
-    clients[0] = site.start_client(site.owners[0], port)
-    assert server.wait() == 0, server.output()
-    rows = [json.loads(line) for line in (site.federation / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["clients"] for row in rows[1:]] == [3] * 4
 
 
 def test_a_tokenizer_is_learned_to_the_same_bits_whoever_is_killed_meanwhile(site: Site) -> None:

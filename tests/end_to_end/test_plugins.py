@@ -16,10 +16,11 @@ from tests.plugin_files import EXAMPLES, install_digits
 CONFIG = """
 seed: 3
 plugins: [agfl-digits]
-num_rounds: 12
+num_rounds: 4
 task: {type: digits}
 model: {family: mlp}
-evaluation: {every: 12}
+training: {local_steps: 60}
+evaluation: {every: 4}
 """
 POLICY = "runs: all\n"
 NAMES = ("alice", "bob", "carol")
@@ -88,7 +89,7 @@ def test_an_own_model_learns_over_three_clients_once_all_have_enabled_the_same_p
     clients.append(federation.start_client(federation.data("carol"), port))
     assert [server.wait(), *(client.wait() for client in clients)] == [0] * 4, server.output()
     last = json.loads((federation.federation / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert (last["clients"], last["round"]) == (3, 12)
+    assert (last["clients"], last["round"]) == (3, 4)
     assert last["eval/accuracy"] >= 0.95
 
     model = federation.federation / "run"
@@ -116,5 +117,5 @@ def test_an_owner_sees_what_is_installed_and_what_a_run_sums_up_before_it_is_ena
     permitted = ("--policy", federation.policy_file)
     assert "digits: enabled\n" in run_ok("agfl-client", "policy", *permitted)
     shown = run_ok(*asked, *permitted)
-    assert "  task: train/loss_sum, train/examples (at most 384), eval/loss_sum, eval/examples, eval/right, " in shown
+    assert "  task: train/loss_sum, train/examples (at most 960), eval/loss_sum, eval/examples, eval/right, " in shown
     assert "  clipping: clip/clipped (at most 1), clip/above_1 to clip/above_2 (at most 1)\n" in shown

@@ -13,20 +13,21 @@ from tests.end_to_end.conftest import Site
 from agfl_sim.cli import SHIPPED_CONFIGS
 
 SHORT = {
-    "num_rounds": 2,
+    "num_rounds": 1,
     "evaluation": {"every": 1, "max_examples": 4},
     "tokenizer": {"type": "bpe", "vocab_size": 300, "merges_per_round": 32},
     "data": {"partition": "natural", "num_owners": 3},
 }
 MORE = {
-    "question_answering": {"elastic": {"widths": [0.5, 1.0]}},  # all in one tier: three are no two groups
-    "summarization": {"search": {"slate": ["configured", "mingru"], "rungs": [1]}},
+    # All in one tier, since three are no two groups; the second round is the first of the whole model.
+    "question_answering": {"num_rounds": 2, "elastic": {"widths": [0.5, 1.0]}},
+    "summarization": {"num_rounds": 2, "search": {"slate": ["configured", "mingru"], "rungs": [1]}},
 }
 
 
 @pytest.fixture(scope="module", params=["translation", "summarization", "question_answering"])
 def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three natural owners of the task's corpus, and the simulation of two short rounds."""
+    """Three natural owners of the task's corpus, and the simulation of one short round or two."""
     config = yaml.safe_load((SHIPPED_CONFIGS / f"{request.param}.yaml").read_text()) | SHORT
     config |= MORE.get(request.param, {})
     config["model"]["vocab_size"] = 300

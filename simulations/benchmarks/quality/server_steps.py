@@ -27,6 +27,7 @@ AUTO, FEDAVG = "auto", "fedavg lr 1"
 RATES = (0.05, 0.2, 0.8)
 SMOKE = (
     "training.local_steps=1",
+    "data.partition=natural",
     "evaluation.max_examples=4",
     "model={vocab_size: 259, dim: 16, layers: [{type: rnn}, {type: ff}]}",
 )

@@ -87,10 +87,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--secure", action="store_true", help="secure sums instead of plain ones")
     parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
-    parser.add_argument("--smoke", action="store_true", help="one node and a small model only: does it run?")
+    parser.add_argument("--smoke", action="store_true", help="one node and the small model only: does it run?")
     arguments = parser.parse_args()
     if arguments.smoke:
-        arguments.parameters, arguments.nodes, arguments.rounds = 2e6, 1, 2
+        arguments.parameters, arguments.nodes, arguments.rounds = SMALL, 1, 2
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         large = measure(folder / "large", arguments, arguments.parameters)
@@ -171,7 +171,7 @@ def watched(running: dict[str, Started]) -> dict[str, int]:
 def stream_seconds(federation: Path, size: int) -> float:
     """Return how long `size` bytes take from one process to another, in one TLS connection with our certificate."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        sender = multiprocessing.get_context("spawn").Process(
+        sender = multiprocessing.get_context("fork").Process(
             target=send, args=(listener.getsockname()[1], federation / "ca.pem", size)
         )
         sender.start()
