@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tests.commands import run
 
-BIN = Path(sys.executable).parent
 GOOD = """
 num_rounds: 1
 task: {type: language_modeling, sequence_length: 16}
@@ -24,11 +20,7 @@ ATTENTION = "{type: attention, num_heads: 2}"
 
 def refused(folder: Path, *arguments: str | Path) -> str:
     """Run a command that must fail; return its one line."""
-    return refusal(run(*arguments, cwd=folder))
-
-
-def refusal(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the one line of a command that failed as it must."""
+    done = run(*arguments, cwd=folder)
     assert done.returncode == 2, done.stdout + done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
@@ -103,6 +95,15 @@ def test_bad_data(config: Path, content: bytes, words: list[str]) -> None:
     assert all(word in line for word in words), line
 
 
+LIMITED = """
+import resource
+from agfl_sim.cli import main
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+main()
+"""
+
+
 def test_full_disk_while_checkpointing_loses_nothing(config: Path) -> None:
     """A real write error: the process may write files of 20 kB at most, the second checkpoint needs more."""
     command = ["agfl-simulate", "run.yaml", "--output", "out", "--set", "data.path=owners"]
@@ -113,16 +114,9 @@ def test_full_disk_while_checkpointing_loses_nothing(config: Path) -> None:
     done = run(*command, cwd=config.parent)
     assert done.returncode == 0, done.stderr
     before = {path.name: path.read_bytes() for path in (config.parent / "out" / "checkpoints").iterdir()}
-    limited = subprocess.run(
-        [str(BIN / command[0]), *command[1:], "--resume", "--set", "num_rounds=2"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        cwd=config.parent,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
-    )
-    assert "checkpoint" in refusal(limited)
+    (config.parent / "limited.py").write_text(LIMITED)
+    more = ("--resume", "--set", "num_rounds=2")
+    assert "checkpoint" in refused(config.parent, config.parent / "limited.py", *command[1:], *more)
     after = {path.name: path.read_bytes() for path in (config.parent / "out" / "checkpoints").iterdir()}
     assert after == before
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from tests.commands import run
+from tests.commands import Started, run
 from typer.testing import CliRunner
 
 from agfl_models import AutoGenModel
@@ -257,28 +257,43 @@ def test_evaluate_names_a_bad_row(model_folders: dict[str, Path], tmp_path: Path
     assert line == f"data: {data}: line 1: must have a column 'document', got 'source', 'target'"
 
 
-@contextmanager
-def on_a_terminal(*arguments: str | Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    """Start a command in a terminal of its own; give the terminal's other end and the process."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [COMMAND, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=ENVIRONMENT, start_new_session=True
-    )
-    os.close(theirs)
-    try:
-        yield ours, process
-    finally:
-        process.kill()
-        process.wait()
-        os.close(ours)
-
-
 def read_until(terminal: int, end: str) -> str:
     shown, limit = "", time.monotonic() + 60
     while not shown.endswith(end):
         assert time.monotonic() < limit, shown
         shown += os.read(terminal, 1 << 16).decode("utf-8", errors="replace")
     return shown
+
+
+# What a shell does for a command that it starts in a terminal.
+IN_TERMINAL = """
+import os, sys
+from agfl_models.cli import main
+
+os.setsid()
+terminal = os.open(sys.argv.pop(1), os.O_RDWR)  # it is the session's from now on
+for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+    os.dup2(terminal, number)
+    setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))
+main()
+"""
+
+
+@contextmanager
+def on_a_terminal(folder: Path, prompt: str, *arguments: str | Path) -> Iterator[tuple[int, Started]]:
+    """Start a command in a terminal of its own; once it prompts, give the terminal's other end and the process."""
+    script = folder / "in_terminal.py"
+    script.write_text(IN_TERMINAL)
+    ours, theirs = pty.openpty()
+    process = Started(script, os.ttyname(theirs), *arguments, env=ENVIRONMENT, log=folder / "log")
+    try:
+        read_until(ours, prompt)
+        os.close(theirs)
+        yield ours, process
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
 
 
 def rest_of(terminal: int) -> str:
@@ -290,14 +305,13 @@ def rest_of(terminal: int) -> str:
     return shown.decode("utf-8", errors="replace")
 
 
-def test_on_a_terminal_it_asks_until_the_end_of_input(model_folders: dict[str, Path]) -> None:
+def test_on_a_terminal_it_asks_until_the_end_of_input(model_folders: dict[str, Path], tmp_path: Path) -> None:
     rewriter, _ = open_model(model_folders["summarize"])
     assert isinstance(rewriter, Rewriter)
     decoding, control = rewriter.decoding({}), re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
     texts = (f"the {letter}" for letter in string.ascii_letters)
     text, expected = next((text, out) for text in texts if control.search(out := rewriter.write([text], decoding)[0]))
-    with on_a_terminal("summarize", model_folders["summarize"]) as (terminal, process):
-        assert "text> " in read_until(terminal, "text> ")
+    with on_a_terminal(tmp_path, "text> ", "summarize", model_folders["summarize"]) as (terminal, process):
         os.write(terminal, text.encode() + b"\n")
         shown = read_until(terminal, "text> ")
         # What would move the cursor is not sent to a terminal.
@@ -307,9 +321,8 @@ def test_on_a_terminal_it_asks_until_the_end_of_input(model_folders: dict[str, P
         assert process.wait(20) == 0
 
 
-def test_ctrl_c_on_a_terminal_is_no_traceback(model_folders: dict[str, Path]) -> None:
-    with on_a_terminal("generate", model_folders["generate"]) as (terminal, process):
-        read_until(terminal, "prompt> ")
+def test_ctrl_c_on_a_terminal_is_no_traceback(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    with on_a_terminal(tmp_path, "prompt> ", "generate", model_folders["generate"]) as (terminal, process):
         time.sleep(0.5)  # between its prompt and its wait for a key Python would note the signal for later
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
@@ -321,15 +334,17 @@ def test_help_does_not_wait_for_torch() -> None:
         "import sys, agfl_models, agfl_models.cli\n"
         "slow = {'torch', 'pydantic', 'yaml'} & set(sys.modules)\n"
         "assert not slow, slow\n"
-        "from agfl_models import AttentionLayer, AutoGenModel, CrossAttentionLayer, FFLayer, ModelConfig, RNNLayer\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
     assert agfl_model("--help").returncode == 0
 
 
-def test_the_package_has_no_other_names() -> None:
+def test_the_package_has_its_names_and_no_others() -> None:
     import agfl_models
 
+    for name in ("AttentionLayer", "AutoGenModel", "CrossAttentionLayer", "FFLayer", "ModelConfig", "RNNLayer"):
+        vars(agfl_models).pop(name, None)  # as if nobody had asked for it before
+        assert getattr(agfl_models, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'AutoGenModle'"):
         _ = agfl_models.AutoGenModle
 
