@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import yaml
 from tests.commands import Started, run
+
+from agfl_client import keys
+from agfl_protocol.identity.roster_file import write_roster
+from agfl_server.federation import federation_folder
 
 CONFIG = """
 seed: 3
@@ -172,15 +176,16 @@ class Site:
         run_ok("agfl-simulate", self.config, "--export-owners", self.folder / "owners")
         for path in (self.folder / "owners").iterdir():  # a few rows are as good here, and each process reads them
             path.write_text("".join(path.read_text("utf-8").splitlines(keepends=True)[:200]), "utf-8")
-        run_ok("agfl-server", "init", self.federation, "--config", self.config)
-        for owner in self.owners:
-            keys = self.folder / "keys" / owner.stem
-            run_ok("agfl-client", "keygen", owner.stem, "--keys", keys)
-            public_file = keys / f"{owner.stem}.pub"
-            run_ok("agfl-server", "add-node", owner.stem, public_file, "--federation", self.federation)
-        run_ok("agfl-server", "roster", self.folder / "roster.yaml", "--federation", self.federation)
+        self.make_federation([owner.stem for owner in self.owners])
         simulated = ("--output", self.folder / "simulated", "--set", f"data.path={self.folder / 'owners'}")
         run_ok("agfl-simulate", self.config, *simulated, *(part for value in overrides for part in ("--set", value)))
+
+    def make_federation(self, names: Iterable[str]) -> None:
+        """Make and admit everybody's keys, and the roster; test_four_owners.py does so by the commands."""
+        federation_folder.init(self.federation, self.config.read_text(), [])
+        for name in names:
+            federation_folder.add_node(self.federation, name, keys.generate(name, self.folder / "keys" / name))
+        write_roster(self.folder / "roster.yaml", federation_folder.load(self.federation).nodes)
 
     @property
     def model(self) -> bytes:

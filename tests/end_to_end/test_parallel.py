@@ -15,6 +15,16 @@ if TYPE_CHECKING:
     from tests.end_to_end.conftest import Command, Site
 
 TWO = ("--device", "cpu", "--parallel")
+# The real client, but for its ranks, which have PyTorch loaded when they start.
+FORKED_RANKS = """
+from tests.forked_workers import forked_rank
+from agfl_client.parallel import ranks
+
+ranks.launch = forked_rank
+from agfl_client.cli import main
+if __name__ == "__main__":  # a rank reads the script, too
+    main()
+"""
 
 
 def rank_of(client: Command) -> int:
@@ -36,8 +46,11 @@ def is_gone(pid: int) -> bool:
 
 def test_nodes_with_two_ranks_train_what_is_simulated_with_one_though_a_rank_is_killed(site: Site) -> None:
     server, port = site.start_server()
-    sharing = (("ddp:2",), ("fsdp2:2",), ("single",))
-    clients = [site.start_client(owner, port, *TWO, *how) for owner, how in zip(site.owners, sharing, strict=True)]
+    script = site.folder / "client.py"
+    script.write_text(FORKED_RANKS)
+    sharing = zip(site.owners, ("ddp:2", "fsdp2:2", "single"), strict=True)
+    arguments = [site.client_arguments(owner, port, *TWO, how) for owner, how in sharing]
+    clients = [site.start("client", script, *its) for its in arguments]
     rank = rank_of(clients[0])
     os.kill(rank, signal.SIGKILL)
     assert server.wait() == 0, server.output()
@@ -50,6 +63,7 @@ def test_nodes_with_two_ranks_train_what_is_simulated_with_one_though_a_rank_is_
 
 
 def test_a_rank_ends_with_its_node_that_is_killed(site: Site) -> None:
+    """Here it is a new interpreter, as a person's."""
     _, port = site.start_server()
     owner, *others = site.owners
     client = site.start_client(owner, port, *TWO, "auto:2")

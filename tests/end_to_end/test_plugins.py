@@ -35,14 +35,10 @@ class Federation(Site):
         self.disabled.write_text(POLICY)
         (self.folder / "data").mkdir()
         table = np.loadtxt(EXAMPLES / "digits.csv.gz", delimiter=",")
-        run_ok("agfl-server", "init", self.federation, "--config", self.config)
         for i, name in enumerate(NAMES):
             rows = ({"pixels": line[:-1].tolist(), "digit": int(line[-1])} for line in table[i::3])
             self.data(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-            keys = self.folder / "keys" / name
-            run_ok("agfl-client", "keygen", name, "--keys", keys)
-            run_ok("agfl-server", "add-node", name, keys / f"{name}.pub", "--federation", self.federation)
-        run_ok("agfl-server", "roster", self.folder / "roster.yaml", "--federation", self.federation)
+        self.make_federation(NAMES)
 
     @property
     def disabled(self) -> Path:

@@ -45,6 +45,7 @@ pytestmark = [
     pytest.mark.timeout(2 * SLOW_S),
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+BARE = {"include_log_monitor": False}  # a process that the driver, which wants no logs of its workers, does without
 QUICK = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
 
 
@@ -54,7 +55,7 @@ def cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("ENABLE_AUTO_CONNECT", "USAGE_STATS_ENABLED", "worker_niceness", "ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
             patch.setenv(f"RAY_{name}", "0")
-        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": QUICK}
+        head = {**BARE, "num_cpus": 0, "include_dashboard": False, "no_monitor": True, "_system_config": QUICK}
         cluster: Any = Cluster(initialize_head=True, head_node_args=head)
         patch.setenv("RAY_ADDRESS", cluster.address)
         yield cluster
@@ -64,9 +65,9 @@ def cluster() -> Iterator[Any]:
 def add_machine(cluster: Any, **settings: Any) -> Any:
     """Add one. Ray gives it 30 s to start, which is not always enough where others take the processors."""
     try:
-        return cluster.add_node(**settings)
+        return cluster.add_node(**BARE, **settings)
     except Exception:
-        return cluster.add_node(**settings)
+        return cluster.add_node(**BARE, **settings)
 
 
 def raylet_of(machine: Any) -> int:
