@@ -21,7 +21,7 @@ from agfl_models.files.store import load_model
 
 CONFIG = """
 seed: 3
-num_rounds: 2
+num_rounds: 5
 task: {type: language_modeling, sequence_length: 32}
 model: {vocab_size: 259, dim: 16, layers: [{type: rnn, cell: mingru}, {type: ff}]}
 training: {batch_size: 4, local_steps: 2}
@@ -99,7 +99,7 @@ def test_a_day_with_four_owners(federation: Federation) -> None:
         federation.text(name).write_bytes(good.replace(b'"text"', b'"body"'))  # which the run's task does not have
 
     # Whose roster is older, or whose text is of no use, is left out by name on both sides, and ends nobody's run.
-    server, port = federation.start_server("--host", HOST, "--set", "num_rounds=3")
+    server, port = federation.start_server("--host", HOST, "--set", "num_rounds=2")
     wants = ("--save-model", federation.folder / "models")
     kept_log = ("--log-file", federation.folder / "dave.log")
     old = federation.owner("carol", port, "older.yaml")
@@ -138,10 +138,10 @@ def test_a_day_with_four_owners(federation: Federation) -> None:
     # What was set outlives a killed server.
     server.kill()
     again, _ = federation.start_server("--host", HOST, "--resume", port=port)
-    again.wait_for(r"as this run was started: --set num_rounds=3")
+    again.wait_for(r"as this run was started: --set num_rounds=2")
     assert again.wait() == 0, again.output()
-    assert "round 3/3" in again.output()
-    assert [row["round"] for row in federation.last_rows()] == [0, 1, 2, 3]
+    assert "round 2/2" in again.output()
+    assert [row["round"] for row in federation.last_rows()] == [0, 1, 2]
 
     # The model is where it was wanted, and nowhere else.
     again.wait_for("these owners have the model now: carol, dave")
@@ -150,8 +150,8 @@ def test_a_day_with_four_owners(federation: Federation) -> None:
         kept = wants[1] / name
         assert (kept / "model.safetensors").read_bytes() == federation.model
         load_model(kept)
-        owners[name].wait_for(r"the model after round 3 is in .*: agfl-model describe '")
-    assert re.search(r"(?m)^20\d\d-\d\d-\d\d .* the model after round 3 is in ", kept_log[1].read_text())
+        owners[name].wait_for(r"the model after round 2 is in .*: agfl-model describe '")
+    assert re.search(r"(?m)^20\d\d-\d\d-\d\d .* the model after round 2 is in ", kept_log[1].read_text())
     assert {path.name for path in wants[1].iterdir()} == {"carol", "dave"}
     wrong = run("agfl-model", "describe", federation.federation)
     assert f"its model is in '{federation.federation}/run'" in wrong.stderr

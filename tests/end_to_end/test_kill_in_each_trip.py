@@ -13,7 +13,7 @@ from tests.end_to_end.conftest import CONFIG, Site
 # on: under the same number, so with the same bits, if no vector left before, and else under the next one. Whoever is
 # lost later is in the sum, and a quorum of four can open it.
 ABORTS = {"advertise": True, "share": True, "agree": False, "unmask": False}
-NUM_ROUNDS = 3  # the first three deaths are in the first round, the last one in the second; all are in the third
+NUM_ROUNDS = 2  # the first three deaths are in the first round, the last one in the second; all evaluate it
 
 
 @pytest.fixture(scope="module")
