@@ -15,7 +15,7 @@ from agfl_sim.cli import SHIPPED_CONFIGS
 SHORT = {
     "num_rounds": 1,
     "evaluation": {"every": 1, "max_examples": 4},
-    "tokenizer": {"type": "bpe", "vocab_size": 300, "merges_per_round": 32},
+    "tokenizer": {"type": "bpe", "vocab_size": 300, "merges_per_round": 64},
     "data": {"partition": "natural", "num_owners": 3},
 }
 MORE = {
@@ -34,6 +34,8 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     for stack in (config["model"], config["model"].get("encoder", {"layers": []})):
         for layer in stack["layers"]:  # of a search, each block is one more exchange
             layer |= {"repeat": 1} if "repeat" in layer else {}
+            if stack is not config["model"]:
+                layer["layers"] = layer["layers"][:1]
     config["training"] |= {"local_steps": 2, "batch_size": 2}
     config["task"] |= {name: 12 for name in ("source_length", "target_length") if name in config["task"]}
     site = Site(tmp_path_factory.mktemp(request.param))
