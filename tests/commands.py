@@ -1,8 +1,8 @@
 """Our commands as processes of their own, forked from one that has loaded PyTorch and Flower already.
 
 A new interpreter needs three seconds of a core before it does anything, and the tests start hundreds. What must not
-hold through what was loaded before (`--help`, an exit by a limit of the system) starts a new one instead. What a script
-starts is forked from the same process, and all workers of a test run share it.
+hold through what was loaded before (`--help`, a closed standard input) starts a new one instead. What a script starts,
+workers of its simulations too, is forked from the same process, and all workers of a test run share it.
 """
 
 from __future__ import annotations
