@@ -1,11 +1,12 @@
 """One owner lies in every round, in 32 ways: the run ends with a good model, or stops and keeps the last good one.
 
 No honest owner is ever named as the liar: what cannot be proven is told of a whole group at most. One of five owners,
-who are one group, and one of twelve, in three groups.
+who are one group, and one of twelve, in three groups. The rounds before the lie are run once for all lies.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.update import Layout
 from agfl_server import app
 from agfl_server.app import run_federation
-from agfl_server.rounds.observer import Observer
+from agfl_server.rounds.observer import Observer, Row
 from agfl_server.transport import connected_nodes, messaging
 from agfl_sim.engines.grid import InProcessGrid
 from agfl_sim.engines.inline_engine import InlineEngine
@@ -72,6 +73,22 @@ class Told(Observer):
         return {name for name, reason in self.refusals if not reason.startswith(other)}
 
 
+@dataclass
+class Copying(Told):
+    """Keeps what an honest run has on the disk just before a liar would begin, as a kill would leave it."""
+
+    folder: Path = field(kw_only=True)
+
+    def round_finished(self, row: Row) -> None:
+        if row["round"] == SINCE - 1:
+            shutil.copytree(self.folder, before_the_lie(self.folder))
+
+
+def before_the_lie(folder: Path) -> Path:
+    """Return where the beginning of the honest run in `folder` is."""
+    return folder.with_name(f"{folder.name}-begun")
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended: `loss` of the model that it left, on the text of all owners, and with which line, if early."""
@@ -84,14 +101,15 @@ class Outcome:
 class Lying(InlineEngine):
     """Real nodes in this process, one of which lies."""
 
-    def lead(self, folder: Path, liar: Liar | None, observer: Observer) -> None:
+    def lead(self, folder: Path, liar: Liar | None, observer: Observer, *, resume: bool) -> None:
         apps = {}
         for number, node in self._nodes(folder).items():
             app = create_client_app(node)
             apps[number] = liar.wrap(app) if liar is not None and node.name == LIAR else app
         with InProcessGrid(apps, num_workers=16) as grid:
             try:
-                run_federation(grid, self._config, folder / "run", observer=observer, roster=self.roster)
+                run, roster = folder / "run", self.roster
+                run_federation(grid, self._config, run, resume=resume, observer=observer, roster=roster)
             finally:
                 if liar is not None:
                     liar.over.set()
@@ -117,25 +135,28 @@ def run(
     folder: Path,
     lie: Callable[[Liar], None] | None,
     patch: pytest.MonkeyPatch,
+    honest: Path | None = None,
 ) -> Outcome:
-    """Run a whole federation with one liar, or none."""
+    """Run a federation with one liar, or none: the whole, or what is after the beginning of the `honest` run."""
+    if honest is not None:
+        shutil.copytree(before_the_lie(honest), folder)
     patch.setattr(messaging, "_STRAGGLER_S", 0.5)
     patch.setattr(connected_nodes, "_WAKE_TIMEOUT_S", 0.2)
     patch.setattr(app, "_FINISH_TIMEOUT_S", 0.5)
     liar = None if lie is None else Liar(patch, len(owners), SINCE)
     if liar is not None and lie is not None:
         lie(liar)
-    told, line = Told(), ""
+    told, line = Told() if lie is not None else Copying(folder=folder), ""
     try:
-        Lying(config, owners).lead(folder, liar, told)
+        Lying(config, owners).lead(folder, liar, told, resume=honest is not None)
     except RoundError as error:
         line = str(error)
     return Outcome(loss_of(config, folder, owners), told, line)
 
 
 @pytest.fixture(scope="module")
-def honest() -> dict[int, float]:
-    """The loss of an honest run, by the number of owners, once it is known."""
+def honest() -> dict[int, tuple[float, Path]]:
+    """The loss and the folder of an honest run, by the number of owners, once there is one."""
     return {}
 
 
@@ -144,16 +165,19 @@ def tell(
     run_config: Callable[..., RunConfig],
     make_owners: Callable[[int], Path],
     tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
-    honest: dict[int, float],
+    honest: dict[int, tuple[float, Path]],
 ) -> Callable[[str, int], tuple[Outcome, float]]:
     """Run with one liar among so many owners; return how it ended, and the loss of the run without it."""
 
     def run_with(lie: str, count: int) -> tuple[Outcome, float]:
         config, owners = run_config(*SECURE), sorted(make_owners(count).glob("*.jsonl"))
         if count not in honest:
-            honest[count] = run(config, owners, tmp_path / "honest", None, monkeypatch).loss
-        return run(config, owners, tmp_path / "lying", LIES[lie], monkeypatch), honest[count]
+            folder = tmp_path_factory.mktemp("honest") / str(count)
+            honest[count] = run(config, owners, folder, None, monkeypatch).loss, folder
+        loss, folder = honest[count]
+        return run(config, owners, tmp_path / "lying", LIES[lie], monkeypatch, folder), loss
 
     return run_with
 
@@ -161,6 +185,7 @@ def tell(
 def check(outcome: Outcome, loss: float) -> None:
     """What holds whatever the lie is."""
     told = outcome.told
+    assert told.lost or told.named, "it was told"
     assert told.named <= {LIAR}
     assert all(LIAR in group and len(group) >= 4 for group in told.groups)
     if outcome.line:

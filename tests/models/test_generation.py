@@ -131,24 +131,21 @@ def test_greedy_is_the_argmax_of_forward(model: AutoGenModel) -> None:
 def test_a_wide_beam_finds_the_best_of_all_texts(seed: int, alpha: float) -> None:
     model, length = make_model(4, seed, family=["decoder", "encoder_decoder"][seed % 2]), 4
     eos_id = int(log_probs_after(model, [1, 2], [])[0].argmin())  # so that the best text is not always empty
-    scores = all_scores(model, [1, 2], length, alpha, eos_id)
+    log_probs = all_log_probs(model, [1, 2], length, eos_id)
     config = config_of(max_new_tokens=length, num_beams=4**length, length_penalty=alpha)
-    best = max(scores.items(), key=lambda item: item[1])[0]
+    best = max(log_probs, key=lambda ids: score(log_probs[ids], len(ids) + 1, alpha))
     assert decode(model, [[1, 2]], config, eos_id) == [list(best)]
 
 
-def all_scores(
-    model: AutoGenModel, prompt: list[int], length: int, alpha: float, eos_id: int
-) -> dict[tuple[int, ...], float]:
-    """Return the score of every text of four ids that ends within `length`, its end token counted."""
-    scores = {}
+def all_log_probs(model: AutoGenModel, prompt: list[int], length: int, eos_id: int) -> dict[tuple[int, ...], float]:
+    """Return the log probability of every text of four ids that ends within `length`, its end token counted."""
+    found = {}
     for n in range(length):
-        for ids in itertools.product({0, 1, 2, 3} - {eos_id}, repeat=n):
-            text = [*ids, eos_id]
-            log_probs_TV = whole_log_probs(model, prompt, text)[0]
-            log_prob = sum(float(log_probs_TV[len(prompt) - 1 + t, text[t]]) for t in range(len(text)))
-            scores[ids] = score(log_prob, n + 1, alpha)
-    return scores
+        texts = [(*ids, eos_id) for ids in itertools.product({0, 1, 2, 3} - {eos_id}, repeat=n)]
+        log_probs_BTV = whole_log_probs(model, prompt, *texts)[:, len(prompt) - 1 : -1]
+        said_BT = log_probs_BTV.gather(2, torch.tensor(texts).unsqueeze(2)).squeeze(2)
+        found.update({text[:-1]: log_prob for text, log_prob in zip(texts, said_BT.sum(1).tolist(), strict=True)})
+    return found
 
 
 @pytest.mark.parametrize("settings", [{}, {"length_penalty": 0.0}, {"no_repeat_ngram": 2}, {"length_penalty": 3.0}])
@@ -157,10 +154,9 @@ def test_beam_search_is_itself_without_a_state_and_without_an_early_stop(
     model: AutoGenModel, settings: dict[str, Any], num_beams: int
 ) -> None:
     config = config_of(num_beams=num_beams, **settings)
-    for eos_id in range(2):
-        for prompt in PROMPTS[:3]:
-            want = plain_beam_search(model, prompt, config, eos_id)
-            assert decode(model, [prompt], config, eos_id) == [want]
+    for eos_id, prompt in enumerate(PROMPTS[1:3]):
+        want = plain_beam_search(model, prompt, config, eos_id)
+        assert decode(model, [prompt], config, eos_id) == [want]
 
 
 def plain_beam_search(model: AutoGenModel, prompt: list[int], config: GenerationConfig, eos_id: int) -> list[int]:
@@ -220,7 +216,7 @@ def count_rows(model: AutoGenModel, act: Callable[[], object]) -> int:
 @each_way
 def test_a_batch_is_its_prompts_one_by_one(model: AutoGenModel, way: dict[str, Any]) -> None:
     config = config_of(**way)
-    for eos_id in range(5):
+    for eos_id in (0, 4):
         together = decode(model, PROMPTS, config, eos_id)
         generator, alone = torch.Generator().manual_seed(0), []
         for prompt in PROMPTS:

@@ -120,7 +120,7 @@ def test_decoded_sum_is_within_one_step_a_client_and_element(
 
 @pytest.mark.parametrize("fields", FIELDS)
 def test_rounding_is_unbiased(fields: int) -> None:
-    trials, n = 2000, 24
+    trials, n = 500, 24
     delta = np.array([0.0, 0.11, -0.37, 0.63, -0.599], np.float32)
     quantization = quantizer(5, fields, n)
     rng = np.random.default_rng(fields)
@@ -153,10 +153,12 @@ def test_whole_cohort_past_every_box_does_not_overflow(fields: int, n: int, fact
     quantization = quantizer(3000, fields, n, 2.0)
     assert n * quantization.plan.levels < 2 ** field_bits(fields)
     delta = random_deltas(np.random.default_rng(n), 1, 3000, 2.0)[0] * np.float32(factor)
-    total = quantization.decode(summed(quantization, np.tile(delta, (n, 1))))
+    alike = max(1, n // 100)  # of a thousand clients ten round in the same way
+    total = quantization.decode(summed(quantization, np.tile(delta, (n // alike, 1))) * np.uint64(alike))
     norm, inner = float(np.linalg.norm(total.delta)) / n, float(np.dot(total.delta, delta))
     assert inner > 0
-    assert norm <= (1.0 + 1e-4 if abs(factor) == 1 else BOX) * 2.0 + n**-0.5 * 3000**0.5 * 4 / quantization.plan.levels
+    rounding = (n / alike) ** -0.5 * 3000**0.5 * 4 / quantization.plan.levels
+    assert norm <= (1.0 + 1e-4 if abs(factor) == 1 else BOX) * 2.0 + rounding
 
 
 @pytest.mark.parametrize("size", [17, 1000, 50_000])

@@ -219,7 +219,7 @@ def test_attack_one_of_twelve_moves_its_group_alone(
     honest = run(config, owners, tmp_path / "honest", None, monkeypatch)
     for lie in ("loss", "full fields", "turned"):
         with pytest.MonkeyPatch.context() as patch:
-            lying = run(config, owners, tmp_path / lie, LIES[lie], patch)
+            lying = run(config, owners, tmp_path / lie, LIES[lie], patch, tmp_path / "honest")
         assert not lying.line
         assert lying.loss < honest.loss + 0.1, lie
         assert not lying.told.named
