@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -91,6 +92,7 @@ def corpus_of(task: str, name: str | None) -> Corpus:
     return CORPORA[name]
 
 
+@cache
 def _file_name(client: str) -> str:
     """ "hamlet/LADY MACBETH" -> "hamlet-LADY-MACBETH": owner names are file names."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", client).strip("-.")
