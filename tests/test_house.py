@@ -6,6 +6,7 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,13 @@ PUBLIC_FLOWER = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
 MAY_USE_PRIVATE_FLOWER = {"superlink.py", "supernode.py", "grid.py"}
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imported_modules(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
@@ -65,7 +71,7 @@ def test_no_imports_go_in_a_circle() -> None:
     modules = {
         ".".join(path.with_suffix("").parts[len(ROOT.parts) + 1 :]).removesuffix(".__init__"): path for path in PRODUCT
     }
-    graph = {name: set(_imports(ast.parse(path.read_text()).body, modules)) - {name} for name, path in modules.items()}
+    graph = {name: set(_imports(tree_of(path).body, modules)) - {name} for name, path in modules.items()}
     while leaves := {name for name, used in graph.items() if not used & graph.keys()}:
         graph = {name: used for name, used in graph.items() if name not in leaves}
     assert graph == {}

@@ -104,9 +104,9 @@ def test_a_run_that_goes_on_ends_with_the_same_bits(run: Callable[..., Any]) -> 
     growing = "elastic={widths: [0.25, 0.5, 1.0], growth: {patience: 1, min_gain: 0.5}}"
     often = ("evaluation.every=1", growing)
     whole, diary, _ = run("whole", "num_rounds=4", *often)
-    for number in (1, 2, 4):
+    for number in (2, 4):
         with pytest.raises(PulledPlugError):
-            run("torn", "num_rounds=4", *often, resume=number > 1, ends_at=number)
+            run("torn", "num_rounds=4", *often, resume=number > 2, ends_at=number)
     torn, *_ = run("torn", "num_rounds=4", *often, resume=True)
     np.testing.assert_array_equal(weights_of(whole), weights_of(torn))
     assert [opened for opened, _ in diary.planned][:2] == [2, 1]  # nothing gains half of the loss: closed again

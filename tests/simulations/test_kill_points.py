@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from agfl_server.transport import messaging
 from agfl_sim.engines.inline_engine import InlineEngine
 
 Points = dict[str, Callable[[pytest.MonkeyPatch], None]]
-EXCHANGE = 2  # in which the plug is pulled
+EXCHANGE = 2  # in which the plug is pulled: the first of a process that goes on after round 1
 
 
 class PulledPlugError(BaseException):
@@ -54,15 +56,14 @@ def in_trip(kind: str) -> Callable[[pytest.MonkeyPatch], None]:
     """S1 to S5: once two clients have replied."""
 
     def pull(patch: pytest.MonkeyPatch) -> None:
-        genuine, times = messaging.ask_nodes, [0]
+        genuine = messaging.ask_nodes
 
         def ask(
             grid: Grid, requests: Iterable[Message], timeout_s: float, *bounds: int
         ) -> Iterator[tuple[int, Message]]:
             requests = list(requests)
-            times[0] += requests[0].metadata.message_type == kind
             for number, found in enumerate(genuine(grid, requests, timeout_s, *bounds)):
-                if (number, times[0], requests[0].metadata.message_type) == (2, EXCHANGE, kind):
+                if number == 2 and requests[0].metadata.message_type == kind:
                     raise PulledPlugError
                 yield found
 
@@ -75,12 +76,11 @@ def at_record(trip: str) -> Callable[[pytest.MonkeyPatch], None]:
     """Between two trips; S6 after the last."""
 
     def pull(patch: pytest.MonkeyPatch) -> None:
-        genuine, times = journal._Files.write, [0]
+        genuine = journal._Files.write
 
         def write(self: journal._Files, name: str, content: Mapping[str, bytes | memoryview]) -> None:
             genuine(self, name, content)
-            times[0] += name == trip
-            if name == trip and times[0] == EXCHANGE:
+            if name == trip:
                 raise PulledPlugError
 
         patch.setattr(journal._Files, "write", write)
@@ -128,19 +128,33 @@ def result(folder: Path, config: RunConfig) -> tuple[Any, ...]:
     return weights, state.model.tobytes(), state.exchange, [{**row, "seconds": 0} for row in rows], owners
 
 
+@dataclass
+class Copying(Observer):
+    """Copies what is in the folder when the exchange begins in which the plug is pulled."""
+
+    folder: Path
+    copy: Path
+
+    def round_started(self, round_number: int, num_rounds: int, cohort: int) -> None:
+        if round_number == EXCHANGE:
+            shutil.copytree(self.folder, self.copy)
+
+
 def test_a_kill_anywhere_in_an_exchange_changes_no_bit(
     run_config: Callable[..., RunConfig], make_owners: Callable[..., Path], tmp_path: Path
 ) -> None:
     """In a simulation the clients end with the server, so the exchange is theirs to forget, too."""
     owners = sorted(make_owners(4).iterdir())
     config = run_config("num_rounds=2", "aggregation={type: secure}", "training.local_steps=1")
-    InlineEngine(config, owners).run(tmp_path / "whole", resume=False, observer=Observer())
+    copying = Copying(tmp_path / "whole", tmp_path / "after round 1")
+    InlineEngine(config, owners).run(copying.folder, resume=False, observer=copying)
     whole = result(tmp_path / "whole", config)
     assert all(len(events) == 3 * 4 for events in whole[-1].values()), "two rounds and the last evaluation"
     for point, pull in POINTS.items():
+        shutil.copytree(copying.copy, tmp_path / point)
         with pytest.MonkeyPatch.context() as patch:
             pull(patch)
             with pytest.raises(PulledPlugError):
-                InlineEngine(config, owners).run(tmp_path / point, resume=False, observer=Observer())
+                InlineEngine(config, owners).run(tmp_path / point, resume=True, observer=Observer())
         InlineEngine(config, owners).run(tmp_path / point, resume=True, observer=Observer())
         assert result(tmp_path / point, config) == whole, point

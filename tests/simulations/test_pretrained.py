@@ -26,6 +26,7 @@ from agfl_models.errors import AgflError, CheckpointError, ConfigError
 from agfl_models.files.store import load_model
 from agfl_models.huggingface.config import HuggingFaceConfig
 from agfl_models.huggingface.folder import PretrainedFolder, transformers_library
+from agfl_models.reading.corpora import Corpus
 from agfl_protocol.config.run_config import RunConfig, load_run_config
 from agfl_protocol.messages import wire
 from agfl_protocol.plans.client_plan import client_plan_from_json
@@ -351,8 +352,12 @@ def test_sequences_past_the_models_last_position_are_refused_at_the_start(
         ("minilm_questions", "bert", ("task.context_length=32", "training.batch_size=2")),
     ],
 )
-def test_the_examples_run(name: str, kind: str, smaller: tuple[str, ...], tmp_path: Path, run: RunOne) -> None:
-    """On a tiny model in the place of the real one."""
+def test_the_examples_run(
+    name: str, kind: str, smaller: tuple[str, ...], tmp_path: Path, run: RunOne, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a tiny model in the place of the real one, and a few rows of each owner of a corpus."""
+    whole = Corpus.load
+    monkeypatch.setattr(Corpus, "load", lambda corpus: {owner: rows[:8] for owner, rows in whole(corpus).items()})
     folder = write_pretrained(tmp_path / kind, kind)
     path = Path(__file__).parents[2] / "simulations" / "pretrained" / f"{name}.yaml"
     short = ("num_rounds=1", "training.local_steps=1", "evaluation.max_examples=2")
