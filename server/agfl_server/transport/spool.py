@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeAlias
 
+from agfl_models.errors import TransportError
+
 _SMALL_BYTES = 2**16  # stays in memory: most messages are keys and signatures
 
 
@@ -85,6 +87,12 @@ class Spool:
                 self._file.truncate(0)
                 self._end = 0
                 self._free.clear()
+
+    def failed(self, error: OSError) -> TransportError:
+        """Return what ends a run whose disk does not take or give back an object."""
+        where = self.folder or "the system's temporary files"
+        line = f"spool: {where} must keep messages on their way, and does not: {error.strerror}"
+        return TransportError("AGFL-TRANSPORT-009", line)
 
     def close(self) -> None:
         """Give the disk all of it back; nothing that was kept can be read any more."""

@@ -1,13 +1,12 @@
 """Flower's SuperLink inside our process: its Fleet API on one TLS port, its state in memory.
 
 Of Flower's three HTTP APIs only the one that nodes speak, the Fleet API, is built in.
-The only server file that imports Flower modules that are not public (flwr 1.41); what is used of each is held
-fast by tests/server/test_superlink.py.
+With `sent_objects` and `whole_reply` the only server files that import Flower modules that are not public (flwr 1.41);
+what is used of each is held fast by tests/server/test_superlink.py.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -19,9 +18,9 @@ from types import TracebackType
 from typing import Any
 
 from fastapi import FastAPI
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.app.message import remove_content_from_message
-from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID, ErrorCode, SubStatus
+from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID, SubStatus
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PushMessagesRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
 from flwr.server.superlink.linkstate import InMemoryLinkState, LinkStateFactory
@@ -29,16 +28,11 @@ from flwr.serverapp import Grid
 from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.error import http_error_translator
 from flwr.supercore.inflatable.inflatable_object import (
-    InflatableObject,
     get_all_nested_objects,
-    get_object_children_ids_from_object_content,
     get_object_tree,
-    get_object_type_from_object_content,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.object_store import ObjectStoreFactory
-from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
 from flwr.supercore.routers import health
@@ -51,17 +45,16 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from agfl_models.errors import TransportError
 from agfl_protocol.identity.identity import MARKER_FAB_ID, PublicIdentity
 from agfl_protocol.identity.request_signature import key_id
-from agfl_protocol.messages.array_bytes import joined
-from agfl_server.aggregation.uploads import ReplyRefused, Upload, Uploads, new_session_id
+from agfl_server.aggregation.uploads import ReplyRefused, Uploads, new_session_id
 from agfl_server.transport.gate import KEY_ID, Gate
 from agfl_server.transport.https import HttpsServer
 from agfl_server.transport.limits import SMALL_REPLY_BYTES, Limits
-from agfl_server.transport.log_limits import one_line
 from agfl_server.transport.one_process import OneProcess
-from agfl_server.transport.spool import Kept, Spool, size_of
+from agfl_server.transport.sent_objects import SentObjects
+from agfl_server.transport.spool import Spool
+from agfl_server.transport.whole_reply import WholeReply
 
 POLL_S = 0.05
 _MAX_HEARTBEAT_S = 30.0  # a node is held online for twice as long as it promises
@@ -160,7 +153,7 @@ class _LinkState(InMemoryLinkState):
     """
 
     def __init__(self, spool: Spool) -> None:
-        super().__init__(NoOpFederationManager(), _SentObjects(spool))
+        super().__init__(NoOpFederationManager(), SentObjects(spool))
         self.spool = spool
         # Flower takes these two locks in either order: an upload that expired could stop the server for good.
         self.lock = self._lock_object_push_sessions = threading.RLock()
@@ -200,7 +193,7 @@ class _LinkState(InMemoryLinkState):
             try:
                 stored = super().store_object(run_id, session, object_id, objects[object_id].deflate())
             except OSError as error:
-                raise _disk_failed(self.spool, error) from None
+                raise self.spool.failed(error) from None
             assert stored
         with self.lock:
             # Last, so that a node that sees the message finds all its objects and never sits out a 1 s backoff.
@@ -259,13 +252,13 @@ class _LinkState(InMemoryLinkState):
         with self.lock:
             return self.uploads.admits(node_id, num_bytes)
 
-    def complete_reply(self, message_id: str) -> _Reply | None:
+    def complete_reply(self, message_id: str) -> WholeReply | None:
         """Return the reply to a message, or None while any part of it is missing."""
         with self.lock:
             instruction, upload = self.message_ins_store.get(message_id), self.uploads.of(message_id)
             if instruction is None or upload is None or not (upload.is_complete or upload.fault):
                 return None
-            return _Reply(instruction, upload, self.spool)
+            return WholeReply(instruction, upload, self.spool)
 
     def may_read(self, node_id: int, object_id: str) -> bool:
         """Return whether an object belongs to a message that was sent to the node."""
@@ -287,80 +280,6 @@ class _LinkState(InMemoryLinkState):
     def _cleanup_expired_task_tokens_locked(self) -> None:
         # Flower fails a run whose process has been silent for a minute. Ours is this process.
         pass
-
-
-class _SentObjects(InMemoryObjectStore):
-    """Flower's object store, whose large objects are in a spool: each once, for all nodes that it is sent to."""
-
-    def __init__(self, spool: Spool) -> None:
-        super().__init__()
-        self._spool = spool
-        self._places: dict[str, Kept] = {}
-
-    def put(self, object_id: str, object_content: bytes) -> None:
-        super().put(object_id, object_content)
-        with self.lock_store:
-            if object_id not in self._places:
-                self._places[object_id] = self._spool.keep(object_content)
-                self.store[object_id].content = b""
-
-    def get(self, object_id: str) -> bytes | None:
-        with self.lock_store:
-            kept = self._places.get(object_id)
-            return super().get(object_id) if kept is None else self._spool.read(kept)
-
-    def delete(self, object_id: str) -> None:
-        with self.lock_store:
-            super().delete(object_id)  # which deletes the parts by this method
-            if object_id not in self.store and (kept := self._places.pop(object_id, None)) is not None:
-                self._spool.drop(kept)
-
-
-@dataclass(frozen=True)
-class _Reply:
-    instruction: Message
-    upload: Upload
-    spool: Spool
-
-    def inflate(self) -> Message:
-        """Return the reply; its metadata come from our instruction, since a node may write there anything."""
-        upload = self.upload
-        try:
-            arrays = {} if upload.fault else self._arrays()
-            if upload.fault or sum(self._array_bytes(content) for content in arrays.values()) > upload.max_bytes:
-                fault = f"reply: must have at most {upload.max_bytes} bytes, got more in repeated parts"
-                return self._error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, upload.fault or fault)
-            found: dict[str, InflatableObject] = {
-                object_id: joined(content, self._read) for object_id, content in arrays.items()
-            }
-            pieces = {piece for object_id in arrays for piece in upload.children[object_id]}
-            others = {object_id: self._read(object_id) for object_id in upload.contents if object_id not in pieces}
-            reply = inflate_object_from_contents(upload.root, others, objects=found)
-            assert isinstance(reply, Message)
-            if reply.has_error():
-                return self._error(reply.error.code, reply.error.reason or "")
-            return Message(reply.content, reply_to=self.instruction)
-        except OSError as error:
-            raise _disk_failed(self.spool, error) from None
-        except Exception as error:  # a node may send any bytes; they must not stop the round
-            return self._error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, f"malformed reply: {type(error).__name__}")
-
-    def _error(self, code: int, reason: str) -> Message:
-        return Message(Error(code, one_line(reason)), reply_to=self.instruction)
-
-    def _read(self, object_id: str) -> bytes:
-        return self.spool.read(self.upload.contents[object_id])
-
-    def _arrays(self) -> dict[str, bytes]:
-        """Return the objects that say what their arrays are."""
-        inner = {object_id: self._read(object_id) for object_id, parts in self.upload.children.items() if parts}
-        return {name: one for name, one in inner.items() if get_object_type_from_object_content(one) == "Array"}
-
-    def _array_bytes(self, content: bytes) -> int:
-        """Return the size of an array, which may repeat a part of 5 MiB as often as it likes."""
-        parts = get_object_children_ids_from_object_content(content)
-        repeated = json.loads(content.partition(b"\x00")[2])["arraychunk_ids"]
-        return sum(size_of(self.upload.contents[parts[i]]) for i in repeated)
 
 
 class _LinkStateGrid(Grid):
@@ -417,7 +336,7 @@ class _LinkStateGrid(Grid):
             TransportError: the disk did not take or give back a part of a reply.
         """
         if self._state.disk_failure is not None:
-            raise _disk_failed(self._state.spool, self._state.disk_failure)
+            raise self._state.spool.failed(self._state.disk_failure)
         wanted = set(message_ids)
         with self._state.lock:
             candidates = [self._state.complete_reply(message_id) for message_id in sorted(wanted)]
@@ -431,7 +350,7 @@ class _LinkStateGrid(Grid):
             self._state.delete_messages({message.metadata.reply_to_message_id for message in lost})
         return chain(map(self._taken, replies), lost)
 
-    def _taken(self, reply: _Reply) -> Message:
+    def _taken(self, reply: WholeReply) -> Message:
         """Return a reply that has arrived, of which the server's disk then has nothing more."""
         message = reply.inflate()
         self._state.delete_messages({reply.instruction.metadata.message_id})
@@ -449,12 +368,6 @@ class _LinkStateGrid(Grid):
             if not arrived:
                 time.sleep(POLL_S)
         return replies
-
-
-def _disk_failed(spool: Spool, error: OSError) -> TransportError:
-    where = spool.folder or "the system's temporary files"
-    line = f"spool: {where} must keep messages on their way, and does not: {error.strerror}"
-    return TransportError("AGFL-TRANSPORT-009", line)
 
 
 class _NotItsOwn(Exception):
