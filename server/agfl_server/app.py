@@ -178,9 +178,10 @@ def _run_rounds(federation: Federation, state: ServerState, run_folder: RunFolde
     """Run all rounds that are left, and leave the trained model, or the last good one, in the folder."""
     config = federation.context.config
 
-    def save(after: ServerState, rows: Sequence[Row]) -> None:
-        run_folder.save(config, after, rows)
+    def save(after: ServerState, rows: Sequence[Row]) -> ServerState:
+        after = run_folder.save(config, after, rows)
         watchers.saved(rows)
+        return after
 
     try:
         state = run_rounds(federation, state, save)

@@ -68,7 +68,7 @@ def test_what_follows_a_round_that_was_given_up_has_another_number(
             return RoundRequest(*numbers, model, quantizer, train=train, evaluate=not train), None
 
         with pytest.raises(RoundError, match="failed in 2 attempts"):
-            sum_in_attempts(context, wanted, broadcast, lambda _, lanes: lanes)
+            sum_in_attempts(context, wanted, broadcast, lambda _, lanes: lambda: lanes)
 
     ask(Request(1, 0, Kind.SAMPLED), train=True)
     ask(Request(1, 0, Kind.EXACT, all_owners=True), train=False)

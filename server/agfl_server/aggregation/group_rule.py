@@ -232,7 +232,7 @@ def _take_kept(federation: Federation, state: ServerState, groups: _Groups, aske
         codec = codec_of(
             federation, state, context.plan.room(all_owners=True), train=asked["train"], evaluate=asked["evaluate"]
         )
-        total = checked(federation, codec, lanes)
+        total = checked(federation, codec, codec.read(lanes))
         cohort = CohortSum(facts["exchange"], lanes[:0].copy(), tuple(facts["survivors"]), {}, *facts["bytes"])
         groups.sums[group] = decoded(
             federation, state, codec, total, cohort, train=asked["train"], evaluate=asked["evaluate"]

@@ -6,7 +6,8 @@ client ever answers twice with the same randomness.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -86,12 +87,15 @@ class Request:
 
 
 Broadcast = Callable[[Entry, int], tuple[wire.SumRequest, CodecT]]
+Decode = Callable[[CodecT, Lanes], Callable[[], SumT]]  # reads the lanes, and returns what does the rest without them
 
 
 def sum_in_attempts(
-    context: RunContext, wanted: Request, broadcast: Broadcast[CodecT], decode: Callable[[CodecT, Lanes], SumT]
+    context: RunContext, wanted: Request, broadcast: Broadcast[CodecT], decode: Decode[CodecT, SumT]
 ) -> tuple[CodecT, SumT, CohortSum]:
     """Return a sum of round `wanted.round`; `broadcast` makes the request and its codec, `decode` what it sums to.
+
+    The lanes, as large as the model, are let go of once `decode` has read them; those of one group are returned.
 
     It is given the exchange, with its cohort and whoever was refused in earlier ones of this round, and for how many
     clients the sum has room. A sum that no honest owners have is lost; the next ones leave out groups to find the liar.
@@ -118,7 +122,11 @@ def sum_in_attempts(
         groups, timeout_s = context.groups(wanted.kind), aggregation.round_timeout_s
         try:
             found = context.aggregator.sum(context.grid, cohort, request, codec, timeout_s, groups, records)
-            decoded = _decoded(context, wanted, codec, found, decode)
+            with _lost_if_implausible(found):
+                rest = decode(codec, found.lanes)
+                if wanted.group is None:
+                    found = replace(found, lanes=found.lanes[:0].copy())
+                decoded = rest()
             context.nodes.note_answers(found.silent, found.refusing)
             if some := suspects.note_good(found.survivors):
                 context.observer.suspected(some)
@@ -182,15 +190,16 @@ def _is_hopeless(context: RunContext, wanted: Request, error: AttemptFailed, los
     return is_over or context.suspects.probe(error.bad, context.min_cohort, lied) is None
 
 
-def _decoded(
-    context: RunContext, wanted: Request, codec: CodecT, found: CohortSum, decode: Callable[[CodecT, Lanes], SumT]
-) -> SumT:
-    """Return what a sum says; raises AttemptFailed where no honest owners have such a one."""
+@contextmanager
+def _lost_if_implausible(found: CohortSum) -> Iterator[None]:
+    """Raise AttemptFailed where no honest owners have such a sum."""
+    names, refused, silent = found.survivors, found.refused, found.silent
+    del found  # its lanes
     try:
-        return decode(codec, found.lanes)
+        yield
     except ImplausibleSum as error:
-        failed = AttemptFailed.of(error, error.sentence, found.refused, is_spent=True, bad=found.survivors)
-        failed.silent, failed.kind = found.silent, type(error)
+        failed = AttemptFailed.of(error, error.sentence, refused, is_spent=True, bad=names)
+        failed.silent, failed.kind = silent, type(error)
         raise failed from None
 
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from agfl_models.errors import CheckpointError
 from agfl_models.files.durable_files import write_atomically
 from agfl_models.files.folder_kinds import folder_hint
-from agfl_models.files.tensor_file import parts_of_file
+from agfl_models.files.tensor_file import mapped, parts_of_file
 from agfl_models.version import VERSION, written_by
 from agfl_server.rounds.rollback import Confirmed
 from agfl_server.rounds.state import ServerState
@@ -69,6 +69,13 @@ def save_checkpoint(
             "AGFL-CHECKPOINT-021", f"checkpoint: {path}: cannot be written: {error.strerror}; the last good one stays"
         ) from None
     return path
+
+
+def with_confirmed_on_disk(state: ServerState, path: Path) -> ServerState:
+    """Return a state whose checkpoint is at `path`, without the confirmed model in memory: few rounds ask for it."""
+    if not state.confirmed.model.size:
+        return state
+    return replace(state, confirmed=replace(state.confirmed, model=mapped(path, _CONFIRMED)))
 
 
 def has_checkpoint(folder: Path) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from agfl_models.errors import ImplausibleSum
@@ -18,6 +20,7 @@ from agfl_protocol.plans.groups import Names
 from agfl_protocol.plans.sum_kind import MAX_SAMPLED_EXAMPLES, Kind, kind_of
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms.codec import UpdateCodec
+from agfl_protocol.transforms.quantization import Levels
 from agfl_protocol.update import Layout, Mean, Total, Vector, square_sum
 from agfl_server.aggregation.aggregator import CohortSum
 from agfl_server.rounds.attempts import Request, RunContext, sum_in_attempts
@@ -96,7 +99,6 @@ def sum_of_round(
         RoundError: as `sum_of_cohort`.
     """
     codec, total, cohort = sum_of_cohort(federation, state, train=train, evaluate=evaluate, full=full)
-    cohort = replace(cohort, lanes=cohort.lanes[:0].copy())  # decoded: as large as the model
     found = decoded(federation, state, codec, total, cohort, train=train, evaluate=evaluate)
     return replace(found, total=replace(total, delta=total.delta[:0].copy()))  # as large, too
 
@@ -185,8 +187,8 @@ def sum_of_cohort(
 
     kind = kind_of_sum(config, train=train, evaluate=evaluate, full=full)
 
-    def decode(codec: UpdateCodec, lanes: Lanes) -> Total:
-        return checked(federation, codec, lanes)
+    def decode(codec: UpdateCodec, lanes: Lanes) -> Callable[[], Total]:
+        return partial(checked, federation, codec, codec.read(lanes))
 
     # Owners send so many vectors a round and no more: where the whole text cannot be had, a draw of it must still be.
     max_attempts = 1 if group or (full and context.plan.groups) else None
@@ -194,14 +196,14 @@ def sum_of_cohort(
     return sum_in_attempts(context, wanted, broadcast, decode)
 
 
-def checked(federation: Federation, codec: UpdateCodec, lanes: Lanes) -> Total:
-    """Return what a sum decodes to; say how many owners' numbers are not finite, which add nothing to it.
+def checked(federation: Federation, codec: UpdateCodec, read: Levels) -> Total:
+    """Return what a sum that was read decodes to; say how many owners' numbers are not finite, which add nothing to it.
 
     Raises:
         ImplausibleSum: honest clients have no such sum.
         DivergedError: those of fewer than `min_cohort` are. One owner alone may have said so of all.
     """
-    total = codec.decode_checked(lanes)
+    total = codec.check_levels(read)
     diverged, least = round(total.metrics[DIVERGED]), federation.context.min_cohort
     if diverged:
         federation.context.observer.diverged(diverged)

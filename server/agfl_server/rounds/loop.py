@@ -20,12 +20,12 @@ from agfl_server.transport.clock import clock_of
 
 
 def run_rounds(
-    federation: Federation, state: ServerState, save: Callable[[ServerState, list[Row]], None]
+    federation: Federation, state: ServerState, save: Callable[[ServerState, list[Row]], ServerState]
 ) -> ServerState:
     """Run all rounds that are left and evaluate the last model; return the final state.
 
-    `save` gets the state after each round, with the rows of metrics that became complete; it must be durable when it
-    returns, since a run resumes from what was saved last.
+    `save` gets the state after each round, with the rows of metrics that became complete, and returns it as it goes on;
+    it must be durable then, since a run resumes from what was saved last.
 
     Raises:
         RoundError: a round failed `aggregation.max_attempts` times.
@@ -37,13 +37,13 @@ def run_rounds(
         evaluate = state.round % config.evaluation.every == 0 and state.row["eval/loss"] is None
         state = measured(federation, state) if evaluate else state
         state, complete = train_round(federation, state, evaluate)
-        save(state, [complete])
+        state = save(state, [complete])
         federation.context.journal.drop_kept()
     if state.row["eval/loss"] is None:
         state = evaluate_round(federation, state)
         state = _judged(federation, state.round, *rollback.at_end(federation.optimizer, federation.methods, state))
     state = measured(federation, state)
-    save(state, [state.row])
+    state = save(state, [state.row])
     federation.context.journal.drop_kept()
     federation.context.journal.close(state.round)  # nothing is left of it to go on with
     return state

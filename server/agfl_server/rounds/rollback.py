@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 # three before; validation sees the same text again, and the last model is kept whatever comes of it.
 TRAIN_RISE, EVAL_RISE, LAST_RISE = 1.0, 0.5, 0.1
 _KEPT = 3
+_CHUNK = 2**16  # elements
 _EVAL = "eval/"
 
 
 @dataclass(frozen=True)
 class Confirmed:
-    """model: the last one that losses confirmed, (d,), that of round `round`; empty before the first.
+    """model: the last one that losses confirmed, (d,), that of round `round`; empty before the first, or on disk.
 
     metrics: what its evaluation found, if it had one; evaluated, trained: the last losses that were not refuted.
     """
@@ -61,7 +62,7 @@ def judge(
     if _is_above(evaluated, confirmed.evaluated, EVAL_RISE) or _is_above(trained, confirmed.trained, TRAIN_RISE):
         # The next losses are those of the restored model: had a lie lowered the last ones, they would refute it, too.
         return replace(confirmed, trained=()), bool(confirmed.model.size)
-    is_new = not np.array_equal(model, confirmed.model)
+    is_new = not _are_equal(model, confirmed.model)
     loss, past, rise = trained, confirmed.trained, 0.0
     if evaluated is not None:  # of two the lower one, but of three no single lie
         loss, past, rise = evaluated, (median_low(confirmed.evaluated or (math.inf,)),), LAST_RISE
@@ -100,11 +101,11 @@ def at_end(optimizer: ServerOptimizer, methods: Sequence[Method], state: ServerS
 
 def _restored(optimizer: ServerOptimizer, methods: Sequence[Method], state: ServerState) -> ServerState:
     """Return the state with the confirmed model: momentum, and the states of owners, begin anew."""
-    confirmed = state.confirmed
+    confirmed, model = state.confirmed, np.array(state.confirmed.model)
     return replace(
         state,
-        model=confirmed.model,
-        optimizer=optimizer.restarted(confirmed.model, state.optimizer),
+        model=model,
+        optimizer=optimizer.restarted(model, state.optimizer),
         methods={method.name: method.restarted(state.of(method)) for method in methods},
         row={**state.row, **_cleared(state.row), **confirmed.metrics},
     )
@@ -112,6 +113,12 @@ def _restored(optimizer: ServerOptimizer, methods: Sequence[Method], state: Serv
 
 def _cleared(row: Row) -> Row:
     return {key: None for key in row if key.startswith(_EVAL)}
+
+
+def _are_equal(one: Vector, other: Vector) -> bool:
+    """Whether two models are the same, by their first parts as a rule: the confirmed one may be on disk."""
+    parts = (slice(start, start + _CHUNK) for start in range(0, one.size, _CHUNK))
+    return one.size == other.size and all(np.array_equal(one[part], other[part]) for part in parts)
 
 
 def _is_above(loss: float | None, past: tuple[float, ...], rise: float) -> bool:

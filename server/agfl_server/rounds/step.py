@@ -10,6 +10,8 @@ from agfl_protocol.methods.method import State, Step
 from agfl_server.rounds.cohort_sums import DivergedError, Federation, RoundSum
 from agfl_server.rounds.state import ServerState
 
+_CHUNK = 2**16  # elements
+
 
 def step(federation: Federation, state: ServerState, summed: RoundSum) -> ServerState:
     """Return the state after the server's step by a round's mean.
@@ -24,7 +26,7 @@ def step(federation: Federation, state: ServerState, summed: RoundSum) -> Server
         for one in federation.methods:
             done = Step(state.model, model, summed.mean, summed.cohort.exchange, summed.cohort.survivors)
             model, methods[one.name] = one.stepped(summed.state_of(one), done)
-    if not np.isfinite(model).all():
+    if not all(np.isfinite(model[start : start + _CHUNK]).all() for start in range(0, model.size, _CHUNK)):
         raise DivergedError(
             "AGFL-ROUND-021", f"round {state.round + 1}: the model must be finite after the server's step; it is not"
         )

@@ -7,11 +7,9 @@ time, so counts over others could be subtracted, and the table would fit neither
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
-
-import numpy as np
 
 from agfl_models.errors import ConfigError, DataError, RoundError
 from agfl_models.examples import TextRow, read_data
@@ -21,6 +19,7 @@ from agfl_models.tokenizers.tokenizer import BPETokenizerConfig, Pair
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.messages.counting import CountCodec, CountRequest
 from agfl_protocol.plans.sum_kind import Kind
+from agfl_protocol.secagg.lanes import Lanes
 from agfl_server.aggregation.aggregator import CohortSum
 from agfl_server.rounds.attempts import Request, RunContext, sum_in_attempts
 from agfl_server.rounds.journal import Entry
@@ -122,10 +121,15 @@ def _sum_counts(
 
     try:
         wanted = Request(number, after, Kind.EXACT, all_owners=True)
-        _, counts, cohort_sum = sum_in_attempts(context, wanted, broadcast, CountCodec.decode_checked)
+        _, counts, cohort_sum = sum_in_attempts(context, wanted, broadcast, _decode)
     except RoundError as error:
         raise RoundError.of(error, f"tokenizer: {error.sentence}") from None
-    return counts, replace(cohort_sum, lanes=np.zeros(0, np.uint64))
+    return counts, cohort_sum
+
+
+def _decode(codec: CountCodec, lanes: Lanes) -> Callable[[], dict[Pair, int]]:
+    counts = codec.decode_checked(lanes)
+    return lambda: counts
 
 
 def _held_to(owners: Sequence[str], context: RunContext) -> RunContext:

@@ -25,6 +25,7 @@ from agfl_server.rounds.checkpoint import (
     newest_checkpoint,
     rounds_done,
     save_checkpoint,
+    with_confirmed_on_disk,
 )
 from agfl_server.rounds.observer import Row
 from agfl_server.rounds.state import ServerState
@@ -216,8 +217,10 @@ class RunFolder:
         except OSError as error:
             raise not_written(f"plan: {self.path / _PLAN_FILE}", error) from None
 
-    def save(self, config: RunConfig, state: ServerState, rows: Sequence[Row]) -> None:
+    def save(self, config: RunConfig, state: ServerState, rows: Sequence[Row]) -> ServerState:
         """Make a round durable: the rows that are complete, then its checkpoint, from which a run resumes.
+
+        Return the state as it goes on, without what the checkpoint can give back.
 
         Raises:
             CheckpointError: the disk is full or not writable; the last checkpoint stays as it is.
@@ -229,7 +232,8 @@ class RunFolder:
                 sync(file.fileno(), self.metrics)
         except OSError as error:
             raise not_written(f"metrics: {self.metrics}", error) from None
-        save_checkpoint(self.checkpoints, state, config.hash, config.defining)
+        path = save_checkpoint(self.checkpoints, state, config.hash, config.defining)
+        return with_confirmed_on_disk(state, path)
 
     def save_model(self, config: RunConfig, layout: Layout, state: ServerState) -> None:
         """Write model/model.safetensors with its configuration, for `agfl-model`."""

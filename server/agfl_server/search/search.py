@@ -192,9 +192,9 @@ def _trained_loss(context: RunContext, folder: RunFolder, rounds: int) -> float:
             "AGFL-CHECKPOINT-035", f"--resume: {folder.path}: {rule}, got {state.round} (were search.rungs changed?)"
         )
 
-    def save(state: ServerState, complete: list[Row]) -> None:
-        folder.save(config, state, complete)
+    def save(state: ServerState, complete: list[Row]) -> ServerState:
         rows.extend(complete)
+        return folder.save(config, state, complete)
 
     run_rounds(federation, state, save)
     loss = rows[-1].get("eval/loss")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,22 @@ from numpy.typing import NDArray
 _NAMES = {"uint64": "U64", "int64": "I64", "float64": "F64", "complex64": "C64", "float32": "F32", "uint32": "U32"}
 _NAMES |= {"int32": "I32", "float16": "F16", "uint16": "U16", "int16": "I16", "int8": "I8", "uint8": "U8"}
 _NAMES |= {"bool": "BOOL"}
+_DTYPES = {letters: name for name, letters in _NAMES.items()}
 _RANK = {name: number for number, name in enumerate(_NAMES)}
 _ALIGNMENT = 8
+
+
+def mapped(path: Path, name: str) -> NDArray[Any]:
+    """Return a tensor that stays in its file: its pages are read when they are asked for, and none is kept.
+
+    The file must stay as it is; replacing or deleting it does no harm.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        facts = json.loads(file.read(size))[name]
+    start, _ = facts["data_offsets"]
+    dtype = np.dtype(_DTYPES[facts["dtype"]]).newbyteorder("<")
+    return np.memmap(path, dtype, "r", 8 + size + start, tuple(facts["shape"]))
 
 
 def parts_of_file(

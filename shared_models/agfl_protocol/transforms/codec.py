@@ -21,7 +21,7 @@ from agfl_protocol.plans.client_plan import ClientPlan
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms import quantization
 from agfl_protocol.transforms.basis import Basis
-from agfl_protocol.transforms.quantization import Quantization, QuantizationPlan
+from agfl_protocol.transforms.quantization import Levels, Quantization, QuantizationPlan, Rotated
 from agfl_protocol.transforms.rotation import rotation_seed
 from agfl_protocol.update import Layout, Mean, Total, Update
 
@@ -70,7 +70,17 @@ class UpdateCodec:
         return self.quantization.num_lanes
 
     def encode(self, update: Update, rng: np.random.Generator, states: States = NO_STATES) -> Lanes:
-        """Return the lanes (num_lanes,) of one client, whatever its numbers are; states: of its methods, by name.
+        """Return the lanes (num_lanes,) of one client; raises as `rotate`."""
+        return self.write(self.rotate(update, rng, states), rng)
+
+    def write(self, update: Rotated, rng: np.random.Generator) -> Lanes:
+        """Return the lanes (num_lanes,) of an update that `rotate` made, with the same `rng`."""
+        return self.quantization.write(update, rng)
+
+    def rotate(self, update: Update, rng: np.random.Generator, states: States = NO_STATES) -> Rotated:
+        """Return what every method makes of an update, whatever its numbers are; its delta is then not needed any more.
+
+        states: of the methods, by name.
 
         Raises:
             WireError: the delta has another type or length than the model.
@@ -81,7 +91,7 @@ class UpdateCodec:
             raise WireError("AGFL-WIRE-048", f"delta: must be float32 of shape ({expected},), got {got}")
         for method in self.methods:
             update = method.encode(update, states.get(method.name, {}), rng)
-        return self.quantization.encode(update, rng)
+        return self.quantization.rotate(update)
 
     def check(self, lanes: Lanes) -> None:
         """Check the lanes (num_lanes,) that one client sent in the open; raises WireError."""
@@ -93,7 +103,15 @@ class UpdateCodec:
 
     def decode_checked(self, total: Lanes) -> Total:
         """As `decode_sum`, of the sum over a cohort; raises ImplausibleSum where honest clients have no such sum."""
-        decoded = self.decode_sum(total)
+        return self.check_levels(self.read(total))
+
+    def read(self, total: Lanes) -> Levels:
+        """Return what the fields of a sum say, without its lanes; raises ImplausibleSum as `decode_sum`."""
+        return self.quantization.read(total)
+
+    def check_levels(self, read: Levels) -> Total:
+        """Return what `decode_checked` does of the sum that was read; its levels are overwritten."""
+        decoded = self.quantization.decode_levels(read)
         self.quantization.check_sum(decoded)
         for method in self.methods:
             method.check(decoded)

@@ -8,6 +8,7 @@ such that the sum over the largest cohort stays in its field. Legend: d paramete
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -48,6 +49,25 @@ class QuantizationPlan:
         top: int = 2 ** packing.field_bits(self.fields_per_lane) - 1
         half = min(top // self.max_cohort, _MAX_LEVELS) // 2
         return 2 * half
+
+
+@dataclass(frozen=True)
+class Rotated:
+    """An update in the basis. delta: (D,); the rest as in `Update`."""
+
+    delta: Vector
+    weight: float
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What the fields of a sum say. rotated: summed levels (D,), of which 0 is that of zero; the rest as in `Total`."""
+
+    rotated: Vector
+    count: int
+    weight: float
+    metrics: Mapping[str, float]
 
 
 def plan_round(clip_l2: float, norm: float | None, num_rings: int, cohort: int) -> QuantizationPlan:
@@ -96,16 +116,20 @@ class Quantization:
         return np.array(self.basis.boxes(self.clip_l2), np.float64)
 
     def encode(self, update: Update, rng: np.random.Generator) -> Lanes:
-        """Return the vector (num_lanes,) that this client adds to the sum.
+        """Return the vector (num_lanes,) that this client adds to the sum."""
+        return self.write(self.rotate(update), rng)
 
-        What was lost is measured and travels in the header.
-        """
+    def rotate(self, update: Update) -> Rotated:
+        """Return an update in the basis; whoever holds its delta can then let go of it."""
+        return Rotated(self.basis.forward(update.delta, update.gain), update.weight, update.metrics)
+
+    def write(self, update: Rotated, rng: np.random.Generator) -> Lanes:
+        """Return the vector (num_lanes,) of an update; what was lost is measured and travels in the header."""
         vector = np.zeros(self.num_lanes, np.uint64)
         half = self.plan.levels // 2
         factors = (half / self.boxes).tolist()
         rounding = StochasticRounding(half, self.plan.fields_per_lane, rng)
-        rotated = self.basis.forward(update.delta, update.gain)
-        losses = rounding.write(rotated, self.basis.sizes, factors, vector[self.header.size :])
+        losses = rounding.write(update.delta, self.basis.sizes, factors, vector[self.header.size :])
         header = self.header.encode(update.weight, {**update.metrics, **self._metrics(losses)})
         vector[: self.header.size] = header
         return vector
@@ -139,10 +163,11 @@ class Quantization:
                 )
 
     def decode(self, total: Lanes) -> Total:
-        """Return the summed update; its metric `quantization/relative_error` is measured, not assumed.
+        """Return the summed update; raises as `read`."""
+        return self.decode_levels(self.read(total))
 
-        Rounding errors of different clients are independent and unbiased, so their squares add; the norms of what
-        clipping cut off add at worst.
+    def read(self, total: Lanes) -> Levels:
+        """Return what the fields of a sum say; whoever holds the lanes can then let go of them.
 
         Raises:
             ImplausibleSum: no clients whose fields are in range have this sum.
@@ -154,6 +179,15 @@ class Quantization:
             raise ImplausibleSum(
                 "AGFL-ROUND-009", f"fields: the sum must be at most {count * plan.levels}, got {largest}"
             )
+        return Levels(rotated, count, weight, metrics)
+
+    def decode_levels(self, read: Levels) -> Total:
+        """Return the summed update; its metric `quantization/relative_error` is measured, not assumed.
+
+        Rounding errors of different clients are independent and unbiased, so their squares add; the norms of what
+        clipping cut off add at worst. The levels are overwritten.
+        """
+        rotated, count, weight, metrics = read.rotated, read.count, read.weight, dict(read.metrics)
         for part, step in zip(self.basis.split(rotated), self._steps.tolist(), strict=True):
             part *= np.float32(step)
         moments = self.basis.fourth_moments(rotated)

@@ -184,7 +184,7 @@ def _sum(context: RunContext, wanted: Request, *, train: bool) -> int:
         )
         return request, OneLane()
 
-    _, _, found = sum_in_attempts(context, wanted, broadcast, lambda _, lanes: lanes)
+    _, _, found = sum_in_attempts(context, wanted, broadcast, lambda _, lanes: lambda: lanes)
     context.journal.close(wanted.round)  # as a checkpoint does
     return len(found.survivors)
 
