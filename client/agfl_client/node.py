@@ -57,7 +57,6 @@ from agfl_protocol.plans.plan import plan_from_json
 from agfl_protocol.randomness import SECRET_BYTES, OwnerRandomness
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms.codec import UpdateCodec
-from agfl_protocol.update import Update
 
 _LARGE = 2**20  # parameters: with fewer, what is freed is not worth the time
 
@@ -205,9 +204,13 @@ class Node:
         self._make_room(request)  # pieces of messages
         update, states = local.run(methods, NO_STATES if memory is None else memory.states)
         self._make_room(request)  # gradients
-        lanes = codec.encode(update, self._draw(request, "rounding"), states)
-        self._say_round(space, request, update, time.monotonic() - started)
-        del update, local  # a model or more
+        rng = self._draw(request, "rounding")
+        rotated = codec.rotate(update, rng, states)
+        metrics = update.metrics
+        del update, local  # a model
+        lanes = codec.write(rotated, rng)
+        del rotated  # a model
+        self._say_round(space, request, metrics, time.monotonic() - started)
         if memory is not None:
             sent = codec.decode_mean(codec.decode_sum(lanes))[0].delta
             self.states.keep(_state_key(space, request), request.exchange, memory, sent)
@@ -219,10 +222,10 @@ class Node:
         if request.model.size >= _LARGE:
             trim_memory()
 
-    def _say_round(self, space: Workspace, request: RoundRequest, update: Update, seconds: float) -> None:
+    def _say_round(self, space: Workspace, request: RoundRequest, metrics: Mapping[str, float], seconds: float) -> None:
         """Tell the owner, and nobody else, what its node did."""
-        predictions = update.metrics.get(space.task.train_sums[1], 0.0)
-        loss = update.metrics[space.task.train_sums[0]] / predictions if request.train and predictions else None
+        predictions = metrics.get(space.task.train_sums[1], 0.0)
+        loss = metrics[space.task.train_sums[0]] / predictions if request.train and predictions else None
         rounds, rows = space.plan.num_rounds, space.num_rows
         self._tell(round_shown(request.round, rounds, rows, seconds, loss=loss, evaluated=request.evaluate))
 

@@ -32,7 +32,8 @@ class LocalWork:
     trained parameters in the flat vector (d,). rng: all randomness comes from it; whatever needs a seed draws one from
     it. gradients: what methods make of each gradient before it is clipped, so that the bound is one of the whole step.
     widths: None where the model is not elastic. check_deadline: raises PolicyViolation once the owner's time is over.
-    first_step: the number of the round's first step in the run, which `training.lr_at` takes.
+    first_step: the number of the round's first step in the run, which `training.lr_at` takes. start: the model's
+    weights as they are now, float32 (d,), not to be changed; None where a trainer that asks must make a copy.
     """
 
     model: nn.Module
@@ -46,6 +47,7 @@ class LocalWork:
     widths: Widths | None = None
     check_deadline: Callable[[], None] = lambda: None
     first_step: int = 0
+    start: Vector | None = None
 
     def batches(self) -> Iterator[Any]:
         """Yield the batches of the round, on the device: as many as the run says, as long as there is time.

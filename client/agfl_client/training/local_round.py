@@ -101,6 +101,7 @@ class LocalRound:
             space.part.widths,
             self.deadline.check,
             space.plan.training.first_step(request.round),
+            self.models[0] if space.part.holds_all_bits else None,
         )
         result = train(work, self.trainer)
         sums = (result.loss, float(result.num_predictions))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from threading import Lock
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -14,6 +15,7 @@ from agfl_models.model.base_config import ModelConfigBase
 from agfl_models.model.config import ModelConfig
 from agfl_models.model.families import build_model
 from agfl_models.model.rings import Rings, outline
+from agfl_models.model.sequence_model import trained_parameters
 from agfl_protocol.plans.client_plan import RunBase
 from agfl_protocol.update import Layout, Vector
 
@@ -42,6 +44,11 @@ class Part:
             return Part(num_rings, model, layout, device)
         held = rings.held(num_rings)
         return Part(num_rings, model, layout, device, held, NestedWidths(model, layout, rings.ring[held], num_rings))
+
+    @property
+    def holds_all_bits(self) -> bool:
+        """Whether, after `load`, the weights are the whole model's as they came."""
+        return self.held is None and all(p.dtype == torch.float32 for p in trained_parameters(self.model).values())
 
     def load(self, vector: Vector) -> None:
         """Take the part's weights from the whole model's (d,)."""

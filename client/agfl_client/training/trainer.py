@@ -59,7 +59,7 @@ class BatchTrainer(LocalTrainer):
             raise ConfigError("AGFL-CONFIG-262", f"--device: {rule}") from None
 
     def _train(self, work: LocalWork) -> LocalResult:
-        before = work.layout.flatten(work.model)
+        before = work.layout.flatten(work.model) if work.start is None else work.start
         optimizer = self.optimizer or new_optimizer(work.training, work.model)
         work.model.train()
         shaping = _Shaping.of(work.layout, before, work.training.proximal_mu, work.gradients, work.device)
