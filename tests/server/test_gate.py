@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import random
 import time
+import tracemalloc
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
@@ -15,6 +19,7 @@ from agfl_protocol.identity.request_signature import SIGNATURE_HEADER, RequestSi
 from agfl_server.transport.gate import FLEET_CALLS, KEY_ID, UPLOAD, Gate
 from agfl_server.transport.limits import Limits
 from agfl_server.transport.seen_signatures import Pace, SeenSignatures
+from agfl_server.transport.spool import Spool
 
 ACTIVATE = "/v1/fleet/activate-node"
 KEY, STRANGER = generate_private_key(SECP384R1()), generate_private_key(SECP384R1())
@@ -219,3 +224,116 @@ def test_calls_past_the_pace_wait() -> None:
     assert [pace.wait_s() for _ in range(5)] == pytest.approx([0, 0, 0, 0.1, 0.2])
     now = 10.0
     assert [pace.wait_s() for _ in range(4)] == pytest.approx([0, 0, 0, 0.1])
+
+
+class LongDoor:
+    """A gate for long uploads, which many send at once; what is in memory of them is noted when the app has one."""
+
+    def __init__(self, spool: Spool) -> None:
+        limits = Limits(uploads_at_once=100)
+        keys = {key_id(KEY.public_key()): KEY.public_key()}
+        self.gate = Gate(self._app, keys, lambda _, length: True, limits, lambda: NOW_NS, spool)
+        self.bodies: list[bytes] = []
+        self.inside = self.most_inside = self.waiting = 0
+
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.inside += 1
+        self.most_inside = max(self.most_inside, self.inside)
+        self.bodies.append((await receive())["body"])
+        await asyncio.sleep(0)
+        self.inside -= 1
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def upload(
+        self, body: bytes, *, signed: bytes | None = None, last: asyncio.Event | None = None, reads: bool = True
+    ) -> int:
+        """Send a body whose last piece waits for `last`; return the status. reads: whether the answer is read."""
+        statuses: list[int] = []
+        parts = [memoryview(body)[start : start + 2**16] for start in range(0, len(body), 2**16)]
+
+        async def send(message: Message) -> None:
+            if not reads:
+                await asyncio.Event().wait()
+            statuses.append(int(message.get("status", 0)))
+
+        async def receive() -> Message:
+            await asyncio.sleep(0)
+            if last is not None and len(parts) == 1:
+                self.waiting += 1
+                await last.wait()
+            return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+
+        scope = {"type": "http", "method": "POST", "path": UPLOAD}
+        headers = _headers(UPLOAD, signed or body)
+        await self.gate({**scope, "headers": headers}, receive, send)
+        return statuses[0]
+
+
+SIZE = 3 * 2**20 + 5
+
+
+def test_a_long_upload_passes_whole_and_leaves_nothing_on_the_disk(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    door, body = LongDoor(spool), random.Random(1).randbytes(SIZE)
+    assert asyncio.run(door.upload(body)) == 200
+    assert door.bodies == [body]
+    forged = body[:-1] + bytes([body[-1] ^ 1])
+    assert asyncio.run(door.upload(forged, signed=body)) == 401
+    assert asyncio.run(door.upload(body[:-1], signed=body[:-1])) == 200
+    assert [len(one) for one in door.bodies] == [SIZE, SIZE - 1], "nothing of another body is left in it"
+    assert spool._used == 0
+    spool.close()
+
+
+def test_however_many_upload_at_once_a_piece_of_each_is_in_memory_and_one_body(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    door, body, num = LongDoor(spool), bytes(SIZE), 12
+
+    async def all_at_once() -> int:
+        last = asyncio.Event()
+        uploads = [asyncio.create_task(door.upload(body, last=last)) for _ in range(num)]
+        while door.waiting < num:
+            await asyncio.sleep(0.001)
+        held = tracemalloc.get_traced_memory()[0]
+        last.set()
+        assert await asyncio.gather(*uploads) == [200] * num
+        return held
+
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        held = asyncio.run(all_at_once()) - before
+    finally:
+        tracemalloc.stop()
+    assert held < num * 2**19
+    assert door.most_inside == 1
+    spool.close()
+
+
+def test_who_does_not_read_the_answer_to_an_upload_holds_up_nobody(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    door, body = LongDoor(spool), bytes(SIZE)
+
+    async def both() -> int:
+        deaf = asyncio.create_task(door.upload(body, reads=False))
+        while not door.bodies:
+            await asyncio.sleep(0.001)
+        status = await asyncio.wait_for(door.upload(body), 10)
+        deaf.cancel()
+        return status
+
+    assert asyncio.run(both()) == 200
+    spool.close()
+
+
+def test_a_disk_that_fails_is_noted_and_the_node_may_ask_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(tmp_path)
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    assert asyncio.run(LongDoor(spool).upload(bytes(SIZE))) == 503
+    assert spool.failure is not None
+    assert spool._used == 0
+    spool.close()

@@ -13,7 +13,8 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,6 +32,7 @@ from agfl_protocol.identity.request_signature import (
 from agfl_server.transport.limits import Limits
 from agfl_server.transport.log_limits import LineLimit
 from agfl_server.transport.seen_signatures import Pace, SeenSignatures
+from agfl_server.transport.spool import SMALL_BYTES, Place, Spool
 
 # A node is registered by the operator, from its public file, and it runs installed code:
 # register-node, unregister-node and get-fab are left out.
@@ -49,10 +51,10 @@ FLEET_CALLS = frozenset(
     )
 )
 ACTIVATE = "/v1/fleet/activate-node"
-ANNOUNCE, UPLOAD = "/v1/fleet/push-messages", "/v1/fleet/push-object"
+ANNOUNCE, UPLOAD, DOWNLOAD = "/v1/fleet/push-messages", "/v1/fleet/push-object", "/v1/fleet/pull-object"
 # In the scope of a request: who signed it (for the app), and the connection that it came on (for the gate).
 KEY_ID, CONNECTION = "agfl.key_id", "agfl.connection"
-
+_WRITE_BYTES = 2**18
 
 log = logging.getLogger("agfl.server.strangers")
 log.addFilter(LineLimit())
@@ -85,6 +87,7 @@ class Gate:
     """The outermost ASGI layer.
 
     keys: {key_id: transport key} of the registered nodes. admits: whether a node may still upload so many bytes.
+    spool: where a long upload is until it is here whole; then one of all is in memory at a time.
     """
 
     def __init__(
@@ -94,9 +97,11 @@ class Gate:
         admits: Callable[[str, int], bool],
         limits: Limits | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
+        spool: Spool | None = None,
     ) -> None:
         self._limits = limits = limits or Limits()
         self._app, self._admits, self._clock_ns = app, admits, clock_ns
+        self._spool, self._in_memory = spool or Spool(), asyncio.Lock()
         self._nodes = {
             key_id: _Node(
                 key,
@@ -145,7 +150,8 @@ class Gate:
             if not self._admits(signature.key_id, max(0, length - self._limits.body_bytes)):
                 # Honest nodes that come too late get an answer, which a closed connection would keep from them.
                 raise Refused(410, "no reply of this length is waited for", drain=True)
-            await self._call(scope, signature, length, receive, send)
+            take = self._call if length < SMALL_BYTES else self._upload
+            await take(scope, signature, length, receive, send)
 
     async def _call(self, scope: Scope, signature: RequestSignature, length: int, receive: Receive, send: Send) -> None:
         body = await _read(receive, length)
@@ -155,6 +161,64 @@ class Gate:
         give = _received(body, receive)
         del body
         await self._app(scope, give, send)
+
+    async def _upload(
+        self, scope: Scope, signature: RequestSignature, length: int, receive: Receive, send: Send
+    ) -> None:
+        """As `_call`; however many nodes send, and however slowly, memory holds a piece of each and one body."""
+        answer: list[Message] = []
+
+        async def note(message: Message) -> None:
+            answer.append(message)
+
+        with self._room(length) as place:
+            body_hash = await self._store(receive, length, place)
+            if body_hash != signature.body_hash:
+                raise Refused(401, "signature: must be of this body")
+            scope[KEY_ID] = signature.key_id
+            async with self._in_memory:
+                with self._disk():
+                    body = await asyncio.to_thread(self._spool.read, place)
+                give = _received(body, receive)
+                del body
+                await self._app(scope, give, note)
+        for message in answer:  # not before: who does not read it would hold up all others
+            await send(message)
+
+    async def _store(self, receive: Receive, length: int, place: Place) -> bytes:
+        """Put a body of `length` bytes to where it has room, and return its SHA-256."""
+        digest, waiting, at = hashlib.sha256(), bytearray(), 0
+        async for piece in _pieces(receive, length):
+            digest.update(piece)
+            waiting += piece
+            if len(waiting) >= _WRITE_BYTES:
+                at += await self._write(place, at, waiting)
+                waiting = bytearray()
+        await self._write(place, at, waiting)
+        return digest.digest()
+
+    async def _write(self, place: Place, at: int, piece: bytearray) -> int:
+        with self._disk():
+            await asyncio.to_thread(self._spool.write, place, at, piece)
+        return len(piece)
+
+    @contextmanager
+    def _room(self, length: int) -> Iterator[Place]:
+        with self._disk():
+            place = self._spool.room(length)
+        try:
+            yield place
+        finally:
+            self._spool.drop(place)
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """Note that the disk fails, which ends the run, and let the node ask again until then."""
+        try:
+            yield
+        except OSError as error:
+            self._spool.failure = error
+            raise Refused(503, "the server's disk takes nothing at the moment") from None
 
     def _most(self, path: str) -> int:
         limits = self._limits
@@ -216,18 +280,23 @@ def _length(headers: Mapping[bytes, bytes], max_bytes: int) -> int:
 
 
 async def _read(receive: Receive, length: int) -> bytes:
-    """Return the body, which has `length` bytes: the parser holds the sender to that."""
-    parts: list[bytes] = []
+    return b"".join([piece async for piece in _pieces(receive, length)])
+
+
+async def _pieces(receive: Receive, length: int) -> AsyncIterator[bytes]:
+    """Yield the body, which has `length` bytes: the parser holds the sender to that."""
     while True:
         message = await receive()
         if message["type"] != "http.request":
             raise Refused(400, "body: must come whole")
-        parts.append(message.get("body", b""))
-        length -= len(parts[-1])
-        if length < 0:
+        piece: bytes = message.get("body", b"")
+        length -= len(piece)
+        is_last = not message.get("more_body", False)
+        if length < 0 or (is_last and length):
             raise Refused(400, "body: must have the length of its header")
-        if not message.get("more_body", False):
-            return b"".join(parts)
+        yield piece
+        if is_last:
+            return
 
 
 async def _drain(receive: Receive) -> None:

@@ -16,7 +16,7 @@ from typing import IO, TypeAlias
 
 from agfl_models.errors import TransportError
 
-_SMALL_BYTES = 2**16  # stays in memory: most messages are keys and signatures
+SMALL_BYTES = 2**16  # stays in memory: most messages are keys and signatures
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,13 @@ Kept: TypeAlias = bytes | Place
 
 @dataclass
 class Spool:
-    """folder: where the file is, None for the system's own; it should not be one that is in memory."""
+    """folder: where the file is, None for the system's own; it should not be one that is in memory.
+
+    failure: what the disk did not take of a node's reply, noted by whoever tried; it ends the run.
+    """
 
     folder: Path | None = None
+    failure: OSError | None = None
     _file: IO[bytes] | None = None
     _end: int = 0
     _used: int = 0
@@ -44,9 +48,18 @@ class Spool:
 
     def keep(self, content: bytes) -> Kept:
         """Keep an object until it is dropped; raises OSError where the disk does not take it."""
-        size = len(content)
-        if size < _SMALL_BYTES:
+        if len(content) < SMALL_BYTES:
             return content
+        place = self.room(len(content))
+        try:
+            self.write(place, 0, content)
+        except OSError:
+            self.drop(place)
+            raise
+        return place
+
+    def room(self, size: int) -> Place:
+        """Return room for an object that comes piece by piece, until it is dropped; raises OSError."""
         with self._lock:
             self._refuse_closed()
             if self._file is None:
@@ -54,14 +67,15 @@ class Spool:
             # Most pieces of arrays have one size.
             place = self._free[size].pop() if self._free[size] else Place(self._end, size)
             self._end, self._used = max(self._end, place.start + size), self._used + 1
-        try:
-            done = 0
-            while done < size:
-                done += os.pwrite(self._file.fileno(), memoryview(content)[done:], place.start + done)
-        except OSError:
-            self.drop(place)
-            raise
         return place
+
+    def write(self, place: Place, at: int, content: bytes | bytearray) -> None:
+        """Write a piece of an object, `at` bytes from its start; raises OSError where the disk does not take it."""
+        assert self._file is not None
+        assert at + len(content) <= place.size
+        done = 0
+        while done < len(content):
+            done += os.pwrite(self._file.fileno(), memoryview(content)[done:], place.start + at + done)
 
     def read(self, kept: Kept) -> bytes:
         """Return an object that was kept; raises OSError where the disk does not give it back."""

@@ -52,7 +52,7 @@ from agfl_server.transport.gate import KEY_ID, Gate
 from agfl_server.transport.https import HttpsServer
 from agfl_server.transport.limits import SMALL_REPLY_BYTES, Limits
 from agfl_server.transport.one_process import OneProcess
-from agfl_server.transport.sent_objects import SentObjects
+from agfl_server.transport.sent_objects import Downloads, SentObjects
 from agfl_server.transport.spool import Spool
 from agfl_server.transport.whole_reply import WholeReply
 
@@ -96,6 +96,7 @@ class EmbeddedSuperLink:
             {key_id(node.transport_public_key): node.transport_public_key for node in nodes},
             lambda name, num_bytes: self._state.admits(callers[name].node_id, num_bytes),
             limits,
+            spool=self._state.spool,
         )
         self._https = HttpsServer(gate, host, port, certificate, key, limits)
 
@@ -153,12 +154,11 @@ class _LinkState(InMemoryLinkState):
     """
 
     def __init__(self, spool: Spool) -> None:
-        super().__init__(NoOpFederationManager(), SentObjects(spool))
-        self.spool = spool
+        self.spool, self.sent = spool, SentObjects(spool)
+        super().__init__(NoOpFederationManager(), self.sent)
         # Flower takes these two locks in either order: an upload that expired could stop the server for good.
         self.lock = self._lock_object_push_sessions = threading.RLock()
         self.uploads = Uploads(spool)
-        self.disk_failure: OSError | None = None
         self._sent_objects: dict[str, frozenset[str]] = {}
 
     def activate_node(self, node_id: int, heartbeat_interval: float) -> bool:
@@ -239,7 +239,7 @@ class _LinkState(InMemoryLinkState):
         try:
             kept = self.spool.keep(object_content)  # without the lock: a slow disk would hold up every node
         except OSError as error:
-            self.disk_failure = error  # ends the run: nobody's reply is refused for it
+            self.spool.failure = error  # ends the run: nobody's reply is refused for it
             return False
         with self.lock:
             is_taken = self.uploads.take(session_id, object_id, object_content, kept)
@@ -335,8 +335,8 @@ class _LinkStateGrid(Grid):
         Raises:
             TransportError: the disk did not take or give back a part of a reply.
         """
-        if self._state.disk_failure is not None:
-            raise self._state.spool.failed(self._state.disk_failure)
+        if self._state.spool.failure is not None:
+            raise self._state.spool.failed(self._state.spool.failure)
         wanted = set(message_ids)
         with self._state.lock:
             candidates = [self._state.complete_reply(message_id) for message_id in sorted(wanted)]
@@ -424,15 +424,21 @@ def _is_of(request: Any, caller: _Caller) -> bool:
 
 
 def _fleet_app(state: _LinkState, callers: Mapping[str, _Caller]) -> FastAPI:
-    """Return Flower's Fleet API and nothing else; the middleware is Flower's, in its order, then ours.
+    """Return Flower's Fleet API and nothing else; the middleware is Flower's, in its order, between ours.
 
     Flower's own authentication is left out: it signs the time and nothing else. The gate's has come before.
     """
+
+    def may_read(key: str, request: PullObjectRequest) -> bool:
+        node_id = callers[key].node_id
+        return bool(request.node.node_id == node_id) and state.may_read(node_id, request.object_id)
+
     app = FastAPI(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
         middleware=[
+            Middleware(Downloads, objects=state.sent, may_read=may_read),
             Middleware(BaseHTTPMiddleware, dispatch=http_error_translator),
             Middleware(ProtobufTranslationMiddleware),
             Middleware(_OwnCallsOnly, state=state, callers=callers),
