@@ -18,7 +18,14 @@ SOURCES = sorted(
 # A benchmark may take apart what it measures; it is no part of the product.
 PRODUCT = [path for path in SOURCES if "benchmarks" not in path.parts]
 PUBLIC_FLOWER = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
-MAY_USE_PRIVATE_FLOWER = {"superlink.py", "sent_objects.py", "whole_reply.py", "supernode.py", "grid.py"}
+MAY_USE_PRIVATE_FLOWER = {
+    "superlink.py",
+    "sent_objects.py",
+    "object_calls.py",
+    "whole_reply.py",
+    "supernode.py",
+    "grid.py",
+}
 
 
 @cache

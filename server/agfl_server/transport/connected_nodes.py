@@ -17,8 +17,7 @@ from agfl_server.rounds.refusals import Refusals
 from agfl_server.rounds.sampling import Draw, num_others, sample_names
 from agfl_server.rounds.suspects import Absences
 from agfl_server.transport.clock import Clock, clock_of
-from agfl_server.transport.messaging import PatientGrid, ask_nodes, error_of
-from agfl_server.transport.populous import PopulousGrid
+from agfl_server.transport.messaging import PatientGrid, PopulousGrid, ask_nodes, error_of
 
 _IDENTIFY_TIMEOUT_S = 10.0
 _ASK_AGAIN_S = 60.0  # a node that did not say who it is is not asked, nor waited for, before

@@ -34,6 +34,18 @@ class PatientGrid(Protocol):
         """As the function of this name."""
 
 
+@runtime_checkable
+class PopulousGrid(Protocol):
+    """A grid that has the NAMES of all its nodes, too many to be asked who they are: a sum invites a few of them."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Sorted; made when they are looked at."""
+
+    def node_of(self, name: str) -> int:
+        """Return the id of one of `names`."""
+
+
 def ask_nodes(
     grid: Grid,
     requests: Sequence[Message],

@@ -1,8 +1,8 @@
 """Flower's SuperLink inside our process: its Fleet API on one TLS port, its state in memory.
 
 Of Flower's three HTTP APIs only the one that nodes speak, the Fleet API, is built in.
-With `sent_objects` and `whole_reply` the only server files that import Flower modules that are not public (flwr 1.41);
-what is used of each is held fast by tests/server/test_superlink.py.
+With `object_calls`, `sent_objects` and `whole_reply` the only server files that import Flower modules that are not
+public (flwr 1.41); what is used of each is held fast by tests/server/test_superlink.py.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ from agfl_server.aggregation.uploads import ReplyRefused, Uploads, new_session_i
 from agfl_server.transport.gate import KEY_ID, Gate
 from agfl_server.transport.https import HttpsServer
 from agfl_server.transport.limits import SMALL_REPLY_BYTES, Limits
+from agfl_server.transport.object_calls import ObjectCalls, ObjectRequest
 from agfl_server.transport.one_process import OneProcess
-from agfl_server.transport.sent_objects import Downloads, SentObjects
+from agfl_server.transport.sent_objects import SentObjects
 from agfl_server.transport.spool import Spool
 from agfl_server.transport.whole_reply import WholeReply
 
@@ -429,16 +430,20 @@ def _fleet_app(state: _LinkState, callers: Mapping[str, _Caller]) -> FastAPI:
     Flower's own authentication is left out: it signs the time and nothing else. The gate's has come before.
     """
 
-    def may_read(key: str, request: PullObjectRequest) -> bool:
-        node_id = callers[key].node_id
-        return bool(request.node.node_id == node_id) and state.may_read(node_id, request.object_id)
+    def may(key: str, request: ObjectRequest) -> bool:
+        caller = callers[key]
+        if not _is_of(request, caller):
+            return False
+        if isinstance(request, PullObjectRequest):
+            return state.may_read(caller.node_id, request.object_id)
+        return state.uploads.owner(request.session_id) in (caller.node_id, None)
 
     app = FastAPI(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
         middleware=[
-            Middleware(Downloads, objects=state.sent, may_read=may_read),
+            Middleware(ObjectCalls, objects=state.sent, may=may, store=state.store_object),
             Middleware(BaseHTTPMiddleware, dispatch=http_error_translator),
             Middleware(ProtobufTranslationMiddleware),
             Middleware(_OwnCallsOnly, state=state, callers=callers),

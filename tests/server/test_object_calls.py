@@ -6,13 +6,21 @@ import asyncio
 import hashlib
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
-from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest, PullObjectResponse
+from flwr.proto.message_pb2 import (
+    ObjectTree,
+    PullObjectRequest,
+    PullObjectResponse,
+    PushObjectRequest,
+    PushObjectResponse,
+)
 from starlette.types import Message, Receive, Scope, Send
 
-from agfl_server.transport.gate import DOWNLOAD, KEY_ID
-from agfl_server.transport.sent_objects import Downloads, SentObjects
+from agfl_server.transport.gate import DOWNLOAD, KEY_ID, UPLOAD
+from agfl_server.transport.object_calls import ObjectCalls
+from agfl_server.transport.sent_objects import SentObjects
 from agfl_server.transport.spool import Place, Spool
 
 
@@ -27,10 +35,15 @@ class Server:
         self.objects.preregister(1, ObjectTree(object_id=self.id))
         self.objects.put(self.id, content)
         self.passed_on: list[bytes] = []
-        self.layer = Downloads(self._flower, self.objects, lambda key, request: key == "alice")
+        self.taken: list[tuple[int, str, str, bytes]] = []
+        self.layer = ObjectCalls(self._flower, self.objects, lambda key, _: key == "alice", self._store)
 
     async def _flower(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.passed_on.append((await receive())["body"])
+
+    def _store(self, *object_: Any) -> bool:
+        self.taken.append(object_)
+        return True
 
     def asked(self, name: str, path: str = DOWNLOAD, body: bytes | None = None) -> tuple[dict[bytes, bytes], bytes]:
         """Return headers and body of the answer."""
@@ -70,6 +83,8 @@ def test_what_is_small_or_not_the_callers_is_flowers_to_answer(tmp_path: Path) -
     for name, path, body in (
         ("bob", DOWNLOAD, request),
         ("alice", DOWNLOAD, b"\xff"),
+        ("bob", UPLOAD, PushObjectRequest(object_id="c" * 64).SerializeToString()),
+        ("alice", UPLOAD, b"\xff"),
         ("alice", "/v1/fleet/get-run", request),
         ("alice", DOWNLOAD, PullObjectRequest(object_id="b" * 64).SerializeToString()),
     ):
@@ -80,6 +95,15 @@ def test_what_is_small_or_not_the_callers_is_flowers_to_answer(tmp_path: Path) -
     assert small.passed_on
     for one in (server, small):
         one.spool.close()
+
+
+def test_an_object_that_comes_is_stored(tmp_path: Path) -> None:
+    server = Server(tmp_path, bytes(2**20))
+    request = PushObjectRequest(run_id=3, session_id="s", object_id="c" * 64, object_content=b"numbers")
+    _, body = server.asked("alice", UPLOAD, request.SerializeToString())
+    assert PushObjectResponse.FromString(body).stored
+    assert server.taken == [(3, "s", "c" * 64, b"numbers")]
+    server.spool.close()
 
 
 def test_who_reads_slowly_reads_nothing_that_came_into_the_room_later(tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""Objects come and go past Flower's own handlers, which hold each several times, and long after."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeAlias, TypeVar
+
+from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse, PushObjectRequest, PushObjectResponse
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from agfl_server.transport.gate import DOWNLOAD, KEY_ID, UPLOAD
+from agfl_server.transport.sent_objects import SentObjects
+from agfl_server.transport.spool import Place
+
+_PIECE_BYTES = 2**18
+
+ObjectRequest: TypeAlias = PullObjectRequest | PushObjectRequest
+RequestT = TypeVar("RequestT", PullObjectRequest, PushObjectRequest)
+
+
+class ObjectCalls:
+    """ASGI layer that takes an object from a node, or gives it a large one; all else is Flower's to answer.
+
+    may: whether who signed, by its key's id, may make a call. store: of run, session, object's id and content, whether
+    it is taken.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        objects: SentObjects,
+        may: Callable[[str, ObjectRequest], bool],
+        store: Callable[[int, str, str, bytes], bool],
+    ) -> None:
+        self._app, self._objects, self._may, self._store = app, objects, may, store
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or pass on; also what must be refused."""
+        if scope["path"] not in (DOWNLOAD, UPLOAD):
+            await self._app(scope, receive, send)
+            return
+        message = await receive()  # all of it: the gate has read it
+        answer = self._give if scope["path"] == DOWNLOAD else self._take
+        if not await answer(scope[KEY_ID], message.get("body", b""), send):
+            await self._app(scope, _again(message, receive), send)
+
+    async def _take(self, key: str, body: bytes, send: Send) -> bool:
+        """Take an object; return whether the call is answered."""
+        request = _parsed(PushObjectRequest, body)
+        if request is None or not self._may(key, request):
+            return False
+        object_ids = request.run_id, request.session_id, request.object_id
+        content = request.object_content
+        del request, body
+        stored = await asyncio.to_thread(self._store, *object_ids, content)
+        answer = PushObjectResponse(stored=stored).SerializeToString()
+        await _begin(len(answer), send)
+        await send({"type": "http.response.body", "body": answer})
+        return True
+
+    async def _give(self, key: str, body: bytes, send: Send) -> bool:
+        """Give a large object, piece by piece; return whether the call is answered."""
+        request = _parsed(PullObjectRequest, body)
+        if request is None or not self._may(key, request):
+            return False
+        with self._objects.reading(request.object_id) as place:
+            if place is None:
+                return False
+            await self._send(place, send)
+        return True
+
+    async def _send(self, place: Place, send: Send) -> None:
+        head = PullObjectResponse(object_found=True, object_available=True).SerializeToString()
+        head += _varint(PullObjectResponse.OBJECT_CONTENT_FIELD_NUMBER << 3 | 2) + _varint(place.size)
+        await _begin(len(head) + place.size, send)
+        await send({"type": "http.response.body", "body": head, "more_body": True})
+        for at in range(0, place.size, _PIECE_BYTES):
+            size = min(_PIECE_BYTES, place.size - at)
+            piece = await asyncio.to_thread(self._objects.spool.read, Place(place.start + at, size))
+            await send({"type": "http.response.body", "body": piece, "more_body": at + size < place.size})
+
+
+async def _begin(length: int, send: Send) -> None:
+    headers = [(b"content-type", PROTOBUF_MEDIA_TYPE.encode()), (b"content-length", str(length).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+
+def _parsed(kind: type[RequestT], body: bytes) -> RequestT | None:
+    request = kind()
+    try:
+        request.ParseFromString(body)
+    except Exception:  # Flower says so to the node
+        return None
+    return request
+
+
+def _again(message: Message, receive: Receive) -> Receive:
+    """Return what gives a message that was received once more, and then what comes after it."""
+    left = [message]
+
+    async def give() -> Message:
+        return left.pop() if left else await receive()
+
+    return give
+
+
+def _varint(number: int) -> bytes:
+    """Return a number as Protocol Buffers have it: seven bits a byte, the lowest first."""
+    parts = []
+    while number > 0x7F:
+        parts.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*parts, number])
