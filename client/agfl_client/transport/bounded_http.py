@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 
@@ -16,13 +17,23 @@ def bounded_client(tls: ssl.SSLContext, timeout_s: float, max_bytes: int, proxy:
     proxy: the URL of the one that leads to the server; the environment is not asked.
     """
     transport = _Bounded(httpx.HTTPTransport(verify=tls, proxy=proxy, trust_env=False), max_bytes)
-    return httpx.Client(
+    return _Client(
         transport=transport,
         timeout=timeout_s,
         follow_redirects=False,
         headers={"accept-encoding": "identity"},
         trust_env=False,
     )
+
+
+class _Client(httpx.Client):
+    """httpx's, whose answers, which refer to themselves, hold what was sent and what came until garbage goes."""
+
+    def send(self, request: httpx.Request, **settings: Any) -> httpx.Response:
+        response = super().send(request, **settings)
+        if response.is_closed:  # all of it was read
+            response.stream = httpx.ByteStream(b"")
+        return response
 
 
 class _Bounded(httpx.BaseTransport):

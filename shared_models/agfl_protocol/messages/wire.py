@@ -345,8 +345,10 @@ def content_bytes(message: Message) -> int:
     """Return the payload of a message in bytes: arrays, texts and numbers, without Flower's envelope."""
     if message.has_error():
         return 0
-    arrays = sum(len(a.data) for r in message.content.array_records.values() for a in r.values())
-    scalars = [pair for r in message.content.config_records.values() for pair in r.items()]
+    # Not by `array_records`: once asked for it, a content refers to itself, and holds its arrays until garbage goes.
+    records = list(message.content.values())
+    arrays = sum(len(a.data) for r in records if isinstance(r, ArrayRecord) for a in r.values())
+    scalars = [pair for r in records if isinstance(r, ConfigRecord) for pair in r.items()]
     return arrays + sum(len(k) + len(v if isinstance(v, bytes | str) else str(v)) for k, v in scalars)
 
 
