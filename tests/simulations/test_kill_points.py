@@ -21,6 +21,7 @@ from agfl_server.aggregation import secure_sum
 from agfl_server.rounds import journal
 from agfl_server.rounds.checkpoint import load_checkpoint
 from agfl_server.rounds.observer import Observer
+from agfl_server.rounds.state import ServerState
 from agfl_server.run.run_folder import RunFolder
 from agfl_server.transport import messaging
 from agfl_sim.engines.inline_engine import InlineEngine
@@ -92,10 +93,11 @@ def at_checkpoint(patch: pytest.MonkeyPatch) -> None:
     """S7."""
     genuine = RunFolder.save
 
-    def save(self: RunFolder, config: RunConfig, state: Any, rows: Any) -> None:
-        genuine(self, config, state, rows)
+    def save(self: RunFolder, config: RunConfig, state: ServerState, rows: Any) -> ServerState:
+        after = genuine(self, config, state, rows)
         if state.exchange == EXCHANGE:
             raise PulledPlugError
+        return after
 
     patch.setattr(RunFolder, "save", save)
 
