@@ -42,7 +42,7 @@ CHECKED = (
     "server/agfl_server/transport/gate.py",
     "server/agfl_server/aggregation/secure_sum.py",
     "server/agfl_server/transport/superlink.py",
-    "server/agfl_server/transport/whole_reply.py",
+    "server/agfl_server/transport/objects/whole_reply.py",
     "server/agfl_server/aggregation/unmasking.py",
     "shared_models/agfl_protocol/plans/plan.py",
     "shared_models/agfl_protocol/plans/plan_fields.py",

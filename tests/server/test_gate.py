@@ -18,8 +18,8 @@ from starlette.types import Message, Receive, Scope, Send
 from agfl_protocol.identity.request_signature import SIGNATURE_HEADER, RequestSignature, key_id, sign_request
 from agfl_server.transport.gate import FLEET_CALLS, KEY_ID, UPLOAD, Gate
 from agfl_server.transport.limits import Limits
+from agfl_server.transport.objects.spool import Spool
 from agfl_server.transport.seen_signatures import Pace, SeenSignatures
-from agfl_server.transport.spool import Spool
 
 ACTIVATE = "/v1/fleet/activate-node"
 KEY, STRANGER = generate_private_key(SECP384R1()), generate_private_key(SECP384R1())

@@ -19,9 +19,9 @@ from flwr.proto.message_pb2 import (
 from starlette.types import Message, Receive, Scope, Send
 
 from agfl_server.transport.gate import DOWNLOAD, KEY_ID, UPLOAD
-from agfl_server.transport.object_calls import ObjectCalls
-from agfl_server.transport.sent_objects import SentObjects
-from agfl_server.transport.spool import Place, Spool
+from agfl_server.transport.objects.object_calls import ObjectCalls
+from agfl_server.transport.objects.sent_objects import SentObjects
+from agfl_server.transport.objects.spool import Place, Spool
 
 
 class Server:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agfl_server.transport.spool import Kept, Spool, size_of
+from agfl_server.transport.objects.spool import Kept, Spool, size_of
 
 SIZES = (0, 1, 2**16 - 1, 2**16, 2**16 + 1, 200_000)
 

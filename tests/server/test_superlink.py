@@ -36,7 +36,7 @@ from agfl_models.errors import TransportError
 from agfl_server.aggregation.uploads import HEAD_DIVIDER, HEAD_END
 from agfl_server.transport.gate import FLEET_CALLS
 from agfl_server.transport.limits import Limits
-from agfl_server.transport.spool import Kept, Spool
+from agfl_server.transport.objects.spool import Kept, Spool
 from agfl_server.transport.superlink import EmbeddedSuperLink
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from agfl_server.transport.spool import Kept, Spool
+from agfl_server.transport.objects.spool import Kept, Spool
 
 MAX_DEPTH = 6  # Message > RecordDict > ArrayRecord > Array > ArrayChunk are 5
 SPARE_NODES = 64  # of a tree, beside one for each MiB that the reply may have

@@ -31,8 +31,8 @@ from agfl_protocol.identity.request_signature import (
 )
 from agfl_server.transport.limits import Limits
 from agfl_server.transport.log_limits import LineLimit
+from agfl_server.transport.objects.spool import SMALL_BYTES, Place, Spool
 from agfl_server.transport.seen_signatures import Pace, SeenSignatures
-from agfl_server.transport.spool import SMALL_BYTES, Place, Spool
 
 # A node is registered by the operator, from its public file, and it runs installed code:
 # register-node, unregister-node and get-fab are left out.

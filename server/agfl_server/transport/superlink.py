@@ -51,11 +51,11 @@ from agfl_server.aggregation.uploads import ReplyRefused, Uploads, new_session_i
 from agfl_server.transport.gate import KEY_ID, Gate
 from agfl_server.transport.https import HttpsServer
 from agfl_server.transport.limits import SMALL_REPLY_BYTES, Limits
-from agfl_server.transport.object_calls import ObjectCalls, ObjectRequest
+from agfl_server.transport.objects.object_calls import ObjectCalls, ObjectRequest
+from agfl_server.transport.objects.sent_objects import SentObjects
+from agfl_server.transport.objects.spool import Spool
+from agfl_server.transport.objects.whole_reply import WholeReply
 from agfl_server.transport.one_process import OneProcess
-from agfl_server.transport.sent_objects import SentObjects
-from agfl_server.transport.spool import Spool
-from agfl_server.transport.whole_reply import WholeReply
 
 POLL_S = 0.05
 _MAX_HEARTBEAT_S = 30.0  # a node is held online for twice as long as it promises

@@ -11,8 +11,8 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agfl_server.transport.gate import DOWNLOAD, KEY_ID, UPLOAD
-from agfl_server.transport.sent_objects import SentObjects
-from agfl_server.transport.spool import Place
+from agfl_server.transport.objects.sent_objects import SentObjects
+from agfl_server.transport.objects.spool import Place
 
 _PIECE_BYTES = 2**18
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
 
-from agfl_server.transport.spool import Kept, Place, Spool
+from agfl_server.transport.objects.spool import Kept, Place, Spool
 
 
 class SentObjects(InMemoryObjectStore):

@@ -17,7 +17,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from agfl_protocol.messages.array_bytes import joined
 from agfl_server.aggregation.uploads import Upload
 from agfl_server.transport.log_limits import one_line
-from agfl_server.transport.spool import Spool, size_of
+from agfl_server.transport.objects.spool import Spool, size_of
 
 
 @dataclass(frozen=True)

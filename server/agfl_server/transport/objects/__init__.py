@@ -1,0 +1,1 @@
+"""Objects of messages: on disk while they are on their way, and whole before anybody reads them."""
