@@ -77,7 +77,7 @@ class Bench:
         rng = np.random.default_rng(3)
         data = task.prepare(rows)
         work = LocalWork(part.model, part.layout, task, data, rng, plan.training, widths=part.widths, first_step=3)
-        return config, part, work
+        return config, part, replace(work, start=part.layout.flatten(part.model))  # as a node does, which has it anyway
 
     def trainer(self, sharing: Any, config: RunConfig, part: Part) -> ParallelTrainer:
         plan = config.client_plan

@@ -71,7 +71,8 @@ def train_share(part: Part, work: LocalWork, shares: Dealer | Inbox, start: Vect
     whole = nullcontext(part.model) if isinstance(part.layout, ShardedLayout) else _replicated(part, find_unused)
     with whole as model:
         given = replace(work, model=model, layout=part.layout, dataset=shares, gradients=gradients, widths=part.widths)
-        given = replace(given, check_deadline=lambda: None)  # the dealer has looked, before it dealt
+        # The dealer has looked, before it dealt. To read the weights is a collective: all ranks do, or none.
+        given = replace(given, check_deadline=lambda: None, start=None)
         return BatchTrainer(total=shares.total).train(given)
 
 
