@@ -64,12 +64,12 @@ class Liar:
     def lanes(self, change: Callable[[UpdateCodec, Lanes], None]) -> None:
         """Change the lanes before they are masked."""
 
-        def encode(genuine: Any, codec: UpdateCodec, *given: Any) -> Lanes:
+        def write(genuine: Any, codec: UpdateCodec, *given: Any) -> Lanes:
             lanes: Lanes = genuine(codec, *given)
             change(codec, lanes)
             return lanes
 
-        self.replace(UpdateCodec, "encode", encode)
+        self.replace(UpdateCodec, "write", write)
 
     def header(self, name: str, value: Callable[[UpdateCodec], int]) -> None:
         """Set one metric."""

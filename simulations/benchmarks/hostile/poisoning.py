@@ -115,17 +115,28 @@ ATTACKS: Mapping[str, Encode] = {
 
 @contextmanager
 def liars() -> Iterator[None]:
-    """Let nodes encode as their attack says."""
+    """Let nodes encode as their attack says, in the second of the two halves in which they do."""
+    halves = UpdateCodec.rotate, UpdateCodec.write
 
-    def encode(self: UpdateCodec, update: Update, rng: np.random.Generator, states: States = NO_STATES) -> Lanes:
-        attack: Encode = getattr(_told, "attack", None) or _encode
-        return attack(self, update, rng, states)
+    def rotate(self: UpdateCodec, update: Update, rng: np.random.Generator, states: States = NO_STATES) -> Any:
+        attack: Encode | None = getattr(_told, "attack", None)
+        return halves[0](self, update, rng, states) if attack is None else (attack, update, states)
 
-    UpdateCodec.encode = encode  # type: ignore[method-assign]
+    def write(self: UpdateCodec, update: Any, rng: np.random.Generator) -> Lanes:
+        if not isinstance(update, tuple):
+            return halves[1](self, update, rng)
+        _told.attack, (attack, own, states) = None, update  # an attack encodes, too
+        try:
+            lanes: Lanes = attack(self, own, rng, states)
+            return lanes
+        finally:
+            _told.attack = attack
+
+    UpdateCodec.rotate, UpdateCodec.write = rotate, write  # type: ignore[method-assign]
     try:
         yield
     finally:
-        UpdateCodec.encode = _encode  # type: ignore[method-assign]
+        UpdateCodec.rotate, UpdateCodec.write = halves  # type: ignore[method-assign]
 
 
 class LyingNode(Node):
