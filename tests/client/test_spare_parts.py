@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from agfl_client.training.part import Part, SpareParts
 from agfl_client.training.workspace import Workspace
 from agfl_models.examples import TextRow
+from agfl_models.model.base_config import OwnModelConfig
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.plans.client_plan import ClientPlan
 
@@ -55,6 +57,39 @@ def test_model_that_remembers_stays_with_its_owner(plan: ClientPlan) -> None:
     assert not spare.put("plan", plan, made)
     assert isinstance(made, Part)
     assert spare.take("plan", plan, None, 1, "cpu") is not made
+
+
+class Remembering(OwnModelConfig):
+    """Its module may keep whatever it saw."""
+
+    family: Literal["remembering"] = "remembering"
+    copies: bool = True
+
+    def build(self) -> nn.Module:
+        module: Any = nn.Linear(2, 2)
+        module.seen = [] if self.copies else (_ for _ in ())
+        assert isinstance(module, nn.Module)
+        return module
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_owners_never_share_a_module_of_their_own_and_each_has_one_as_it_is_built(
+    plan: ClientPlan, copies: bool
+) -> None:
+    spare, own = SpareParts(), plan.model_copy(update={"model": Remembering(copies=copies)})
+    models: list[Any] = []
+    built: Any = Part.of(own, None, 1, "cpu").model
+    for _ in range(3):
+        part = spare.take("plan", own, None, 1, "cpu")
+        assert not spare.put("plan", own, part)
+        models.append(part.model)
+        assert torch.equal(models[-1].weight, built.weight)
+        assert list(models[-1].seen) == []
+        if copies:
+            models[-1].seen.append("a text")
+        with torch.no_grad():
+            models[-1].weight.fill_(7)
+    assert len({id(model) for model in models}) == len({id(model.seen) for model in models}) == 3
 
 
 def test_owners_between_rounds_hold_no_model_and_in_a_round_one_each(plan: ClientPlan) -> None:

@@ -22,9 +22,12 @@ _SUM = 10  # copies of the whole model, about, that clipping, rounding and maski
 def estimate(config: ClientPlan, num_rings: int) -> int:
     """Return the bytes that training the first rings of a run's model takes, with all that a round holds beside it."""
     part, whole = config.narrowed_model(num_rings), config.model
-    weights = (4 + _MOMENTS[config.training.optimizer.type]) * part.num_parameters()
-    weights += (config.max_models + _SUM) * whole.num_parameters()
-    return _FLOAT_BYTES * (weights + config.training.batch_size * _floats_of_example(config, part))
+    size = part.num_parameters()  # once: a user's module is built to be counted
+    weights = (4 + _MOMENTS[config.training.optimizer.type]) * size
+    weights += (config.max_models + _SUM) * (size if part is whole else whole.num_parameters())
+    # Of a user's module: as much as if each weight made a number of its own.
+    floats = size if isinstance(part, OwnModelConfig) else _floats_of_example(config, part)
+    return _FLOAT_BYTES * (weights + config.training.batch_size * floats)
 
 
 def trained_bytes(config: ClientPlan, num_rings: int) -> int:
@@ -36,8 +39,6 @@ def trained_bytes(config: ClientPlan, num_rings: int) -> int:
 def _floats_of_example(config: ClientPlan, model: ModelConfigBase) -> int:
     """Return the numbers that one example of a batch has in memory when the backward pass begins."""
     task = config.task
-    if isinstance(model, OwnModelConfig):
-        return model.num_parameters()  # as much as each weight made a number of its own
     if not isinstance(model, ModelConfig):
         # Counted by its matrix products: what flows out of a layer is about as much as their work over their width.
         return task.context_length * max(1, model.flops_per_token(task.context_length) // 64)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from threading import Lock
 
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from agfl_client.training.nested_widths import NestedWidths
-from agfl_models.model.base_config import ModelConfigBase
+from agfl_models.model.base_config import ModelConfigBase, OwnModelConfig
 from agfl_models.model.config import ModelConfig
 from agfl_models.model.families import build_model
 from agfl_models.model.rings import Rings, outline
@@ -67,22 +69,31 @@ class SpareParts:
     """Parts of one run that no owner trains now. The nodes of a process take turns with them: a model a thread is all.
 
     Only models of our own layers are taken, trained by our own loop: these hold nothing but their weights, which each
-    round begins by loading.
+    round begins by loading. A user's module may hold anything, so each owner has one of its own; from the second owner
+    on it is a copy of one that nobody trains, which is faster than to build it.
     """
 
     def __init__(self) -> None:
         self._of: tuple[str, ModelConfigBase] | None = None
         self._parts: list[Part] = []
+        self._pattern: Part | None = None
+        self._is_first = True
         self._lock = Lock()
 
     def take(self, text: str, config: RunBase, rings: Rings | None, num_rings: int, device: str) -> Part:
         """Return the part of so many rings; text: the client plan, which says what else parts have in common."""
         with self._lock:
             if (text, config.model) != self._of:  # a notebook may define a layer anew that has the same text
-                self._of, self._parts = (text, config.model), []
+                self._forget()
+                self._of = text, config.model
             for i, part in enumerate(self._parts):
                 if (part.num_rings, part.device) == (num_rings, device):
                     return self._parts.pop(i)
+            is_first, self._is_first = self._is_first, False
+            if isinstance(config.model, OwnModelConfig) and not is_first:
+                self._pattern = self._pattern or Part.of(config, rings, num_rings, "cpu")
+                with suppress(RuntimeError, TypeError):  # not every module can be copied
+                    return replace(self._pattern, model=deepcopy(self._pattern.model).to(device), device=device)
         return Part.of(config, rings, num_rings, device)
 
     def put(self, text: str, config: RunBase, part: Part) -> bool:
@@ -99,7 +110,10 @@ class SpareParts:
     def clear(self) -> None:
         """Let go of all."""
         with self._lock:
-            self._parts = []
+            self._forget()
+
+    def _forget(self) -> None:
+        self._of, self._parts, self._pattern, self._is_first = None, [], None, True
 
 
 SPARE_PARTS = SpareParts()

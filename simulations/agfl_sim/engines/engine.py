@@ -10,6 +10,7 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from agfl_client.training.device import AUTO
+from agfl_client.training.part import SPARE_PARTS
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.secagg.parameters import MAX_MEMBERS
 from agfl_server.app import run_federation
@@ -57,22 +58,25 @@ class Engine(ABC):
         """
         if resume:
             forget_exchange(self._config, self._owners.roster, folder)  # before the nodes read their ledgers
-        with (
-            self._open_grid(folder) as grid,
-            timed(grid, self._config, self._devices, folder, resume=resume) as timed_grid,
-        ):
-            run_federation(
-                timed_grid,
-                self._config,
-                folder,
-                resume=resume,
-                observer=observer,
-                roster=self.roster,
-                owners=self._planned(),
-                sitting=sitting,
-                secure_sum=self._owners.secure_sum,
-                is_held=True,
-            )
+        try:
+            with (
+                self._open_grid(folder) as grid,
+                timed(grid, self._config, self._devices, folder, resume=resume) as timed_grid,
+            ):
+                run_federation(
+                    timed_grid,
+                    self._config,
+                    folder,
+                    resume=resume,
+                    observer=observer,
+                    roster=self.roster,
+                    owners=self._planned(),
+                    sitting=sitting,
+                    secure_sum=self._owners.secure_sum,
+                    is_held=True,
+                )
+        finally:
+            SPARE_PARTS.clear()  # in a notebook the next run's module may be built otherwise by the same name
 
     def _planned(self) -> Sequence[str] | None:
         """Return whom a plan of plain sums names, which nobody's draw goes by; None for whoever is there."""
