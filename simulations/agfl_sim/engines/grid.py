@@ -10,6 +10,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from threading import Lock
 from typing import cast
 
@@ -38,6 +39,7 @@ class LocalGrid(Grid):
         self._node_ids = nodes if isinstance(nodes, Sequence) else list(nodes)
         self._run = Run.create_empty(_RUN_ID)
         self._pending: dict[str, tuple[int, Future[Message]]] = {}
+        self._done: set[str] = set()  # the server asks far more often than a future answers cheaply
         self._num_pushed = 0
         self._waits_for_all = waits_for_all
 
@@ -90,21 +92,31 @@ class LocalGrid(Grid):
             message_id = str(self._num_pushed)
             future = self._submit(message, message_id)
             self._pending[message_id] = message.metadata.dst_node_id, future
+            future.add_done_callback(partial(self._note_done, message_id))
             message_ids.append(message_id)
         return message_ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that are there; each is returned once."""
-        ready = [mid for mid in message_ids if mid in self._pending and self._pending[mid][1].done()]
-        return [self._pending.pop(mid)[1].result() for mid in ready]
+        ready = [mid for mid in message_ids if mid in self._done and mid in self._pending]
+        return [self._taken(mid).result() for mid in ready]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push, wait for all replies, return them."""
-        return [self._pending.pop(mid)[1].result(timeout) for mid in self.push_messages(messages)]
+        return [self._taken(mid).result(timeout) for mid in self.push_messages(messages)]
 
     def _drop(self, nodes: Collection[int]) -> None:
         for message_id in [mid for mid, (node, _) in self._pending.items() if node in nodes]:
-            self._pending.pop(message_id)[1].cancel()  # one that has begun ends for nobody
+            self._taken(message_id).cancel()  # one that has begun ends for nobody
+
+    def _note_done(self, message_id: str, future: Future[Message]) -> None:
+        if message_id in self._pending:
+            self._done.add(message_id)
+
+    def _taken(self, message_id: str) -> Future[Message]:
+        _, future = self._pending.pop(message_id)
+        self._done.discard(message_id)
+        return future
 
 
 class GridAround(Grid):
