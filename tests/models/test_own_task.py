@@ -98,6 +98,40 @@ def test_a_batch_is_drawn_from_all_training_examples_alike(task: AnyTask) -> Non
     assert spread > 0.4 * 120
 
 
+def test_rows_become_tensors_once_and_each_batch_is_what_its_rows_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    collate, calls = LineConfig.collate, list[int]()
+
+    def counted(self: LineConfig, rows: Sequence[Point]) -> Tensors:
+        calls.append(len(rows))
+        return collate(self, rows)
+
+    monkeypatch.setattr(LineConfig, "collate", counted)
+    task = build_task(LineConfig(), BytesTokenizerConfig(), LinearConfig())
+    dataset: Any = task.prepare(ROWS)
+    rng, again = np.random.default_rng(3), np.random.default_rng(3)
+    batches = [dataset.sample(4, rng), *dataset.epoch(7, rng), *dataset.sample_validation(2, 5, rng)]
+    assert calls == [len(dataset.train), len(dataset.held_out)]
+    drawn = [again.integers(len(dataset.train), size=4)]
+    shuffled = again.permutation(len(dataset.train))
+    cuts = [shuffled[i : i + 7] for i in range(0, len(shuffled), 7)]
+    drawn += [cuts[i] for i in again.permutation(len(cuts))]
+    rows = [[dataset.train[i] for i in places] for places in drawn]
+    held_out = [dataset.held_out[i] for i in again.integers(len(dataset.held_out), size=5)]
+    rows += [held_out[i : i + 2] for i in range(0, 5, 2)]
+    for batch, expected in zip(batches, rows, strict=True):
+        assert all(map(torch.equal, batch.tensors, collate(LineConfig(), expected)))
+
+
+def test_tensors_without_an_element_a_row_are_refused_and_the_line_counts_no_rows(
+    task: AnyTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LineConfig, "collate", lambda self, rows: (torch.zeros(len(rows) + 1), torch.zeros(())))
+    dataset: Any = task.prepare(ROWS)
+    with pytest.raises(ConfigError, match=r"^task: collate must .*AGFL-CONFIG-295") as refused:
+        dataset.sample(2, np.random.default_rng(0))
+    assert not any(map(str.isdigit, str(refused.value).partition("AGFL")[0]))
+
+
 def test_metrics_of_all_rows_are_those_of_their_sums(task: AnyTask) -> None:
     model = build_model(LinearConfig(), seed=1)
     metrics = evaluate_rows(model, task, ROWS)

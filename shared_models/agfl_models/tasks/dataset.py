@@ -30,11 +30,12 @@ def split_rows(rows: Sequence[RowT], fraction: float) -> tuple[list[RowT], list[
     where an owner would have nothing to train on, or two different sources and nothing held out, one source changes
     sides.
     """
+    if fraction == 0:
+        return list(rows), []
     digests = [hashlib.sha256(row.split_key).digest() for row in rows]
     distinct = sorted(set(digests))
     count = sum(int.from_bytes(digest, "big") < fraction * 2.0**256 for digest in distinct)
-    if fraction > 0:
-        count = min(max(count, 1), len(distinct) - 1)
+    count = min(max(count, 1), len(distinct) - 1)
     held_out = set(distinct[:count])
     pairs = list(zip(rows, digests, strict=True))
     validation = sorted((pair for pair in pairs if pair[1] in held_out), key=lambda pair: pair[1])

@@ -6,19 +6,22 @@ A user writes one class with a few methods; what federated training needs beside
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agfl_models.errors import DataError
+from agfl_models.errors import ConfigError, DataError
 from agfl_models.examples import Row
 from agfl_models.tasks import distribution
 from agfl_models.tasks.config import TaskConfigBase
-from agfl_models.tasks.dataset import ExampleDataset, split_rows
-from agfl_models.tasks.task import MainMetric
+from agfl_models.tasks.dataset import split_rows
+from agfl_models.tasks.task import Dataset, MainMetric
 
 Tensors: TypeAlias = tuple[Tensor, ...]
 LOSS_SUM, EXAMPLES = "eval/loss_sum", "eval/examples"
@@ -45,7 +48,10 @@ class OwnTaskConfig(TaskConfigBase, ABC):
 
     @abstractmethod
     def collate(self, rows: Sequence[Any]) -> Tensors:
-        """Return the tensors of a batch."""
+        """Return the tensors of these rows, each with one element a row.
+
+        It is called once with all rows that an owner trains on, and batches are taken from what it returns.
+        """
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Tensors) -> Tensor:
@@ -70,13 +76,59 @@ class TensorBatch:
         """Return the batch on `device`."""
         return TensorBatch(tuple(tensor.to(device) for tensor in self.tensors))
 
+    def only(self, places: NDArray[np.int64]) -> TensorBatch:
+        """Return the examples at these places."""
+        index = torch.from_numpy(places)
+        return TensorBatch(tuple(tensor[index] for tensor in self.tensors))
 
-class EqualDataset(ExampleDataset[Any, TensorBatch]):
-    """Examples of one size, so that a batch needs no neighbors."""
+
+@dataclass(frozen=True)
+class EqualDataset(Dataset[TensorBatch]):
+    """Examples of one size, so that a batch needs no neighbors; each is a place in tensors that are made once."""
+
+    collate: Callable[[Sequence[Any]], Tensors]
+    train: Sequence[Any]
+    held_out: Sequence[Any]
 
     def sample(self, batch_size: int, rng: np.random.Generator) -> TensorBatch:
         """Return `batch_size` training examples drawn with replacement."""
-        return self.collate([self.train[i] for i in rng.integers(len(self.train), size=batch_size).tolist()])
+        return self._train.only(rng.integers(len(self.train), size=batch_size))
+
+    def epoch(self, batch_size: int, rng: np.random.Generator) -> Iterator[TensorBatch]:
+        """Yield every training example once, in random order."""
+        shuffled = rng.permutation(len(self.train))
+        starts = range(0, len(shuffled), batch_size)
+        for i in rng.permutation(len(starts)).tolist():
+            yield self._train.only(shuffled[starts[i] : starts[i] + batch_size])
+
+    def validation(self, batch_size: int, max_examples: int) -> Iterator[TensorBatch]:
+        """Yield the first `max_examples` held-out examples; nothing where nothing is held out."""
+        yield from self._in_turn(np.arange(min(max_examples, len(self.held_out))), batch_size)
+
+    def sample_validation(self, batch_size: int, num_examples: int, rng: np.random.Generator) -> Iterator[TensorBatch]:
+        """Yield `num_examples` held-out examples, each drawn from all of them; nothing where nothing is held out."""
+        if self.held_out:
+            yield from self._in_turn(rng.integers(len(self.held_out), size=num_examples), batch_size)
+
+    def _in_turn(self, places: NDArray[np.int64], batch_size: int) -> Iterator[TensorBatch]:
+        for start in range(0, len(places), batch_size):
+            yield self._held_out.only(places[start : start + batch_size])
+
+    @cached_property
+    def _train(self) -> TensorBatch:
+        return self._tensors(self.train)
+
+    @cached_property
+    def _held_out(self) -> TensorBatch:
+        return self._tensors(self.held_out)
+
+    def _tensors(self, rows: Sequence[Any]) -> TensorBatch:
+        tensors = self.collate(rows)
+        if any(tensor.ndim == 0 or len(tensor) != len(rows) for tensor in tensors):
+            # No numbers: the server gets the line, and how many rows there are is the owner's business.
+            rule = "collate must return tensors with one element for each row, and has not"
+            raise ConfigError("AGFL-CONFIG-295", f"task: {rule}")
+        return TensorBatch(tensors)
 
 
 @dataclass(frozen=True)
@@ -135,4 +187,4 @@ class OwnTask:
         return {"eval/loss": sums[LOSS_SUM] / sums[EXAMPLES], **self.config.scores(sums), **worst}
 
     def _dataset(self, train: Sequence[Row], held_out: Sequence[Row]) -> EqualDataset:
-        return EqualDataset(train, held_out, lambda rows: TensorBatch(self.config.collate(rows)), lambda row: 1)
+        return EqualDataset(self.config.collate, train, held_out)
