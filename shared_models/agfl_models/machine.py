@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import time
+from functools import lru_cache
 from pathlib import Path
 
 _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -89,12 +90,17 @@ def kind() -> dict[str, str]:
 
 def _own_groups(controller: str) -> list[Path]:
     """Return the folders of our control group and of those around it, of either version."""
-    folders = [_CGROUPS, _CGROUPS / controller]  # a container often sees its own group as the root
-    for line in _text(_OWN_CGROUPS).splitlines():
+    return _groups(_CGROUPS, _text(_OWN_CGROUPS), controller)
+
+
+@lru_cache(maxsize=4)  # every owner of a simulation asks, and the folders stay as long as the process is in them
+def _groups(top: Path, lines: str, controller: str) -> list[Path]:
+    folders = [top, top / controller]  # a container often sees its own group as the root
+    for line in lines.splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers and controller not in controllers.split(","):
             continue
-        root = _CGROUPS / controller if controllers else _CGROUPS
+        root = top / controller if controllers else top
         own = root / path.lstrip("/")
         folders += [own, *(parent for parent in own.parents if parent.is_relative_to(root))]
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
