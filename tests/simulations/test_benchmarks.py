@@ -16,6 +16,7 @@ PRINTED = {
     "secure_sums/secure_round.py": "extra",
     "speed/round_overhead.py": "agfl, a whole round",
     "hostile/kept_moments.py": "with moments that begin anew",
+    "peers/compare.py": "the same aggregate each time, to 0.001 of its norm",
     "hostile/repeats.py": "another run id, not approved: 64 of 64 refused",
     "absent_owners/availability.py": "refusals 0",
     "speed/decoding_speed.py": "ratio of the medians",
