@@ -75,6 +75,33 @@ def test_it_is_the_same_on_every_processor_and_another_in_each_round() -> None:
     assert len({bits, *(hashlib.sha256(r.forward(x, 1.0).tobytes()).hexdigest() for r in found)}) == 4
 
 
+def textbook(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the Hadamard transform of each column of x (M, B), a level after the other over the whole matrix."""
+    half = 1
+    while half < len(x):
+        pairs = x.reshape(-1, 2, half, x.shape[1])
+        x = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], 1).reshape(x.shape)
+        half *= 2
+    return x
+
+
+@pytest.mark.parametrize(("panel", "block"), [(64, 16), (512, 2048), (2**17, 2**16)])
+@pytest.mark.parametrize("size", [1, 3, 16, 17, 1000, 4097, 20_000])
+def test_its_bits_are_those_of_the_textbook_however_it_is_cut(
+    size: int, panel: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agfl_protocol.transforms.rotation._PANEL", panel)
+    monkeypatch.setattr("agfl_protocol.transforms.rotation._BLOCK", block)
+    rotation, x = Rotation(size, SEED), random_vector(size, 5)
+    column = rotation.column
+    first, second = (np.unpackbits(bits, count=rotation.padded) for bits in rotation._signs())
+    filled = np.zeros(rotation.padded, np.float32)
+    filled[:size] = x * np.float32(1.5 / column)
+    once = textbook(np.where(first, -filled, filled).reshape(column, -1)).T.reshape(-1)
+    twice = textbook(np.where(second, -once, once).reshape(column, -1)).reshape(-1)
+    assert np.array_equal(rotation.forward(x, 1.5), twice)
+
+
 def test_a_ring_is_rotated_in_itself() -> None:
     """Who trains the first rings adds nothing to the others, and they are what they would be without it."""
     ring = np.random.default_rng(0).integers(0, 3, 5000).astype(np.uint8)

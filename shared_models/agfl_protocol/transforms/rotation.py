@@ -23,6 +23,7 @@ from agfl_protocol.update import Vector
 
 _EVENNESS = 16  # M / B at least: so far each element's energy spreads evenly, to within B / M
 _PANEL = 2**17  # elements that are transformed while they stay in the cache
+_BLOCK = 2**16  # elements of rows that follow one another
 _SIGN_BIT = np.uint32(2**31)
 
 
@@ -76,19 +77,27 @@ class Rotation:
     def _first_pass(self, x: Vector, factor: np.float32, bits: NDArray[np.uint8], y: NDArray[np.float32]) -> None:
         """Write the first pass over x (size,), transposed, to y (B, M): no other array is as long as x."""
         columns, rest = y.shape[0], self.size % y.shape[0]
-        rows = x[: self.size - rest].reshape(-1, columns)
+        rows, last = x[: self.size - rest].reshape(-1, columns), x[self.size - rest :]
         signs = np.unpackbits(bits, count=self.padded).reshape(self.column, columns)
-        for start, buffers in _panels(self.column, columns):
-            width = buffers[0].size // self.column
-            panel, end = buffers[0].reshape(self.column, width), start + width
-            np.multiply(rows[:, start:end], factor, out=panel[: len(rows)])
-            panel[len(rows) :] = 0
-            if rest > start:  # the last row has so many elements
-                last = x[self.size - rest :][start:end]
-                np.multiply(last, factor, out=panel[len(rows), : last.size])
-            words = panel.view(np.uint32)
-            words ^= signs[:, start:end].astype(np.uint32) << np.uint32(31)
-            y[start:end] = _hadamard(*buffers, width).reshape(self.column, width).T
+        panels, low = _Panels(y), _low(self.column, columns)
+        for first in range(0, self.column, low):
+            full = min(max(len(rows) - first, 0), low)
+            for start, buffers in _panels(low, columns):
+                width = buffers[0].size // low
+                block, end = buffers[0].reshape(low, width), start + width
+                np.multiply(rows[first : first + full, start:end], factor, out=block[:full])
+                block[full:] = 0
+                if first + full == len(rows) and full < low and rest > start:  # the last row has so many elements
+                    part = last[start:end]
+                    np.multiply(part, factor, out=block[full, : part.size])
+                words = block.view(np.uint32)
+                words ^= signs[first : first + low, start:end].astype(np.uint32) << np.uint32(31)
+                panels.write(first, start, _hadamard(*buffers, width).reshape(low, width))
+        for start, (here, there) in _panels(self.column, columns):
+            width = here.size // self.column
+            place = y[start : start + width]
+            here[...] = place.reshape(-1)
+            place[...] = _hadamard(here, there, low * width).reshape(self.column, width).T
 
     def _signs(self) -> Any:
         """Yield the bits of the first and of the second pass, packed, eight elements a byte."""
@@ -108,6 +117,33 @@ class Rotation:
             part ^= mask.astype(np.uint32) << np.uint32(31)
 
 
+class _Panels:
+    """The panels of a matrix (M, B), one after another in the memory of its transpose y (B, M)."""
+
+    def __init__(self, y: NDArray[np.float32]) -> None:
+        columns, rows = y.shape
+        width = max(1, _PANEL // rows)
+        self._even = columns - columns % width
+        self._whole = y[: self._even].reshape(-1, rows, min(width, columns) if self._even else width)
+        self._last = y[self._even :].reshape(rows, -1)
+
+    def write(self, row: int, column: int, block: NDArray[np.float32]) -> None:
+        """Write a block of the matrix whose first element is here."""
+        rows = slice(row, row + len(block))
+        width, even = self._whole.shape[2], max(0, min(block.shape[1], self._even - column))
+        assert column % width == even % width == 0, (column, even, width)
+        whole = block[:, :even].reshape(len(block), -1, width).transpose(1, 0, 2)
+        self._whole[column // width : (column + even) // width, rows] = whole
+        start = column + even - self._even
+        self._last[rows, start : start + block.shape[1] - even] = block[:, even:]
+
+
+def _low(rows: int, columns: int) -> int:
+    """Return how many rows that follow one another are transformed before those that lie apart: each in the cache."""
+    balanced = 1 << (rows.bit_length() - 1) // 2
+    return min(rows, max(balanced, 1 << max(0, (_BLOCK // columns).bit_length() - 1)))
+
+
 def _panels(rows: int, columns: int) -> Iterator[tuple[int, tuple[Vector, Vector]]]:
     """Yield, of each panel of a matrix (rows, columns), its first column and room for its elements, twice."""
     width = max(1, _PANEL // rows)
@@ -119,6 +155,14 @@ def _panels(rows: int, columns: int) -> Iterator[tuple[int, tuple[Vector, Vector
 
 def _transform(x: NDArray[np.float32]) -> None:
     """Hadamard transform of each column of x (M, B) in place, without its factor M^-1/2."""
+    rows, columns = x.shape
+    low = _low(rows, columns)
+    for block in x.reshape(-1, low, columns):
+        _transform_panels(block)
+    _transform_panels(x.reshape(-1, low * columns))
+
+
+def _transform_panels(x: NDArray[np.float32]) -> None:
     rows, columns = x.shape
     for start, (here, there) in _panels(rows, columns):
         width = here.size // rows
