@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -150,7 +150,8 @@ def read_data(path: Path, schema: type[RowT], columns: Mapping[str, str] | None 
 
 def format_rows(rows: Iterable[Row]) -> str:
     """Return rows as the content of a .jsonl file that `read_rows` reads."""
-    return "".join(json.dumps(row.model_dump(), ensure_ascii=False) + "\n" for row in rows)
+    encode = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` makes one for each row
+    return "".join(encode(row.model_dump()) + "\n" for row in rows)
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -175,32 +176,33 @@ def _rows_of(
         columns.get(name, name): Wanted(is_text=field.annotation is str, is_required=field.is_required())
         for name, field in schema.model_fields.items()
     }
+    fields = [(name, columns.get(name, name), field.is_required()) for name, field in schema.model_fields.items()]
     rows = list[RowT]()
     for i, contents in enumerate(read_file(file, wanted, is_document=is_document)):
         if columns and not contents.has_columns:
             raise DataError("AGFL-DATA-005", f"data: columns: can name those of {_COLUMNS} files only, got {file.path}")
         survey.add(file.path, contents, is_new=i == 0)
-        rows += [_row(schema, file.path, place, record, columns, survey) for place, record in contents.records]
+        rows += [_row(schema, fields, file.path, place, record, survey) for place, record in contents.records]
     return rows
 
 
-def _row(schema: type[RowT], path: Path, place: str, record: Any, columns: Mapping[str, str], survey: Survey) -> RowT:
-    where = f"data: {path}: {place}"
+def _row(
+    schema: type[RowT], fields: Sequence[tuple[str, str, bool]], path: Path, place: str, record: Any, survey: Survey
+) -> RowT:
+    """Return a row; fields: of each its name, its column, and whether it must be there."""
     if not isinstance(record, dict):
-        raise DataError("AGFL-DATA-006", f"{where}: must be a JSON object, got {str(record)[:40]!r}")
+        raise DataError("AGFL-DATA-006", f"data: {path}: {place}: must be a JSON object, got {str(record)[:40]!r}")
     content = {}
-    for field, rule in schema.model_fields.items():
-        column = columns.get(field, field)
+    for field, column, is_required in fields:
         if (value := _value(record, column)) is not _MISSING:
             content[field] = value
-        elif rule.is_required():
-            raise DataError(
-                "AGFL-DATA-007", f"{where}: must have a column {column!r}, got {', '.join(map(repr, record)) or 'none'}"
-            )
+        elif is_required:
+            got = ", ".join(map(repr, record)) or "none"
+            raise DataError("AGFL-DATA-007", f"data: {path}: {place}: must have a column {column!r}, got {got}")
     try:
         row = schema.model_validate(content)
     except ValidationError as error:
-        raise DataError("AGFL-DATA-008", f"{where}: {first_problem(error, content)}") from None
+        raise DataError("AGFL-DATA-008", f"data: {path}: {place}: {first_problem(error, content)}") from None
     if change := row.changed(content):
         survey.changes[change] += 1
     return row
