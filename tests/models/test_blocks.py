@@ -81,3 +81,24 @@ def test_blocks_are_outermost_so_that_no_parameter_is_shared_out_twice() -> None
     block = nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.Linear(2, 2)]))
     blocks = nn.ModuleList([block, nn.Linear(2, 2)])
     assert list(blocks_of(nn.Sequential(nn.Embedding(3, 2), nn.Sequential(blocks)))) == list(blocks)
+
+
+def test_a_block_that_stands_in_a_model_twice_or_has_a_forward_of_its_own_is_as_before() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            block, other = nn.Linear(3, 3), nn.Linear(3, 3)
+            vars(other)["forward"] = lambda x: 2 * x
+            self.blocks = nn.ModuleList([block, block, other])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for block in self.blocks:
+                x = block(x).tanh()
+            return x
+
+    model, x = Twice(), torch.ones(2, 3)
+    expected = model(x)
+    with recomputed(model):
+        assert torch.equal(model(x), expected)
+    assert torch.equal(model(x), expected)
+    assert "forward" not in vars(model.blocks[0])

@@ -6,15 +6,18 @@ import logging
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.exceptions import ActorUnavailableError
 from tests.commands import Started, run
 from tests.processes import children_of, descendants_of, is_there, program_of
 from tests.simulations.killing import kill_in
@@ -115,6 +118,7 @@ def test_killed_actor_and_killed_machine_change_no_bit(
     reasons = [re.search(lost, line) for line in lines]
     assert all(reason is not None and reason[1].endswith("died") for reason in reasons), lines
     assert len(lines) >= 2
+    assert any("on machine " in line for line in lines)
     assert not (tmp_path / "torn" / ".shared").exists()
 
 
@@ -269,3 +273,20 @@ def assert_free(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     with held(folder, ConfigError("AGFL-CONFIG-000", "held")):
         pass
+
+
+def test_a_run_that_ends_does_not_wait_for_the_death_of_an_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor for anything where Ray has ended; meanwhile the actor cannot be reached, and the cluster does not say why."""
+
+    def get(reference: object, timeout: float) -> None:
+        raise ActorUnavailableError("no route", None)
+
+    link = object.__new__(ray_link.RayLink)
+    link._how_it_ended = "was ended"
+    link._actor, link._is_ended = SimpleNamespace(__ray_ready__=SimpleNamespace(remote=object)), threading.Event()
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "kill", lambda actor: None)
+    threading.Timer(0.3, link.end).start()
+    started = time.monotonic()
+    assert link._death() is None
+    assert time.monotonic() - started < 10

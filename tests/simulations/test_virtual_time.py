@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
+import time
 from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
@@ -18,11 +20,13 @@ from agfl_models.errors import ConfigError, DataError
 from agfl_protocol.config.devices_config import DevicesConfig
 from agfl_protocol.config.run_config import RunConfig
 from agfl_server.rounds.observer import Observer
+from agfl_sim.engines.grid import InProcessGrid
 from agfl_sim.engines.inline_engine import InlineEngine
 from agfl_sim.engines.processes_engine import ProcessesEngine
 from agfl_sim.report.devices_section import devices_section
 from agfl_sim.virtual_time.answers import read_answers
-from agfl_sim.virtual_time.devices import Absences, devices_of
+from agfl_sim.virtual_time.devices import Absences, Device, devices_of
+from agfl_sim.virtual_time.virtual_grid import VirtualGrid
 
 SECURE = "aggregation={type: secure, min_cohort: 3, max_colluders: 1, round_timeout_s: 40}"
 SPREAD = (
@@ -174,8 +178,11 @@ def test_owners_drawn_are_there_for_their_share_and_as_fast_as_the_spread_says()
         ("owner,fast\na,1\n", r"must have the columns owner, seconds_per_step.*, got 'owner, fast'.*-265"),
         (HEAD, r"must have the columns .*, got 'no row'.*-265"),
         (HEAD + "a,1,1,1,\n", r"must have a line for each owner, has none for 1, 'b' among them.*-266"),
-        (HEAD + "a,x,1,1,\nb,1,1,1,\n", r"owner 'a': seconds_per_step: must be a number above 0 .*, got 'x'.*-268"),
-        (HEAD + "a,1,0,1,\nb,1,1,1,\n", r"owner 'a': upload_mbit_s: must be a number above 0 .*-268"),
+        (HEAD + "a,x,1,1,\nb,1,1,1,\n", r"owner 'a': seconds_per_step: must be a number from 1e-9 .*, got 'x'.*-268"),
+        (HEAD + "a,1,1e-320,1,\nb,1,1,1,\n", r"owner 'a': upload_mbit_s: must be a number from 1e-9 .*-268"),
+        (HEAD + "a,1,1,1,\nb,1,1,1,60-90,300-900\n", r"owner 'b': must have 5 fields in each line.*-287"),
+        (HEAD + "a,1,1,1,\nb,1,1,1\n", r"owner 'b': must have 5 fields in each line.*-287"),
+        (HEAD + "a,1,1,1,\nb,1,1,1,\na,2,2,2,\n", r"must have one line for each owner, got 'a' again.*-288"),
         (HEAD + "a,1,1,1,5-3\nb,1,1,1,\n", r"owner 'a': away: must be spans one after the other.*, got '5-3'.*-267"),
         (HEAD + "a,1,1,1,5\nb,1,1,1,\n", r"owner 'a': away: must be a number.*, got ''.*-268"),
         (HEAD + '"a\n', r"must be a CSV file, is not.*-264"),
@@ -210,12 +217,71 @@ def test_devices_need_steps(run_config: Configs) -> None:
         run_config(SPREAD, "training.local_steps=null", "training.local_epochs=2", "aggregation.max_weight=500")
 
 
-def test_what_a_run_kept_and_cannot_be_read_is_one_line(
+def test_a_week_in_which_everybody_is_away_takes_no_time(
     run_config: Configs, make_owners: MakeOwners, tmp_path: Path
+) -> None:
+    owners = sorted(make_owners(3).iterdir())
+    lines = [f"owner-0{number},1,80,80,0-604800;700000-1000000000" for number in range(3)]
+    started = time.process_time()
+    week = with_trace(run_config, tmp_path, lines, "num_rounds=1")
+    InlineEngine(week, owners, "cpu").run(tmp_path / "run", resume=False, observer=Observer())
+    assert time.process_time() - started < 5
+    assert all(one.sent >= 604800 for one in read_answers(tmp_path / "run" / "virtual_time" / "answers.jsonl"))
+
+
+def test_where_nothing_is_ahead_the_run_ends_in_one_line_after_the_server_could_say_why() -> None:
+    device = Device("owner-00", 1.0, 1.0, 1.0, 0.0, Absences(iter([(1.0, 2.0)])))
+    with InProcessGrid({}, 1) as inner:
+        grid = VirtualGrid(inner, {7: device}, lambda message: 0, 0.0, lambda moment: None, lambda answer: None)
+        for moment in (1.0, 2.0, 62.0):
+            grid.wait(0.1, math.inf)
+            assert grid.now() == moment
+        with pytest.raises(ConfigError, match=r"enough owners must be there .*: from 62 s on it is 1, for ever.*-289"):
+            grid.wait(0.1, math.inf)
+
+
+def test_slow_lines_are_asked_who_they_are_all_the_same(
+    run_config: Configs, make_owners: MakeOwners, tmp_path: Path
+) -> None:
+    lines = [f"owner-0{number},1,0.1,0.1," for number in range(3)]
+    config = with_trace(run_config, tmp_path, lines, "num_rounds=1")
+    config = config.model_copy(
+        update={
+            "data": config.data.model_copy(
+                update={"devices": DevicesConfig(trace=tmp_path / "trace.csv", latency_s=20)}
+            )
+        }
+    )
+    InlineEngine(config, sorted(make_owners(3).iterdir()), "cpu").run(
+        tmp_path / "run", resume=False, observer=Observer()
+    )
+    assert rows_of(tmp_path / "run")[1]["clients"] == 3
+
+
+def test_a_killed_run_goes_on_with_its_own_trace_and_its_report_reads_what_a_kill_cut_off(
+    run_config: Configs, make_owners: MakeOwners, tmp_path: Path
+) -> None:
+    lines = [f"owner-0{number},1,80,80," for number in range(3)]
+    config, owners = with_trace(run_config, tmp_path, lines, "num_rounds=1"), sorted(make_owners(3).iterdir())
+    InlineEngine(config, owners, "cpu").run(tmp_path / "run", resume=False, observer=Observer())
+    answers = tmp_path / "run" / "virtual_time" / "answers.jsonl"
+    with answers.open("a") as file:
+        file.write('{"sent": 4')
+    longer = with_trace(run_config, tmp_path, lines, "num_rounds=2")
+    InlineEngine(longer, owners, "cpu").run(tmp_path / "run", resume=True, observer=Observer())
+    assert len(read_answers(answers)) == 6
+    other = with_trace(run_config, tmp_path, ["owner-00,9,80,80,", *lines[1:]], "num_rounds=3")
+    with pytest.raises(ConfigError, match=r"must be the trace with which the run began, got another.*-296"):
+        InlineEngine(other, owners, "cpu").run(tmp_path / "run", resume=True, observer=Observer())
+
+
+@pytest.mark.parametrize("kept", ["soon", "", "nan", "inf", "-1"])
+def test_what_a_run_kept_and_cannot_be_read_is_one_line(
+    kept: str, run_config: Configs, make_owners: MakeOwners, tmp_path: Path
 ) -> None:
     place = tmp_path / "run" / "virtual_time"
     place.mkdir(parents=True)
-    (place / "now").write_text("soon")
+    (place / "now").write_text(kept)
     (place / "answers.jsonl").write_text("{}\n")
     with pytest.raises(DataError, match=r"must hold answers of owners' devices.*-088"):
         devices_section(tmp_path / "run")

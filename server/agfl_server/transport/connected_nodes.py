@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -262,7 +263,7 @@ class ConnectedNodes:
             for name in self._answering(silent):
                 self._silent.take_back(name)
             self._wake_at = self._clock.now() + _WAKE_AGAIN_S
-        self._clock.wait(_POLL_S, _WAKE_AGAIN_S)
+        self._clock.wait(_POLL_S, _WAKE_AGAIN_S if self._silent.now else math.inf)
 
     def _answering(self, names: Collection[str]) -> set[str]:
         """Return which of `names` answer a small query."""
@@ -270,7 +271,7 @@ class ConnectedNodes:
         if not nodes:
             return set()
         requests = [Message(wire.IdentifyRequest().to_record(), node, wire.IDENTIFY) for node in nodes]
-        replies = ask_nodes(self.grid, requests, _WAKE_TIMEOUT_S)
+        replies = ask_nodes(self.grid, requests, self._patience_s(_WAKE_TIMEOUT_S))
         return {str(nodes[node]) for node, reply in replies if not reply.has_error()}
 
     def _identify(self, nodes: list[int]) -> None:

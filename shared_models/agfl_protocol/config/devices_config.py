@@ -12,6 +12,7 @@ from agfl_models.validation import Config
 
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
 Above0 = Annotated[float, Field(ge=1e-9, le=1e9)]
+Long = Annotated[float, Field(ge=1, le=1e9)]  # seconds; an hour of shorter absences is a list of thousands
 
 
 class Spread(Config):
@@ -28,7 +29,7 @@ class Availability(Config):
     """
 
     share: Annotated[float, Field(gt=0, lt=1)]
-    away_s: Above0
+    away_s: Long
 
 
 class DevicesConfig(Config):

@@ -21,7 +21,7 @@ def devices_section(folder: Path) -> str:
     """Return the section as HTML; nothing for a run in the time of its machine.
 
     Raises:
-        DataError: the answers that the run kept are unreadable or malformed.
+        CheckpointError, DataError: the answers that the run kept are unreadable or malformed.
     """
     answers = read_answers(folder / FOLDER / ANSWERS)
     if not answers:

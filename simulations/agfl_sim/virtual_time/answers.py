@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,8 +30,21 @@ def append_answer(path: Path, answer: Answer) -> None:
         file.write(json.dumps(asdict(answer)) + "\n")
 
 
+def cut_torn_line(path: Path) -> None:
+    """Take away a last line that a crash has cut short, so that the next one begins where a line begins."""
+    if path.exists():
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(path, whole)
+
+
 def read_answers(path: Path) -> list[Answer]:
-    """Return all of them; none where there is no file. Raises DataError for a file that is unreadable or malformed."""
+    """Return all of them; none where there is no file.
+
+    Raises:
+        CheckpointError, DataError: the file is unreadable or malformed.
+    """
     if not path.exists():
         return []
     found = read_json_lines(path)

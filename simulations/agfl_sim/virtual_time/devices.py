@@ -98,10 +98,17 @@ def _traced(path: Path, latency_s: float, names: Sequence[str]) -> dict[str, Dev
             rows = list(csv.DictReader(file, strict=True))
     except (OSError, UnicodeError, csv.Error) as error:
         raise ConfigError("AGFL-CONFIG-264", f"{field}: must be a CSV file, is not: {error}") from None
-    if not rows or set(rows[0]) != set(_COLUMNS):
+    if not rows or sorted(map(str, rows[0])) != sorted(_COLUMNS):
         got = ", ".join(map(str, rows[0])) if rows else "no row"
         raise ConfigError("AGFL-CONFIG-265", f"{field}: must have the columns {', '.join(_COLUMNS)}, got {shown(got)}")
+    for row in rows:
+        if None in row or None in row.values():  # a comma too many in `away`, or a line that was cut off
+            rule = f"must have {len(_COLUMNS)} fields in each line"
+            raise ConfigError("AGFL-CONFIG-287", f"{field}: owner {row['owner']!r}: {rule}, got others")
     found = {row["owner"]: row for row in rows}
+    if len(found) < len(rows):
+        twice = next(name for name in found if sum(row["owner"] == name for row in rows) > 1)
+        raise ConfigError("AGFL-CONFIG-288", f"{field}: must have one line for each owner, got {twice!r} again")
     if missing := sorted(set(names) - found.keys()):
         rule = f"must have a line for each owner, has none for {len(missing)}, {missing[0]!r} among them"
         raise ConfigError("AGFL-CONFIG-266", f"{field}: {rule}")
@@ -110,7 +117,7 @@ def _traced(path: Path, latency_s: float, names: Sequence[str]) -> dict[str, Dev
 
 def _device_of(row: Mapping[str, str], field: str, latency_s: float) -> Device:
     step_s, up, down = (_number(row[column], f"{field}: {column}") for column in _COLUMNS[1:4])
-    spans = [part.partition("-") for part in (row["away"] or "").split(";") if part.strip()]
+    spans = [part.partition("-") for part in row["away"].split(";") if part.strip()]
     away = [(_number(start, f"{field}: away"), _number(end, f"{field}: away")) for start, _, end in spans]
     turns = [moment for span in away for moment in span]
     if any(later <= earlier for earlier, later in pairwise(turns)):
@@ -122,8 +129,8 @@ def _device_of(row: Mapping[str, str], field: str, latency_s: float) -> Device:
 def _number(text: str, field: str) -> float:
     try:
         found = float(text)
-    except (TypeError, ValueError):
+    except ValueError:
         found = math.nan
-    if not 0 <= found <= 1e9 or (found == 0 and not field.endswith("away")):
-        raise ConfigError("AGFL-CONFIG-268", f"{field}: must be a number above 0 and at most 1e9, got {shown(text)}")
+    if not 0 <= found <= 1e9 or (found < 1e-9 and not field.endswith("away")):
+        raise ConfigError("AGFL-CONFIG-268", f"{field}: must be a number from 1e-9 to 1e9, got {shown(text)}")
     return found

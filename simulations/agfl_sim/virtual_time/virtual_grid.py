@@ -11,14 +11,18 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from agfl_models import stop_signal
+from agfl_models.errors import ConfigError
 from agfl_protocol.messages import wire
 from agfl_server.transport import messaging
 from agfl_server.transport.clock import Clock
 from agfl_sim.engines.grid import GridAround
+from agfl_sim.engines.opened_owners import BEGINS
 from agfl_sim.virtual_time.answers import Answer
 from agfl_sim.virtual_time.devices import Device
 
 _POLL_S = 0.001
+_PLAN_BYTES = 100_000
+_LAST_S = 60.0
 
 
 @dataclass
@@ -39,7 +43,7 @@ class VirtualGrid(GridAround):
     machine does. Training and the bytes of messages take time, all else at owners and the server takes none. An owner
     that goes away finishes what it does and answers once it is back. It is its own `Clock`.
     steps: how many training steps a message asks for. now: seconds since the run began. keep: called with each moment
-    at which something is sent; note: with how long each owner took to train.
+    at which an exchange begins; note: with how long each owner took to train.
     """
 
     def __init__(
@@ -54,6 +58,10 @@ class VirtualGrid(GridAround):
         super().__init__(grid)
         self._devices, self._steps = devices, steps
         self._now, self._keep, self._note = now, keep, note
+        self._slowest_s = max(
+            2 * one.latency_s + _PLAN_BYTES * (1 / one.upload + 1 / one.download) for one in devices.values()
+        )
+        self._is_over = False  # whether nothing was ahead at the last look
         self._tasks: dict[str, _Task] = {}
         self._free_at: dict[int, float] = {}
 
@@ -68,12 +76,21 @@ class VirtualGrid(GridAround):
 
     def wait(self, seconds: float, longest_s: float) -> None:
         """As of `Clock`."""
-        soonest = self._now + seconds
-        self._now = max(soonest, self._next_event(self._now + longest_s))
+        soonest, event = self._now + seconds, self._next_event(self._now + longest_s)
+        if event < math.inf:
+            self._now, self._is_over = max(soonest, event), False
+            return
+        if self._is_over:
+            there = sum(map(self._is_there, self._devices))
+            rule = (
+                f"enough owners must be there for the run to go on: from {self._now:.0f} s on it is {there}, for ever"
+            )
+            raise ConfigError("AGFL-CONFIG-289", f"data.devices: {rule}")
+        self._now, self._is_over = self._now + _LAST_S, True  # the server may give up, and knows more
 
     def patience_s(self, timeout_s: float) -> float:
-        """As of `PatientGrid`: that of a deployment."""
-        return timeout_s
+        """As of `PatientGrid`: that of a deployment, and what the slowest line takes for a plan."""
+        return timeout_s + self._slowest_s
 
     def straggler_wait_s(self, times: Sequence[float]) -> float:
         """As of `PatientGrid`: that of a deployment."""
@@ -89,7 +106,8 @@ class VirtualGrid(GridAround):
         A node does what it is asked one after the other, also what nobody waits for any more.
         """
         messages = list(messages)
-        self._keep(self._now)
+        if any(message.metadata.message_type in BEGINS for message in messages):
+            self._keep(self._now)
         there = [message for message in messages if self._is_there(message.metadata.dst_node_id)]
         asked = {message.metadata.dst_node_id for message in there}
         for message_id, task in list(self._tasks.items()):

@@ -70,6 +70,7 @@ class RayLink:
         self._actor = kind.remote(mark, versions_here())
         self._asked, self._said = deque[Any](), deque[object]()
         self._has_answered, self._how_it_ended = False, "was ended"
+        self._is_ended = threading.Event()
 
     def send(self, content: object) -> None:
         """As of `Link`."""
@@ -83,6 +84,7 @@ class RayLink:
 
     def end(self) -> str:
         """As of `Link`."""
+        self._is_ended.set()
         with suppress(RaySystemError):  # Ray itself has ended
             ray.kill(self._actor)
         return self._how_it_ended
@@ -111,14 +113,17 @@ class RayLink:
         Another one before that could be placed on the same dying machine, and write the same ledgers.
         """
         until = time.monotonic() + _DEATH_S
-        while time.monotonic() < until:
+        while not self._is_ended.wait(_POLL_S) and (left_s := until - time.monotonic()) > 0:
             try:
-                ray.get(self._actor.__ray_ready__.remote(), timeout=_DEATH_S)
-                self.end()  # it can be reached again, but may have missed what it was told
+                ray.get(self._actor.__ray_ready__.remote(), timeout=left_s)
+                with suppress(RaySystemError):
+                    ray.kill(self._actor)  # it can be reached again, but may have missed what it was told
             except ActorDiedError as error:
                 return error
-            except (ActorUnavailableError, GetTimeoutError, RaySystemError):
-                time.sleep(_POLL_S)
+            except (ActorUnavailableError, GetTimeoutError):
+                continue
+            except RaySystemError:
+                break
         return None
 
 
