@@ -247,6 +247,20 @@ def test_attack_replies_to_what_was_never_asked_leave_nothing(
     assert outcome(server, theirs) == []
 
 
+def test_attack_an_object_that_was_not_announced(site: Site, server: EmbeddedSuperLink, mallory: HostileNode) -> None:
+    """It is on the disk before anybody knows that it is not wanted, and nothing would count it."""
+    message = mallory.receive(RecordDict())
+    reply = Message(site.floats(9), reply_to=message)
+    response = mallory.announce(reply)
+    objects = objects_of(reply)
+    first = dict([objects.popitem()])
+    for _ in range(2):  # one that comes twice is of a node that got no answer
+        mallory.upload(message.metadata.run_id, response.session_id, first)
+    assert outcome(server, message) == []
+    assert mallory.upload(message.metadata.run_id, response.session_id, {some_ids(1)[0]: b"x"}) == [False]
+    assert reason_of(server, message) == "reply: must consist of the objects that were announced, got another"
+
+
 def test_attack_an_object_for_anothers_reply(
     site: Site, server: EmbeddedSuperLink, mallory: HostileNode, bob: HostileNode
 ) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -149,6 +150,21 @@ def test_attack_a_signed_body_that_stops(site: Site, strangers: Strangers) -> No
     begin = time.monotonic()
     assert answer(connection, head + body[:50]) == b""
     assert time.monotonic() - begin < 3 * LIMITS.silence_s
+
+
+def test_attack_a_signed_body_that_never_ends(site: Site) -> None:
+    """A byte now and then is no silence; but each body has its time."""
+    limits = replace(LIMITS, keep_alive_s=1.0)
+    with site.superlink(limits=limits) as server, Strangers(server.port, site.ca) as strangers:
+        connection = strangers.tls()
+        begin = time.monotonic()
+        connection.sendall(ACTIVATE + signed(site, "/v1/fleet/activate-node", b"") + b"Content-Length: 9999\r\n\r\n")
+        while is_open(connection):
+            assert time.monotonic() - begin < 3 * limits.keep_alive_s
+            with suppress(OSError):
+                connection.sendall(b"a")
+            time.sleep(0.1)
+    assert time.monotonic() - begin > limits.silence_s
 
 
 def test_attack_an_owner_holds_few_connections(site: Site, strangers: Strangers) -> None:

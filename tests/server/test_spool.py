@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agfl_server.transport.objects.spool import Kept, Spool, size_of
+from agfl_server.transport.objects.spool import Kept, Place, Spool, size_of
 
 SIZES = (0, 1, 2**16 - 1, 2**16, 2**16 + 1, 200_000)
 
@@ -37,6 +37,35 @@ def test_room_is_used_again_and_given_back_at_the_end(tmp_path: Path) -> None:
     spool.drop(first)
     assert os.fstat(spool._file.fileno()).st_size == 0
     spool.close()
+
+
+def test_attack_ever_other_sizes_take_no_more_room(tmp_path: Path) -> None:
+    """Whoever keeps one place of the file taken could fill the disk: of no size is there room yet."""
+    spool = Spool(tmp_path)
+    held = spool.room(70_000)
+    for size in range(600_000, 1_000_000, 1_000):
+        spool.drop(spool.room(size))
+    assert spool._end <= 2**17 + 2**20
+    spool.drop(held)
+    spool.close()
+
+
+def test_what_is_read_while_it_is_closed_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of a closed file may be another file's next."""
+    spool, content, pread = Spool(tmp_path), os.urandom(2**17), os.pread
+    kept = spool.keep(content)
+
+    def closed_meanwhile(file: int, size: int, at: int) -> bytes:
+        spool.close()
+        return pread(file, size, at)
+
+    monkeypatch.setattr(os, "pread", closed_meanwhile)
+    assert spool.read(kept) == content
+    assert spool._file is not None
+    assert spool._file.closed
+    assert isinstance(kept, Place)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        spool.write(kept, 0, content)
 
 
 def test_the_file_has_no_name(tmp_path: Path) -> None:

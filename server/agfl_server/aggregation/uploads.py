@@ -126,9 +126,14 @@ class Uploads:
         return False
 
     def wants(self, session_id: str, object_id: str) -> bool:
-        """Return whether an object of a reply is missing."""
+        """Return whether an object of a reply is missing; one that was not announced ends the reply."""
         upload = self._by_session.get(session_id)
-        return upload is not None and object_id in upload.children and object_id not in upload.contents
+        if upload is None:
+            return False
+        if object_id not in upload.children:
+            self._refuse(upload, "reply: must consist of the objects that were announced, got another")
+            return False
+        return object_id not in upload.contents  # an honest node sends one again that it got no answer for
 
     def take(self, session_id: str, object_id: str, content: bytes, kept: Kept) -> bool:
         """Take an object of a reply, which is kept already; return whether it was wanted. A false one ends the reply.

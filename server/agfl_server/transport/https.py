@@ -172,7 +172,7 @@ class _BoundedHttp(H11Protocol):
     ) -> None:
         super().__init__(config, server_state, app_state)
         self._connection, self._connections, self._limits = connection, connections, limits
-        self._in_headers = True
+        self._in_headers, self._body_deadline = True, math.inf
         inner = self.app
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -204,11 +204,15 @@ class _BoundedHttp(H11Protocol):
         super().data_received(data)
         if self.conn.their_state is h11.IDLE or self.transport.is_closing():
             return
+        if self._in_headers:
+            self._body_deadline = self.loop.time() + self._limits.keep_alive_s
         self._in_headers, self._connection.is_busy = False, True
         is_whole = self.conn.their_state is not h11.SEND_BODY
         if is_whole and self.conn.trailing_data[0]:
             self.transport.abort()  # another request before the answer to this one: no node does that
         self._wait(math.inf if is_whole else self._limits.silence_s)
+        if not is_whole:  # a byte a minute would hold room on the disk for the whole run
+            self._connection.deadline = min(self._connection.deadline, self._body_deadline)
 
     def on_response_complete(self) -> None:
         self._connection.is_busy = False

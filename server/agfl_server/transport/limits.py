@@ -31,7 +31,7 @@ class Limits:
     headers_bytes: int = 32 * 2**10
     headers_s: float = 15.0
     silence_s: float = 60.0
-    keep_alive_s: float = 300.0  # also the time to read 5 MiB over a slow line
+    keep_alive_s: float = 300.0  # also the time to send or read 5 MiB over a slow line
     body_bytes: int = 16 * 2**10
     tree_bytes: int = 256 * 2**10
     object_bytes: int = 5 * MIB + 64 * 2**10

@@ -10,6 +10,8 @@ import os
 import tempfile
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeAlias
@@ -25,6 +27,11 @@ class Place:
 
     start: int
     size: int
+
+    @property
+    def room(self) -> int:
+        """Its bytes of the file: a power of two, so that whoever sends ever other sizes uses the same rooms again."""
+        return 1 << (self.size - 1).bit_length()
 
 
 Kept: TypeAlias = bytes | Place
@@ -44,6 +51,7 @@ class Spool:
     _used: int = 0
     _free: dict[int, list[Place]] = field(default_factory=lambda: defaultdict(list))
     _is_closed: bool = False
+    _users: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def keep(self, content: bytes) -> Kept:
@@ -64,26 +72,26 @@ class Spool:
             self._refuse_closed()
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=self.folder, buffering=0)  # noqa: SIM115  # as long as we live
-            # Most pieces of arrays have one size.
-            place = self._free[size].pop() if self._free[size] else Place(self._end, size)
-            self._end, self._used = max(self._end, place.start + size), self._used + 1
+            place = Place(self._end, size)
+            if free := self._free[place.room]:
+                place = Place(free.pop().start, size)
+            self._end, self._used = max(self._end, place.start + place.room), self._used + 1
         return place
 
     def write(self, place: Place, at: int, content: bytes | bytearray) -> None:
         """Write a piece of an object, `at` bytes from its start; raises OSError where the disk does not take it."""
-        assert self._file is not None
         assert at + len(content) <= place.size
         done = 0
-        while done < len(content):
-            done += os.pwrite(self._file.fileno(), memoryview(content)[done:], place.start + at + done)
+        with self._opened() as file:
+            while done < len(content):
+                done += os.pwrite(file, memoryview(content)[done:], place.start + at + done)
 
     def read(self, kept: Kept) -> bytes:
         """Return an object that was kept; raises OSError where the disk does not give it back."""
         if isinstance(kept, bytes):
             return kept
-        self._refuse_closed()
-        assert self._file is not None
-        content = os.pread(self._file.fileno(), kept.size, kept.start)
+        with self._opened() as file:
+            content = os.pread(file, kept.size, kept.start)
         if len(content) != kept.size:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return content
@@ -95,7 +103,7 @@ class Spool:
         with self._lock:
             if self._is_closed:
                 return
-            self._free[kept.size].append(kept)
+            self._free[kept.room].append(kept)
             self._used -= 1
             if self._used == 0 and self._file is not None:
                 self._file.truncate(0)
@@ -112,8 +120,25 @@ class Spool:
         """Give the disk all of it back; nothing that was kept can be read any more."""
         with self._lock:
             self._is_closed = True
-            if self._file is not None:
-                self._file.close()
+            self._close_unused()
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        """Hold the file open: once it is closed, the system may give its number to another."""
+        with self._lock:
+            self._refuse_closed()
+            assert self._file is not None
+            self._users += 1
+        try:
+            yield self._file.fileno()
+        finally:
+            with self._lock:
+                self._users -= 1
+                self._close_unused()
+
+    def _close_unused(self) -> None:
+        if self._is_closed and not self._users and self._file is not None:
+            self._file.close()
 
     def _refuse_closed(self) -> None:
         if self._is_closed:
