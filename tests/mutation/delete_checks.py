@@ -40,6 +40,7 @@ CHECKED = (
     "client/agfl_client/secure/sum_rules.py",
     "client/agfl_client/saved_model.py",
     "server/agfl_server/transport/gate.py",
+    "server/agfl_server/transport/bodies.py",
     "server/agfl_server/aggregation/secure_sum.py",
     "server/agfl_server/transport/superlink.py",
     "server/agfl_server/transport/objects/whole_reply.py",

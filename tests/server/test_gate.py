@@ -9,6 +9,7 @@ import random
 import time
 import tracemalloc
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -229,8 +230,8 @@ def test_calls_past_the_pace_wait() -> None:
 class LongDoor:
     """A gate for long uploads, which many send at once; what is in memory of them is noted when the app has one."""
 
-    def __init__(self, spool: Spool) -> None:
-        limits = Limits(uploads_at_once=100)
+    def __init__(self, spool: Spool, limits: Limits | None = None) -> None:
+        limits = limits or Limits(uploads_at_once=100, per_node=100)
         keys = {key_id(KEY.public_key()): KEY.public_key()}
         self.gate = Gate(self._app, keys, lambda _, length: True, limits, lambda: NOW_NS, spool)
         self.bodies: list[bytes] = []
@@ -307,6 +308,26 @@ def test_however_many_upload_at_once_a_piece_of_each_is_in_memory_and_one_body(t
         tracemalloc.stop()
     assert held < num * 2**19
     assert door.most_inside == 1
+    spool.close()
+
+
+@pytest.mark.parametrize("limits", [Limits(per_node=3, uploads_at_once=1), Limits(per_node=3, calls_at_once=1)])
+def test_attack_calls_that_wait_for_their_turn_are_few(tmp_path: Path, limits: Limits) -> None:
+    """Nobody looks whether their connections are there still, and each holds what has come of its body."""
+    spool = Spool(tmp_path)
+    door, body = LongDoor(spool, replace(limits, calls_per_s=10)), bytes(2**17)
+
+    async def many() -> list[int]:
+        last = asyncio.Event()
+        uploads = [asyncio.create_task(door.upload(body, last=last)) for _ in range(20)]
+        await asyncio.sleep(0.05)
+        refused = [upload.result() for upload in uploads if upload.done()]
+        last.set()
+        assert sorted(await asyncio.gather(*uploads))[:3] == [200] * 3
+        assert await door.upload(body) == 200, "their places are free again"
+        return refused
+
+    assert asyncio.run(many()) == [503] * 17
     spool.close()
 
 

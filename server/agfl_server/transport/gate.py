@@ -13,7 +13,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -29,9 +29,11 @@ from agfl_protocol.identity.request_signature import (
     RequestSignature,
     short_id,
 )
+from agfl_server.transport.bodies import Refused, drain, read, received
 from agfl_server.transport.limits import Limits
 from agfl_server.transport.log_limits import LineLimit
-from agfl_server.transport.objects.spool import SMALL_BYTES, Place, Spool
+from agfl_server.transport.objects.long_bodies import LongBodies
+from agfl_server.transport.objects.spool import SMALL_BYTES, Spool
 from agfl_server.transport.seen_signatures import Pace, SeenSignatures
 
 # A node is registered by the operator, from its public file, and it runs installed code:
@@ -54,7 +56,6 @@ ACTIVATE = "/v1/fleet/activate-node"
 ANNOUNCE, UPLOAD, DOWNLOAD = "/v1/fleet/push-messages", "/v1/fleet/push-object", "/v1/fleet/pull-object"
 # In the scope of a request: who signed it (for the app), and the connection that it came on (for the gate).
 KEY_ID, CONNECTION = "agfl.key_id", "agfl.connection"
-_WRITE_BYTES = 2**18
 
 log = logging.getLogger("agfl.server.strangers")
 log.addFilter(LineLimit())
@@ -67,20 +68,24 @@ class Provable(Protocol):
         """Say who signed."""
 
 
-class Refused(Exception):
-    """A request is not passed on."""
-
-    def __init__(self, status: int, reason: str, *, drain: bool = False) -> None:
-        super().__init__(reason)
-        self.status, self.drain = status, drain
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Node:
     key: EllipticCurvePublicKey
     seen: SeenSignatures
     pace: Pace
     uploads: asyncio.Semaphore
+    in_flight: int = 0
+
+    @contextmanager
+    def call(self, most: int) -> Iterator[None]:
+        """Count a call from its headers to its answer: one whose connection is cut while it waits takes memory, too."""
+        if self.in_flight >= most:
+            raise Refused(503, f"calls: must be at most {most} at a time")  # honest nodes ask again after it
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
 
 
 class Gate:
@@ -101,7 +106,7 @@ class Gate:
     ) -> None:
         self._limits = limits = limits or Limits()
         self._app, self._admits, self._clock_ns = app, admits, clock_ns
-        self._spool, self._in_memory = spool or Spool(), asyncio.Lock()
+        self._long, self._in_memory = LongBodies(spool or Spool()), asyncio.Lock()
         self._nodes = {
             key_id: _Node(
                 key,
@@ -123,7 +128,7 @@ class Gate:
             await self._pass_on(scope, headers, receive, send)
         except Refused as refusal:
             if refusal.drain:
-                await _drain(receive)
+                await drain(receive)
             else:
                 send = _closing(send)
             body = f"{refusal}\n".encode()
@@ -137,28 +142,30 @@ class Gate:
             raise Refused(403, "closed")
         length = _length(headers, self._most(path))
         signature = self._verified(scope, headers)
-        connection: Provable | None = scope.get(CONNECTION)
-        if connection is not None:
-            connection.prove(signature.key_id)
         node = self._nodes[signature.key_id]
-        await asyncio.sleep(node.pace.wait_s())
-        if path != UPLOAD:
-            await self._call(scope, signature, length, receive, send)
-            return
-        async with node.uploads:
-            # An upload's envelope is small, and so is what an honest node has to send when it owes nothing.
-            if not self._admits(signature.key_id, max(0, length - self._limits.body_bytes)):
-                # Honest nodes that come too late get an answer, which a closed connection would keep from them.
-                raise Refused(410, "no reply of this length is waited for", drain=True)
-            take = self._call if length < SMALL_BYTES else self._upload
-            await take(scope, signature, length, receive, send)
+        with node.call(self._limits.per_node):
+            connection: Provable | None = scope.get(CONNECTION)
+            if connection is not None:
+                connection.prove(signature.key_id)
+            await asyncio.sleep(node.pace.wait_s())
+            if path != UPLOAD:
+                await self._call(scope, signature, length, receive, send)
+                return
+            async with node.uploads:
+                # An upload's envelope is small, and so is what an honest node has to send when it owes nothing.
+                more = max(0, length - self._limits.body_bytes)
+                if not await asyncio.to_thread(self._admits, signature.key_id, more):
+                    # Honest nodes that come too late get an answer, which a closed connection would keep from them.
+                    raise Refused(410, "no reply of this length is waited for", drain=True)
+                take = self._call if length < SMALL_BYTES else self._upload
+                await take(scope, signature, length, receive, send)
 
     async def _call(self, scope: Scope, signature: RequestSignature, length: int, receive: Receive, send: Send) -> None:
-        body = await _read(receive, length)
+        body = await read(receive, length)
         if hashlib.sha256(body).digest() != signature.body_hash:
             raise Refused(401, "signature: must be of this body")
         scope[KEY_ID] = signature.key_id
-        give = _received(body, receive)
+        give = received(body, receive)
         del body
         await self._app(scope, give, send)
 
@@ -171,54 +178,14 @@ class Gate:
         async def note(message: Message) -> None:
             answer.append(message)
 
-        with self._room(length) as place:
-            body_hash = await self._store(receive, length, place)
-            if body_hash != signature.body_hash:
+        with self._long.room(length) as place:
+            if await self._long.store(receive, length, place) != signature.body_hash:
                 raise Refused(401, "signature: must be of this body")
             scope[KEY_ID] = signature.key_id
             async with self._in_memory:
-                with self._disk():
-                    body = await asyncio.to_thread(self._spool.read, place)
-                give = _received(body, receive)
-                del body
-                await self._app(scope, give, note)
+                await self._app(scope, received(await self._long.read(place), receive), note)
         for message in answer:  # not before: who does not read it would hold up all others
             await send(message)
-
-    async def _store(self, receive: Receive, length: int, place: Place) -> bytes:
-        """Put a body of `length` bytes to where it has room, and return its SHA-256."""
-        digest, waiting, at = hashlib.sha256(), bytearray(), 0
-        async for piece in _pieces(receive, length):
-            digest.update(piece)
-            waiting += piece
-            if len(waiting) >= _WRITE_BYTES:
-                at += await self._write(place, at, waiting)
-                waiting = bytearray()
-        await self._write(place, at, waiting)
-        return digest.digest()
-
-    async def _write(self, place: Place, at: int, piece: bytearray) -> int:
-        with self._disk():
-            await asyncio.to_thread(self._spool.write, place, at, piece)
-        return len(piece)
-
-    @contextmanager
-    def _room(self, length: int) -> Iterator[Place]:
-        with self._disk():
-            place = self._spool.room(length)
-        try:
-            yield place
-        finally:
-            self._spool.drop(place)
-
-    @contextmanager
-    def _disk(self) -> Iterator[None]:
-        """Note that the disk fails, which ends the run, and let the node ask again until then."""
-        try:
-            yield
-        except OSError as error:
-            self._spool.failure = error
-            raise Refused(503, "the server's disk takes nothing at the moment") from None
 
     def _most(self, path: str) -> int:
         limits = self._limits
@@ -277,45 +244,6 @@ def _length(headers: Mapping[bytes, bytes], max_bytes: int) -> int:
     if len(length) > 15 or int(length) > max_bytes:
         raise Refused(413, f"body: must have at most {max_bytes} bytes")
     return int(length)
-
-
-async def _read(receive: Receive, length: int) -> bytes:
-    return b"".join([piece async for piece in _pieces(receive, length)])
-
-
-async def _pieces(receive: Receive, length: int) -> AsyncIterator[bytes]:
-    """Yield the body, which has `length` bytes: the parser holds the sender to that."""
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise Refused(400, "body: must come whole")
-        piece: bytes = message.get("body", b"")
-        length -= len(piece)
-        is_last = not message.get("more_body", False)
-        if length < 0 or (is_last and length):
-            raise Refused(400, "body: must have the length of its header")
-        yield piece
-        if is_last:
-            return
-
-
-async def _drain(receive: Receive) -> None:
-    while True:
-        message = await receive()
-        if message["type"] != "http.request" or not message.get("more_body", False):
-            return
-
-
-def _received(body: bytes, receive: Receive) -> Receive:
-    """Return what gives the app its body in one piece, once, and then what becomes of the connection."""
-    left = [body]  # the app's functions refer to each other, and are freed late
-
-    async def give() -> Message:
-        if not left:
-            return await receive()
-        return {"type": "http.request", "body": left.pop(), "more_body": False}
-
-    return give
 
 
 def _closing(send: Send) -> Send:
