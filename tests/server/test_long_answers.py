@@ -9,8 +9,8 @@ from typing import Any
 from agfl_server.transport.https import _PART_BYTES, _BoundedHttp
 
 
-def sent(body: bytes) -> list[dict[str, Any]]:
-    """Return what becomes of an answer."""
+def sent(*bodies: bytes) -> list[dict[str, Any]]:
+    """Return what becomes of an answer in these pieces."""
     messages: list[dict[str, Any]] = []
 
     async def send(message: Any) -> None:
@@ -20,8 +20,9 @@ def sent(body: bytes) -> list[dict[str, Any]]:
         waits: list[float] = []
         protocol: Any = SimpleNamespace(_limits=SimpleNamespace(keep_alive_s=7.0), _wait=waits.append)
         await _BoundedHttp._send_in_parts(protocol, send, {"type": "http.response.start", "status": 200})
-        await _BoundedHttp._send_in_parts(protocol, send, {"type": "http.response.body", "body": body})
-        assert waits == ([7.0] if len(body) > _PART_BYTES else []), "who does not read is cut in the end"
+        for body in bodies:
+            await _BoundedHttp._send_in_parts(protocol, send, {"type": "http.response.body", "body": body})
+        assert waits == [7.0], "who does not read is cut in the end, however many pieces there are"
 
     asyncio.run(answer())
     return messages
@@ -35,3 +36,7 @@ def test_a_long_answer_leaves_in_parts_and_ends_once() -> None:
         assert b"".join(part["body"] for part in parts) == body
         assert max(len(part["body"]) for part in parts) <= _PART_BYTES
         assert [part.get("more_body", False) for part in parts] == [True] * (len(parts) - 1) + [False]
+
+
+def test_attack_who_reads_slowly_has_one_time_for_all_pieces() -> None:
+    assert len(sent(*[bytes(2 * _PART_BYTES)] * 20)) == 41

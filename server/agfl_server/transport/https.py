@@ -221,9 +221,9 @@ class _BoundedHttp(H11Protocol):
 
     async def _send_in_parts(self, send: Send, message: Message) -> None:
         """Send a long answer part by part: a connection keeps room for the longest part that it ever had to encrypt."""
+        if message["type"] == "http.response.start":
+            self._wait(self._limits.keep_alive_s)  # for all parts: each in its own time would be hours
         body = memoryview(message.get("body", b""))
-        if len(body) > _PART_BYTES:
-            self._wait(self._limits.keep_alive_s)  # for all of them
         while len(body) > _PART_BYTES:
             await send({**message, "body": bytes(body[:_PART_BYTES]), "more_body": True})
             body = body[_PART_BYTES:]

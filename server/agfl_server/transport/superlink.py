@@ -22,7 +22,7 @@ from flwr.app import Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID, SubStatus
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PushMessagesRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest
 from flwr.server.superlink.linkstate import InMemoryLinkState, LinkStateFactory
 from flwr.serverapp import Grid
 from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID, TaskType
@@ -403,11 +403,6 @@ class _OwnCallsOnly:
             senders = [message.metadata.src_node_id for message in request.messages_list]
             if senders != [node_id] or len(request.message_object_trees) != 1:
                 raise _NotItsOwn(403)
-        if isinstance(request, PushObjectRequest) and self._state.uploads.owner(request.session_id) not in (
-            node_id,
-            None,
-        ):
-            raise _NotItsOwn(403)
         if isinstance(request, PullObjectRequest) and not self._state.may_read(node_id, request.object_id):
             request.object_id = ""  # nobody's: the node learns that there is no such object
         if isinstance(request, ConfirmMessageReceivedRequest) and not self._state.may_drop(
@@ -430,20 +425,20 @@ def _fleet_app(state: _LinkState, callers: Mapping[str, _Caller]) -> FastAPI:
     Flower's own authentication is left out: it signs the time and nothing else. The gate's has come before.
     """
 
-    def may(key: str, request: ObjectRequest) -> bool:
+    def refusal(key: str, request: ObjectRequest) -> int:
         caller = callers[key]
         if not _is_of(request, caller):
-            return False
+            return 401
         if isinstance(request, PullObjectRequest):
-            return state.may_read(caller.node_id, request.object_id)
-        return state.uploads.owner(request.session_id) in (caller.node_id, None)
+            return 0 if state.may_read(caller.node_id, request.object_id) else 403
+        return 0 if state.uploads.owner(request.session_id) in (caller.node_id, None) else 403
 
     app = FastAPI(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
         middleware=[
-            Middleware(ObjectCalls, objects=state.sent, may=may, store=state.store_object),
+            Middleware(ObjectCalls, objects=state.sent, refusal=refusal, store=state.store_object),
             Middleware(BaseHTTPMiddleware, dispatch=http_error_translator),
             Middleware(ProtobufTranslationMiddleware),
             Middleware(_OwnCallsOnly, state=state, callers=callers),

@@ -10,7 +10,7 @@ from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse, PushOb
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from agfl_server.transport.gate import DOWNLOAD, KEY_ID, UPLOAD
+from agfl_server.transport.gate import CONNECTION, DOWNLOAD, KEY_ID, UPLOAD
 from agfl_server.transport.objects.sent_objects import SentObjects
 from agfl_server.transport.objects.spool import Place
 
@@ -21,20 +21,20 @@ RequestT = TypeVar("RequestT", PullObjectRequest, PushObjectRequest)
 
 
 class ObjectCalls:
-    """ASGI layer that takes an object from a node, or gives it a large one; all else is Flower's to answer.
+    """ASGI layer that takes objects from nodes, and gives them large ones; all else is Flower's to answer.
 
-    may: whether who signed, by its key's id, may make a call. store: of run, session, object's id and content, whether
-    it is taken.
+    refusal: why the node that signed, by its key's id, may not make a call, as a status of HTTP; 0 where it may.
+    store: of run, session, object's id and content, whether it is taken.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         objects: SentObjects,
-        may: Callable[[str, ObjectRequest], bool],
+        refusal: Callable[[str, ObjectRequest], int],
         store: Callable[[int, str, str, bytes], bool],
     ) -> None:
-        self._app, self._objects, self._may, self._store = app, objects, may, store
+        self._app, self._objects, self._refusal, self._store = app, objects, refusal, store
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or pass on; also what must be refused."""
@@ -42,39 +42,47 @@ class ObjectCalls:
             await self._app(scope, receive, send)
             return
         message = await receive()  # all of it: the gate has read it
-        answer = self._give if scope["path"] == DOWNLOAD else self._take
-        if not await answer(scope[KEY_ID], message.get("body", b""), send):
+        if scope["path"] == UPLOAD:
+            await self._take(scope[KEY_ID], message.get("body", b""), send)
+        elif not await self._give(scope, message.get("body", b""), send):
             await self._app(scope, _again(message, receive), send)
 
-    async def _take(self, key: str, body: bytes, send: Send) -> bool:
-        """Take an object; return whether the call is answered."""
+    async def _take(self, key: str, body: bytes, send: Send) -> None:
         request = _parsed(PushObjectRequest, body)
-        if request is None or not self._may(key, request):
-            return False
+        status = 400
+        if request is not None:
+            status = await asyncio.to_thread(self._refusal, key, request)
+        if request is None or status:  # not Flower's to refuse: it has a body several times, and keeps it for a while
+            await _begin(status, 0, send)
+            await send({"type": "http.response.body"})
+            return
         object_ids = request.run_id, request.session_id, request.object_id
         content = request.object_content
         del request, body
         stored = await asyncio.to_thread(self._store, *object_ids, content)
         answer = PushObjectResponse(stored=stored).SerializeToString()
-        await _begin(len(answer), send)
+        await _begin(200, len(answer), send)
         await send({"type": "http.response.body", "body": answer})
-        return True
 
-    async def _give(self, key: str, body: bytes, send: Send) -> bool:
+    async def _give(self, scope: Scope, body: bytes, send: Send) -> bool:
         """Give a large object, piece by piece; return whether the call is answered."""
         request = _parsed(PullObjectRequest, body)
-        if request is None or not self._may(key, request):
+        if request is None or await asyncio.to_thread(self._refusal, scope[KEY_ID], request) != 0:
             return False
         with self._objects.reading(request.object_id) as place:
             if place is None:
                 return False
-            await self._send(place, send)
+            try:
+                await self._send(place, send)
+            except OSError as error:  # ends the run; the node sees a connection that is cut
+                self._objects.spool.failure = error
+                scope[CONNECTION].abort()
         return True
 
     async def _send(self, place: Place, send: Send) -> None:
         head = PullObjectResponse(object_found=True, object_available=True).SerializeToString()
         head += _varint(PullObjectResponse.OBJECT_CONTENT_FIELD_NUMBER << 3 | 2) + _varint(place.size)
-        await _begin(len(head) + place.size, send)
+        await _begin(200, len(head) + place.size, send)
         await send({"type": "http.response.body", "body": head, "more_body": True})
         for at in range(0, place.size, _PIECE_BYTES):
             size = min(_PIECE_BYTES, place.size - at)
@@ -82,9 +90,9 @@ class ObjectCalls:
             await send({"type": "http.response.body", "body": piece, "more_body": at + size < place.size})
 
 
-async def _begin(length: int, send: Send) -> None:
+async def _begin(status: int, length: int, send: Send) -> None:
     headers = [(b"content-type", PROTOBUF_MEDIA_TYPE.encode()), (b"content-length", str(length).encode())]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
 
 
 def _parsed(kind: type[RequestT], body: bytes) -> RequestT | None:
