@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from flwr.app import Error, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_to_proto
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
@@ -245,6 +245,16 @@ def test_attack_replies_to_what_was_never_asked_leave_nothing(
     assert server._state._object_push_sessions == before
     assert server._state.num_message_res() == 0
     assert outcome(server, theirs) == []
+
+
+def test_attack_a_reply_that_is_no_arrays(site: Site, server: EmbeddedSuperLink, mallory: HostileNode) -> None:
+    """As many small values as fit into a vector's bytes would keep the round for seconds, and take gigabytes."""
+    message = mallory.receive(RecordDict(), max_reply_bytes=4 * MIB)
+    values = RecordDict({f"r{i}": ConfigRecord({"x": bytes(600_000 + i)}) for i in range(2)})
+    reply = Message(values, reply_to=message)
+    response = mallory.announce(reply)
+    assert all(mallory.upload(message.metadata.run_id, response.session_id, objects_of(reply)))
+    assert reason_of(server, message).startswith("reply: must have at most 1048576 bytes beside its arrays, got 12")
 
 
 def test_attack_an_object_that_was_not_announced(site: Site, server: EmbeddedSuperLink, mallory: HostileNode) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flwr.app import Error, Message
@@ -15,7 +16,8 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 from agfl_protocol.messages.array_bytes import joined
-from agfl_server.aggregation.uploads import Upload
+from agfl_server.aggregation.uploads import ReplyRefused, Upload
+from agfl_server.transport.limits import SMALL_REPLY_BYTES
 from agfl_server.transport.log_limits import one_line
 from agfl_server.transport.objects.spool import Spool, size_of
 
@@ -40,7 +42,7 @@ class WholeReply:
                 object_id: joined(content, self._read) for object_id, content in arrays.items()
             }
             pieces = {piece for object_id in arrays for piece in upload.children[object_id]}
-            others = {object_id: self._read(object_id) for object_id in upload.contents if object_id not in pieces}
+            others = self._small([object_id for object_id in upload.contents if object_id not in pieces])
             reply = inflate_object_from_contents(upload.root, others, objects=found)
             assert isinstance(reply, Message)
             if reply.has_error():
@@ -48,6 +50,8 @@ class WholeReply:
             return Message(reply.content, reply_to=self.instruction)
         except OSError as error:
             raise self.spool.failed(error) from None
+        except ReplyRefused as error:
+            return self._error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, str(error))
         except Exception as error:  # a node may send any bytes; they must not stop the round
             return self._error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, f"malformed reply: {type(error).__name__}")
 
@@ -59,8 +63,15 @@ class WholeReply:
 
     def _arrays(self) -> dict[str, bytes]:
         """Return the objects that say what their arrays are."""
-        inner = {object_id: self._read(object_id) for object_id, parts in self.upload.children.items() if parts}
+        inner = self._small([object_id for object_id, parts in self.upload.children.items() if parts])
         return {name: one for name, one in inner.items() if get_object_type_from_object_content(one) == "Array"}
+
+    def _small(self, object_ids: Sequence[str]) -> dict[str, bytes]:
+        """Read what is no piece of an array; Flower unpacks it value by value, which takes seconds for many."""
+        num_bytes = sum(size_of(self.upload.contents[object_id]) for object_id in object_ids)
+        if num_bytes > SMALL_REPLY_BYTES:
+            raise ReplyRefused(f"reply: must have at most {SMALL_REPLY_BYTES} bytes beside its arrays, got {num_bytes}")
+        return {object_id: self._read(object_id) for object_id in object_ids}
 
     def _array_bytes(self, content: bytes) -> int:
         """Return the size of an array, which may repeat a part of 5 MiB as often as it likes."""
