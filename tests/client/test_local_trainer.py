@@ -308,6 +308,22 @@ def test_the_owners_deadline_holds(
     assert len(seen) == (8 if takes_batches else 30)
 
 
+def test_the_weights_that_it_starts_from_are_not_its_own_to_change(
+    run_config: MakeConfig, owner: Path, acts: Callable[[Act], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The node needs them once more, for the vector that it sends."""
+
+    def overwrites(work: LocalWork) -> LocalResult:
+        assert work.start is not None
+        work.start[:] = 0
+        return BatchTrainer().train(work)
+
+    acts(overwrites)
+    with pytest.raises(ConfigError, match=r"AGFL-CONFIG-231"):
+        lanes_of(run_config(OTHER), owner)
+    assert "read-only" in caplog.text
+
+
 @pytest.mark.parametrize("error", [ConfigError, DataError, PolicyViolation, WireError])
 def test_its_words_go_nowhere_though_they_come_as_an_error_of_ours(
     run_config: MakeConfig, owner: Path, acts: Callable[[Act], None], error: type[AgflError]

@@ -21,7 +21,7 @@ from agfl_models.errors import CheckpointError
 from agfl_models.files.durable_files import write_atomically
 from agfl_models.version import VERSION
 from agfl_protocol.methods.owner_states.owner_state import as_arrays
-from agfl_server.rounds.checkpoint import load_checkpoint, save_checkpoint
+from agfl_server.rounds.checkpoint import load_checkpoint, save_checkpoint, with_confirmed_on_disk
 from agfl_server.rounds.state import ServerState
 
 HASH = "a" * 64
@@ -118,6 +118,20 @@ def test_failed_overwrite_leaves_the_old_file(tmp_path: Path) -> None:
         write_atomically(path, b"new" * 100)
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"old"
+
+
+def test_where_files_cannot_be_mapped_the_confirmed_model_stays_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_here(*_: object) -> None:
+        raise OSError(19, "No such device")
+
+    state = state_of(1)
+    state = replace(state, confirmed=replace(state.confirmed, model=np.ones(4, np.float32)))
+    path = save_checkpoint(tmp_path, state, HASH)
+    assert isinstance(with_confirmed_on_disk(state, path).confirmed.model, np.memmap)
+    monkeypatch.setattr(np, "memmap", not_here)
+    assert with_confirmed_on_disk(state, path) is state
 
 
 def test_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

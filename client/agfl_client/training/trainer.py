@@ -7,7 +7,7 @@ import operator
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -194,8 +194,11 @@ def train(work: LocalWork, shipped: LocalTrainer | None = None) -> LocalResult:
     config = work.training.trainer
     if config is None:
         return (shipped or BatchTrainer()).train(work)
+    start = None if work.start is None else work.start.view()
+    if start is not None:
+        start.flags.writeable = False  # it is what the server sent, which the node still needs
     try:
-        result = config.build().train(work)
+        result = config.build().train(replace(work, start=start))
     except OutOfTime:
         raise
     except (Exception, SystemExit):

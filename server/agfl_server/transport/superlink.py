@@ -7,6 +7,7 @@ public (flwr 1.41); what is used of each is held fast by tests/server/test_super
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -389,7 +390,8 @@ class _OwnCallsOnly:
         request = scope.get("state", {}).get("protobuf_request")
         try:
             if request is not None:
-                self._check_call(request, self._callers[scope[KEY_ID]])
+                # In a thread: whoever holds the state's lock may wait for the disk, and the event loop must not.
+                await asyncio.to_thread(self._check_call, request, self._callers[scope[KEY_ID]])
         except _NotItsOwn as error:
             await JSONResponse({"detail": "not this node's"}, status_code=error.status)(scope, receive, send)
             return
