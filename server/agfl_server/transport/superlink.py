@@ -190,13 +190,13 @@ class _LinkState(InMemoryLinkState):
         message_id = message.object_id
         message.metadata.__dict__["_message_id"] = message_id
         objects = get_all_nested_objects(message)
-        session = super().start_session(run_id)
-        for object_id in dict.fromkeys(self.preregister_object_tree(get_object_tree(message), session)):
-            try:
-                stored = super().store_object(run_id, session, object_id, objects[object_id].deflate())
+        with self.lock:
+            missing = self.object_store.preregister(run_id, get_object_tree(message))
+        for object_id in dict.fromkeys(missing):
+            try:  # without the lock, which Flower's own way holds: a slow disk would hold up every node
+                self.object_store.put(object_id, objects[object_id].deflate())
             except OSError as error:
                 raise self.spool.failed(error) from None
-            assert stored
         with self.lock:
             # Last, so that a node that sees the message finds all its objects and never sits out a 1 s backoff.
             if self.store_message_ins(remove_content_from_message(message)) is None:
