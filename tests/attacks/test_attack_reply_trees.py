@@ -340,6 +340,30 @@ def test_attack_a_reason_that_fills_the_log(site: Site, server: EmbeddedSuperLin
     assert reason_of(server, message) == "?[2J??" + "x" * 294 + "..."
 
 
+def test_a_slow_disk_holds_up_nobody_while_the_server_sends(
+    site: Site, server: EmbeddedSuperLink, mallory: HostileNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes, go_on, pwrite = threading.Event(), threading.Event(), os.pwrite
+
+    def slowly(file: int, content: bytes, at: int) -> int:
+        writes.set()
+        assert go_on.wait(10)
+        return pwrite(file, content, at)
+
+    monkeypatch.setattr(os, "pwrite", slowly)
+    sending = threading.Thread(
+        target=push, args=(server.grid, [Message(site.floats(MIB), mallory.node_id, "train")], 9)
+    )
+    sending.start()
+    try:
+        assert writes.wait(10)
+        assert not mallory.pull(server._run_id, some_ids(1)[0]), "answered, though the object is not on the disk yet"
+        assert not go_on.is_set()
+    finally:
+        go_on.set()
+        sending.join(10)
+
+
 def test_the_honest_reply_beside_all_this_is_whole(
     site: Site, server: EmbeddedSuperLink, mallory: HostileNode, bob: HostileNode
 ) -> None:
