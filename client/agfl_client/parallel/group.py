@@ -23,6 +23,7 @@ from agfl_client.training.deadline import Deadline
 SECRET_BYTES = 32
 _LABEL = b"agfl/ranks/v1"
 MEET_S, SILENT_S = 60.0, 300.0
+_LEFT: list[Any] = []  # the group that was left last
 
 
 def join(begin: Begin) -> None:
@@ -57,6 +58,9 @@ def join(begin: Begin) -> None:
 def leave() -> None:
     """Leave the group, if there is one."""
     if dist.is_initialized():
+        # Its destructor waits for gloo's threads with Python's lock, which they need to let go of tensors: for ever, if
+        # it is the end of a broken collective. Once the next group is left they have long been done.
+        _LEFT[:] = [dist.group.WORLD]
         dist.destroy_process_group()
 
 
