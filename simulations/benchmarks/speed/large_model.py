@@ -112,7 +112,7 @@ def main() -> None:
 
 def config_text(arguments: argparse.Namespace, parameters: float) -> str:
     """Return a configuration of a model of about so many parameters: more of the same layer until there are enough."""
-    rule = {"type": "secure", "max_colluders": 0} if arguments.secure else {"type": "plain"}
+    rule = {"type": "secure", "max_colluders": 1} if arguments.secure else {"type": "plain"}
     dim = 512 if parameters > 1e6 else 8
     rest = {
         "rounds": arguments.rounds,
