@@ -15,6 +15,8 @@ import pytest
 
 # Several tests run at a time on few cores, where threads that wait for each other cost more than they bring.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Else a child forked while another thread calls gRPC may abort before it is a program, and nobody is told.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 import torch
 

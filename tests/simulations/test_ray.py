@@ -59,18 +59,22 @@ def cluster() -> Iterator[Any]:
         for name in ("ENABLE_AUTO_CONNECT", "USAGE_STATS_ENABLED", "worker_niceness", "ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
             patch.setenv(f"RAY_{name}", "0")
         head = {**BARE, "num_cpus": 0, "include_dashboard": False, "no_monitor": True, "_system_config": QUICK}
-        cluster: Any = Cluster(initialize_head=True, head_node_args=head)
+        cluster: Any = started(lambda: Cluster(initialize_head=True, head_node_args=head))
         patch.setenv("RAY_ADDRESS", cluster.address)
         yield cluster
         cluster.shutdown()
 
 
-def add_machine(cluster: Any, **settings: Any) -> Any:
-    """Add one. Ray gives it 30 s to start, which is not always enough where others take the processors."""
+def started(start: Callable[[], Any]) -> Any:
+    """Start a machine of Ray, twice if need be: it has 30 s, not always enough where others take the processors."""
     try:
-        return cluster.add_node(**BARE, **settings)
+        return start()
     except Exception:
-        return cluster.add_node(**BARE, **settings)
+        return start()
+
+
+def add_machine(cluster: Any, **settings: Any) -> Any:
+    return started(lambda: cluster.add_node(**BARE, **settings))
 
 
 def raylet_of(machine: Any) -> int:
