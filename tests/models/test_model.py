@@ -6,6 +6,7 @@ B batch, T time, V vocabulary.
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from agfl_models import AttentionLayer, AutoGenModel, FFLayer, RNNLayer
 from agfl_models.errors import ConfigError
+from agfl_models.model.sequence_model import own_generator
 
 VOCABULARY = 259
 HYBRID = [
@@ -123,6 +125,30 @@ def test_a_seed_fixes_the_weights_and_leaves_the_global_generator_alone() -> Non
     torch.manual_seed(3)
     unseeded = AutoGenModel(config).state_dict()
     assert all(torch.equal(first[name], unseeded[name]) for name in first)
+
+
+def test_two_threads_that_draw_weights_at_a_time_draw_what_each_draws_alone() -> None:
+    began, other_drew, has_drawn = (threading.Event() for _ in range(3))
+    drawn = list[torch.Tensor]()
+
+    def draw_in_between() -> None:
+        began.wait()
+        with own_generator(2):
+            torch.rand(3)
+            other_drew.set()
+            has_drawn.wait(0.2)
+
+    other = threading.Thread(target=draw_in_between)
+    other.start()
+    with own_generator(1):
+        drawn.append(torch.rand(3))
+        began.set()
+        other_drew.wait(0.2)
+        drawn.append(torch.rand(3))
+        has_drawn.set()
+    other.join()
+    with own_generator(1):
+        assert torch.equal(torch.cat(drawn), torch.rand(6))
 
 
 def test_training_draws_no_random_numbers() -> None:

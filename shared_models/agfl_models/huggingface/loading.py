@@ -43,7 +43,7 @@ def load(config: HuggingFaceConfig, seed: int | None = None) -> Any:
         PretrainedError: the folder cannot be used.
     """
     folder, auto, library_config = _parts(config)
-    with _ONE_AT_A_TIME, own_generator(seed):
+    with own_generator(seed), _ONE_AT_A_TIME:
         try:
             model, report = auto.from_pretrained(
                 folder.path,

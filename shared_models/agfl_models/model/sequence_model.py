@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
@@ -15,6 +16,10 @@ from torch import Tensor, nn
 
 from agfl_models.errors import ConfigError
 from agfl_models.layers.layer import Memory, State
+
+# A thread that reads PyTorch's generator may collect garbage while it holds its mutex, and wait there for another one
+# that holds Python's lock and wants that mutex: both wait for ever. So no two read it at a time.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 class SequenceModel(nn.Module, ABC):
@@ -84,10 +89,13 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextlib.contextmanager
 def own_generator(seed: int | None) -> Iterator[None]:
-    """Let PyTorch draw from a generator of its own, and leave the global one alone; None changes nothing."""
+    """Let PyTorch draw from a generator of its own, one thread at a time, and leave the global one alone.
+
+    None changes nothing.
+    """
     if seed is None:
         yield
         return
-    with torch.random.fork_rng(devices=[]):
+    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
