@@ -29,7 +29,7 @@ from flwr.clientapp import ClientApp
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from hypothesis import settings
-from tests import commands, kept_corpora, no_power_cuts, short_samples  # noqa: F401
+from tests import commands, kept_corpora, kept_yaml, no_power_cuts, short_samples  # noqa: F401
 
 from agfl_client.app import create_client_app
 from agfl_client.node import Node
