@@ -35,6 +35,7 @@ from agfl_models.huggingface.folder import PretrainedFolder
 from agfl_models.machine import trim_memory
 from agfl_models.tasks.dataset import split_rows
 from agfl_models.version import VERSION
+from agfl_protocol.local_trainer import LocalTrainer
 from agfl_protocol.messages.arrays import check_arrays
 from agfl_protocol.messages.counting import CountCodec, CountRequest
 from agfl_protocol.messages.wire import (
@@ -71,7 +72,7 @@ class Node:
     where it has none; folder: this node's own, where it keeps state from round to round for methods that need it;
     randomness: what it draws with, None for a secret of this process; approvals: the plans that the owner approved,
     None where its policy approves all of them; tell: takes a line for the owner's own screen; saved: where the trained
-    model is kept, None for nowhere.
+    model is kept, None for nowhere; trainer: what trains in place of the shipped loop where a run names none.
 
     Raises:
         DataError, PretrainedError, ConfigError: the data is not there or cannot be opened, or the pretrained model or
@@ -96,12 +97,13 @@ class Node:
         approvals: Approvals | None = None,
         tell: Callable[[str], None] = lambda line: None,
         saved: SavedModel | None = None,
+        trainer: LocalTrainer | None = None,
     ) -> None:
         self.name = name
         self.finished = False
         self._policy = policy or Policy()
         self.announced = Announced(self._policy, pretrained, keeps_model=saved is not None)
-        self._saved = saved
+        self._saved, self._trainer = saved, trainer
         self._member = member
         check_readable(data)
         if pretrained is not None:
@@ -199,7 +201,7 @@ class Node:
         methods, codec = methods_of(round_), _codec(space, request, round_)
         self._words = None  # the tokenizer is there
         memory = self._recall(space, request, methods) if request.train else None
-        trainer = self._devices.trainer(space, deadline) if request.train else None
+        trainer = (self._trainer or self._devices.trainer(space, deadline)) if request.train else None
         local = LocalRound(space, request, lambda purpose: self._draw(request, purpose), deadline, trainer)
         self._make_room(request)  # pieces of messages
         update, states = local.run(methods, NO_STATES if memory is None else memory.states)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from torch import nn
@@ -40,7 +40,7 @@ def simulate(
     evaluate: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
-    engine: Literal["auto", "inline", "processes", "ray"] = "auto",
+    engine: str = "auto",
     device: str = "auto",
     simulate_masks: bool | None = None,
     progress: bool = True,
@@ -63,7 +63,8 @@ def simulate(
         out: folder of the run; a new one in `runs` if omitted.
         resume: go on with the run in `out`, with the settings with which it began.
         engine: "inline" trains in this process, "processes" in one for each processor, "ray" on actors of Ray;
-            "auto" takes "processes" where the run is long enough for them. The results are the same bits.
+            "auto" takes "processes" where the run is long enough for them. The results are the same bits. "stacked", or
+            "stacked:25", trains so many owners at a time as one computation, to the same numbers up to rounding.
         device: where owners train: "auto" or a PyTorch device.
         simulate_masks: whether secure sums are masked as in a deployment, or the same integers are added up without;
             if omitted, they are masked for up to 200 owners.

@@ -37,7 +37,9 @@ def simulate(
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in num_rounds=3."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")] = False,
-    engine: Annotated[str, typer.Option(metavar="auto|inline|processes|ray", help="Where the clients run.")] = "auto",
+    engine: Annotated[
+        str, typer.Option(metavar="auto|inline|processes|ray|stacked[:OWNERS]", help="Where the clients run.")
+    ] = "auto",
     device: Annotated[str, typer.Option(help="Where owners train: auto, cpu, cuda, mps or cuda:N.")] = "auto",
     simulate_masks: Annotated[
         bool | None,

@@ -26,10 +26,22 @@ class _LinearScan(torch.autograd.Function):
     # The passes work in place, where autograd cannot follow; the gradient is one more scan, backward in time.
 
     @staticmethod
-    def forward(ctx: Any, a_BTH: Tensor, b_BTH: Tensor) -> Tensor:
-        h_BTH = _scan(a_BTH, b_BTH)
-        ctx.save_for_backward(a_BTH, h_BTH)
-        return h_BTH
+    def forward(a_BTH: Tensor, b_BTH: Tensor) -> Tensor:
+        return _scan(a_BTH, b_BTH)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, int | None], *inputs: Tensor) -> tuple[Tensor, int]:
+        # Sequences of several models are a larger batch: each goes its own way.
+        stacked = [
+            x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+            for x, dim in zip(inputs, in_dims, strict=True)
+        ]
+        h = linear_scan(*(x.flatten(0, 1) for x in stacked))
+        return h.view(*stacked[0].shape[:2], *h.shape[1:]), 0
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from agfl_models.bounded import Length
 from agfl_models.errors import DataError
 from agfl_models.examples import Row, TextRow
+from agfl_models.layers.layer import at_least_float32
 from agfl_models.model.families import AnyModelConfig
 from agfl_models.tasks import distribution
 from agfl_models.tasks.config import TASKS, TextTaskConfig
@@ -157,11 +158,16 @@ class LanguageModeling:
 
     def loss(self, model: nn.Module, batch: TokenBatch) -> tuple[Tensor, int]:
         """Return (negative log-likelihood in nats summed over targets, number of targets)."""
-        logits_BTV = model(batch.inputs)
-        nll = F.cross_entropy(
-            logits_BTV.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        return nll, int((batch.targets != IGNORED).sum())
+        return self.summed_loss(model, batch), self.num_predictions(batch)
+
+    def summed_loss(self, model: nn.Module, batch: TokenBatch) -> Tensor:
+        """As of `SplitLoss`."""
+        logits_NV = at_least_float32(model(batch.inputs).flatten(0, 1))
+        return F.cross_entropy(logits_NV, batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
+
+    def num_predictions(self, batch: TokenBatch) -> int:
+        """As of `SplitLoss`."""
+        return int((batch.targets != IGNORED).sum())
 
     def evaluate(self, model: nn.Module, batch: TokenBatch) -> dict[str, float]:
         """Return nll, number of targets and number of bytes in them (EOS is a target but no byte)."""

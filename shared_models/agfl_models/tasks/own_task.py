@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from agfl_models.errors import ConfigError, DataError
 from agfl_models.examples import Row
+from agfl_models.layers.layer import at_least_float32
 from agfl_models.tasks import distribution
 from agfl_models.tasks.config import TaskConfigBase
 from agfl_models.tasks.dataset import split_rows
@@ -167,7 +168,7 @@ class OwnTask:
     def loss(self, model: nn.Module, batch: TensorBatch) -> tuple[Tensor, int]:
         """Return (summed loss, number of examples)."""
         losses_B = self.config.loss(model, batch.tensors)
-        return losses_B.float().sum(), len(losses_B)
+        return at_least_float32(losses_B).sum(), len(losses_B)
 
     def evaluate(self, model: nn.Module, batch: TensorBatch) -> dict[str, float]:
         """Return the loss, the number of examples, and the user's sums."""

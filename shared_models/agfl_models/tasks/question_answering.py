@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from agfl_models.bounded import Length
 from agfl_models.errors import DataError
 from agfl_models.examples import Row, Text
+from agfl_models.layers.layer import at_least_float32
 from agfl_models.metrics import span_overlap
 from agfl_models.model.families import AnyModelConfig
 from agfl_models.tasks import distribution
@@ -204,12 +205,20 @@ class QuestionAnswering:
 
     def loss(self, model: nn.Module, batch: SpanBatch) -> tuple[Tensor, int]:
         """Return (mean of the cross entropies of start and end in nats, summed over examples; number of examples)."""
+        return self.summed_loss(model, batch), self.num_predictions(batch)
+
+    def summed_loss(self, model: nn.Module, batch: SpanBatch) -> Tensor:
+        """As of `SplitLoss`."""
         return _loss(_logits(model, batch), batch)
+
+    def num_predictions(self, batch: SpanBatch) -> int:
+        """As of `SplitLoss`."""
+        return int((batch.targets[:, 0] != IGNORED).sum())
 
     def evaluate(self, model: nn.Module, batch: SpanBatch) -> dict[str, float]:
         """Return nll, number of examples that it counts, and exact match and F1 of the answers that are found."""
         logits_NT2 = _logits(model, batch)
-        nll, examples = _loss(logits_NT2, batch)
+        nll, examples = _loss(logits_NT2, batch), self.num_predictions(batch)
         references = [example.row.answers.text for example in batch.examples]
         overlap = span_overlap.span_overlap_sums(self.decode(logits_NT2, batch), references)
         return {"eval/nll": float(nll), "eval/examples": float(examples), **overlap}
@@ -264,11 +273,11 @@ def _only_learnable(example: Example) -> Example:
 def _logits(model: nn.Module, batch: SpanBatch) -> Tensor:
     parts = [slice(first, first + WINDOWS_AT_ONCE) for first in range(0, len(batch.ids), WINDOWS_AT_ONCE)]
     logits_NT2 = torch.cat([model(batch.ids[part], batch.mask[part], types_BT=batch.types[part]) for part in parts])
-    return logits_NT2.float().masked_fill(~batch.mask[:, :, None], -torch.inf)
+    return at_least_float32(logits_NT2).masked_fill(~batch.mask[:, :, None], -torch.inf)
 
 
-def _loss(logits_NT2: Tensor, batch: SpanBatch) -> tuple[Tensor, int]:
+def _loss(logits_NT2: Tensor, batch: SpanBatch) -> Tensor:
     start, end = (
         F.cross_entropy(logits_NT2[:, :, i], batch.targets[:, i], ignore_index=IGNORED, reduction="sum") for i in (0, 1)
     )
-    return (start + end) / 2, int((batch.targets[:, 0] != IGNORED).sum())
+    return (start + end) / 2

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from agfl_models.bounded import Length
 from agfl_models.errors import DataError
 from agfl_models.examples import Row
+from agfl_models.layers.layer import at_least_float32
 from agfl_models.model.families import AnyModelConfig
 from agfl_models.model.generation import GenerationConfig, generate
 from agfl_models.model.sequence_model import SequenceModel, decoding
@@ -151,11 +152,17 @@ class SequenceToSequence:
 
     def loss(self, model: nn.Module, batch: PairBatch) -> tuple[Tensor, int]:
         """Return (negative log-likelihood in nats summed over target tokens, number of target tokens)."""
+        return self.summed_loss(model, batch), self.num_predictions(batch)
+
+    def summed_loss(self, model: nn.Module, batch: PairBatch) -> Tensor:
+        """As of `SplitLoss`."""
         logits_BTV = model(batch.inputs, source=batch.source, source_mask=batch.source_mask)
-        nll = F.cross_entropy(
-            logits_BTV.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        return nll, int((batch.targets != IGNORED).sum())
+        logits_NV = at_least_float32(logits_BTV.flatten(0, 1))
+        return F.cross_entropy(logits_NV, batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
+
+    def num_predictions(self, batch: PairBatch) -> int:
+        """As of `SplitLoss`."""
+        return int((batch.targets != IGNORED).sum())
 
     def write(self, model: SequenceModel, source: Tensor, source_mask: Tensor, config: GenerationConfig) -> list[str]:
         """Return what the model writes for each source, (B, S) with its mask."""

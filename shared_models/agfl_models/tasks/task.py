@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -113,6 +113,22 @@ class Task(Protocol[BatchT]):
 
 
 AnyTask: TypeAlias = Task[Any]
+
+
+@runtime_checkable
+class SplitLoss(Protocol):
+    """A task whose `loss` is in two parts, since what it counts is of the batch alone.
+
+    Targets are `targets` or `labels` of the batch; a row whose targets are all `IGNORED` adds nothing to the loss.
+    """
+
+    def summed_loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the summed loss of a batch, by PyTorch's operations alone."""
+        ...
+
+    def num_predictions(self, batch: Any) -> int:
+        """Return the number of predictions of a batch."""
+        ...
 
 
 def check_kind(model: AnyModelConfig, task: str, kind: Family, head: str) -> None:

@@ -17,13 +17,14 @@ from torch.nn import functional as F
 from agfl_models.bounded import Length, shown
 from agfl_models.errors import BrokenRule, DataError
 from agfl_models.examples import Row, Text
+from agfl_models.layers.layer import at_least_float32
 from agfl_models.metrics import classification
 from agfl_models.model.families import AnyModelConfig
 from agfl_models.model.heads import ClassificationHeadConfig
 from agfl_models.tasks import distribution
 from agfl_models.tasks.config import TASKS, TextTaskConfig
 from agfl_models.tasks.dataset import ExampleDataset, pad, real_positions, split_rows
-from agfl_models.tasks.task import MainMetric, check_kind
+from agfl_models.tasks.task import IGNORED, MainMetric, check_kind
 from agfl_models.tokenizers.tokenizer import TextTokenizer
 
 MAIN_METRIC = MainMetric(classification.ACCURACY, "accuracy", 0.0, 100.0, higher_is_better=True)
@@ -161,7 +162,15 @@ class TextClassification:
 
     def loss(self, model: nn.Module, batch: LabelBatch) -> tuple[Tensor, int]:
         """Return (negative log-likelihood in nats summed over examples, number of examples)."""
-        return _nll(model(batch.ids, batch.mask), batch), len(batch.labels)
+        return self.summed_loss(model, batch), self.num_predictions(batch)
+
+    def summed_loss(self, model: nn.Module, batch: LabelBatch) -> Tensor:
+        """As of `SplitLoss`."""
+        return _nll(model(batch.ids, batch.mask), batch)
+
+    def num_predictions(self, batch: LabelBatch) -> int:
+        """As of `SplitLoss`."""
+        return len(batch.labels)
 
     def evaluate(self, model: nn.Module, batch: LabelBatch) -> dict[str, float]:
         """Return nll, number of examples, and what was right, wrong and missed by label."""
@@ -198,4 +207,4 @@ class TextClassification:
 
 
 def _nll(logits_BC: Tensor, batch: LabelBatch) -> Tensor:
-    return F.cross_entropy(logits_BC.float(), batch.labels, reduction="sum")
+    return F.cross_entropy(at_least_float32(logits_BC), batch.labels, ignore_index=IGNORED, reduction="sum")

@@ -14,6 +14,7 @@ from flwr.clientapp import ClientApp
 from agfl_client.app import create_client_app
 from agfl_client.node import Node
 from agfl_models.errors import AgflError
+from agfl_protocol.local_trainer import LocalTrainer
 from agfl_protocol.messages import wire
 from agfl_protocol.messages.counting import COUNT
 from agfl_protocol.secagg.draws import OS_DRAWS, Draws
@@ -41,7 +42,7 @@ class OpenedOwners(Mapping[int, Node]):
     """The owners' nodes by id. Those that were asked last are open; what a node keeps for good is in the run's folder.
 
     limit: how many stay open, beside those that `hold` names. draws_of: where a node's secrets of secure sums come
-    from, if not from the operating system.
+    from, if not from the operating system. trainer: as of `Node`, one for all.
 
     Raises:
         AgflError: as `SimulatedOwners.node`, of any owner that has a file already.
@@ -54,8 +55,10 @@ class OpenedOwners(Mapping[int, Node]):
         folder: Path,
         limit: int = MAX_OPEN,
         draws_of: Callable[[int], Draws] = lambda number: OS_DRAWS,
+        trainer: LocalTrainer | None = None,
     ) -> None:
         self._owners, self._folder, self._limit, self._draws_of = owners, folder, limit, draws_of
+        self._trainer = trainer
         self._roster = owners.signing_roster
         self._open: OrderedDict[int, Node] = OrderedDict()
         self._held: frozenset[int] = frozenset()
@@ -77,7 +80,7 @@ class OpenedOwners(Mapping[int, Node]):
                 self._open.move_to_end(number)
                 return self._open[number]
         try:
-            node = self._owners.node(number, self._roster, self._folder, self._draws_of(number))
+            node = self._owners.node(number, self._roster, self._folder, self._draws_of(number), self._trainer)
         except AgflError as error:
             raise NotOpened(error) from error
         with self._lock:

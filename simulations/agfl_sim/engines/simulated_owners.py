@@ -18,6 +18,7 @@ from agfl_client.secure.secure_member import SecureMember
 from agfl_client.training.device import choose_device
 from agfl_models.files.durable_files import write_atomically
 from agfl_protocol.config.run_config import RunConfig
+from agfl_protocol.local_trainer import LocalTrainer
 from agfl_protocol.randomness import OwnerRandomness
 from agfl_protocol.secagg.draws import OS_DRAWS, Draws
 from agfl_protocol.secagg.identity import SigningRoster
@@ -170,7 +171,14 @@ class SimulatedOwners:
         found = devices_of(config.data.devices, self.seed, [owner.name for owner in self.owners.values()])
         return {number: found[owner.name] for number, owner in self.owners.items()}
 
-    def node(self, number: int, roster: SigningRoster, run: Path, draws: Draws = OS_DRAWS) -> Node:
+    def node(
+        self,
+        number: int,
+        roster: SigningRoster,
+        run: Path,
+        draws: Draws = OS_DRAWS,
+        trainer: LocalTrainer | None = None,
+    ) -> Node:
         """Return the node of one owner; roster: `signing_roster`, which takes time to make. Raises as `Node`."""
         owner = self.owners[number]
         name, policy, folder = owner.name, self.policy(owner.max_width), run / NODES_FOLDER / owner.name
@@ -191,6 +199,7 @@ class SimulatedOwners:
             folder=folder,
             randomness=OwnerRandomness.of_seed(self.seed, name),
             approvals=Approvals(folder, policy, "simulation"),
+            trainer=trainer,
         )
 
 

@@ -1,0 +1,1 @@
+"""Several owners' models trained together, as one computation on stacked parameters."""
