@@ -21,6 +21,7 @@ PRINTED = {
     "absent_owners/availability.py": "refusals 0",
     "speed/decoding_speed.py": "ratio of the medians",
     "speed/large_model.py": "models above its start",
+    "speed/stacked.py": "stacked, 3",
     "speed/engines.py": "the same model each time",
     "quality/digits_steps.py": "than fedavg lr 1",
     "quality/elastic_devices.py": "elastic, width 0.25",

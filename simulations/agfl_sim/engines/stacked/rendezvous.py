@@ -131,11 +131,8 @@ class Together(LocalTrainer):
             is_first, self._is_compared = not self._is_compared, True
         if is_first and isinstance(together, LocalResult):
             apart = distance(BatchTrainer().train(replace(work, rng=deepcopy(work.rng))), together)
-            log.info(
-                "owners train %d at a time: the first one's update is %.1e of its norm from that alone",
-                self._size,
-                apart,
-            )
+            line = "owners train %d at a time; trained alone, the first one's update differs by %.1e of its norm"
+            log.info(line, self._size, apart)
 
     def _go_alone(self, reason: str) -> None:
         with self._first:
