@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
@@ -269,6 +269,17 @@ def test_a_setting_that_cannot_be_stacked_is_refused_by_name(
 def test_a_number_of_owners_that_is_none_is_refused(engine: str) -> None:
     with pytest.raises(ConfigError, match="--engine: stacked must have a number of owners from 2 to 256"):
         check_engine(engine, "--engine")
+
+
+def test_too_little_memory_is_one_line_and_no_other_way_to_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(works: list[LocalWork]) -> list[LocalResult | Exception]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(rendezvous, "train_together", train)
+    together = rendezvous.Together(8)
+    (seat,) = together.seats(1)
+    with together.at(seat), pytest.raises(ConfigError, match="--engine stacked:8: must have the memory to train so"):
+        together.train(cast(LocalWork, None))
 
 
 class Net(OwnModelConfig):

@@ -1,6 +1,6 @@
 """Seconds a round of local training, owners stacked against one by one on a device, and how far apart updates are.
 
-Workloads A and C are those of benchmarks/peers: a convolutional network and a perceptron. D is a language model of 3.2
+Workloads A and C are those of benchmarks/peers: a convolutional network and a perceptron. D is a language model of 4.3
 million parameters with AdamW, L one of 100 million in bfloat16. There is no server and no wire: both ways train the
 same owners on the same batches in this process, in turn, on one thread; the first round of each warms up. On a busy
 machine the processor's seconds say more than the wall's. FLOP/s are 6 for each parameter and token (Kaplan et al. 2020,

@@ -77,6 +77,7 @@ class Training:
     def __init__(self, owners: Sequence[Owner]) -> None:
         self._owners, lead = list(owners), owners[0].work
         self._training, self._first_step, self._device = lead.training, lead.first_step, lead.device
+        assert all(owner.work.layout == lead.layout for owner in owners), "they were asked at once, of one run"
         self._loss = _Loss(lead)
         models = [trained_parameters(owner.work.model) for owner in owners]
         stacks = [torch.stack([model[name].detach() for model in models]) for name in models[0]]

@@ -118,7 +118,7 @@ class Together(LocalTrainer):
             self._go_alone(str(reason))
             return nothing
         except torch.OutOfMemoryError:
-            rule = f"must have the memory to train {len(works)} owners at a time, and has not"
+            rule = "must have the memory to train so many owners at a time, and has not"
             error = ConfigError("AGFL-CONFIG-279", f"--engine stacked:{self._size}: {rule}")
             return dict.fromkeys(works, error)
         except Exception as error:
