@@ -47,10 +47,12 @@ def create_client_app(node_of: Node | NodeOf) -> ClientApp:
         return answered
 
     def handle_round(message: Message, context: Context) -> Message:
-        return answer(
-            message,
-            lambda: find(context).handle_round(wire.RoundRequest.from_record(message.content)),
-        )
+        def reply() -> RecordDict:
+            request = [wire.RoundRequest.from_record(message.content)]
+            message.content = RecordDict()  # it holds the model, which the node lets go of when it can
+            return find(context).handle_round(request.pop())
+
+        return answer(message, reply)
 
     app.train()(handle_round)
     app.evaluate()(handle_round)

@@ -32,7 +32,7 @@ from agfl_client.training.workspace import Workspace
 from agfl_models.errors import WireError
 from agfl_models.examples import Row, check_readable
 from agfl_models.huggingface.folder import PretrainedFolder
-from agfl_models.machine import trim_memory
+from agfl_models.machine import make_room
 from agfl_models.tasks.dataset import split_rows
 from agfl_models.version import VERSION
 from agfl_protocol.local_trainer import LocalTrainer
@@ -58,8 +58,6 @@ from agfl_protocol.plans.plan import plan_from_json
 from agfl_protocol.randomness import SECRET_BYTES, OwnerRandomness
 from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms.codec import UpdateCodec
-
-_LARGE = 2**20  # parameters: with fewer, what is freed is not worth the time
 
 
 class Node:
@@ -203,13 +201,16 @@ class Node:
         memory = self._recall(space, request, methods) if request.train else None
         trainer = (self._trainer or self._devices.trainer(space, deadline)) if request.train else None
         local = LocalRound(space, request, lambda purpose: self._draw(request, purpose), deadline, trainer)
-        self._make_room(request)  # pieces of messages
+        size = request.model.size
+        make_room(size)
         update, states = local.run(methods, NO_STATES if memory is None else memory.states)
-        self._make_room(request)  # gradients
+        del local, trainer
+        request = request.without_arrays(is_hashed=rules is not None)  # a model or more
+        make_room(size)
         rng = self._draw(request, "rounding")
         rotated = codec.rotate(update, rng, states)
         metrics = update.metrics
-        del update, local  # a model
+        del update  # a model
         lanes = codec.write(rotated, rng)
         del rotated  # a model
         self._say_round(space, request, metrics, time.monotonic() - started)
@@ -218,11 +219,6 @@ class Node:
             self.states.keep(_state_key(space, request), request.exchange, memory, sent)
         self._workspace = space.end()
         return self._answer(request, rules, lanes, space.part.num_rings)
-
-    @staticmethod
-    def _make_room(request: RoundRequest) -> None:
-        if request.model.size >= _LARGE:
-            trim_memory()
 
     def _say_round(self, space: Workspace, request: RoundRequest, metrics: Mapping[str, float], seconds: float) -> None:
         """Tell the owner, and nobody else, what its node did."""

@@ -7,13 +7,17 @@ import math
 import os
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _OWN_STATUS = Path("/proc/self/stat")
 _CPU_INFO, _MEMORY_INFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
-_M_MMAP_THRESHOLD = -3  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_MIB = 2**20
+_LARGE = 2**20  # parameters: with fewer, what is freed is not worth the time
 _NO_LIMIT = 2**60  # what version 1 of control groups says for none is near 2**63
 
 
@@ -47,18 +51,32 @@ def return_freed_memory() -> None:
 
     Else it keeps blocks up to 32 MiB in a heap of each thread: pieces of messages (5 MiB) in dozens of them.
     """
+    _set_malloc(_M_MMAP_THRESHOLD, _MIB)
+
+
+@contextmanager
+def returning_freed_memory() -> Iterator[None]:
+    """As `return_freed_memory`, within the block alone: it would make training slower by 40 %."""
+    return_freed_memory()
+    try:
+        yield
+    finally:  # what glibc makes of them by itself, once it has freed large blocks
+        _set_malloc(_M_MMAP_THRESHOLD, 32 * _MIB)
+        _set_malloc(_M_TRIM_THRESHOLD, 64 * _MIB)
+
+
+def _set_malloc(option: int, value: int) -> None:
     try:
         set_option = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    set_option(_M_MMAP_THRESHOLD, 2**20)
+    set_option(option, value)
 
 
-def trim_memory() -> None:
-    """Have glibc give what is freed by now back to the system, once; elsewhere nothing is done.
-
-    That each freed block goes back at once, as with `return_freed_memory`, would make training slower by 40 %.
-    """
+def make_room(num_parameters: int) -> None:
+    """Have glibc give what is freed by now back to the system, once, where a model is large; elsewhere do nothing."""
+    if num_parameters < _LARGE:
+        return
     try:
         trim = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):

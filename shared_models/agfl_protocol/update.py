@@ -89,7 +89,6 @@ class Update:
     loss: of the broadcast model on this client's training data, in the task's unit a prediction.
     steps: how many steps of training the delta is worth, > 0; see `agfl_client.training.trainer.effective_steps`.
     gain: the factor by which methods scale the delta, applied when it is quantized, so that no copy is made.
-    start: the model (d,) from which it was trained; empty where no method asks.
     """
 
     delta: Vector
@@ -98,7 +97,6 @@ class Update:
     loss: float = 0.0
     steps: float = 1.0
     gain: float = 1.0
-    start: Vector = field(default_factory=lambda: np.zeros(0, np.float32))
 
     @cached_property
     def norm(self) -> float:

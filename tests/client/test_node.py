@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +33,9 @@ from agfl_protocol.optimizers import build_optimizer
 from agfl_protocol.plans.plan import Plan
 from agfl_protocol.plans.plan_fields import PlanViolation
 from agfl_protocol.randomness import OwnerRandomness
-from agfl_protocol.transforms.quantization import QuantizationPlan
-from agfl_protocol.update import Layout, Vector
+from agfl_protocol.transforms.codec import UpdateCodec
+from agfl_protocol.transforms.quantization import QuantizationPlan, Rotated
+from agfl_protocol.update import Layout, Update, Vector
 from agfl_server.rounds.state import initial_state
 from agfl_sim.engines.grid import InProcessGrid
 
@@ -536,3 +538,34 @@ def test_a_direction_moves_each_parameter_of_a_part_by_its_own(
     assert rings is not None
     expected = np.where(rings.held(1), way, 0) * total.weight
     assert np.linalg.norm(total.delta - expected) < 1e-3 * np.linalg.norm(expected)
+
+
+def test_the_model_that_was_broadcast_is_let_go_of_before_the_update_is_encoded(
+    run_config: MakeConfig, make_node: MakeNode, deliver: Callable[..., Message], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a large model, its update and the vector that leaves would be in memory together."""
+    genuine_read, genuine_rotate = wire.RoundRequest.from_record, UpdateCodec.rotate
+    models: list[weakref.ref[Vector]] = []
+
+    def read(record: RecordDict) -> wire.RoundRequest:
+        request = genuine_read(record)
+        models.append(weakref.ref(request.model))
+        return request
+
+    def rotate(codec: UpdateCodec, update: Update, *others: Any) -> Rotated:
+        assert models[0]() is None
+        return genuine_rotate(codec, update, *others)
+
+    monkeypatch.setattr(wire.RoundRequest, "from_record", read)
+    monkeypatch.setattr(UpdateCodec, "rotate", rotate)
+    reply = deliver(create_client_app(make_node()), request_of(run_config()).to_record())
+    assert not reply.has_error(), reply.error.reason
+    assert len(models) == 1
+
+
+def test_what_is_left_of_a_request_has_its_hash_and_no_model(run_config: MakeConfig) -> None:
+    request = request_of(run_config())
+    left = request.without_arrays(is_hashed=True)
+    assert left.broadcast_hash == request.broadcast_hash != replace(left).broadcast_hash
+    assert (left.model.size, left.model.base, left.arrays) == (0, None, {})
+    assert request.without_arrays(is_hashed=False).broadcast_hash == b""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import reduce
 from types import MappingProxyType
 from typing import Any
@@ -114,8 +113,8 @@ def test_weights_by_alignment_are_predictions_times_a_bounded_power(drawn: Drawn
     weights = [round(min(u.weight * f / 150, 1.0) * 2**20) for u, f in zip(updates, factors, strict=True)]
     expected = sum(w * u.delta for w, u in zip(weights, updates, strict=True)) / sum(weights)
     start: Any = np.arange(5.0)
-    own, state = [replace(u, start=start) for u in updates], {"previous": start - way}
-    found = mean_of(own, AlignmentWeighting(Weighting(150.0), kappa), state=state).delta
+    state = {"previous": start - way, "start": start}
+    found = mean_of(updates, AlignmentWeighting(Weighting(150.0), kappa), state=state).delta
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
 
 

@@ -108,7 +108,7 @@ class LocalRound:
         metrics |= dict(zip(space.task.train_sums, sums, strict=True))
         steps = effective_steps(space.plan.training, result.num_steps)
         delta, count = space.part.spread(result.delta), result.num_predictions
-        return Update(delta, count, metrics, loss=result.first_loss, steps=steps, start=self.models[0]), states
+        return Update(delta, count, metrics, loss=result.first_loss, steps=steps), states
 
     def _of_part(self, gradient: Gradient) -> Gradient:
         held = self.space.part.held

@@ -18,6 +18,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from agfl_client.training.deadline import OutOfTime
 from agfl_client.training.delta_sgd import DeltaSGD
 from agfl_models.errors import ConfigError
+from agfl_models.machine import make_room
 from agfl_models.model.blocks import blocks_of, recomputed
 from agfl_models.model.sequence_model import trained_parameters
 from agfl_models.tasks.batch_rows import MicroBatch
@@ -71,7 +72,9 @@ class BatchTrainer(LocalTrainer):
             loss, count, steps = loss + batch_loss.double().cpu(), count + predictions, steps + 1
             if steps == 1:
                 first_loss = float(loss) / max(count, 1)
-        optimizer.zero_grad(set_to_none=True)  # as large as the model, which is copied now
+        optimizer.zero_grad(set_to_none=True)
+        del optimizer, shaping  # with gradients, up to four models
+        make_room(work.layout.size)
         delta = work.layout.flatten(work.model)
         delta -= before
         return LocalResult(delta, float(loss), count, steps, first_loss)

@@ -63,6 +63,7 @@ from agfl_client.transport.request_signer import RequestSigner, clock_problem
 from agfl_client.transport.server_trust import TrustedServer
 from agfl_models.bounded import shown
 from agfl_models.errors import AgflError, DataError, IdentityError, PretrainedError, TransportError, WireError
+from agfl_models.machine import returning_freed_memory
 from agfl_protocol.identity.identity import MARKER_FAB_ID
 from agfl_protocol.identity.request_signature import key_id, short_id
 from agfl_protocol.messages.wire import content_bytes
@@ -334,7 +335,8 @@ class _Loop:
             reply = Message(Error(ErrorCode.INVALID_FAB, refusal), reply_to=envelope)
         else:
             try:
-                contents = self._pull(envelope)
+                with returning_freed_memory():  # pieces, which each thread's heap would keep
+                    contents = self._pull(envelope)
             except ObjectPullError:
                 log.info("the server withdrew a message before it was here whole")
                 return
@@ -345,7 +347,8 @@ class _Loop:
             else:
                 reply = self._answer(envelope, contents)
         duration_s = time.monotonic() - start
-        self._push(reply, duration_s)
+        with returning_freed_memory():
+            self._push(reply, duration_s)
         kind, sent = envelope.metadata.message_type, content_bytes(reply)
         log.debug("answered %s in %.2f s", kind, duration_s)
         if not reply.has_error() and kind in _UPLOADS and sent >= _LEAST_SHOWN_BYTES:
@@ -390,7 +393,8 @@ class _Loop:
         if run_id not in self._contexts:
             self._contexts[run_id] = Context(run_id, self._node.node_id, {}, RecordDict(), {})
         try:
-            arrays: dict[str, InflatableObject] = {**join_arrays(contents)}
+            with returning_freed_memory():
+                arrays: dict[str, InflatableObject] = {**join_arrays(contents)}
             message = inflate_object_from_contents(envelope.metadata.message_id, contents, objects=arrays)
             del arrays
             assert isinstance(message, Message)

@@ -10,8 +10,9 @@ Legend: d parameters.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -186,7 +187,7 @@ class RoundRequest:
         """SHA-256 of the client plan as it travels, in hexadecimal."""
         return hash_of(self.client_plan)
 
-    @property
+    @cached_property
     def broadcast_hash(self) -> bytes:
         """SHA-256 of all that this request says and that every client must have received alike."""
         return Broadcast(
@@ -200,6 +201,15 @@ class RoundRequest:
             evaluate=self.evaluate,
             full=self.full,
         ).hash
+
+    def without_arrays(self, *, is_hashed: bool) -> RoundRequest:
+        """Return what an answer needs once the model and the arrays are used; their memory is then free.
+
+        is_hashed: keep `broadcast_hash`, which is else empty: it takes a while.
+        """
+        left = replace(self, model=self.model[:0].copy(), arrays=NO_STATES)
+        vars(left)["broadcast_hash"] = self.broadcast_hash if is_hashed else b""
+        return left
 
     def to_record(self) -> RecordDict:
         """Return the message content."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agfl_protocol.methods.method import ArraySpec, Method, Round, Specs, State, Step
+from agfl_protocol.methods.method import ArraySpec, Local, Method, Round, Specs, State, Step
 from agfl_protocol.methods.weighting import Weighting, refuse_without
 from agfl_protocol.plans.plan_fields import PlanViolation
 from agfl_protocol.update import Total, Update, Vector, inner_product, square_sum
@@ -17,7 +17,7 @@ from agfl_protocol.update import Total, Update, Vector, inner_product, square_su
 if TYPE_CHECKING:
     from agfl_protocol.plans.client_plan import ClientPlan
 
-PREVIOUS = "previous"
+PREVIOUS, START = "previous", "start"
 _MAX_EXPONENT = math.log(3)
 
 
@@ -61,11 +61,15 @@ class AlignmentWeighting(Method):
                 "AGFL-PLAN-007", "aggregation.weighting: must not be alignment in an exact sum, where it picks owners"
             )
 
+    def observe(self, local: Local) -> State:
+        """The model from which the owner trains."""
+        return {START: local.models[0]}
+
     def encode(self, update: Update, state: State, rng: np.random.Generator) -> Update:
         """Scale gain and weight."""
         previous = state[PREVIOUS]
         with np.errstate(over="ignore", invalid="ignore"):  # the server made both models up
-            alignment = cosine(update.delta, update.start - previous) if previous.size else 0.0
+            alignment = cosine(update.delta, state[START] - previous) if previous.size else 0.0
         exponent = min(max(self.kappa * alignment, -_MAX_EXPONENT), _MAX_EXPONENT)
         return self.weighting.encode(replace(update, weight=update.weight * math.exp(exponent)), state, rng)
 

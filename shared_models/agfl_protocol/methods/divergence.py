@@ -50,7 +50,7 @@ class Divergence(Method):
         if all(map(math.isfinite, derived)) and all(map(_is_metric, update.metrics.values())):
             return replace(update, metrics={**update.metrics, DIVERGED: 0.0})
         nothing = dict.fromkeys(update.metrics, 0.0) | {DIVERGED: 1.0}
-        return Update(np.zeros_like(update.delta), 0.0, nothing, start=update.start)
+        return Update(np.zeros_like(update.delta), 0.0, nothing)
 
 
 def _is_metric(value: float) -> bool:

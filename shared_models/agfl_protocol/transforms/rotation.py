@@ -78,9 +78,9 @@ class Rotation:
         """Write the first pass over x (size,), transposed, to y (B, M): no other array is as long as x."""
         columns, rest = y.shape[0], self.size % y.shape[0]
         rows, last = x[: self.size - rest].reshape(-1, columns), x[self.size - rest :]
-        signs = np.unpackbits(bits, count=self.padded).reshape(self.column, columns)
         panels, low = _Panels(y), _low(self.column, columns)
         for first in range(0, self.column, low):
+            signs = _unpacked(bits, first * columns, low * columns).reshape(low, columns)
             full = min(max(len(rows) - first, 0), low)
             for start, buffers in _panels(low, columns):
                 width = buffers[0].size // low
@@ -91,7 +91,7 @@ class Rotation:
                     part = last[start:end]
                     np.multiply(part, factor, out=block[full, : part.size])
                 words = block.view(np.uint32)
-                words ^= signs[first : first + low, start:end].astype(np.uint32) << np.uint32(31)
+                words ^= signs[:, start:end].astype(np.uint32) << np.uint32(31)
                 panels.write(first, start, _hadamard(*buffers, width).reshape(low, width))
         for start, (here, there) in _panels(self.column, columns):
             width = here.size // self.column
@@ -115,6 +115,12 @@ class Rotation:
             part = words[start : start + _PANEL]
             mask = np.unpackbits(bits[start // 8 : -(-(start + part.size) // 8)], count=part.size)
             part ^= mask.astype(np.uint32) << np.uint32(31)
+
+
+def _unpacked(bits: NDArray[np.uint8], start: int, size: int) -> NDArray[np.uint8]:
+    """Return so many bits from `start` on, an element each."""
+    before = start % 8
+    return np.unpackbits(bits[start // 8 :], count=before + size)[before:]
 
 
 class _Panels:
