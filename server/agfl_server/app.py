@@ -168,14 +168,19 @@ def _train(context: RunContext, run_folder: RunFolder, resume: bool) -> tuple[Fe
     if not config.tokenizer.is_trained:
         config, cost = train_tokenizer(replace(context, config=config))
         run_folder.write_config(config)
-    federation, state = open_run(replace(context, config=config), run_folder, is_new=is_new, cost=cost)
+    federation, *begun = open_run(replace(context, config=config), run_folder, is_new=is_new, cost=cost)
     with tracked(config, run_folder.path, observer) as watchers:
-        state = _run_rounds(federation, state, run_folder, watchers)
+        state = _run_rounds(federation, begun, run_folder, watchers)
     return federation, state
 
 
-def _run_rounds(federation: Federation, state: ServerState, run_folder: RunFolder, watchers: Observer) -> ServerState:
-    """Run all rounds that are left, and leave the trained model, or the last good one, in the folder."""
+def _run_rounds(
+    federation: Federation, begun: list[ServerState], run_folder: RunFolder, watchers: Observer
+) -> ServerState:
+    """Run all rounds that are left, and leave the trained model, or the last good one, in the folder.
+
+    begun: the state to go on from, which is taken out: else its model would be in memory as long as the run.
+    """
     config = federation.context.config
 
     def save(after: ServerState, rows: Sequence[Row]) -> ServerState:
@@ -184,7 +189,7 @@ def _run_rounds(federation: Federation, state: ServerState, run_folder: RunFolde
         return after
 
     try:
-        state = run_rounds(federation, state, save)
+        state = run_rounds(federation, begun.pop(), save)
     except RoundError:
         if not run_folder.has_checkpoint:
             raise

@@ -43,13 +43,15 @@ from agfl_protocol.version import PROTOCOL_VERSION
 from agfl_server.aggregation.aggregator import AttemptFailed, CohortSum, Groups, LaneCodec
 from agfl_server.aggregation.plain_sum import PlainSum
 from agfl_server.app import build_aggregator, run_federation
+from agfl_server.rounds import loop
 from agfl_server.rounds.attempts import RunContext
 from agfl_server.rounds.cohort_sums import DivergedError, Federation, sum_of_cohort, sum_of_round
 from agfl_server.rounds.journal import Journal, Records
 from agfl_server.rounds.loop import train_round
-from agfl_server.rounds.observer import Observer
+from agfl_server.rounds.observer import Observer, Row
 from agfl_server.rounds.sampling import sample_cohort
 from agfl_server.rounds.state import ServerState, initial_state
+from agfl_server.run import opened_run
 from agfl_server.transport.connected_nodes import ConnectedNodes
 from agfl_sim.engines.grid import InProcessGrid
 
@@ -459,3 +461,29 @@ def test_evaluation_rides_in_the_next_sum_and_every_round_has_its_row(
         assert row["eval/loss"] == pytest.approx(totals["eval/nll"] / totals["eval/tokens"], rel=1e-6)
         metrics = task.eval_metrics({name: totals[name] for name in task.eval_sums})
         assert row["eval/bits_per_byte"] == pytest.approx(metrics["eval/bits_per_byte"], rel=1e-6)
+
+
+def test_the_model_that_a_run_begins_with_is_let_go_of_after_round_1(
+    run_config: MakeConfig,
+    make_owners: MakeOwners,
+    open_grid: OpenGrid,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else it would be in memory, beside the one under way, as long as the run."""
+    first: list[weakref.ref[Vector]] = []
+    alive: list[bool] = []
+
+    def begin(*arguments: Any) -> tuple[Layout, ServerState]:
+        layout, state = initial_state(*arguments)
+        first.append(weakref.ref(state.model))
+        return layout, state
+
+    def train(*arguments: Any) -> tuple[ServerState, Row]:
+        alive.append(first[0]() is not None)
+        return train_round(*arguments)
+
+    monkeypatch.setattr(opened_run, "initial_state", begin)
+    monkeypatch.setattr(loop, "train_round", train)
+    run_federation(open_grid(make_owners(3)), run_config("num_rounds=3"), tmp_path / "run")
+    assert alive == [True, False, False]
