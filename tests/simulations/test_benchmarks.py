@@ -22,6 +22,7 @@ PRINTED = {
     "speed/decoding_speed.py": "ratio of the medians",
     "speed/large_model.py": "models above its start",
     "speed/stacked.py": "stacked, 3",
+    "speed/masked_sum.py": "the sum is that of what was drawn",
     "speed/engines.py": "the same model each time",
     "quality/digits_steps.py": "than fedavg lr 1",
     "quality/elastic_devices.py": "elastic, width 0.25",
