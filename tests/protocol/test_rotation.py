@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from agfl_protocol.secagg.masks import SEED_BYTES, Mask
 from agfl_protocol.transforms.basis import Basis
 from agfl_protocol.transforms.rotation import Rotation, rotation_seed
 from agfl_protocol.update import Vector
@@ -94,7 +95,9 @@ def test_its_bits_are_those_of_the_textbook_however_it_is_cut(
     monkeypatch.setattr("agfl_protocol.transforms.rotation._BLOCK", block)
     rotation, x = Rotation(size, SEED), random_vector(size, 5)
     column = rotation.column
-    first, second = (np.unpackbits(bits, count=rotation.padded) for bits in rotation._signs())
+    key, num_bytes = hashlib.sha512(SEED + bytes(4)).digest()[:SEED_BYTES], -(-rotation.padded // 8)
+    stream = np.frombuffer(Mask(key, subtract=False).stream(0).update(bytes(2 * num_bytes)), np.uint8)
+    first, second = np.unpackbits(stream.reshape(2, -1), axis=1, count=rotation.padded)
     filled = np.zeros(rotation.padded, np.float32)
     filled[:size] = x * np.float32(1.5 / column)
     once = textbook(np.where(first, -filled, filled).reshape(column, -1)).T.reshape(-1)

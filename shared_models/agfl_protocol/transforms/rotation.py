@@ -13,18 +13,17 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agfl_protocol.secagg.masks import SEED_BYTES, KeyStream
+from agfl_protocol.secagg.masks import SEED_BYTES, Mask
 from agfl_protocol.update import Vector
 
 _EVENNESS = 16  # M / B at least: so far each element's energy spreads evenly, to within B / M
 _PANEL = 2**17  # elements that are transformed while they stay in the cache
 _BLOCK = 2**16  # elements of rows that follow one another
-_SIGN_BIT = np.uint32(2**31)
+_BLOCK_BYTES = 16  # of the stream that the signs are taken from
 
 
 def rotation_seed(run_seed: int, round_number: int) -> bytes:
@@ -56,31 +55,29 @@ class Rotation:
 
     def forward(self, x: Vector, factor: float) -> Vector:
         """Return `factor` times x (size,) in the random basis, (D,)."""
-        first, second = self._signs()
         y = np.empty(self.padded, np.float32)
-        self._first_pass(x, np.float32(factor / self.column), first, y.reshape(-1, self.column))
-        self._flip(y, second)
+        self._first_pass(x, np.float32(factor / self.column), y.reshape(-1, self.column))
+        self._flip(y, 1)
         _transform(y.reshape(self.column, -1))
         return y
 
     def inverse(self, y: Vector) -> Vector:
         """Return y (D,) in the basis of the model, (size,); `y` is overwritten."""
-        first, second = self._signs()
         _transform(y.reshape(self.column, -1))
-        self._flip(y, second)
+        self._flip(y, 1)
         x = np.ascontiguousarray(y.reshape(-1, self.column).T).reshape(-1)
         _transform(x.reshape(self.column, -1))
-        self._flip(x, first)
+        self._flip(x, 0)
         x *= np.float32(1 / self.column)
         return x[: self.size]
 
-    def _first_pass(self, x: Vector, factor: np.float32, bits: NDArray[np.uint8], y: NDArray[np.float32]) -> None:
+    def _first_pass(self, x: Vector, factor: np.float32, y: NDArray[np.float32]) -> None:
         """Write the first pass over x (size,), transposed, to y (B, M): no other array is as long as x."""
         columns, rest = y.shape[0], self.size % y.shape[0]
         rows, last = x[: self.size - rest].reshape(-1, columns), x[self.size - rest :]
         panels, low = _Panels(y), _low(self.column, columns)
         for first in range(0, self.column, low):
-            signs = _unpacked(bits, first * columns, low * columns).reshape(low, columns)
+            signs = self._signs(0, first * columns, low * columns).reshape(low, columns)
             full = min(max(len(rows) - first, 0), low)
             for start, buffers in _panels(low, columns):
                 width = buffers[0].size // low
@@ -99,28 +96,25 @@ class Rotation:
             here[...] = place.reshape(-1)
             place[...] = _hadamard(here, there, low * width).reshape(self.column, width).T
 
-    def _signs(self) -> Any:
-        """Yield the bits of the first and of the second pass, packed, eight elements a byte."""
-        key = hashlib.sha512(self.seed + self.number.to_bytes(4, "big")).digest()[:SEED_BYTES]
-        num_bytes = -(-self.padded // 8)
-        stream = KeyStream(key, num_bytes)
-        for _ in range(2):
-            yield stream.next(num_bytes).copy()
+    @cached_property
+    def _key(self) -> Mask:
+        seed = hashlib.sha512(self.seed + self.number.to_bytes(4, "big")).digest()[:SEED_BYTES]
+        return Mask(seed, subtract=False)
 
-    @staticmethod
-    def _flip(y: Vector, bits: NDArray[np.uint8]) -> None:
-        """Change the sign of the elements whose bit is set."""
+    def _signs(self, number: int, start: int, size: int) -> NDArray[np.uint8]:
+        """Return the signs of so many elements in the first pass (0) or the second (1): 1 where one changes."""
+        first, before = divmod(number * -(-self.padded // 8) + start // 8, _BLOCK_BYTES)
+        skipped = start % 8
+        num_bytes = before + -(-(skipped + size) // 8)
+        stream = self._key.stream(first * _BLOCK_BYTES // 8).update(bytes(num_bytes))
+        return np.unpackbits(np.frombuffer(stream, np.uint8, offset=before), count=skipped + size)[skipped:]
+
+    def _flip(self, y: Vector, number: int) -> None:
+        """Change the signs of elements (D,) as a pass does."""
         words = y.view(np.uint32)
         for start in range(0, y.size, _PANEL):
             part = words[start : start + _PANEL]
-            mask = np.unpackbits(bits[start // 8 : -(-(start + part.size) // 8)], count=part.size)
-            part ^= mask.astype(np.uint32) << np.uint32(31)
-
-
-def _unpacked(bits: NDArray[np.uint8], start: int, size: int) -> NDArray[np.uint8]:
-    """Return so many bits from `start` on, an element each."""
-    before = start % 8
-    return np.unpackbits(bits[start // 8 :], count=before + size)[before:]
+            part ^= self._signs(number, start, part.size).astype(np.uint32) << np.uint32(31)
 
 
 class _Panels:
