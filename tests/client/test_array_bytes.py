@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from agfl_client.transport.pulling import join_arrays
 from agfl_client.transport.supernode import PUSHES_AT_ONCE, _push_all
-from agfl_protocol.messages.array_bytes import to_array
+from agfl_protocol.messages import wire
+from agfl_protocol.messages.array_bytes import new_vector, to_array
 
 MIB = 2**20
 LARGE = np.arange(3 * MIB, dtype=np.float32)  # three pieces
@@ -25,6 +26,17 @@ def test_the_bytes_are_those_that_flower_makes(vector: NDArray[Any]) -> None:
     ours, theirs = to_array(vector), Array(vector)
     assert ours == theirs
     assert ours.object_id == theirs.object_id
+
+
+def test_a_vector_that_was_made_for_it_is_not_copied() -> None:
+    vector = new_vector(np.uint64, LARGE.size)
+    vector[:] = LARGE
+    ours = to_array(vector)
+    assert np.shares_memory(np.frombuffer(ours.data, np.uint8), vector)
+    assert ours.object_id == Array(LARGE.astype(np.uint64)).object_id
+    assert wire.new_record({}, {"x": vector}).array_records["arrays"]["x"].object_id == ours.object_id
+    part = new_vector(np.uint64, 9)[1:]
+    assert not np.shares_memory(np.frombuffer(to_array(part).data, np.uint8), part)
 
 
 def objects_of(*vectors: NDArray[Any]) -> dict[str, InflatableObject]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Array
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 _NUMPY = "numpy.ndarray"  # Flower's name for the form in which `numpy.save` writes
 
@@ -23,9 +23,25 @@ def npy_header(dtype: np.dtype[Any], size: int) -> bytes:
     return stream.getvalue()
 
 
+def new_vector(dtype: DTypeLike, size: int) -> NDArray[Any]:
+    """Return a vector (size,) of zeros that `to_array` does not copy: before it there is room for what NumPy writes."""
+    kind = np.dtype(dtype)
+    room = len(npy_header(kind, size))
+    return np.zeros(room + size * kind.itemsize, np.uint8)[room:].view(kind)
+
+
 def to_array(vector: NDArray[Any]) -> Array:
-    """Return a vector (n,) as Flower's Array, with the bytes that Flower would make of it."""
-    data = b"".join((npy_header(vector.dtype, vector.size), np.ascontiguousarray(vector).data))
+    """Return a vector (n,) as Flower's Array, with the bytes that Flower would make of it.
+
+    One of `new_vector` is given up by the caller: the Array is made of it.
+    """
+    header, whole = npy_header(vector.dtype, vector.size), vector.base
+    if isinstance(whole, np.ndarray) and whole.dtype == np.uint8 and whole.size == len(header) + vector.nbytes:
+        whole[: len(header)] = np.frombuffer(header, np.uint8)
+        array = Array(str(vector.dtype), vector.shape, _NUMPY, b"")
+        array.data = whole.data  # type: ignore[assignment]  # it is cut into pieces by a memoryview of it
+        return array
+    data = b"".join((header, np.ascontiguousarray(vector).data))
     return Array(str(vector.dtype), vector.shape, _NUMPY, data)
 
 

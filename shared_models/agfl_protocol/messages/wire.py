@@ -366,7 +366,9 @@ def new_record(scalars: dict[str, Scalar], vectors: dict[str, NDArray[Any]] | No
     """Return message content in this protocol's version."""
     record = RecordDict({_CONFIG: ConfigRecord({"version": PROTOCOL_VERSION, **scalars})})
     if vectors:
-        record[_ARRAYS] = ArrayRecord({name: to_array(vector) for name, vector in vectors.items()})
+        record[_ARRAYS] = arrays = ArrayRecord()
+        for name, vector in vectors.items():
+            arrays[name] = to_array(vector)
     return record
 
 
@@ -408,7 +410,7 @@ def read_vector(record: RecordDict, key: str, dtype: DTypeLike, size: int | None
             "AGFL-WIRE-044", f"{key}: must be {expected}, got {array.dtype[:80]} of shape {tuple(array.shape)}"
         )
     header = npy_header(kind, array.shape[0])
-    if len(array.data) != len(header) + array.shape[0] * kind.itemsize or not array.data.startswith(header):
+    if len(array.data) != len(header) + array.shape[0] * kind.itemsize or array.data[: len(header)] != header:
         raise WireError(
             "AGFL-WIRE-045",
             f"{key}: must hold exactly the declared {array.shape[0]} numbers, got {len(array.data)} bytes",

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agfl_models.errors import ImplausibleSum, WireError
+from agfl_protocol.messages.array_bytes import new_vector
 from agfl_protocol.messages.header import Header
 from agfl_protocol.secagg import lanes as packing
 from agfl_protocol.secagg.lanes import Lanes
@@ -125,7 +126,7 @@ class Quantization:
 
     def write(self, update: Rotated, rng: np.random.Generator) -> Lanes:
         """Return the vector (num_lanes,) of an update; what was lost is measured and travels in the header."""
-        vector = np.zeros(self.num_lanes, np.uint64)
+        vector: Lanes = new_vector(np.uint64, self.num_lanes)
         half = self.plan.levels // 2
         factors = (half / self.boxes).tolist()
         rounding = StochasticRounding(half, self.plan.fields_per_lane, rng)

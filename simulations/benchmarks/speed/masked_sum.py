@@ -35,6 +35,7 @@ from agfl_models.machine import return_freed_memory, usable_cpus
 from agfl_protocol.flower_settings import prepare_flower
 from agfl_protocol.identity.roster_file import roster_of
 from agfl_protocol.messages import secure_wire, wire
+from agfl_protocol.messages.array_bytes import new_vector
 from agfl_protocol.plans.sum_kind import Kind
 from agfl_protocol.secagg.identity import SigningRoster
 from agfl_protocol.secagg.lanes import Lanes
@@ -178,7 +179,7 @@ def app_of(member: SecureMember, number: int, num_lanes: int, finished: threadin
         request = wire.RoundRequest.from_record(message.content)
         asked = Asked(Kind.SAMPLED, train=True, evaluate=False, count=False, cohort=len(member.names))
         member.ledger.approve(request.run_id, request.plan_hash)
-        lanes = np.empty(num_lanes, np.uint64)
+        lanes: Lanes = new_vector(np.uint64, num_lanes)
         for start, chunk in drawn(number, num_lanes):
             lanes[start : start + chunk.size] = chunk
         return Message(member.advertise(request, SumRules(asked, member.names, ()), lanes), reply_to=message)
