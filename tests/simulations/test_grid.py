@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from agfl_protocol.config.run_config import RunConfig
 from agfl_server.app import run_federation
-from agfl_sim.engines.grid import InProcessGrid
+from agfl_sim.engines.grid import InProcessGrid, carried, deflated, inflated
 
 OpenGrid = Callable[..., InProcessGrid]
 
@@ -159,3 +159,40 @@ def test_workers_and_node_ids_do_not_change_a_bit(
         weights = (tmp_path / name / "model" / "model.safetensors").read_bytes()
         results.append((state.model.tobytes(), weights, [{**row, "seconds": 0} for row in rows]))
     assert results[0] == results[1]
+
+
+def through_the_wire(message: Message) -> Message:
+    return inflated(*deflated(message))
+
+
+@pytest.mark.parametrize("way", [carried, through_the_wire])
+def test_what_is_carried_is_what_the_wire_would_bring(way: Callable[[Message], Message]) -> None:
+    scalars: dict[str, Any] = {
+        "int": -(2**40),
+        "large": 2**63 + 1,
+        "float": 0.1,
+        "text": "ö\n",
+        "bytes": b"\0\xff",
+        "flag": True,
+        "ints": [1, 2],
+    }
+    sent = RecordDict({"arrays": ArrayRecord({"x": Array(np.arange(5, dtype=np.uint64)), "none": Array(np.zeros(0))})})
+    sent["config"], sent["metrics"], sent["empty"] = ConfigRecord(scalars), MetricRecord({"loss": 1.5}), ArrayRecord()
+    request = Message(sent, 2**62, "query.share", ttl=7.0, group_id="3")
+    request.metadata.__dict__["_message_id"] = "12"
+    for message in (request, Message(RecordDict(), reply_to=request), Message(Error(101, "refused"), reply_to=request)):
+        found = way(message)
+        assert {**found.metadata.__dict__, "_message_id": ""} == {**message.metadata.__dict__, "_message_id": ""}
+        assert found.has_error() == message.has_error()
+        if message.has_error():
+            assert (found.error.code, found.error.reason) == (101, "refused")
+        else:
+            assert dict(found.content) == dict(message.content)
+
+
+@pytest.mark.parametrize("way", [carried, through_the_wire])
+def test_what_the_wire_would_not_carry_is_not_carried(way: Callable[[Message], Message]) -> None:
+    too_large, no_text = ConfigRecord({"n": 2**64}), ConfigRecord({"text": "\ud800"})
+    for record in (too_large, no_text):
+        with pytest.raises((ValueError, UnicodeError)):
+            way(Message(RecordDict({"config": record}), 1, "train"))

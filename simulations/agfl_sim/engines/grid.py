@@ -1,7 +1,7 @@
 """Flower's transport interface on one machine: by plain function calls, or by whatever else brings a message to a node.
 
-Every message passes through the bytes in which it would travel, so nothing reaches a client or the server that the
-wire would not carry.
+The records of every message pass through the bytes in which they would travel, so nothing reaches a client or the
+server that the wire would not carry.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ from functools import partial
 from threading import Lock
 from typing import cast
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app.message.message import make_message
+from flwr.app.message.recorddict import RecordType
 from flwr.clientapp import ClientApp
+from flwr.common.serde_utils import metadata_from_proto, metadata_to_proto
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
@@ -161,10 +164,10 @@ class InProcessGrid(LocalGrid):
         return self._pool.submit(self._deliver, message, message_id)
 
     def _deliver(self, message: Message, message_id: str) -> Message:
-        request = inflated(*deflated(message))
+        request = carried(message)
         node = request.metadata.dst_node_id
         with self._locks.setdefault(node, Lock()):
-            return inflated(*deflated(answer(self._app_of(node), request, message_id)))
+            return carried(answer(self._app_of(node), request, message_id))
 
     def _app_of(self, node: int) -> ClientApp:
         return self._nodes[node]
@@ -180,6 +183,20 @@ def answer(app: ClientApp, request: Message, message_id: str) -> Message:
     request.metadata.__dict__["_message_id"] = message_id
     node = request.metadata.dst_node_id
     return app(request, Context(_RUN_ID, node, node_config={}, state=RecordDict(), run_config={}))
+
+
+def carried(message: Message) -> Message:
+    """Return a message as the other side reads it, without the SHA-256 of each part by which the wire asks for it."""
+    if message.has_error():
+        return Message.inflate(message.deflate())
+    metadata = metadata_from_proto(metadata_to_proto(message.metadata))
+    return make_message(metadata, RecordDict({key: _carried(record) for key, record in message.content.items()}))
+
+
+def _carried(record: RecordType) -> RecordType:
+    if isinstance(record, ArrayRecord):  # its numbers are bytes already, which nobody can change
+        return ArrayRecord(dict(record))
+    return type(record).inflate(record.deflate())
 
 
 def deflated(message: Message) -> tuple[str, dict[str, bytes]]:
