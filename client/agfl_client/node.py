@@ -144,7 +144,7 @@ class Node:
         if status is Status.APPROVED and self._workspace is None:
             # Now, while nobody waits for this owner in a sum; what was read stays warm for round 1.
             is_first = config.tokenizer.is_trained and not plan.candidates
-            read = (lambda: self._make_workspace(config.to_json(), config, tier)) if is_first else None
+            read = (lambda: self._make_workspace(plan.client_text, config, tier)) if is_first else None
             self._workspace = self._text_check.run(plan.hash, read or (lambda: self._rows(config)))
         try:
             # A trainer of somebody else's sees no text before its run is approved.

@@ -23,7 +23,7 @@ from typing import Literal
 
 from pydantic import ByteSize, Field, PositiveFloat, PositiveInt
 
-from agfl_client.training.memory_estimate import estimate
+from agfl_client.training.memory_estimate import estimate, part_size
 from agfl_models.errors import AgflError
 from agfl_models.machine import usable_memory
 from agfl_models.plugins import enable, names_in, normalized
@@ -86,7 +86,7 @@ class Policy(Config):
                 "AGFL-POLICY-002",
                 f"max_width: must be at least {widths[0]:g}, the run's least width, to take part; it is not",
             )
-        sizes = {k: config.narrowed_model(k).num_parameters() for k in permitted}
+        sizes = {k: part_size(config, k) for k in permitted}
         fitting = [k for k, size in sizes.items() if size <= self.max_parameters]
         if not fitting:
             least = min(sizes.values())

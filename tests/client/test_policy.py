@@ -91,6 +91,17 @@ def test_an_owner_trains_as_many_rings_as_its_policy_permits(run_config: Config)
         Policy(allow_plain=True, max_parameters=sizes[0] - 1).tier(config.client_plan)
 
 
+def test_numbers_that_were_kept_of_one_plan_are_never_those_of_another(run_config: Config) -> None:
+    small, large = run_config().client_plan, run_config("model.dim=32").client_plan
+    sizes = {plan.model.num_parameters(): plan for plan in (small, large)}
+    assert len(sizes) == 2
+    for _ in range(2):  # in turn, as of owners who are asked for two runs
+        for size, plan in sizes.items():
+            assert Policy(allow_plain=True, max_parameters=size).tier(plan) == 1
+            with pytest.raises(PolicyViolation, match=rf"^max_parameters: must be at least {size}, "):
+                Policy(allow_plain=True, max_parameters=size - 1).tier(plan)
+
+
 def test_a_policy_that_a_roster_cannot_meet_is_refused_at_the_start() -> None:
     with pytest.raises(ConfigError, match=r"^min_cohort: .*AGFL-CONFIG-045"):
         Policy(min_cohort=11).parameters(10)

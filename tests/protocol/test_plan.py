@@ -376,6 +376,9 @@ def test_a_tokenizer_is_learned_once(run_config: MakeConfig) -> None:
     for changed in (other, config):
         with pytest.raises(PlanViolation, match=rule):
             plan.covers(as_received(changed), first)
+    plan.covers(plan.client_plan)
+    with pytest.raises(PlanViolation, match=rule):
+        plan.covers(plan.client_plan, first)  # the very plan that was approved, after others were learned
     pinned = plan_of(learned)
     pinned.covers(as_received(learned))
     for changed in (other, config):

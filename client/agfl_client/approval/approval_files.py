@@ -107,10 +107,14 @@ class ApprovalFiles:
             self._known[run_id] = (stamp, _read(path, f"{FOLDER}/{path.name}"))
         return self._known[run_id][1]
 
+    @property
+    def names(self) -> list[str]:
+        """The runs of which something is known, sorted."""
+        return sorted(path.name.removesuffix(SUFFIX) for path in self._folder.glob(f"[!.]*{SUFFIX}"))
+
     def read_all(self) -> dict[str, Approval]:
         """Return all runs, the one that changed last at the end."""
-        names = sorted(path.name.removesuffix(SUFFIX) for path in self._folder.glob(f"[!.]*{SUFFIX}"))
-        found = {name: approval for name in names if (approval := self.read(name)) is not None}
+        found = {name: approval for name in self.names if (approval := self.read(name)) is not None}
         return dict(sorted(found.items(), key=lambda item: item[1].time))
 
     def write(self, run_id: str, approval: Approval) -> None:

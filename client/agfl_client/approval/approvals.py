@@ -115,6 +115,8 @@ class Approvals:
         if approval.status is Status.APPROVED:
             fix_split(self._files, plan)
         self._files.write(plan.run_id, approval)
+        if len(self._files.names) <= min(MAX_PENDING, MAX_AUTOMATIC):
+            return  # so few need not be read
         found = self._files.read_all()
         waiting = [run_id for run_id, one in found.items() if one.status is Status.PENDING]
         automatic = [run_id for run_id, one in found.items() if one.by == "policy"]

@@ -5,6 +5,8 @@ An estimate on the high side: for ordinary runs, one to five times what `probe` 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from agfl_models.layers.dot_product import DotProductConfig
 from agfl_models.layers.layer import LayerConfigBase
 from agfl_models.layers.recurrent import RNNConfig
@@ -19,10 +21,42 @@ _MOMENTS = {"adamw": 2, "sgd": 1, "delta_sgd": 2}
 _SUM = 10  # copies of the whole model, about, that clipping, rounding and masking an update take
 
 
+class _OfLastPlan:
+    """Numbers of the plan that was asked about last, by name and rings: all nodes of a process are put the same one.
+
+    They follow from the plan alone, and a user's module is built to be counted.
+    """
+
+    def __init__(self) -> None:
+        self._kept: tuple[ClientPlan | None, dict[tuple[str, int], int]] = (None, {})
+
+    def get(self, config: ClientPlan, name: str, num_rings: int, make: Callable[[], int]) -> int:
+        """Return a number of this very plan, made where it is not known."""
+        plan, found = self._kept
+        if plan is not config:  # not one that is equal: a notebook may define a module anew
+            found = {}
+            self._kept = config, found
+        if (name, num_rings) not in found:
+            found[name, num_rings] = make()
+        return found[name, num_rings]
+
+
+_LAST = _OfLastPlan()
+
+
+def part_size(config: ClientPlan, num_rings: int) -> int:
+    """Return the number of parameters of the first rings of a run's model."""
+    return _LAST.get(config, "size", num_rings, lambda: config.narrowed_model(num_rings).num_parameters())
+
+
 def estimate(config: ClientPlan, num_rings: int) -> int:
     """Return the bytes that training the first rings of a run's model takes, with all that a round holds beside it."""
+    return _LAST.get(config, "bytes", num_rings, lambda: _estimate(config, num_rings))
+
+
+def _estimate(config: ClientPlan, num_rings: int) -> int:
     part, whole = config.narrowed_model(num_rings), config.model
-    size = part.num_parameters()  # once: a user's module is built to be counted
+    size = part_size(config, num_rings)
     weights = (4 + _MOMENTS[config.training.optimizer.type]) * size
     weights += (config.max_models + _SUM) * (size if part is whole else whole.num_parameters())
     # Of a user's module: as much as if each weight made a number of its own.

@@ -127,6 +127,10 @@ class Plan(Config):
 
     def to_json(self) -> str:
         """Return the canonical text: sorted keys, no spaces."""
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
         return canonical(self.model_dump(mode="json"))
 
     @cached_property
@@ -138,6 +142,11 @@ class Plan(Config):
     def client_plan(self) -> ClientPlan:
         """What its rounds go by."""
         return validate(ClientPlan, self.config, _SOURCE)
+
+    @cached_property
+    def client_text(self) -> str:
+        """The canonical text of `client_plan`."""
+        return self.client_plan.to_json()
 
     def check_roster(self, own: bytes, own_names: Collection[str]) -> None:
         """Check that the run's roster is this owner's, of the names `own_names`; its hash is `own`.
@@ -210,6 +219,8 @@ class Plan(Config):
         Raises:
             PlanViolation: names the field, the rule and the value.
         """
+        if config is self.client_plan and merges is None:
+            return  # the very one that the owner approved
         asked, planned = config.fields(), self.config
         if isinstance(config.tokenizer, BPETokenizerConfig) and self._learns_tokenizer:
             found = merges_of(config)

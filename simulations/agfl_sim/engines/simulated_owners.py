@@ -94,6 +94,7 @@ class SimulatedOwners:
     max_colluders: int | None
     plugins: tuple[str, ...]
     simulate_masks: bool = True
+    _policies: dict[float, Policy] = field(default_factory=dict, init=False, repr=False, compare=False)  # by width
 
     @staticmethod
     def of(
@@ -153,16 +154,18 @@ class SimulatedOwners:
 
     def policy(self, max_width: float) -> Policy:
         """Return an owner's policy. The researcher owns all text, so a plain run is permitted if that is chosen."""
-        return Policy(
-            min_cohort=self.min_cohort if self.is_secure else None,
-            max_colluders=self.max_colluders if self.is_secure else None,
-            allow_plain=not self.is_secure,
-            runs="all",
-            max_parameters=_NO_LIMIT,
-            max_width=max_width,
-            max_seconds_per_round=_NO_LIMIT_S,
-            plugins=self.plugins,
-        )
+        if max_width not in self._policies:  # the machine is asked for its memory
+            self._policies[max_width] = Policy(
+                min_cohort=self.min_cohort if self.is_secure else None,
+                max_colluders=self.max_colluders if self.is_secure else None,
+                allow_plain=not self.is_secure,
+                runs="all",
+                max_parameters=_NO_LIMIT,
+                max_width=max_width,
+                max_seconds_per_round=_NO_LIMIT_S,
+                plugins=self.plugins,
+            )
+        return self._policies[max_width]
 
     def devices(self, config: RunConfig) -> dict[int, Device]:
         """Return the owners' devices, in virtual time; none where the run names none. Raises as `devices_of`."""
