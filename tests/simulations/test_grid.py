@@ -196,3 +196,26 @@ def test_what_the_wire_would_not_carry_is_not_carried(way: Callable[[Message], M
     for record in (too_large, no_text):
         with pytest.raises((ValueError, UnicodeError)):
             way(Message(RecordDict({"config": record}), 1, "train"))
+
+
+def test_a_reply_ends_a_wait_and_none_does_not() -> None:
+    go_on = threading.Event()
+
+    def work(message: Message) -> RecordDict:
+        go_on.wait(20)
+        return message.content
+
+    with InProcessGrid({1: app_of(work)}, 1) as grid:
+        (asked,) = grid.push_messages([Message(content(np.ones(1, np.float32)), 1, "train")])
+        started = time.monotonic()
+        grid.clock.wait(0.05, 20.0)
+        assert 0.05 <= time.monotonic() - started
+        assert list(grid.pull_messages([asked])) == []
+        threading.Timer(0.05, go_on.set).start()
+        started = time.monotonic()
+        grid.clock.wait(20.0, 20.0)
+        assert time.monotonic() - started < 10
+        assert len(list(grid.pull_messages([asked]))) == 1
+        started = time.monotonic()
+        grid.clock.wait(20.0, 0.05)  # what came before was noted by the wait that it ended
+        assert 0.05 <= time.monotonic() - started < 10
