@@ -41,12 +41,12 @@ class Layout:
         """Number of elements of each tensor, (K,)."""
         return tuple(math.prod(shape) for shape in self.shapes)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of model parameters d."""
         return sum(self.sizes)
 
-    @property
+    @cached_property
     def slices(self) -> tuple[slice, ...]:
         """Each tensor's place in the flat vector, (K,)."""
         ends = np.cumsum(self.sizes).tolist()

@@ -7,19 +7,21 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from tests.secagg_world import Attempt, Owner, World, exchange_id, round_request
 
 from agfl_client.ledger.ledger_file import LEDGER_FILE
 from agfl_client.policy import Policy
 from agfl_client.secure import masking, secure_member
 from agfl_client.secure.masking_states import Advertised, Agreed, Finished, Masked, Shared, Terms
-from agfl_client.secure.secure_member import SecureMember
+from agfl_client.secure.secure_member import SecureMember, _name_of
 from agfl_models.errors import IdentityError, WireError
 from agfl_protocol.messages import secure_wire as sw
+from agfl_protocol.messages.secure_wire import MASK, SHARE
 from agfl_protocol.secagg import messages
 from agfl_protocol.secagg.errors import ProtocolViolation
 from agfl_protocol.secagg.members import Members
@@ -348,3 +350,14 @@ def test_members_are_the_same_in_whatever_order_records_come(world: World) -> No
     records = tuple(Attempt(world).records.values())
     assert Members.of(b"x", records) == Members.of(b"x", records[::-1])
     assert Members.of(b"x", records).points == {name: i for i, name in enumerate(world.names, 1)}
+
+
+def test_a_request_is_named_by_all_of_it_and_by_nothing_else() -> None:
+    def record(name: str = "config", size: int = 3, **changed: Any) -> RecordDict:
+        arrays = ArrayRecord({"x": Array(np.arange(size, dtype=np.uint64))})
+        return RecordDict({name: ConfigRecord({"n": 1, "text": "a", **changed}), "arrays": arrays})
+
+    requests = [record(), record(n=2), record(more=1), record("\ud800"), record(size=4), record(n=True), RecordDict()]
+    names = [_name_of(kind, request) for request in requests for kind in (SHARE, MASK)]
+    assert len(set(names)) == len(names)
+    assert _name_of(SHARE, record()) == _name_of(SHARE, record())

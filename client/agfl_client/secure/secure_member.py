@@ -24,7 +24,7 @@ from agfl_models.errors import IdentityError
 from agfl_protocol.messages import secure_wire
 from agfl_protocol.messages.secure_wire import AGREE, MASK, SHARE, UNMASK
 from agfl_protocol.messages.wire import SumRequest
-from agfl_protocol.secagg.context import ExchangeId
+from agfl_protocol.secagg.context import ExchangeId, digest
 from agfl_protocol.secagg.draws import OS_DRAWS, Draws
 from agfl_protocol.secagg.errors import require
 from agfl_protocol.secagg.identity import SigningRoster
@@ -202,8 +202,8 @@ class SecureMember:
 
         A request that was answered just before gets the same bytes again.
         """
-        digest = _digest(kind, record)
-        again = self._again(digest)
+        name = _name_of(kind, record)
+        again = self._again(name)
         if again is not None:
             return again
         state, self._state, self._last = self._state, None, None
@@ -224,7 +224,7 @@ class SecureMember:
         )
         after, reply = trip(state, request)
         self._state = None if isinstance(after, Finished) else after
-        return self._remember(digest, write(reply))
+        return self._remember(name, write(reply))
 
     def _again(self, digest: bytes) -> RecordDict | None:
         if self._last is not None and time.monotonic() - self._last.at > KEPT_S:
@@ -259,6 +259,11 @@ class _Answered:
     at: float
 
 
-def _digest(kind: str, record: RecordDict) -> bytes:
-    """Return what names a request's content, whatever message brought it: Flower's id is a SHA-256 over all of it."""
-    return f"{kind} {record.object_id}".encode()
+def _name_of(kind: str, record: RecordDict) -> bytes:
+    """Return what names a request's content, whatever message brought it: a SHA-256 over all of it.
+
+    Bytes that Flower makes of an array name its numbers by their SHA-256.
+    """
+    # A name may be text that has no bytes otherwise: whoever sent it chose it.
+    records = [(name.encode("utf-8", "surrogatepass"), one.deflate()) for name, one in record.items()]
+    return digest("request", kind, *(part for pair in records for part in pair))

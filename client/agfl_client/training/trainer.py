@@ -136,7 +136,8 @@ class BatchTrainer(LocalTrainer):
             for group in optimizer.param_groups:
                 group["lr"] = lr
         if work.training.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(work.model.parameters(), work.training.max_grad_norm)
+            parameters = [one for group in optimizer.param_groups for one in group["params"]]  # a module takes longer
+            nn.utils.clip_grad_norm_(parameters, work.training.max_grad_norm)
         optimizer.step()
 
 
@@ -172,6 +173,8 @@ class _Shaping:
 
     def apply(self, model: nn.Module) -> None:
         """Change the gradient of each parameter that has one."""
+        if not self.start and not self.changes:
+            return
         parameters = list(trained_parameters(model).values())
         if self.start:  # the gradient of mu / 2 |x - x_0|^2
             for parameter, start in zip(parameters, self.start, strict=True):
