@@ -44,10 +44,15 @@ class Limits:
 
 @runtime_checkable
 class BoundedReplies(Protocol):
-    """A Grid that takes no more of a reply than was said with the request, and forgets what nobody waits for."""
+    """A Grid that takes no more of a reply than was said with the request."""
 
     def push_bounded(self, messages: Iterable[Message], max_reply_bytes: int) -> Iterable[str]:
         """As Grid.push_messages; the reply to each message may have at most `max_reply_bytes`."""
+
+
+@runtime_checkable
+class ForgettingGrid(Protocol):
+    """A Grid that holds nothing for which nobody waits."""
 
     def forget(self, message_ids: Iterable[str]) -> None:
         """Drop these messages with their content, and whatever came of their replies."""
@@ -67,5 +72,5 @@ def push(grid: Grid, messages: Iterable[Message], max_reply_bytes: int) -> list[
 
 def forget(grid: Grid, message_ids: Iterable[str]) -> None:
     """Tell the grid, where it is ours, that nobody waits for these replies any more."""
-    if isinstance(grid, BoundedReplies):
+    if isinstance(grid, ForgettingGrid):
         grid.forget(message_ids)

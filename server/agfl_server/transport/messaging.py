@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from statistics import median
 from typing import Protocol, runtime_checkable
 
@@ -32,6 +32,14 @@ class PatientGrid(Protocol):
 
     def straggler_wait_s(self, times: Sequence[float]) -> float:
         """As the function of this name."""
+
+
+@runtime_checkable
+class AnsweredGrid(Protocol):
+    """A grid that knows which replies are there, without a look at each that is not."""
+
+    def answered(self, message_ids: Collection[str]) -> Sequence[str]:
+        """Return those of `message_ids` whose replies are there now, in the order in which they were pushed."""
 
 
 @runtime_checkable
@@ -71,6 +79,7 @@ def ask_nodes(
     # A message for a node that has just left gets no id.
     nodes = {mid: node for mid, node in zip(message_ids, asked, strict=True) if mid}
     wait_s = grid.straggler_wait_s if isinstance(grid, PatientGrid) else straggler_wait_s
+    answered = grid.answered if isinstance(grid, AnsweredGrid) else None
     clock = clock_of(grid)
     started = clock.now()
     deadline = started + timeout_s
@@ -80,7 +89,7 @@ def ask_nodes(
         while nodes and clock.now() < deadline:
             stop_signal.check()
             arrived = False
-            waiting = list(nodes)
+            waiting = list(nodes) if answered is None else answered(nodes.keys())
             for i in range(0, len(waiting), _PULL_AT_ONCE):
                 for reply in grid.pull_messages(waiting[i : i + _PULL_AT_ONCE]):
                     node = nodes.pop(reply.metadata.reply_to_message_id, None)

@@ -128,6 +128,10 @@ class LocalGrid(Grid):
         ready = [mid for mid in message_ids if mid in self._done and mid in self._pending]
         return [self._taken(mid).result() for mid in ready]
 
+    def answered(self, message_ids: Collection[str]) -> Sequence[str]:
+        """See `AnsweredGrid`."""
+        return sorted((mid for mid in list(self._done) if mid in message_ids), key=int)  # threads add to it
+
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push, wait for all replies, return them."""
         return [self._taken(mid).result(timeout) for mid in self.push_messages(messages)]

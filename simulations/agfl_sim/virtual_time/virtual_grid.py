@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message
@@ -17,6 +17,7 @@ from agfl_server.transport import messaging
 from agfl_server.transport.clock import Clock
 from agfl_sim.engines.grid import GridAround
 from agfl_sim.engines.opened_owners import BEGINS
+from agfl_sim.virtual_time.ahead import Ahead
 from agfl_sim.virtual_time.answers import Answer
 from agfl_sim.virtual_time.devices import Device
 
@@ -27,12 +28,18 @@ _LAST_S = 60.0
 
 @dataclass
 class _Task:
-    """A question to a node. at: when its answer is there; until the answer is known, the earliest moment for that."""
+    """A question to a node. at: when its answer is there; until the answer is known, the earliest moment for that.
 
+    number: in the order in which nodes were asked. answer: once it is known, as long as somebody waits for it.
+    """
+
+    number: int
     node: int
     sent: float
     at: float
     is_training: bool
+    is_known: bool = False
+    is_forgotten: bool = False
     answer: Message | None = None
 
 
@@ -63,6 +70,13 @@ class VirtualGrid(GridAround):
         )
         self._is_over = False  # whether nothing was ahead at the last look
         self._tasks: dict[str, _Task] = {}
+        self._num_asked = 0
+        self._there = set[str]()  # tasks whose answers are, and may be wanted
+        self._forgotten = set[
+            str
+        ]()  # of which the grid around which this one is may hold an answer, as large as a model
+        self._coming = Ahead[str]({})  # of tasks, by their `at`
+        self._turns = Ahead({node: one.absences.next_turn(now) for node, one in devices.items()})
         self._free_at: dict[int, float] = {}
 
     @property
@@ -110,28 +124,46 @@ class VirtualGrid(GridAround):
             self._keep(self._now)
         there = [message for message in messages if self._is_there(message.metadata.dst_node_id)]
         asked = {message.metadata.dst_node_id for message in there}
+        self._let_go()
         for message_id, task in list(self._tasks.items()):
             if task.node in asked:
                 self._give_up(message_id, task)
         ids = list(self._grid.push_messages(there))
         for message_id, message in zip(ids, there, strict=True):
             node, is_training = message.metadata.dst_node_id, self._steps(message) > 0
-            self._tasks[message_id] = _Task(node, self._now, self._ready_at(message), is_training)
+            self._num_asked += 1
+            task = _Task(self._num_asked, node, self._now, self._ready_at(message), is_training)
+            self._tasks[message_id] = task
+            self._coming.put(message_id, task.at)
         given = iter(ids)
         return [next(given) if message.metadata.dst_node_id in asked else "" for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the answers that are there; each is returned once."""
+        self._arrive()
         found = []
         for message_id in message_ids:
-            task = self._tasks.get(message_id)
-            if task is None or task.at > self._now:
-                continue
-            answer = self._finish(message_id, task)
-            if task.at <= self._now:
-                found.append(answer)
+            if message_id in self._there:
+                task = self._tasks[message_id]
+                assert task.answer is not None
+                found.append(task.answer)
                 self._end(message_id, task, is_late=False)
         return found
+
+    def answered(self, message_ids: Collection[str]) -> Sequence[str]:
+        """As of `AnsweredGrid`."""
+        self._arrive()
+        found = [message_id for message_id in self._there if message_id in message_ids]
+        return sorted(found, key=lambda message_id: self._tasks[message_id].number)
+
+    def forget(self, message_ids: Iterable[str]) -> None:
+        """Hold no answers to these; that nodes are at work until they have sent them stays as it is."""
+        for message_id in message_ids:
+            if (task := self._tasks.get(message_id)) is not None:
+                task.is_forgotten, task.answer = True, None
+                self._there.discard(message_id)
+                if not task.is_known:
+                    self._forgotten.add(message_id)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push, wait for all replies, return them."""
@@ -160,31 +192,70 @@ class VirtualGrid(GridAround):
 
     def _end(self, message_id: str, task: _Task, *, is_late: bool) -> None:
         del self._tasks[message_id]
+        self._coming.drop(message_id)
+        self._there.discard(message_id)
         if task.is_training:
             self._note(Answer(task.sent, self._devices[task.node].owner, task.at - task.sent, is_late))
 
-    def _finish(self, message_id: str, task: _Task) -> Message:
-        """Wait, in the time of this machine, until the answer is known; note when it is there."""
-        while task.answer is None:
+    def _finish(self, message_id: str, task: _Task) -> None:
+        """Wait, in the time of this machine, until the answer is known."""
+        while not task.is_known:
             stop_signal.check()
-            for answer in self._grid.pull_messages([message_id]):
-                device = self._devices[task.node]
-                size = 0 if answer.has_error() else wire.content_bytes(answer)
-                task.answer = answer
-                task.at = device.absences.back_at(task.at + size / device.upload + device.latency_s)
-                self._free_at[task.node] = task.at
-            if task.answer is None:
+            if not self._take([message_id]):
                 time.sleep(_POLL_S)
-        return task.answer
+
+    def _let_go(self) -> None:
+        """Take the answers that nobody waits for out of the other grid, which has no use for them either."""
+        self._take(list(self._forgotten))
+
+    def _take(self, message_ids: Sequence[str]) -> bool:
+        """Note when answers that the other grid has are there; return whether it had any."""
+        found = False
+        for answer in self._grid.pull_messages(message_ids):
+            message_id = answer.metadata.reply_to_message_id
+            task = self._tasks[message_id]
+            device = self._devices[task.node]
+            size = 0 if answer.has_error() else wire.content_bytes(answer)
+            task.at = device.absences.back_at(task.at + size / device.upload + device.latency_s)
+            task.is_known, task.answer = True, None if task.is_forgotten else answer
+            self._forgotten.discard(message_id)
+            self._free_at[task.node] = task.at
+            self._coming.put(message_id, task.at)
+            found = True
+        return found
+
+    def _arrive(self) -> None:
+        """Note which answers are there now."""
+        while (soonest := self._coming.first()) is not None and soonest[0] <= self._now:
+            _, message_id = soonest
+            task = self._tasks[message_id]
+            if not task.is_known:
+                self._finish(message_id, task)  # which may be there later than that
+                continue
+            self._coming.drop(message_id)
+            if not task.is_forgotten:
+                self._there.add(message_id)
 
     def _next_event(self, until: float) -> float:
         """Return when the next answer is there, or the next owner comes or goes; `until` if nothing is before."""
-        while True:
-            coming = [(task.at, message_id) for message_id, task in self._tasks.items() if task.at > self._now]
-            coming += [(task.at, message_id) for message_id, task in self._tasks.items() if task.answer is None]
-            at, message_id = min(coming, default=(math.inf, ""))
-            if at >= until or self._tasks[message_id].answer is not None:
-                break
-            self._finish(message_id, self._tasks[message_id])
-        turns = [device.absences.next_turn(self._now) for device in self._devices.values()]
-        return min(at, until, *turns)
+        return min(until, self._next_answer(until), self._next_turn())
+
+    def _next_answer(self, until: float) -> float:
+        """Return when the next answer is there, or any moment from `until` on if none is before."""
+        self._arrive()
+        while (soonest := self._coming.first()) is not None:
+            at, message_id = soonest
+            task = self._tasks[message_id]
+            if at >= until or task.is_known:
+                return at
+            self._finish(message_id, task)
+        return math.inf
+
+    def _next_turn(self) -> float:
+        """Return when the next owner comes or goes."""
+        while (soonest := self._turns.first()) is not None:
+            at, node = soonest
+            if at > self._now:
+                return at
+            self._turns.put(node, self._devices[node].absences.next_turn(self._now))
+        return math.inf
