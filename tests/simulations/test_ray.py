@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -23,12 +24,15 @@ from tests.processes import children_of, descendants_of, is_there, program_of
 from tests.simulations.killing import kill_in
 from tests.simulations.run_result import result
 
+import agfl
+from agfl.population import MadePopulation
 from agfl_models.errors import ConfigError
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.folder_lock import held
 from agfl_protocol.messages import secure_wire as sw
 from agfl_protocol.messages import wire
 from agfl_server.rounds.observer import Observer
+from agfl_server.search.search import CHOSEN_FILE, RACE_FILE
 from agfl_sim.engines.inline_engine import InlineEngine
 from agfl_sim.engines.ray_engine import RayEngine
 from agfl_sim.engines.workers import ray_link
@@ -38,6 +42,7 @@ from agfl_sim.engines.workers.shared_mark import SharedMark, shared_mark
 
 SECURE = "aggregation={type: secure, min_cohort: 3, max_colluders: 1}"
 STATE = ("aggregation.server_optimizer={type: scaffold}", "aggregation.weighting=uniform")
+SEARCH = ("search={slate: [configured, mingru], rungs: [1]}", "num_rounds=1", "aggregation.cohort_size=5")
 TOKENIZER = ("tokenizer={type: bpe, vocab_size: 275, merges_per_round: 8}", "model.vocab_size=275")
 ELASTIC = ("elastic={widths: [0.5, 1.0]}", "data.max_widths={0.5: 1, 1.0: 2}")
 SLOW_S = 300  # Ray's processes start one after the other, on a machine that may be busy
@@ -75,6 +80,10 @@ def started(start: Callable[[], Any]) -> Any:
 
 def add_machine(cluster: Any, **settings: Any) -> Any:
     return started(lambda: cluster.add_node(**BARE, **settings))
+
+
+def rows(number: int) -> list[str]:
+    return [f"owner {number} saw the sea on day {day}" for day in range(8)]
 
 
 def raylet_of(machine: Any) -> int:
@@ -141,6 +150,28 @@ def test_a_ray_that_is_joined_already_serves_elastic_owners_and_stays(
     finally:
         ray.shutdown()
     assert result(tmp_path / "ray") == result(tmp_path / "whole")
+
+
+def test_a_search_over_a_population_takes_the_same_candidate_and_ends_with_the_same_bits(
+    cluster: Any, run_config: Configs, tmp_path: Path
+) -> None:
+    """In one run, since a Ray and an actor take seconds to start. Owners are opened on the actor that asks them."""
+    if len(cluster.list_all_nodes()) == 1:
+        add_machine(cluster, num_cpus=1)
+    config = run_config(*SEARCH, "training.local_steps=1", "evaluation.max_examples=4")
+    found = []
+    for name, kind in (("whole", InlineEngine), ("ray", RayEngine)):
+        folder = tmp_path / name
+        owners = MadePopulation(config, agfl.Population(1_000_000, rows), folder / "owners")
+        owners.write()
+        kind(config, owners, "cpu", 1).run(folder, resume=False, observer=Observer())
+        search = [
+            json.loads((folder / "search" / RACE_FILE).read_text()),
+            (folder / "search" / CHOSEN_FILE).read_text(),
+        ]
+        found.append((result(folder), [path.name for path in owners.files], search))
+    assert found[0] == found[1]
+    assert len(found[0][1]) < 40
 
 
 def test_worker_that_does_not_start_is_given_up(
