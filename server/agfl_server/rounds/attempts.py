@@ -215,10 +215,9 @@ def _cohort(context: RunContext, wanted: Request, excluded: Collection[str], lie
     while wanted.group is not None and context.plan.draw(entry.exchange) != wanted.group:
         entry = replace(entry, exchange=entry.exchange + 1)
     refused = context.journal.refused(wanted.round)
-    if context.nodes.is_populous:  # others take the place of who refuses: nobody waits for one device of many
-        draw = Draw(context.config.seed, entry.exchange, excluded, refused)
-        cohort = _invited(context, draw)
-        return replace(entry, round=wanted.round, refused=tuple(sorted(refused)), cohort=tuple(cohort)), cohort
+    invited = _invited(context, Draw(context.config.seed, entry.exchange, excluded, refused))
+    if invited is not None:  # others have taken the place of who refuses: nobody waits for one device of many
+        return replace(entry, round=wanted.round, refused=tuple(sorted(refused)), cohort=tuple(invited)), invited
     missing: Sequence[str] = ()
     while True:
         drawn, config = _drawn(context, wanted, entry.exchange), context.config
@@ -244,8 +243,8 @@ def _cohort(context: RunContext, wanted: Request, excluded: Collection[str], lie
         context.nodes.pause()
 
 
-def _invited(context: RunContext, draw: Draw) -> dict[str, int]:
-    """Return who of a populous grid takes part in an exchange: never all, whatever is summed."""
+def _invited(context: RunContext, draw: Draw) -> dict[str, int] | None:
+    """Return who is invited to an exchange: never all, whatever is summed; None where whoever is connected may come."""
     size = context.config.aggregation.cohort_size if context.members is None else None
     return context.nodes.invite(context.members, size, context.min_cohort, draw)
 

@@ -17,8 +17,9 @@ from agfl_server.rounds.observer import Observer
 from agfl_server.rounds.refusals import Refusals
 from agfl_server.rounds.sampling import Draw, num_others, sample_names
 from agfl_server.rounds.suspects import Absences
+from agfl_server.transport.attendees import Attendees, attendees_of
 from agfl_server.transport.clock import Clock, clock_of
-from agfl_server.transport.messaging import PatientGrid, PopulousGrid, ask_nodes, error_of
+from agfl_server.transport.messaging import PatientGrid, ask_nodes, error_of
 
 _IDENTIFY_TIMEOUT_S = 10.0
 _ASK_AGAIN_S = 60.0  # a node that did not say who it is is not asked, nor waited for, before
@@ -52,44 +53,41 @@ class ConnectedNodes:
     _told: dict[int, str] = field(default_factory=dict)
     _silent: Absences[str] = field(default_factory=Absences)
     _wake_at: float = 0.0
+    _attendees: Attendees = field(init=False)
     _clock: Clock = field(init=False)
     _refusals: Refusals = field(init=False)
     _absent: Mapping[str, str] = field(default_factory=dict)
-    _invited: Mapping[int, str] = field(default_factory=dict)
     _declined: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._clock = clock_of(self.grid)
+        self._attendees, self._clock = attendees_of(self.grid), clock_of(self.grid)
         self._refusals = Refusals(self._clock.now)
-
-    @property
-    def is_populous(self) -> bool:
-        """Whether only those take part that `invite` names, since there are more nodes than can be asked."""
-        return isinstance(self.grid, PopulousGrid)
 
     @property
     def count(self) -> int:
         """How many NAMES the nodes had that were ever connected; asks nobody."""
-        if isinstance(self.grid, PopulousGrid):
-            return len(self.grid.names)
+        if self._attendees.names is not None:
+            return len(self._attendees.names)
         return len({name for name in self._names.values() if name is not None})
 
     @property
     def online(self) -> Sequence[int]:
-        """The nodes that are there now; of a populous grid those that are invited."""
-        return list(self._invited) if self.is_populous else list(self.grid.get_node_ids())
+        """The nodes that are there now, and may take part."""
+        return self._attendees.online()
 
-    def invite(self, among: Collection[str] | None, size: int | None, needed: int, draw: Draw) -> dict[str, int]:
-        """Draw who of a populous grid takes part next, and others in place of those who refuse: {NAME: node id}.
+    def invite(self, among: Collection[str] | None, size: int | None, needed: int, draw: Draw) -> dict[str, int] | None:
+        """Draw who takes part next, and others in place of those who refuse; None where whoever is connected may.
 
-        Nothing is kept of anybody else but why it took no part. among: all of the grid if omitted. size: as of
-        `sample_cohort`.
+        Return {NAME: node id}. Nothing is kept of anybody else but why it took no part. among: all if omitted. size: as
+        of `sample_cohort`.
 
         Raises:
             RoundError: fewer than `needed` take part, though others were drawn ten times, or until nobody was left.
         """
-        assert isinstance(self.grid, PopulousGrid)
-        names = self.grid.names if among is None else sorted(among)
+        names = self._attendees.names
+        if names is None:
+            return None
+        names = names if among is None else sorted(among)
         asked, found = set[str](), dict[str, int]()
         for _ in range(_MAX_DRAWS):
             out = {*draw.excluded, *self._declined, *asked}
@@ -104,22 +102,23 @@ class ConnectedNodes:
                 self._silent.take_back(name)
             self.invite_again([*found, *drawn])
             found = self.connected()
-            reasons = {name: self._told.get(node) for node, name in self._invited.items() if name not in found}
-            self._declined |= {name: reason for name, reason in reasons.items() if reason}
+            reasons = {self._attendees.name_of(node): self._told.get(node) for node in self.online}
+            self._declined |= {name: why for name, why in reasons.items() if name and why and name not in found}
         if len(found) < needed:
             raise _too_few(needed, len(found), self._declined)
         self.invite_again(found)
         return found
 
     def invite_again(self, names: Iterable[str]) -> None:
-        """Have these of a populous grid take part next."""
-        if not isinstance(self.grid, PopulousGrid):
+        """Have these take part next, where that is not whoever is connected."""
+        if self._attendees.names is None:
             return
-        kept = self._invited = {self.grid.node_of(name): name for name in names}
+        self._attendees.invite(names)
+        kept = set(self.online)
         self._names = {node: name for node, name in self._names.items() if node in kept}
         self._ask_at = {node: at for node, at in self._ask_at.items() if node in kept}
         self._told = {node: why for node, why in self._told.items() if node in kept}
-        self._keepers &= kept.keys()
+        self._keepers &= kept
 
     @property
     def can_change(self) -> bool:
@@ -289,7 +288,7 @@ class ConnectedNodes:
             except WireError as error:  # its owner may start it anew under the same node id
                 self._not_identified(node, str(error))
                 continue
-            registered = self.registered_name(node) if self.registered_name else self._invited.get(node, name)
+            registered = self.registered_name(node) if self.registered_name else self._attendees.name_of(node) or name
             if name != registered:
                 self._names[node] = None
                 self._not_identified(node, f"name: must be {registered!r} as registered, got {name!r}")
@@ -303,7 +302,7 @@ class ConnectedNodes:
 
     def _not_identified(self, node: int, reason: str) -> None:
         self._told[node] = reason
-        self.observer.refused(self._invited.get(node, f"node {node}"), reason)
+        self.observer.refused(self._attendees.name_of(node) or f"node {node}", reason)
 
     def _propose(self, plan: Plan, named: Mapping[str, int]) -> None:
         """Ask those who have not approved what their owners say; who has refused is asked once."""
