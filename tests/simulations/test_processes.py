@@ -11,7 +11,9 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 from tests.commands import Started
 from tests.forked_workers import ForkedWorker
 from tests.processes import children_of, is_there
@@ -22,6 +24,7 @@ from agfl_models.layers.layer import LAYERS
 from agfl_models.machine import usable_cpus
 from agfl_protocol.config.run_config import RunConfig
 from agfl_server.rounds.observer import Observer, Row
+from agfl_sim.engines.grid import deflated, deflated_together, take_identity
 from agfl_sim.engines.inline_engine import InlineEngine
 from agfl_sim.engines.processes_engine import ProcessesEngine
 from agfl_sim.engines.workers import process_link
@@ -46,6 +49,21 @@ SETTINGS = {
 }
 Configs = Callable[..., RunConfig]
 MakeOwners = Callable[[int], Path]
+
+
+def test_what_messages_have_in_common_is_made_once_and_travels_in_the_same_bytes() -> None:
+    take_identity()
+    shared, own = (RecordDict({"a": ArrayRecord({"x": Array(np.full(9, number))})}) for number in range(2))
+    messages = [Message(content, node, "train") for node, content in enumerate((shared, own, shared, shared))]
+    found = deflated_together(messages)
+    shared.array_records["a"]["x"] = Array(np.zeros(3))  # what comes later is hashed anew
+    assert deflated_together(messages)[0][0] != found[0][0]
+    shared.array_records["a"]["x"] = Array(np.full(9, 0))
+    assert found == [deflated(message) for message in messages]
+    (_, first), _, (_, second), _ = found
+    common = first.keys() & second.keys()
+    assert len(common) == len(first) - 1
+    assert all(first[key] is second[key] for key in common)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -230,9 +230,22 @@ def _carried(record: RecordType) -> RecordType:
 
 def deflated(message: Message) -> tuple[str, dict[str, bytes]]:
     """Return the bytes in which a message travels: its object's id, and each of its objects by id, a SHA-256."""
+    (found,) = deflated_together([message])
+    return found
+
+
+def deflated_together(messages: Sequence[Message]) -> list[tuple[str, dict[str, bytes]]]:
+    """Return each message as `deflated` does; content that several share is hashed and copied once."""
+    contents: dict[int, dict[str, bytes]] = {}
+    found = []
     with no_object_id_recompute():  # else each object is hashed again for all around it
-        contents = {key: value.deflate() for key, value in get_all_nested_objects(message).items()}
-        return message.object_id, contents
+        for message in messages:
+            content = message.content if message.has_content() else None
+            if id(content) not in contents:
+                nested = {} if content is None else get_all_nested_objects(content)
+                contents[id(content)] = {key: value.deflate() for key, value in nested.items()}
+            found.append((message.object_id, contents[id(content)] | {message.object_id: message.deflate()}))
+    return found
 
 
 def inflated(object_id: str, contents: Mapping[str, bytes]) -> Message:

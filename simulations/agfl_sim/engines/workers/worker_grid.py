@@ -8,9 +8,9 @@ from heapq import heapify, heapreplace
 
 from flwr.app import Message
 
-from agfl_sim.engines.grid import LocalGrid
+from agfl_sim.engines.grid import LocalGrid, deflated_together
 from agfl_sim.engines.opened_owners import Populous
-from agfl_sim.engines.workers.worker_handle import WorkerHandle
+from agfl_sim.engines.workers.worker_handle import Letter, WorkerHandle
 from agfl_sim.population import Population
 
 _THREADS = 2  # a worker's: while one waits for a reply, the other makes the next message
@@ -22,6 +22,7 @@ class WorkerGrid(LocalGrid):
     def __init__(self, worker_of: Mapping[int, WorkerHandle], workers: Sequence[WorkerHandle]) -> None:
         super().__init__(worker_of.nodes if isinstance(worker_of, Dealt) else worker_of, waits_for_all=True)
         self._worker_of, self._workers = worker_of, workers
+        self._bytes: Iterator[tuple[str, Mapping[str, bytes]]] = iter(())  # of the push under way
         self._pools = {worker: ThreadPoolExecutor(_THREADS, thread_name_prefix="worker") for worker in self._workers}
 
     def __enter__(self) -> WorkerGrid:
@@ -35,15 +36,18 @@ class WorkerGrid(LocalGrid):
             worker.close()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """As of any grid. An object that several nodes of a worker get among `messages` is sent there once."""
+        """As of any grid. An object that several nodes get among `messages` is made once, and sent once to a worker."""
         messages = list(messages)
         for worker in {self._worker_of[message.metadata.dst_node_id] for message in messages}:
             worker.begin_batch(messages[0].metadata.message_type)
+        self._bytes = iter(deflated_together(messages))
         return super().push_messages(messages)
 
     def _submit(self, message: Message, message_id: str) -> Future[Message]:
         worker = self._worker_of[message.metadata.dst_node_id]
-        return self._pools[worker].submit(worker.answer, message, message_id)
+        object_id, objects = next(self._bytes)
+        letter = Letter(message.metadata.dst_node_id, message.metadata.message_type, object_id, objects)
+        return self._pools[worker].submit(worker.answer, letter, message_id)
 
 
 class WorkerPopulationGrid(Populous, WorkerGrid):

@@ -6,13 +6,13 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from flwr.app import Message
 
 from agfl_models import errors
 from agfl_models.errors import ConfigError
-from agfl_sim.engines.grid import deflated, inflated
+from agfl_sim.engines.grid import inflated
 from agfl_sim.engines.opened_owners import BEGINS
 from agfl_sim.engines.simulated_owners import SimulatedOwner
 from agfl_sim.engines.workers.exchange_log import ExchangeLog
@@ -25,6 +25,16 @@ log = logging.getLogger("agfl.simulate")
 
 class DefectError(Exception):
     """A node in a worker failed as none should; the text is the traceback from there."""
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A message for a node, in bytes. objects: those of which it consists, by id."""
+
+    node: int
+    kind: str
+    object_id: str
+    objects: Mapping[str, bytes] = field(repr=False)
 
 
 class WorkerHandle:
@@ -44,8 +54,7 @@ class WorkerHandle:
         self._log = ExchangeLog(begin.owners, begin.folder)
         self._turn, self._life = threading.Lock(), threading.Lock()
         self._is_closed, self._is_dead, self._deaths = False, False, 0
-        self._kept: dict[str, bytes] = {}  # objects of this batch of messages: one copy for all nodes
-        self._sent: set[str] = set()
+        self._sent: set[str] = set()  # objects of this batch of messages that the worker has
         self._start(is_first=True)
 
     def wait_until_ready(self) -> None:
@@ -62,14 +71,13 @@ class WorkerHandle:
     def begin_batch(self, kind: str) -> None:
         """Have the worker forget the objects that it got: those of the messages of this kind that follow are others."""
         with self._turn:
-            self._kept.clear()
             self._sent.clear()
             if kind in BEGINS:
                 self._deaths = 0
             with suppress(OSError):  # that the worker is gone shows where it is asked
                 self._link.send(Clear(is_over=kind in BEGINS))
 
-    def answer(self, message: Message, message_id: str) -> Message:
+    def answer(self, letter: Letter, message_id: str) -> Message:
         """Return a node's reply.
 
         Raises:
@@ -77,14 +85,12 @@ class WorkerHandle:
             AgflError: the owner cannot be opened.
             DefectError: the node failed as none should.
         """
-        object_id, contents = deflated(message)
-        node, kind = message.metadata.dst_node_id, message.metadata.message_type
+        node, kind = letter.node, letter.kind
         with self._turn:
-            objects = {key: self._kept.setdefault(key, content) for key, content in contents.items()}
             if node not in self._owners:
                 self._owners[node] = self._all[node]
             secret = self._log.begin(node, self._owners[node].name, kind)
-            request = Request(node, message_id, object_id, objects, secret)
+            request = Request(node, message_id, letter.object_id, letter.objects, secret)
             found = self._answer(request)
             self._log.answered(kind, request)
         _refuse(found)
