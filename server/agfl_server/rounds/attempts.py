@@ -6,9 +6,9 @@ client ever answers twice with the same randomness.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 from flwr.serverapp import Grid
@@ -121,12 +121,11 @@ def sum_in_attempts(
         records = journal.open(replace(entry, is_open=True, request=digest))
         groups, timeout_s = context.groups(wanted.kind), aggregation.round_timeout_s
         try:
-            found = context.aggregator.sum(context.grid, cohort, request, codec, timeout_s, groups, records)
-            with _lost_if_implausible(found):
-                rest = decode(codec, found.lanes)
-                if wanted.group is None:
-                    found = replace(found, lanes=found.lanes[:0].copy())
-                decoded = rest()
+            decoded, found = _decoded(
+                context.aggregator.sum(context.grid, cohort, request, codec, timeout_s, groups, records),
+                partial(decode, codec),
+                keeps_lanes=wanted.group is not None,
+            )
             context.nodes.note_answers(found.silent, found.refusing)
             if some := suspects.note_good(found.survivors):
                 context.observer.suspected(some)
@@ -190,17 +189,23 @@ def _is_hopeless(context: RunContext, wanted: Request, error: AttemptFailed, los
     return is_over or context.suspects.probe(error.bad, context.min_cohort, lied) is None
 
 
-@contextmanager
-def _lost_if_implausible(found: CohortSum) -> Iterator[None]:
-    """Raise AttemptFailed where no honest owners have such a sum."""
-    names, refused, silent = found.survivors, found.refused, found.silent
-    del found  # its lanes
+def _decoded(
+    found: CohortSum, decode: Callable[[Lanes], Callable[[], SumT]], *, keeps_lanes: bool
+) -> tuple[SumT, CohortSum]:
+    """Return what a sum says; none of it is held here once it is refuted, since the next attempt has one of its own.
+
+    Raises:
+        AttemptFailed: no honest owners have such a sum.
+    """
     try:
-        yield
+        rest = decode(found.lanes)
+        if not keeps_lanes:
+            found = replace(found, lanes=found.lanes[:0].copy())
+        return rest(), found
     except ImplausibleSum as error:
-        failed = AttemptFailed.of(error, error.sentence, refused, is_spent=True, bad=names)
-        failed.silent, failed.kind = silent, type(error)
-        raise failed from None
+        failed = AttemptFailed.of(error, error.sentence, found.refused, is_spent=True, bad=found.survivors)
+        failed.silent, failed.kind = found.silent, type(error)
+    raise failed
 
 
 def _cohort(context: RunContext, wanted: Request, excluded: Collection[str], lied: int) -> tuple[Entry, dict[str, int]]:
