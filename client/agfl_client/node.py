@@ -210,7 +210,7 @@ class Node:
         rng = self._draw(request, "rounding")
         rotated = codec.rotate(update, rng, states)
         metrics = update.metrics
-        del update  # a model
+        del update, states, round_, methods  # a model, and with some methods the one that was broadcast
         lanes = codec.write(rotated, rng)
         del rotated  # a model
         self._say_round(space, request, metrics, time.monotonic() - started)

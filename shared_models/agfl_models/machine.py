@@ -56,7 +56,10 @@ def return_freed_memory() -> None:
 
 @contextmanager
 def returning_freed_memory() -> Iterator[None]:
-    """As `return_freed_memory`, within the block alone: it would make training slower by 40 %."""
+    """As `return_freed_memory`, within the block alone: it would make training slower by 40 %.
+
+    It is of the whole process, so of one node's alone.
+    """
     return_freed_memory()
     try:
         yield

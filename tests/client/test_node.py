@@ -33,9 +33,10 @@ from agfl_protocol.optimizers import build_optimizer
 from agfl_protocol.plans.plan import Plan
 from agfl_protocol.plans.plan_fields import PlanViolation
 from agfl_protocol.randomness import OwnerRandomness
+from agfl_protocol.secagg.lanes import Lanes
 from agfl_protocol.transforms.codec import UpdateCodec
 from agfl_protocol.transforms.quantization import QuantizationPlan, Rotated
-from agfl_protocol.update import Layout, Update, Vector
+from agfl_protocol.update import Layout, Vector
 from agfl_server.rounds.state import initial_state
 from agfl_sim.engines.grid import InProcessGrid
 
@@ -87,6 +88,7 @@ def deliver() -> Callable[..., Message]:
 
     def send(app: ClientApp, content: RecordDict, kind: str = wire.TRAIN, **node_config: str | int) -> Message:
         message = Message(content, 7, kind)
+        del content  # the message has it
         message.metadata.__dict__["_message_id"] = "m"
         return app(message, Context(1, 7, dict(node_config), RecordDict(), {}))
 
@@ -540,27 +542,33 @@ def test_a_direction_moves_each_parameter_of_a_part_by_its_own(
     assert np.linalg.norm(total.delta - expected) < 1e-3 * np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize("weighting", ["uniform", "alignment"])
 def test_the_model_that_was_broadcast_is_let_go_of_before_the_update_is_encoded(
-    run_config: MakeConfig, make_node: MakeNode, deliver: Callable[..., Message], monkeypatch: pytest.MonkeyPatch
+    weighting: str,
+    run_config: MakeConfig,
+    make_node: MakeNode,
+    deliver: Callable[..., Message],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Else a large model, its update and the vector that leaves would be in memory together."""
-    genuine_read, genuine_rotate = wire.RoundRequest.from_record, UpdateCodec.rotate
-    models: list[weakref.ref[Vector]] = []
+    genuine_read, genuine_write = wire.RoundRequest.from_record, UpdateCodec.write
+    models: list[weakref.ref[Any]] = []
 
     def read(record: RecordDict) -> wire.RoundRequest:
         request = genuine_read(record)
-        models.append(weakref.ref(request.model))
+        models.extend((weakref.ref(request.model), weakref.ref(record["arrays"])))
         return request
 
-    def rotate(codec: UpdateCodec, update: Update, *others: Any) -> Rotated:
-        assert models[0]() is None
-        return genuine_rotate(codec, update, *others)
+    def write(codec: UpdateCodec, rotated: Rotated, *others: Any) -> Lanes:
+        assert [model() for model in models] == [None, None]
+        return genuine_write(codec, rotated, *others)
 
     monkeypatch.setattr(wire.RoundRequest, "from_record", read)
-    monkeypatch.setattr(UpdateCodec, "rotate", rotate)
-    reply = deliver(create_client_app(make_node()), request_of(run_config()).to_record())
+    monkeypatch.setattr(UpdateCodec, "write", write)
+    request = request_of(run_config(f"aggregation.weighting={weighting}"))
+    reply = deliver(create_client_app(make_node()), request.to_record())
     assert not reply.has_error(), reply.error.reason
-    assert len(models) == 1
+    assert len(models) == 2
 
 
 def test_what_is_left_of_a_request_has_its_hash_and_no_model(run_config: MakeConfig) -> None:

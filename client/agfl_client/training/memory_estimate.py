@@ -33,7 +33,7 @@ class _OfLastPlan:
     def get(self, config: ClientPlan, name: str, num_rings: int, make: Callable[[], int]) -> int:
         """Return a number of this very plan, made where it is not known."""
         plan, found = self._kept
-        if plan is not config:  # not one that is equal: a notebook may define a module anew
+        if plan is not config:
             found = {}
             self._kept = config, found
         if (name, num_rings) not in found:

@@ -18,8 +18,9 @@ from agfl_models.errors import ConfigError
 from agfl_models.layers.layer import Memory, State
 
 # A thread that reads PyTorch's generator may collect garbage while it holds its mutex, and wait there for another one
-# that holds Python's lock and wants that mutex: both wait for ever. So no two read it at a time.
-_ONE_AT_A_TIME = threading.RLock()
+# that holds Python's lock and wants that mutex: both wait for ever. So no two read it at a time. Who takes another
+# lock as well takes this one first.
+_GENERATOR = threading.RLock()
 
 
 class SequenceModel(nn.Module, ABC):
@@ -96,6 +97,6 @@ def own_generator(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
-    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
+    with _GENERATOR, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

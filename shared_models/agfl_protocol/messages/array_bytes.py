@@ -24,7 +24,10 @@ def npy_header(dtype: np.dtype[Any], size: int) -> bytes:
 
 
 def new_vector(dtype: DTypeLike, size: int) -> NDArray[Any]:
-    """Return a vector (size,) of zeros that `to_array` does not copy: before it there is room for what NumPy writes."""
+    """Return a vector (size,) of zeros that `to_array` does not copy: before it there is room for what NumPy writes.
+
+    An Array made of it can be sent, but neither pickled nor deep-copied.
+    """
     kind = np.dtype(dtype)
     room = len(npy_header(kind, size))
     return np.zeros(room + size * kind.itemsize, np.uint8)[room:].view(kind)
@@ -36,13 +39,20 @@ def to_array(vector: NDArray[Any]) -> Array:
     One of `new_vector` is given up by the caller: the Array is made of it.
     """
     header, whole = npy_header(vector.dtype, vector.size), vector.base
-    if isinstance(whole, np.ndarray) and whole.dtype == np.uint8 and whole.size == len(header) + vector.nbytes:
+    if isinstance(whole, np.ndarray) and _follows(vector, len(header), whole):
         whole[: len(header)] = np.frombuffer(header, np.uint8)
         array = Array(str(vector.dtype), vector.shape, _NUMPY, b"")
-        array.data = whole.data  # type: ignore[assignment]  # it is cut into pieces by a memoryview of it
+        # It is cut into pieces by a memoryview of it; nobody who has the Array changes it.
+        array.data = whole.data.toreadonly()  # type: ignore[assignment]
         return array
     data = b"".join((header, np.ascontiguousarray(vector).data))
     return Array(str(vector.dtype), vector.shape, _NUMPY, data)
+
+
+def _follows(vector: NDArray[Any], room: int, whole: NDArray[Any]) -> bool:
+    """Whether `whole` is `room` bytes and then the vector, as `new_vector` makes them."""
+    is_all = whole.dtype == np.uint8 and whole.size == room + vector.nbytes
+    return is_all and vector.flags.c_contiguous and vector.ctypes.data == whole.ctypes.data + room
 
 
 def joined(content: bytes, read: Callable[[str], bytes]) -> Array:

@@ -14,7 +14,7 @@ from functools import partial
 from threading import Event, Lock
 from typing import cast
 
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.app.message.message import make_message
 from flwr.app.message.recorddict import RecordType
 from flwr.clientapp import ClientApp
@@ -223,8 +223,8 @@ def carried(message: Message) -> Message:
 
 
 def _carried(record: RecordType) -> RecordType:
-    if isinstance(record, ArrayRecord):  # its numbers are bytes already, which nobody can change
-        return ArrayRecord(dict(record))
+    if isinstance(record, ArrayRecord):  # bytes, which nobody can change, are shared; what else holds numbers is copied
+        return ArrayRecord({key: Array(a.dtype, a.shape, a.stype, bytes(a.data)) for key, a in record.items()})
     return type(record).inflate(record.deflate())
 
 

@@ -95,9 +95,11 @@ def measure(folder: Path, num_nodes: int, num_lanes: int) -> None:
     peaks = Peaks(processes)
     watcher = threading.Thread(target=peaks.watch)
     watcher.start()
-    total, seconds = summed(folder, federation, roster, port, num_lanes, nodes)
-    peaks.done.set()
-    watcher.join()
+    try:
+        total, seconds = summed(folder, federation, roster, port, num_lanes, nodes)
+    finally:
+        peaks.done.set()
+        watcher.join()
     check(total, num_nodes)
     size = 8 * num_lanes
     del total
