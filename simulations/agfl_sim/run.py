@@ -41,7 +41,7 @@ def check_engine(engine: str, field: str) -> None:
     known, (name, colon, number) = [AUTO_ENGINE, *ENGINES, STACKED], engine.partition(":")
     if name not in known or (colon and name != STACKED):
         raise ConfigError("AGFL-CONFIG-083", f"{field}: unknown engine {engine!r}{nearest(engine, known)}")
-    if colon and not (number.isascii() and number.isdecimal() and 2 <= int(number) <= _MAX_STACK):
+    if colon and not (len(number) <= 3 and number.isascii() and number.isdecimal() and 2 <= int(number) <= _MAX_STACK):
         rule = f"stacked must have a number of owners from 2 to {_MAX_STACK}, as in stacked:{_STACK}, or none"
         raise ConfigError("AGFL-CONFIG-276", f"{field}: {rule}, got {engine!r}")
 

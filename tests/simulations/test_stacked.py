@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import pytest
 import torch
+from flwr.app import Message, RecordDict
 from rich.console import Console
 from safetensors.numpy import load
 from tests.simulations.run_result import result
@@ -26,15 +28,18 @@ from agfl_models.errors import ConfigError
 from agfl_models.model.base_config import FAMILIES, OwnModelConfig
 from agfl_models.model.families import build_model
 from agfl_models.tasks.config import TASKS
+from agfl_models.tasks.own_task import Tensors
 from agfl_protocol.config.run_config import RunConfig, load_run_config
 from agfl_protocol.local_trainer import LocalResult, LocalWork
+from agfl_protocol.messages import wire
 from agfl_protocol.messages.wire import RoundRequest
 from agfl_protocol.update import Layout
 from agfl_server.rounds.observer import Observer
 from agfl_sim.engines.inline_engine import InlineEngine
 from agfl_sim.engines.stacked import rendezvous
-from agfl_sim.engines.stacked.loop import Training, distance, train_together
-from agfl_sim.engines.stacked.stacked_engine import StackedEngine
+from agfl_sim.engines.stacked.loop import Training, train_together
+from agfl_sim.engines.stacked.rendezvous import distance
+from agfl_sim.engines.stacked.stacked_engine import StackedEngine, _Meeting
 from agfl_sim.run import check_engine, kept_engine
 from agfl_sim.whole_run import run_all
 
@@ -276,43 +281,130 @@ def test_too_little_memory_is_one_line_and_no_other_way_to_train(monkeypatch: py
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(rendezvous, "train_together", train)
-    together = rendezvous.Together(8)
+    together = rendezvous.Together(8, 1)
     (seat,) = together.seats(1)
     with together.at(seat), pytest.raises(ConfigError, match="--engine stacked:8: must have the memory to train so"):
         together.train(cast(LocalWork, None))
 
 
 class Net(OwnModelConfig):
-    """With dropout, whose randomness would not be an owner's own."""
+    """dropout: whose randomness would not be an owner's own; is_sum: with weights that have a gradient together."""
 
     family: Literal["net"] = "net"
-    dropout: float
+    dropout: float = 0.0
+    is_sum: bool = False
 
     def build(self) -> nn.Module:
         rate = [nn.Dropout(self.dropout)] if self.dropout else []
-        return nn.Sequential(nn.Linear(1, 4), *rate, nn.Linear(4, 1))
+        return nn.Sequential(nn.Linear(1, 4), *rate, Summed() if self.is_sum else nn.Linear(4, 1))
 
 
-@pytest.mark.parametrize("dropout", [0.0, 1e-9])
+class Summed(nn.Module):
+    """PyTorch's gradient of `first` is that of `second`, and of `offset` one number for all its elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Parameter(torch.ones(4, 1)) for _ in range(2))
+        self.offset = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.first + self.second) + self.offset.sum()
+
+
+class Wide(Line):
+    """Padded with ones to an owner's longest row, which only it knows: `x` has a place for each of its points."""
+
+    def collate(self, rows: Sequence[Any]) -> Tensors:
+        x, y = super().collate(rows)
+        return x.expand(-1, len(rows)), y
+
+    def loss(self, model: nn.Module, batch: Tensors) -> Tensor:
+        return super().loss(model, (batch[0].mean(dim=1, keepdim=True), batch[1]))
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "is_stacked"),
+    [
+        (Line(), Net(), True),
+        (Line(), Net(is_sum=True), True),
+        (Line(), Net(dropout=1e-9), False),
+        (Wide(), Net(), False),
+    ],
+    ids=["stacked", "a gradient of two", "dropout", "unequal shapes"],
+)
 def test_a_module_of_ones_own_is_stacked_or_trained_one_by_one_with_a_line(
-    dropout: float, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    task: Line,
+    model: Net,
+    is_stacked: bool,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """With gradients that are clipped, as they are if nobody says otherwise."""
     for registry in (TASKS, FAMILIES):  # as they were, afterwards
         monkeypatch.setattr(registry, "_kinds", dict(registry._kinds))
         monkeypatch.setattr(registry, "_types", dict(registry._types))
+    caplog.set_level(logging.INFO, "agfl")
     for engine in ("inline", "stacked"):
         agfl.simulate(
             RUN,
-            task=Line(),
-            model=Net(dropout=dropout),
+            task=task,
+            model=model,
             owners={name: rows[: 9 + i] for i, (name, rows) in enumerate(OWNERS.items())},
             out=tmp_path / engine,
             engine=engine,
             progress=False,
-            settings={"training.local_steps": None, "training.local_epochs": 1, "aggregation.max_weight": 50},
+            settings={
+                "num_rounds": 2,
+                "training.local_steps": None,
+                "training.local_epochs": 1,
+                "training.max_grad_norm": 0.05,
+                "aggregation.max_weight": 50,
+            },
         )
     models = [load(result(tmp_path / engine)[0]) for engine in ("inline", "stacked")]
     apart = max(float(np.abs(models[0][name] - models[1][name]).max()) for name in models[0])
-    assert (apart == 0) if dropout else (apart < 1e-5)
-    told = [line for line in caplog.messages if line.startswith("owners train one at a time")]
-    assert len(told) == (1 if dropout else 0)
+    assert (apart < 1e-5) if is_stacked else (apart == 0)
+    told = [
+        line.partition(";")[0].partition(" where")[0] for line in caplog.messages if line.startswith("owners train")
+    ]
+    assert told == ["owners train 16 at a time" if is_stacked else "owners train one at a time"]
+
+
+class Meeting(_Meeting):
+    """Three nodes that do nothing but train; the third cannot be asked where `is_cut`."""
+
+    is_cut = False
+
+    def _deliver(self, message: Message, message_id: str) -> Message:
+        self.together.train(cast(LocalWork, None))
+        return message
+
+    def _submit(self, message: Message, message_id: str) -> Future[Message]:
+        if self.is_cut and message.metadata.dst_node_id == 3:
+            raise KeyboardInterrupt
+        return super()._submit(message, message_id)
+
+
+@pytest.mark.timeout(20)  # else for ever
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_nobody_waits_for_ever_for_a_module_that_leaves_python_or_for_who_was_not_asked(
+    is_cut: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(works: Sequence[LocalWork]) -> list[LocalResult | Exception]:
+        raise SystemExit(3)
+
+    monkeypatch.setattr(rendezvous, "train_together", train)
+    grid = Meeting({}, [1, 2, 3], 3, is_secure=False)
+    grid.together, grid.is_cut = rendezvous.Together(3, 1), is_cut
+    with pytest.raises(KeyboardInterrupt if is_cut else SystemExit):
+        ask_all(grid)
+
+
+def ask_all(grid: Meeting) -> None:
+    """Ask the three nodes, and wait for the first that answers."""
+    with grid:
+        asked = list(grid.push_messages([Message(RecordDict(), node, wire.TRAIN) for node in (1, 2, 3)]))
+        while not (replies := list(grid.pull_messages(asked))):
+            grid.clock.wait(0.1, 0.1)
+        raise AssertionError(replies)

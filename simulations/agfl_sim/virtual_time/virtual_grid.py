@@ -72,9 +72,8 @@ class VirtualGrid(GridAround):
         self._tasks: dict[str, _Task] = {}
         self._num_asked = 0
         self._there = set[str]()  # tasks whose answers are, and may be wanted
-        self._forgotten = set[
-            str
-        ]()  # of which the grid around which this one is may hold an answer, as large as a model
+        # Of these the grid around which this one is may hold an answer, as large as a model.
+        self._forgotten = set[str]()
         self._coming = Ahead[str]({})  # of tasks, by their `at`
         self._turns = Ahead({node: one.absences.next_turn(now) for node, one in devices.items()})
         self._free_at: dict[int, float] = {}

@@ -40,7 +40,8 @@ from agfl_models.tokenizers.tokenizer import Tokenizer
 from agfl_protocol.config.training_config import TrainingConfig
 from agfl_protocol.local_trainer import LocalResult, LocalWork
 from agfl_protocol.update import Layout
-from agfl_sim.engines.stacked.loop import distance, train_together
+from agfl_sim.engines.stacked.loop import train_together
+from agfl_sim.engines.stacked.rendezvous import distance
 
 # Width, attention and feed-forward layers, sequence length, steps of a round, precision.
 LANGUAGE = {"D": (256, 4, 128, 8, "float32"), "L": (768, 14, 512, 4, "bfloat16"), "text": (16, 1, 16, 2, "float32")}

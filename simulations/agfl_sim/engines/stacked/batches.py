@@ -17,6 +17,10 @@ from agfl_models.tasks.task import IGNORED
 _TARGETS = frozenset({"targets", "labels"})  # see `SplitLoss`
 
 
+class NotStackable(Exception):
+    """What these owners train cannot be computed for several at once; the text says why."""
+
+
 @dataclass(frozen=True)
 class Stacked:
     """pattern: the first owner's batch, with all that is no tensor; tensors: by field, each (K, B, ...).
@@ -30,7 +34,11 @@ class Stacked:
 
     @staticmethod
     def of(batches: Sequence[Any], device: str) -> Stacked:
-        """Stack batches of one task, dataclasses of tensors with a row an example, and put them on a device."""
+        """Stack batches of one task, dataclasses of tensors with a row an example, and put them on a device.
+
+        Raises:
+            NotStackable: examples of a user's own task have other shapes at other owners: nobody knows what pads them.
+        """
         tensors: dict[str, Tensor | tuple[Tensor, ...]] = {}
         rows: list[int] = []
         for one in fields(batches[0]):
@@ -40,7 +48,9 @@ class Stacked:
                 tensors[one.name] = _padded(values, is_target=one.name in _TARGETS).to(device)
             elif isinstance(values[0], tuple) and values[0] and isinstance(values[0][0], Tensor):
                 rows = rows or [len(value[0]) for value in values]
-                columns = zip(*values, strict=True)
+                columns = list(zip(*values, strict=True))
+                if any(len({(tensor.shape[1:], tensor.dtype) for tensor in column}) > 1 for column in columns):
+                    raise NotStackable("the task's examples have other shapes at other owners")
                 tensors[one.name] = tuple(_padded(column, is_target=False).to(device) for column in columns)
         is_real = torch.arange(max(rows)) < torch.tensor(rows)[:, None]
         return Stacked(batches[0], tensors, is_real.to(device))

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
@@ -24,15 +23,11 @@ from agfl_models.model.sequence_model import trained_parameters
 from agfl_models.tasks.own_task import OwnTask
 from agfl_models.tasks.task import SplitLoss
 from agfl_protocol.local_trainer import LocalResult, LocalWork
-from agfl_sim.engines.stacked.batches import Stacked
+from agfl_sim.engines.stacked.batches import NotStackable, Stacked
 
 _CLIP_EPSILON = 1e-6  # of `nn.utils.clip_grad_norm_`
 # PyTorch takes one after the other where it has no rule for many at once; that is slower, and no news to anybody.
 warnings.filterwarnings("ignore", "There is a performance drop because we have not yet implemented the batching rule")
-
-
-class NotStackable(Exception):
-    """What a run trains cannot be computed for several owners at once; the text says why."""
 
 
 @dataclass
@@ -63,7 +58,7 @@ def train_together(works: Sequence[LocalWork]) -> list[LocalResult | Exception]:
     """Train all at once; return what came of each, in their order. The models of `works` are left as they are.
 
     Raises:
-        NotStackable: the model or the task cannot be computed so.
+        NotStackable: the model, the task or these batches cannot be computed so.
         OutOfMemoryError: the device has too little memory for so many.
     """
     owners = [Owner.of(work) for work in works]
@@ -106,7 +101,8 @@ class Training:
         for i, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
             if gradient is not None and self._start:  # the gradient of mu / 2 |x - x_0|^2
                 gradient = gradient.add(parameter.detach() - self._start[i], alpha=self._training.proximal_mu)
-            parameter.grad = gradient
+            # PyTorch gives the sum of two parameters one gradient for both, which clipping would scale twice.
+            parameter.grad = None if gradient is None else gradient.clone(memory_format=torch.contiguous_format)
         if self._training.max_grad_norm is not None:
             self._clip([parameter.grad for parameter in parameters if parameter.grad is not None])
         for group in self._optimizer.param_groups:
@@ -121,6 +117,8 @@ class Training:
     def _clip(self, gradients: Sequence[Tensor]) -> None:
         """Scale each owner's gradient to the norm that the run permits, as `nn.utils.clip_grad_norm_` does."""
         assert self._training.max_grad_norm is not None
+        if not gradients:
+            return
         norms = torch.stack([torch.linalg.vector_norm(one.flatten(1), dim=1) for one in gradients])
         wanted = self._training.max_grad_norm / (torch.linalg.vector_norm(norms, dim=0) + _CLIP_EPSILON)
         factor_K = wanted.clamp(max=1.0)
@@ -201,9 +199,3 @@ class _LossModule(nn.Module):
             losses_B = at_least_float32(self._task.config.loss(self.model, batch.tensors))
             return torch.where(is_real_B, losses_B, 0).sum()
         return self._task.summed_loss(self.model, batch)
-
-
-def distance(one: LocalResult, other: LocalResult) -> float:
-    """Return how far two deltas are apart, in parts of the norm of the first."""
-    apart, norm = np.linalg.norm(one.delta - other.delta), np.linalg.norm(one.delta)
-    return float(apart / norm) if norm else float(apart)

@@ -47,8 +47,8 @@ class StackedEngine(Engine):
         refuse_unstackable(self._config)
 
     def _open_grid(self, folder: Path) -> AbstractContextManager[Grid]:
-        owners, together = self._owners.owners, Together(self._size)
         groups = self._num_workers or (usable_cpus() if self._owners.device == "cpu" else 1)
+        owners, together = self._owners.owners, Together(self._size, groups)
         nodes, num_threads = OpenedOwners(self._owners, folder, trainer=together), groups * self._size
         grid: _Meeting
         if isinstance(owners, OwnersOfPopulation) and not self._owners.is_secure:
@@ -68,16 +68,22 @@ class _Meeting(OwnersGrid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """As of any grid."""
         messages = list(messages)
-        training = [message for message in messages if message.metadata.message_type == wire.TRAIN]
-        seats = self.together.seats(len(training))
-        self._seat_of = dict(zip((message.metadata.dst_node_id for message in training), seats, strict=True))
-        return super().push_messages(messages)
+        nodes = [message.metadata.dst_node_id for message in messages if message.metadata.message_type == wire.TRAIN]
+        assert len(set(nodes)) == len(nodes), "a node has one seat"
+        self._seat_of = dict(zip(nodes, self.together.seats(len(nodes)), strict=True))
+        try:
+            return super().push_messages(messages)
+        except BaseException:  # Ctrl-C, too: those who have come would wait for the others for ever
+            for seat in self._seat_of.values():
+                seat.leave()
+            raise
 
     def _submit(self, message: Message, message_id: str) -> Future[Message]:
-        seat = self._seat_of.pop(message.metadata.dst_node_id, None)
+        seat = self._seat_of.get(message.metadata.dst_node_id)
         future = self._pool.submit(self._deliver_at, seat, message, message_id)
         if seat is not None:  # it may refuse, fail, or be dropped before it has begun
             future.add_done_callback(lambda _: seat.leave())
+            del self._seat_of[message.metadata.dst_node_id]
         return future
 
     def _deliver_at(self, seat: Seat | None, message: Message, message_id: str) -> Message:

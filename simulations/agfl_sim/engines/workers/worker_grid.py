@@ -41,7 +41,10 @@ class WorkerGrid(LocalGrid):
         for worker in {self._worker_of[message.metadata.dst_node_id] for message in messages}:
             worker.begin_batch(messages[0].metadata.message_type)
         self._bytes = iter(deflated_together(messages))
-        return super().push_messages(messages)
+        try:
+            return super().push_messages(messages)
+        finally:
+            self._bytes = iter(())  # a model
 
     def _submit(self, message: Message, message_id: str) -> Future[Message]:
         worker = self._worker_of[message.metadata.dst_node_id]
