@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -35,6 +35,13 @@ class Config(BaseModel):
                     line = f"unknown key {shown(key)}{nearest(str(key), list(cls.model_fields))}"
                     raise BrokenRule("AGFL-CONFIG-001", line)
         return data
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As of pydantic, which would keep what was worked out of the old values and cached."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in vars(copied).keys() - type(self).model_fields.keys():
+            del vars(copied)[name]
+        return copied
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

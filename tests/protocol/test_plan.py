@@ -187,6 +187,15 @@ def test_plain_sums_have_no_groups(run_config: MakeConfig) -> None:
         grouped.check_groups([], 4, "owner-00")
 
 
+def test_a_changed_copy_has_a_text_and_a_hash_of_its_own(run_config: MakeConfig) -> None:
+    plan = plan_of(run_config())
+    before = plan.to_json(), plan.hash
+    changed = plan.model_copy(update={"run_id": "another"})
+    assert plan_from_json(changed.to_json()) == changed != plan
+    assert changed.hash == plan_from_json(changed.to_json()).hash != plan.hash
+    assert (plan.to_json(), plan.hash) == before
+
+
 # Section by section: one other value of every field that a request's configuration has.
 PINNED = {
     "seed": "8",

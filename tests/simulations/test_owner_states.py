@@ -79,10 +79,10 @@ class DiesAfterWork(ClientApp):
         self.app, self.number, self.was_dead = app, number, False
 
     def __call__(self, message: Message, context: Context) -> Message:
-        reply = self.app(message, context)
         if message.metadata.message_type != wire.TRAIN:
-            return reply
-        request = wire.RoundRequest.from_record(message.content)
+            return self.app(message, context)
+        request = wire.RoundRequest.from_record(message.content)  # which the node empties
+        reply = self.app(message, context)
         if request.round != self.number or self.was_dead:
             return reply
         self.was_dead = True

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from safetensors.torch import load_file
 from tests.tiny_pretrained import quiet, write_pretrained
@@ -92,7 +92,9 @@ class Tap(ClientApp):
         self.app, self.kept = app, kept
 
     def __call__(self, message: Message, context: Context) -> Message:
+        content = RecordDict(dict(message.content))  # of which the node lets go
         reply = self.app(message, context)
+        message.content = content
         self.kept.append((message, reply))
         return reply
 
