@@ -216,7 +216,7 @@ def start(
     health = nullcontext() if health_port is None else health_service(health_port)
     attendance = Attendance(found.run_folder / ATTENDANCE_FILE, superlink.online_names)
     try:
-        with stop_signal.unwrapped(), SittingLog() as sitting, superlink, health, attendance:
+        with SittingLog() as sitting, stop_signal.unwrapped(), superlink, health, attendance:
             listened = superlink.port
             log.info("listening on %s port %d; admitted: %s", host, superlink.port, _names(found))
             owners = roster_of(found.nodes)

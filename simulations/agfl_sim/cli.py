@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agfl_models import stop_signal
 from agfl_models.console import new_app, run_app
 
 if TYPE_CHECKING:
@@ -136,18 +135,17 @@ def _run(
     from agfl_sim.whole_run import run_all
 
     try:
-        with stop_signal.unwrapped():
-            run_all(
-                run_config,
-                folder,
-                Console(),
-                engine=engine,
-                device=device,
-                resume=resume,
-                taken=taken,
-                settings=settings,
-                simulate_masks=simulate_masks,
-            )
+        run_all(
+            run_config,
+            folder,
+            Console(),
+            engine=engine,
+            device=device,
+            resume=resume,
+            taken=taken,
+            settings=settings,
+            simulate_masks=simulate_masks,
+        )
     except KeyboardInterrupt:
         run_folder = RunFolder(folder)
         has_run = run_folder.has_checkpoint or run_folder.search.exists()  # else there is nothing yet to resume

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from agfl_client.training.device import AUTO
+from agfl_models import stop_signal
 from agfl_models.errors import AgflError
 from agfl_models.metrics.signatures import signatures
 from agfl_protocol.config.defaults import TakenDefault
@@ -76,7 +77,7 @@ def run_all(
         if console.quiet:
             log.warning(UNMASKED)
     metric = config.task.main_metric
-    with SittingLog() as sitting:
+    with SittingLog() as sitting, stop_signal.unwrapped():
         with ProgressObserver(console, metric) as progress:
             watcher = Observers([progress, *callbacks])
             files = simulate(config, folder, engine, resume, watcher, device, tell, settings, sitting, owners, masks)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from tests.commands import Started, run
 
+from agfl_server.run.sittings import read_sittings
+
 # The real command, but for a call in the first exchange in which the signal comes: its exception is lost, or wrapped.
 LOSES = """
 import os, signal, sys, time
@@ -48,6 +50,7 @@ def test_a_signal_that_was_lost_ends_the_run(number: int, how: str, tmp_path: Pa
     assert done.returncode == 130, done.stdout + done.stderr
     assert "stopped; go on with: " in done.stdout
     assert "Traceback" not in done.stderr
+    assert [one.outcome for one in read_sittings(tmp_path / "out")] == ["interrupted"]
 
 
 def test_a_key_that_is_held_down_stops_a_run_once_and_cleanly(tmp_path: Path) -> None:
