@@ -53,7 +53,8 @@ def python_with(package: str) -> str:
     if not python.exists():
         venv.create(ENVIRONMENT, with_pip=True)
         site = next(ENVIRONMENT.glob("lib/python*/site-packages"))
-        (site / "benchmark.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+        # With what its own .pth files name: this package, where it is installed to be edited.
+        (site / "benchmark.pth").write_text(f"import site; site.addsitedir({sysconfig.get_paths()['purelib']!r})\n")
     name, version = package.split("==")
     check = f"import importlib.metadata as m; assert m.version({name!r}) == {version!r}"
     if subprocess.run([python, "-c", check], stderr=subprocess.DEVNULL).returncode:
