@@ -21,7 +21,7 @@ RequestT = TypeVar("RequestT", PullObjectRequest, PushObjectRequest)
 
 
 class ObjectCalls:
-    """ASGI layer that takes objects from nodes, and gives them large ones; all else is Flower's to answer.
+    """ASGI layer that takes objects from nodes and gives them theirs; all else is Flower's to answer.
 
     refusal: why the node that signed, by its key's id, may not make a call, as a status of HTTP; 0 where it may.
     store: of run, session, object's id and content, whether it is taken.
@@ -60,23 +60,29 @@ class ObjectCalls:
         content = request.object_content
         del request, body
         stored = await asyncio.to_thread(self._store, *object_ids, content)
-        answer = PushObjectResponse(stored=stored).SerializeToString()
-        await _begin(200, len(answer), send)
-        await send({"type": "http.response.body", "body": answer})
+        await _answer(PushObjectResponse(stored=stored).SerializeToString(), send)
 
     async def _give(self, scope: Scope, body: bytes, send: Send) -> bool:
-        """Give a large object, piece by piece; return whether the call is answered."""
+        """Give an object, a large one piece by piece; return whether the call is answered."""
         request = _parsed(PullObjectRequest, body)
         if request is None or await asyncio.to_thread(self._refusal, scope[KEY_ID], request) != 0:
             return False
         with self._objects.reading(request.object_id) as place:
             if place is None:
-                return False
+                return await self._give_small(request.object_id, send)
             try:
                 await self._send(place, send)
             except OSError as error:  # ends the run; the node sees a connection that is cut
                 self._objects.spool.failure = error
                 scope[CONNECTION].abort()
+        return True
+
+    async def _give_small(self, object_id: str, send: Send) -> bool:
+        content = await asyncio.to_thread(self._objects.get, object_id)
+        if not content:
+            return False
+        answer = PullObjectResponse(object_found=True, object_available=True, object_content=content)
+        await _answer(answer.SerializeToString(), send)
         return True
 
     async def _send(self, place: Place, send: Send) -> None:
@@ -88,6 +94,11 @@ class ObjectCalls:
             size = min(_PIECE_BYTES, place.size - at)
             piece = await asyncio.to_thread(self._objects.spool.read, Place(place.start + at, size))
             await send({"type": "http.response.body", "body": piece, "more_body": at + size < place.size})
+
+
+async def _answer(body: bytes, send: Send) -> None:
+    await _begin(200, len(body), send)
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _begin(status: int, length: int, send: Send) -> None:
