@@ -31,17 +31,17 @@ MODULES = {
     "agfl-simulate": "agfl_sim.cli",
 }
 forkserver = multiprocessing.get_context("forkserver")
-# With what they load late, too: PyTorch's compiler, which every optimizer imports, takes two seconds.
+# With what they load late, too: PyTorch's compiler, which DDP loads, takes a second.
 _LATE = (
     *("agfl_client.transport.supernode", "agfl_server.transport.superlink", "torch._dynamo", "sacrebleu"),
     *("httpcore", "mnemonic", "anyio._backends._asyncio", "uvicorn.loops.asyncio", "uvicorn.lifespan.off"),
     *("numpy.ctypeslib", "rich._emoji_codes"),
 )
 _OWN_LATE = (
-    *("agfl_client.keys", "agfl_client.parallel.rank", "agfl_models.inference", "agfl_protocol.identity.fingerprint"),
-    *("agfl_protocol.identity.roster_file", "agfl_server.federation.authority", "agfl_server.transport.health"),
-    *("agfl_server.federation.federation_folder", "agfl_server.report.run_report", "agfl_server.rounds.attendance"),
-    *("agfl_sim.progress", "agfl_sim.report.report", "agfl_sim.whole_run"),
+    *("agfl_client.keys", "agfl_client.parallel.rank", "agfl_client.parallel.sharded", "agfl_models.inference"),
+    *("agfl_protocol.identity.fingerprint", "agfl_protocol.identity.roster_file", "agfl_server.transport.health"),
+    *("agfl_server.federation.authority", "agfl_server.federation.federation_folder", "agfl_server.rounds.attendance"),
+    *("agfl_server.report.run_report", "agfl_sim.progress", "agfl_sim.report.report", "agfl_sim.whole_run"),
 )
 forkserver.set_forkserver_preload(
     [*MODULES.values(), "agfl_client.app", "agfl_server.app", "agfl_sim.run", *_LATE, *_OWN_LATE, "tests.preloaded"]

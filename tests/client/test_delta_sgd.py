@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from agfl_client.training.delta_sgd import DeltaSGD
+from agfl_client.training.optimizers.delta_sgd import DeltaSGD
 
 Vector = NDArray[np.float64]
 

@@ -19,6 +19,7 @@ from tests.least_squares import LeastSquares, Points, work, zero_model
 from torch import Tensor, nn
 
 from agfl_client.training import trainer
+from agfl_client.training.optimizers.local_optimizer import new_optimizer
 from agfl_client.training.trainer import BatchTrainer
 from agfl_models.errors import ConfigError
 from agfl_models.examples import TextRow
@@ -245,7 +246,7 @@ def test_nothing_of_a_round_is_held_until_the_next(room: int, monkeypatch: pytes
         made.append(weakref.ref(optimizer))
         return optimizer
 
-    genuine = trainer.new_optimizer
+    genuine = new_optimizer
     monkeypatch.setattr(trainer, "new_optimizer", noted)
     model = zero_model()
     one = work(model, optimizer={"type": "adamw", "lr": 0.1}, local_steps=2, batch_size=8)

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from agfl_client.training.delta_sgd import DeltaSGD
 from agfl_client.training.device import choose_device
 from agfl_client.training.evaluation import evaluate
+from agfl_client.training.optimizers.delta_sgd import DeltaSGD
+from agfl_client.training.optimizers.local_optimizer import without_compiler
 from agfl_client.training.trainer import BatchTrainer, effective_steps
 from agfl_models.errors import ConfigError
 from agfl_models.examples import TextRow, read_rows
@@ -121,6 +122,22 @@ def test_steps_are_those_of_pytorch(
     delta, loss = one.by_hand(by_hand, 5)
     assert np.linalg.norm(result.delta - delta) <= 1e-3 * np.linalg.norm(delta)
     assert result.loss == pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_optimizers_are_those_of_pytorch_to_the_bit(kind: type[torch.optim.SGD | torch.optim.AdamW]) -> None:
+    found = []
+    for made in (kind, without_compiler(kind)):
+        torch.manual_seed(0)
+        model = nn.Linear(5, 3)
+        optimizer = made(model.parameters(), lr=0.1, weight_decay=0.2)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(4, 5)).square().sum().backward()
+            optimizer.step()
+            optimizer.load_state_dict(optimizer.state_dict())
+        found.append([one.detach().clone() for one in model.parameters()])
+    assert all(map(torch.equal, *found))
 
 
 def test_a_proximal_term_is_part_of_the_loss(bench: Callable[..., Bench]) -> None:

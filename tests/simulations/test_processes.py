@@ -183,13 +183,25 @@ def test_no_worker_outlives_its_driver(number: signal.Signals, tmp_path: Path) -
 
 
 OWN_LAYER = """
+import sys
+from pathlib import Path
 from typing import Literal
 
-from agfl_models.layers.feed_forward import FFConfig
+from agfl_models.layers.feed_forward import FFConfig, FFLayer
 
 
 class OwnConfig(FFConfig):
     type: Literal["own"] = "own"
+
+    def build(self):
+        return OwnLayer(self)
+
+
+class OwnLayer(FFLayer):
+    def forward(self, *inputs, **settings):
+        if "agfl_sim.engines.workers.process_worker" in sys.modules:
+            Path(__file__).with_name("loaded").write_text(" ".join(sys.modules))
+        return super().forward(*inputs, **settings)
 """
 
 
@@ -206,6 +218,10 @@ def test_layer_of_a_module_is_found_by_new_interpreters(
     for name, engine in (("inline", InlineEngine), ("processes", ProcessesEngine)):
         engine(config, owners, "cpu", 1).run(tmp_path / name, resume=False, observer=Observer())
     assert result(tmp_path / "processes") == result(tmp_path / "inline")
+    # The last that a worker did was to evaluate what it had trained: training loads no compiler, a second of each.
+    loaded = (tmp_path / "loaded").read_text().split()
+    assert "torch.optim" in loaded
+    assert "torch._dynamo" not in loaded
 
 
 def test_a_broadcast_is_sent_to_a_worker_once(

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from agfl_client.training.deadline import OutOfTime
-from agfl_client.training.delta_sgd import DeltaSGD
+from agfl_client.training.optimizers.local_optimizer import new_optimizer
 from agfl_models.errors import ConfigError
 from agfl_models.machine import make_room
 from agfl_models.model.blocks import blocks_of, recomputed
 from agfl_models.model.sequence_model import trained_parameters
 from agfl_models.tasks.batch_rows import MicroBatch
-from agfl_protocol.config.training_config import DeltaSGDConfig, SGDConfig, TrainingConfig
+from agfl_protocol.config.training_config import SGDConfig, TrainingConfig
 from agfl_protocol.local_trainer import LocalResult, LocalTrainer, LocalWork
 from agfl_protocol.methods.method import Gradient
 from agfl_protocol.update import Layout, Vector
@@ -139,16 +139,6 @@ class BatchTrainer(LocalTrainer):
             parameters = [one for group in optimizer.param_groups for one in group["params"]]  # a module takes longer
             nn.utils.clip_grad_norm_(parameters, work.training.max_grad_norm)
         optimizer.step()
-
-
-def new_optimizer(training: TrainingConfig, model: nn.Module) -> Optimizer:
-    """Return a new optimizer of the configured kind."""
-    config = training.optimizer
-    if isinstance(config, SGDConfig):
-        return SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
-    if isinstance(config, DeltaSGDConfig):
-        return DeltaSGD(model.parameters(), config.lr, config.gamma, config.delta)
-    return AdamW(model.parameters(), config.lr, config.betas, weight_decay=config.weight_decay)
 
 
 @dataclass(frozen=True)

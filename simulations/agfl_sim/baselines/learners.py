@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from agfl_client.training.evaluation import evaluate
-from agfl_client.training.trainer import BatchTrainer, new_optimizer, train
+from agfl_client.training.optimizers.local_optimizer import new_optimizer
+from agfl_client.training.trainer import BatchTrainer, train
 from agfl_models.examples import Row
 from agfl_models.model.families import build_model
 from agfl_models.tasks import build_task

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from agfl_client.training.optimizers.local_optimizer import new_optimizer
 from agfl_client.training.own_error import measure_sigma, own_error
-from agfl_client.training.trainer import BatchTrainer, new_optimizer
+from agfl_client.training.trainer import BatchTrainer
 from agfl_models.examples import TextRow, read_rows
 from agfl_models.model.families import build_model
 from agfl_models.tasks.task import AnyTask, Dataset

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from agfl_client.training.trainer import new_optimizer
+from agfl_client.training.optimizers.local_optimizer import new_optimizer
 from agfl_models.layers.layer import at_least_float32
 from agfl_models.model.sequence_model import trained_parameters
 from agfl_models.tasks.own_task import OwnTask

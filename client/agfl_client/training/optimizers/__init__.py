@@ -1,0 +1,1 @@
+"""The optimizers that a run may name for local training."""
