@@ -23,6 +23,7 @@ PRINTED = {
     "speed/large_model.py": "models above its start",
     "speed/stacked.py": "stacked, 3",
     "speed/masked_sum.py": "the sum is that of what was drawn",
+    "speed/transport.py": "of the stream",
     "speed/engines.py": "the same model each time",
     "quality/digits_steps.py": "than fedavg lr 1",
     "quality/elastic_devices.py": "elastic, width 0.25",
