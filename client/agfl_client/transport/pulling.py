@@ -136,21 +136,22 @@ def _records(names: Mapping[str, str], contents: Mapping[str, bytes]) -> RecordD
     return header
 
 
-def _parts(content: bytes) -> tuple[str, list[str], bytes]:
+def _parts(content: bytes) -> tuple[str, list[str], memoryview]:
     """Return type, ids of the children and body of an object, which begins with "TYPE ID,ID,... LENGTH" and a 0."""
-    head, separator, body = content.partition(b"\x00")
+    end = content.find(b"\x00")
+    head = content[: max(end, 0) or 80]
     fields = head.decode("ascii", errors="replace").split(" ")
     _require(
-        bool(separator) and len(fields) == 3,
+        end > 0 and len(fields) == 3,
         "AGFL-WIRE-013",
         f"must have objects of Flower's form, got {shown(head[:80])}",
     )
-    return fields[0], [child for child in fields[1].split(",") if child], body
+    return fields[0], [child for child in fields[1].split(",") if child], memoryview(content)[end + 1 :]
 
 
-def _mapping(body: bytes) -> dict[str, Any]:
+def _mapping(body: memoryview) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = load_json(body.decode("utf-8"), MAX_OBJECT_BYTES)
+        found: dict[str, Any] = load_json(str(body, "utf-8"), MAX_OBJECT_BYTES)
     except ValueError as error:
         raise WireError("AGFL-WIRE-014", f"message: must be in JSON: {error}") from None
     _require(isinstance(found, dict), "AGFL-WIRE-015", "must have mappings in JSON")
