@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from tests.client.test_node import request_of
-from tests.conftest import plain_node
 from tests.plugin_files import install, registries_kept
+from tests.tiny_federation import plain_node
 
 from agfl_client.approval.approval_files import ApprovalFiles, Status
 from agfl_client.approval.approvals import Approvals, decide

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from tests.client.test_node import request_of
-from tests.conftest import plain_node
 from tests.least_squares import LeastSquares, Points, work, zero_model
+from tests.tiny_federation import plain_node
 from torch import Tensor, nn
 
 from agfl_client.training import trainer

@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.client.test_node import UNASKED, request_of, said
-from tests.conftest import TINY
+from tests.tiny_federation import TINY
 
 from agfl_client.app import create_client_app
 from agfl_client.node import Node

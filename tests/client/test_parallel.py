@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 from tests.client.test_node import request_of
-from tests.conftest import TINY
 from tests.forked_workers import forked_rank
+from tests.tiny_federation import TINY
 from torch import Tensor
 
 from agfl_client.node import Node

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from tests.client.test_node import request_of
-from tests.conftest import plain_node
 from tests.least_squares import Data, LeastSquares, work, zero_model
+from tests.tiny_federation import plain_node
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 

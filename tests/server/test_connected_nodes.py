@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
-from tests.conftest import plain_node
+from tests.tiny_federation import plain_node
 
 from agfl_client.app import REFUSED, create_client_app
 from agfl_models.errors import RoundError

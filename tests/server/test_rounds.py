@@ -19,7 +19,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.conftest import plain_node
+from tests.tiny_federation import plain_node
 
 from agfl_client.app import create_client_app
 from agfl_client.training.evaluation import evaluate

@@ -16,7 +16,7 @@ import torch
 import yaml
 from rich.console import Console
 from tests.commands import run
-from tests.conftest import TINY, WORDS
+from tests.tiny_federation import TINY, WORDS
 from torch import nn
 
 import agfl
