@@ -302,10 +302,12 @@ class _Loop:
             self._node, self._fab_ids, self._contexts = node, {}, {}
         delay = POLL_MIN_S
         while not self._finished() and not self._stop.is_set():
+            asked_at = time.monotonic()
             pulled = self._poll()
             if pulled is None:
-                self._stop.wait(delay)
-                delay = min(delay * 1.5, POLL_MAX_S)
+                if time.monotonic() - asked_at < POLL_MAX_S:  # else the server has let the call wait
+                    self._stop.wait(delay)
+                    delay = min(delay * 1.5, POLL_MAX_S)
                 continue
             delay = POLL_MIN_S
             try:

@@ -57,6 +57,7 @@ from agfl_server.transport.objects.sent_objects import SentObjects
 from agfl_server.transport.objects.spool import Spool
 from agfl_server.transport.objects.whole_reply import WholeReply
 from agfl_server.transport.one_process import OneProcess
+from agfl_server.transport.waiting_calls import Arrivals, WaitingCalls
 
 POLL_S = 0.05
 _MAX_HEARTBEAT_S = 30.0  # a node is held online for twice as long as it promises
@@ -136,6 +137,7 @@ class EmbeddedSuperLink:
         logging.getLogger("flwr").setLevel(logging.CRITICAL)  # each call that still comes is an error to it
         status, details = (SubStatus.COMPLETED, "") if kind is None else (SubStatus.FAILED, kind.__name__)
         self._state.finish_task(self._task_id, status, details)
+        self._state.arrivals.close()
         self._https.__exit__(kind, error, trace)
         self._state.cleanup_run(self._run_id)
         self._state.spool.close()
@@ -156,7 +158,7 @@ class _LinkState(InMemoryLinkState):
     """
 
     def __init__(self, spool: Spool) -> None:
-        self.spool, self.sent = spool, SentObjects(spool)
+        self.spool, self.sent, self.arrivals = spool, SentObjects(spool), Arrivals(self._has_message_for)
         super().__init__(NoOpFederationManager(), self.sent)
         # Flower takes these two locks in either order: an upload that expired could stop the server for good.
         self.lock = self._lock_object_push_sessions = threading.RLock()
@@ -166,6 +168,7 @@ class _LinkState(InMemoryLinkState):
     def activate_node(self, node_id: int, heartbeat_interval: float) -> bool:
         # Flower turns away a node that it believes online: one killed and restarted would wait for a minute.
         with self.lock:
+            self.arrivals.drop(node_id)
             self.deactivate_node(node_id)
             self._settle_unanswered(node_id)
             return super().activate_node(node_id, min(heartbeat_interval, _MAX_HEARTBEAT_S))
@@ -204,7 +207,14 @@ class _LinkState(InMemoryLinkState):
                 return ""
             self._sent_objects[message_id] = frozenset(objects)
             self.uploads.expect(message_id, message.metadata.dst_node_id, max_reply_bytes)
+        self.arrivals.announce(message.metadata.dst_node_id)
         return message_id
+
+    def _has_message_for(self, node_id: int) -> bool:
+        """Return whether a message to the node was not delivered yet."""
+        with self.lock:
+            waiting = [message.metadata for message in self.message_ins_store.values()]
+            return any(one.dst_node_id == node_id and one.delivered_at == "" for one in waiting)
 
     def delete_messages(self, message_ins_ids: set[str]) -> None:
         # Flower keeps the content until the run ends: one model for each straggler in each round.
@@ -440,6 +450,7 @@ def _fleet_app(state: _LinkState, callers: Mapping[str, _Caller]) -> FastAPI:
         redoc_url=None,
         openapi_url=None,
         middleware=[
+            Middleware(WaitingCalls, arrivals=state.arrivals, node_of=lambda key: callers[key].node_id),
             Middleware(ObjectCalls, objects=state.sent, refusal=refusal, store=state.store_object),
             Middleware(BaseHTTPMiddleware, dispatch=http_error_translator),
             Middleware(ProtobufTranslationMiddleware),
