@@ -38,7 +38,7 @@ _LATE = (
     *("numpy.ctypeslib", "rich._emoji_codes"),
 )
 _OWN_LATE = (
-    *("agfl_client.keys", "agfl_client.parallel.rank", "agfl_client.parallel.sharded", "agfl_models.inference"),
+    *("agfl_client.keys", "agfl_client.parallel.elsewhere", "agfl_client.parallel.sharded", "agfl_models.inference"),
     *("agfl_protocol.identity.fingerprint", "agfl_protocol.identity.roster_file", "agfl_server.transport.health"),
     *("agfl_server.federation.authority", "agfl_server.federation.federation_folder", "agfl_server.rounds.attendance"),
     *("agfl_server.report.run_report", "agfl_sim.progress", "agfl_sim.report.report", "agfl_sim.whole_run"),

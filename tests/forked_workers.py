@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from threading import Lock
@@ -17,8 +17,8 @@ from flwr.app import RecordDict
 from tests.commands import forkserver
 
 from agfl_client.node import Node
-from agfl_client.parallel import group, rank
-from agfl_client.parallel.link import Begin
+from agfl_client.parallel import elsewhere, group, link, rank
+from agfl_client.parallel.link import Begin, Line
 from agfl_protocol.messages.wire import RoundRequest
 from agfl_sim.engines.opened_owners import OpenedOwners
 from agfl_sim.engines.workers.process_worker import main
@@ -93,16 +93,57 @@ def forked_late_rank(descriptor: int, num_threads: int) -> ForkedWorker:
 def come_late() -> None:
     genuine = group.join
 
-    def join(begin: Begin) -> None:
+    def join(begin: Begin, lines: Sequence[Line]) -> None:
         time.sleep(0.5)
-        genuine(begin)
+        genuine(begin, lines)
 
     group.join = join
 
 
 def guess_secret() -> None:
     genuine = group.join
-    group.join = lambda begin: genuine(replace(begin, secret=bytes(group.SECRET_BYTES)))
+    group.join = lambda begin, lines: genuine(replace(begin, secret=bytes(group.SECRET_BYTES)), lines)
+
+
+class ForkedElsewhere(ForkedWorker):
+    """What `agfl_client.parallel.elsewhere.launch` returns, of a forked process. at_first: what it does first."""
+
+    def __init__(self, arguments: Sequence[str], at_first: Callable[[], None] | None = None) -> None:
+        self._waiting = Lock()
+        reads, writes = os.pipe()
+        self.stdin = os.fdopen(writes, "wb", buffering=0)
+        lifeline = Connection(reads, writable=False)
+        target = _elsewhere_main
+        self._process = forkserver.Process(target=target, args=(list(arguments), lifeline, at_first), daemon=True)
+        self._process.start()
+        lifeline.close()
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+
+def forked_elsewhere(arguments: Sequence[str], num_threads: int) -> ForkedElsewhere:
+    """What `agfl_client.parallel.elsewhere.launch` returns, of a forked process."""
+    return ForkedElsewhere(arguments)
+
+
+def of_another_version() -> None:
+    genuine = link.Join
+    vars(elsewhere)["Join"] = lambda version, device: genuine("0.0.1", device)
+
+
+def with_another_device() -> None:
+    genuine = link.Join
+    vars(elsewhere)["Join"] = lambda version, device: genuine(version, "cuda")
+
+
+def _elsewhere_main(arguments: list[str], lifeline: Connection, first: Callable[[], None] | None) -> None:
+    if first is not None:
+        first()
+    os.dup2(lifeline.fileno(), 0)
+    lifeline.close()
+    sys.argv = ["-c", *arguments]
+    elsewhere.main()
 
 
 def _rank_main(line: Connection, lifeline: Connection, first: Callable[[], None] | None) -> None:

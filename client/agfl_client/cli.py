@@ -80,10 +80,15 @@ def start(
     parallel: Annotated[
         str,
         typer.Option(
-            metavar="MODE[:RANKS]",
-            help="How several devices train together: single, auto, ddp or fsdp2. On CPUs you say how many: ddp:2.",
+            metavar="MODE[:RANKS][+OTHERS]",
+            help="How several devices train together: single, auto, ddp or fsdp2. On CPUs you say how many: ddp:2. "
+            "ddp:2+4 waits for four ranks of your other machines.",
         ),
     ] = "single",
+    meet: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="This machine's own address, where ranks of your other machines join."),
+    ] = None,
     threads: Threads = 1,
     save_model: Annotated[
         Path | None,
@@ -96,7 +101,7 @@ def start(
     log_file: LogFile = None,
     draws_from: Annotated[int | None, typer.Option("--test-draws-from", metavar="SEED", hidden=True)] = None,
 ) -> None:
-    """Run your node: it calls the server, listens on no port, and runs only the code that you installed."""
+    """Run your node: it calls the server, listens on no port but --meet, and runs only the code that you installed."""
     from agfl_client import keys
     from agfl_client.approval.approvals import Approvals
     from agfl_client.transport.server_trust import TrustedServer
@@ -120,6 +125,8 @@ def start(
 
         from agfl_client.node import Node
         from agfl_client.parallel.choice import Parallel
+        from agfl_client.parallel.door import with_door
+        from agfl_client.parallel.machine_key import MACHINES_FILE
         from agfl_client.saved_model import SavedModel
 
         node = Node(
@@ -127,7 +134,7 @@ def start(
             data,
             device,
             threads,
-            parallel=Parallel.of(parallel, device),
+            parallel=with_door(Parallel.of(parallel, device), meet, folder / MACHINES_FILE),
             columns=named,
             pretrained=pretrained,
             policy=rules,
@@ -150,6 +157,31 @@ def start(
             raise
         finally:
             node.close()
+
+
+@app.command()
+def rank(
+    join: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where your node has its --meet.")],
+    key: Annotated[
+        Path, typer.Option(metavar="FILE", help="A copy of the machines.key in your node's folder of keys.")
+    ],
+    device: Device = "auto",
+    ranks: Annotated[int | None, typer.Option(min=1, help="How many here; on CUDA all devices if omitted.")] = None,
+    pretrained: Pretrained = None,
+    threads: Threads = 1,
+) -> None:
+    """Train for your own node on another machine of yours, which needs neither your text nor your keys."""
+    from agfl_client.parallel.choice import Parallel
+    from agfl_client.parallel.elsewhere import keep_ranks
+    from agfl_models.huggingface.folder import PretrainedFolder
+    from agfl_protocol.flower_settings import prepare_flower
+
+    prepare_flower()
+    if pretrained is not None:
+        PretrainedFolder(pretrained)
+    devices = Parallel.of("auto" if ranks is None else f"auto:{ranks}", device).devices
+    with stop_signal.unwrapped():
+        raise typer.Exit(keep_ranks(join, key, devices, threads, pretrained))
 
 
 @app.command()

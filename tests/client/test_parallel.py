@@ -23,7 +23,7 @@ from torch import Tensor
 from agfl_client.node import Node
 from agfl_client.parallel import ranks
 from agfl_client.parallel.choice import Parallel
-from agfl_client.parallel.link import Line, RankLostError, Recipe
+from agfl_client.parallel.link import FROM_RANK, Line, Note, RankLostError, Recipe
 from agfl_client.parallel.ranks import Ranks
 from agfl_client.parallel.shares import split
 from agfl_client.parallel.trainer import ParallelTrainer, SharedTraining
@@ -223,7 +223,8 @@ def test_a_rank_that_hangs_does_not_stop_the_node_beyond_its_deadline(
 def test_what_is_not_read_is_not_sent_for_ever() -> None:
     ours, its = socket.socketpair()
     with its, pytest.raises(RankLostError):
-        Line.over(ours, 0.2).send(bytes(10**7))
+        Line(ours, FROM_RANK, 0.2).send(Note("much", bytes(10**7)))
+    ours.close()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])

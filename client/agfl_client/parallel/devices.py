@@ -55,7 +55,8 @@ class Devices:
         from agfl_client.parallel.trainer import ParallelTrainer, SharedTraining
 
         if self._shared is None:
-            ranks = Ranks(self._parallel.devices, self._num_threads, self._plugins, self._pretrained)
+            at = self._parallel
+            ranks = Ranks(at.devices, self._num_threads, self._plugins, self._pretrained, at.others, at.door)
             self._shared = SharedTraining(ranks)
         recipe = Recipe(sharing, space.text, space.part.num_rings)
         return ParallelTrainer(self._shared, recipe, space.plan, space.part, deadline)

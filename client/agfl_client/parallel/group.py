@@ -1,11 +1,14 @@
-"""The process group of a node's ranks: they meet in a private folder, talk over loopback, and prove who they are."""
+"""The process group of a node's ranks: they meet over its lines, talk over one network, and prove who they are."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import os
 import socket
+import struct
+from collections.abc import Sequence
 from datetime import timedelta
 from itertools import combinations
 from typing import Any
@@ -17,42 +20,68 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from agfl_client.parallel.link import Begin, RankLostError
+from agfl_client.parallel.link import Begin, Line, RankLostError
+from agfl_client.parallel.meeting import Meeting
 from agfl_client.training.deadline import Deadline
 
 SECRET_BYTES = 32
 _LABEL = b"agfl/ranks/v1"
-MEET_S, SILENT_S = 60.0, 300.0
+MEET_S, SILENT_S, MOMENT_S = 60.0, 300.0, 5.0
+_SIOCGIFADDR = 0x8915  # of Linux
 _LEFT: list[Any] = []  # the group that was left last
 
 
-def join(begin: Begin) -> None:
-    """Join the default group of this process, as rank `begin.rank`.
+def join(begin: Begin, lines: Sequence[Line]) -> None:
+    """Join the default group of this process, as rank `begin.rank`. lines: the node's to all others, a rank's to it.
 
     Raises:
         RankLostError: the ranks do not meet in time, or another one took the place of one.
     """
-    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
-    # Else a rank would listen at the address of the host's name, which may be that of a network.
-    os.environ |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback, "TORCH_NCCL_BLOCKING_WAIT": "1"}
-    world, device = len(begin.devices), torch.device(begin.devices[begin.rank])
+    # Else a rank would listen at the address of the host's name, which may be that of another network.
+    name = interface_of(begin.address)
+    os.environ |= {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name, "TORCH_NCCL_BLOCKING_WAIT": "1"}
+    device = torch.device(begin.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     deadline = Deadline().within(begin.meet_s)
+    meeting = Meeting(lines, deadline, is_node=begin.rank == 0)
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=dist.FileStore(str(begin.store), world),  # type: ignore[attr-defined]
+            store=meeting,
             rank=begin.rank,
-            world_size=world,
+            world_size=begin.world,
             timeout=_wait(deadline),
         )
-        for pair in combinations(range(world), 2):
+        if device.type == "cuda":
+            dist.all_reduce(torch.zeros(1, device=device))  # NCCL meets at its first sum
+        meeting.close()
+        for pair in combinations(range(begin.world), 2):
             if begin.rank in pair:
                 _prove(begin.secret, begin.rank, sum(pair) - begin.rank, deadline)
     except RuntimeError as error:  # as gloo and the store have it
         raise RankLostError(f"the ranks did not meet: {error}") from error
-    _set_pg_timeout(timedelta(seconds=SILENT_S))
+    be_patient(Deadline())
+
+
+def be_patient(deadline: Deadline) -> None:
+    """Let what is awaited of other ranks from now on take until a moment after the deadline, or so long at most."""
+    _set_pg_timeout(timedelta(seconds=min(deadline.left() + MOMENT_S, SILENT_S)))
+
+
+def interface_of(address: str) -> str:
+    """Return the network interface that has an IPv4 address; raises RankLostError where none has."""
+    if address.startswith("127."):  # which all are the loopback's
+        return next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for _, name in socket.if_nameindex():
+            try:
+                found = fcntl.ioctl(asking, _SIOCGIFADDR, struct.pack("256s", name.encode()))
+            except OSError:  # it has none
+                continue
+            if socket.inet_ntoa(found[20:24]) == address:
+                return name
+    raise RankLostError(f"no network interface of this machine has the address {address}")
 
 
 def leave() -> None:

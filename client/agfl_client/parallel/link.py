@@ -1,18 +1,16 @@
-"""What a node and its other ranks say to each other: plain data and tensors, pickled by our own processes."""
+"""What a node and its other ranks say to each other, over a line of their own: plain data and tensors."""
 
 from __future__ import annotations
 
-import pickle
+import select
 import socket
 import struct
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from agfl_client.parallel.choice import Sharing
+from agfl_client.parallel.plain import NotPlainError, decode, encode, loaded_dataclass, name_of
 
 
 class RankLostError(Exception):
@@ -23,23 +21,53 @@ class RankLostError(Exception):
 class Begin:
     """To a new rank.
 
-    store: the file where the ranks meet; meet_s: how long they wait for each other there; secret: by which they know
-    each other.
+    world: how many there are; address: of this machine, where its other ranks are, too; meet_s: how long they wait for
+    each other; secret: by which they know each other. What a rank of another machine knows better, it says in place
+    of the node: device, address, num_threads, pretrained.
     """
 
     rank: int
-    devices: tuple[str, ...]
+    world: int
+    device: str
+    address: str
     num_threads: int
     plugins: tuple[str, ...]
     pretrained: Path | None
-    store: Path
     meet_s: float
     secret: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)
+class Join:
+    """From a rank of another machine, before anything else: what it is."""
+
+    version: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """To a rank of another machine: it cannot be one, and why."""
+
+    line: str
+
+
+@dataclass(frozen=True)
 class Ready:
     """From a rank: all is loaded, and it is about to join the others."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """To or from a rank: what one of them leaves for all where they meet, as where it listens."""
+
+    key: str
+    value: bytes
+
+
+@dataclass(frozen=True)
+class Met:
+    """From a rank: it is connected to all others."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +83,12 @@ class Recipe:
 class Train:
     """To a rank: a round begins, whose weights follow by the group.
 
-    rng: as that of the node, which each `Share` sets; shaping: (scale, type of the shift that follows, pull) of each
-    gradient; first_step: as that of `LocalWork`.
+    draws: the state of the node's generator, which each `Share` sets; shaping: (scale, type of the shift that follows,
+    pull) of each gradient; first_step: as that of `LocalWork`.
     """
 
     recipe: Recipe
-    rng: np.random.Generator
+    draws: Any = field(repr=False)
     shaping: tuple[tuple[float, str | None, float], ...]
     first_step: int
 
@@ -92,38 +120,76 @@ class Forget:
     """To a rank: let go of the model."""
 
 
+TO_RANK = (Begin, Refused, Note, Train, Share, LastShare, GiveUp, Forget)
+FROM_RANK = (Join, Ready, Note, Met)
+_LENGTH = struct.Struct(">Q")
+
+
 class Line:
-    """One end of the line between the node and a rank."""
+    """One end of the line between the node and a rank. hears: the types of what the other end may say."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connected: socket.socket, hears: tuple[type[Any], ...], patience_s: float | None = None) -> None:
+        """Take a socket over; `send` waits for one that does not read for so long."""
+        self._socket, self._patience_s = connected, patience_s
+        self._hears = {name_of(kind): kind for kind in hears}
 
-    @staticmethod
-    def over(connected: socket.socket, patience_s: float) -> Line:
-        """Return the line over a socket, which it takes; `send` waits for one that does not read for so long."""
-        micros = int(patience_s * 1e6)
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", *divmod(micros, 10**6)))
-        return Line(Connection(connected.detach()))
+    def fileno(self) -> int:
+        """Return the descriptor, for who waits for several lines."""
+        return self._socket.fileno()
 
     def send(self, content: object) -> None:
         """Send it whole; raises RankLostError once the other side is gone, or has not read for too long."""
-        # Not `Connection.send`, to which PyTorch teaches shared memory, which outlives a process that is killed.
-        pickled = pickle.dumps(content, protocol=pickle.HIGHEST_PROTOCOL)
+        encoded = encode(content)
         try:
-            self._connection.send_bytes(pickled)
+            self._socket.settimeout(self._patience_s)
+            self._socket.sendall(_LENGTH.pack(len(encoded)) + encoded)
         except OSError as error:
             raise RankLostError("a rank is gone, or does not read") from error
 
     def receive(self, timeout_s: float | None = None) -> object:
         """Return what comes next; raises RankLostError once the other side is gone, or silent for too long."""
         try:
-            if not self._connection.poll(timeout_s):
-                raise RankLostError("a rank is silent")
-            pickled = self._connection.recv_bytes()
+            self._socket.settimeout(timeout_s if timeout_s is None else max(timeout_s, 1e-3))
+            encoded = self._read(_LENGTH.unpack(self._read(_LENGTH.size))[0])
+        except TimeoutError as error:
+            raise RankLostError("a rank is silent") from error
         except (OSError, EOFError) as error:
             raise RankLostError("a rank is gone") from error
-        return pickle.loads(pickled)
+        try:
+            return decode(encoded, self._type_of)
+        except NotPlainError as error:
+            raise RankLostError(f"a rank sends what is {error}") from error
+
+    def is_left(self, within_s: float | None) -> bool:
+        """Whether the other end hangs up within so many seconds, whatever it sent before; None waits for it."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLRDHUP)
+        return bool(poll.poll(None if within_s is None else 1000 * within_s))
+
+    def hang_up(self) -> None:
+        """End what either side waits for on this line; of another thread, too."""
+        try:
+            # Not that of an SSLSocket, which takes the session from under whoever is using it.
+            socket.socket.shutdown(self._socket, socket.SHUT_WR)
+        except OSError:
+            return  # the other end has
 
     def close(self) -> None:
         """Close this end."""
-        self._connection.close()
+        self._socket.close()
+
+    def _type_of(self, name: str) -> type[Any]:
+        if name in self._hears:
+            return self._hears[name]
+        if Train not in self._hears.values():  # a node makes of a rank's words nothing but these
+            raise NotPlainError(f"{name} is none of {', '.join(self._hears)}")
+        return loaded_dataclass(name)
+
+    def _read(self, size: int) -> bytes:
+        content = bytearray()
+        while len(content) < size:
+            piece = self._socket.recv(min(size - len(content), 1 << 20))
+            if not piece:
+                raise EOFError
+            content += piece
+        return bytes(content)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 from contextlib import suppress
-from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
 
 from agfl_client.parallel import group
-from agfl_client.parallel.link import Begin, Forget, Line, RankLostError, Ready, Recipe, Train
+from agfl_client.parallel.link import TO_RANK, Begin, Forget, Line, RankLostError, Ready, Recipe, Train
 from agfl_client.parallel.replica import leaves_unused, new_part, train_share
 from agfl_client.parallel.shares import GivenUpError, Inbox
 from agfl_client.training.part import Part
@@ -26,30 +26,36 @@ from agfl_protocol.plans.client_plan import ClientPlan, client_plan_from_json
 
 def main() -> None:
     """Entry point; the argument is the descriptor of the line to the node, stdin ends with the node."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # a terminal sends them to all; the node says when it is over
-    threading.Thread(target=_leave_with_node, daemon=True).start()
-    line = Line(Connection(int(sys.argv[1])))
+    begin_as_rank()
+    line = Line(socket.socket(fileno=int(sys.argv[1])), TO_RANK)
     try:
-        _serve(line)
+        begin = line.receive()
+        assert isinstance(begin, Begin), begin
+        serve(line, begin)
     except RankLostError:
         sys.exit(1)  # which the node sees, if it is there
 
 
-def _leave_with_node() -> None:
+def begin_as_rank() -> None:
+    """Have this process end with whoever started it, and not before."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # a terminal sends them to all; the node says when it is over
+    threading.Thread(target=_leave_with_starter, daemon=True).start()
+
+
+def _leave_with_starter() -> None:
     """End this process in whatever it does, once nobody holds the other end of stdin."""
     while os.read(0, 1):
         pass
     os._exit(0)
 
 
-def _serve(line: Line) -> None:
-    begin = line.receive()
-    assert isinstance(begin, Begin)
+def serve(line: Line, begin: Begin) -> None:
+    """Train what the node says; raises RankLostError once that or another rank is gone."""
     torch.set_num_threads(begin.num_threads)
     plugins.enable(begin.plugins)
     line.send(Ready())
-    group.join(begin)
+    group.join(begin, [line])
     rank = _Rank(line, begin)
     while True:
         asked = line.receive()
@@ -81,12 +87,14 @@ class _Rank:
             Gradient(scale, None if dtype is None else room.astype(dtype), pull) for scale, dtype, pull in asked.shaping
         ]
         inbox = Inbox(self._line)
+        rng = np.random.Generator(np.random.PCG64())
+        rng.bit_generator.state = asked.draws
         work = LocalWork(
             part.model,
             part.layout,
             task,
             inbox,
-            asked.rng,
+            rng,
             plan.training,
             part.device,
             gradients,
@@ -97,4 +105,4 @@ class _Rank:
 
     def _made(self, recipe: Recipe) -> tuple[Recipe, ClientPlan, AnyTask, Part]:
         plan = client_plan_from_json(recipe.plan).with_pretrained(self._begin.pretrained, "--pretrained")
-        return recipe, plan, plan.build_task(), new_part(plan, recipe, self._begin.devices[self._begin.rank])
+        return recipe, plan, plan.build_task(), new_part(plan, recipe, self._begin.device)

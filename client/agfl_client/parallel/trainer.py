@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from agfl_client.parallel import group
 from agfl_client.parallel.link import Forget, GiveUp, RankLostError, Recipe, Train
 from agfl_client.parallel.ranks import Ranks
 from agfl_client.parallel.replica import leaves_unused, new_part, train_share
@@ -96,12 +97,17 @@ class ParallelTrainer(LocalTrainer):
         ranks = self.shared.ranks
         ranks.start(self.deadline)
         shaping = tuple((g.scale, None if g.shift is None else g.shift.dtype.str, g.pull) for g in work.gradients)
-        ranks.tell(Train(self.recipe, work.rng, shaping, work.first_step))
+        ranks.tell(Train(self.recipe, work.rng.bit_generator.state, shaping, work.first_step))
         is_whole = self.recipe.sharing == "ddp"
         part = self.part if is_whole else self.shared.own_part(self.recipe, self.plan)
         if not is_whole:
             self.part.model.to("cpu")  # its place on the device is for the shares
-        dealer = Dealer(work.dataset, ranks.others, work.check_deadline)
+
+        def check() -> None:
+            work.check_deadline()
+            group.be_patient(self.deadline)  # a rank of another machine that hangs cannot be killed
+
+        dealer = Dealer(work.dataset, ranks.others, check)
         try:
             return train_share(part, work, dealer, start, leaves_unused(self.plan))
         finally:
