@@ -99,9 +99,7 @@ def test_attack_a_machine_makes_the_node_build_what_a_rank_does_not_say(owner: O
     assert not (tmp_path / "exploded").exists()
 
 
-def test_attack_a_stranger_answers_at_the_nodes_address(
-    owner: Owner, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_attack_a_stranger_answers_at_the_nodes_address(owner: Owner, tmp_path: Path) -> None:
     """A machine says nothing to it, and does not come again."""
     other = tmp_path / "other.key"
     make_machine_key(other)

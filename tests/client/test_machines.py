@@ -111,9 +111,7 @@ def test_a_machine_that_hangs_does_not_stop_the_node_beyond_its_deadline(
         (with_another_device, r"must have the node's kind of device, cpu, got cuda \[AGFL-CONFIG-292\]"),
     ],
 )
-def test_a_machine_that_does_not_fit_is_turned_away(
-    owner: Owner, first: Callable[[], None], line: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_machine_that_does_not_fit_is_turned_away(owner: Owner, first: Callable[[], None], line: str) -> None:
     machine = owner.start_machine(first)
     config, part, work = owner.bench.work([])
     with pytest.raises(ConfigError, match=line):
@@ -135,7 +133,7 @@ def test_a_machine_that_does_not_fit_is_turned_away(
         ("ddp+1", "127.0.0.1", r"^--meet: must be HOST:PORT, got '127.0.0.1' \[AGFL-CONFIG-293"),
         (
             "ddp+1",
-            "192.0.2.1:9",
+            "203.0.113.9:9",
             r"^--meet: must be an IPv4 address of this machine and a free port, .*AGFL-CONFIG-294",
         ),
     ],
