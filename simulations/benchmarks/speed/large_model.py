@@ -139,7 +139,7 @@ def measure(folder: Path, arguments: argparse.Namespace, parameters: float) -> M
         command("agfl-server", "roster", folder / "roster.yaml", "--federation", federation)
         rules = ("--roster", folder / "roster.yaml")
     (folder / "text.txt").write_text("to be, or not to be\n\nthat is the question\n")
-    (folder / "policy.yaml").write_text("allow_plain: true\nruns: all\n")
+    (folder / "policy.yaml").write_text(f"allow_plain: true\nruns: all\nmax_parameters: {2 * int(parameters)}\n")
     with ExitStack() as processes:
         port = free_port()
         start = ("agfl-server", "start", "--federation", federation, "--port", port)
