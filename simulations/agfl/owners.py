@@ -7,11 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from pydantic import ValidationError
-
 from agfl_models.errors import DataError
-from agfl_models.examples import Row
-from agfl_models.validation import first_problem
+from agfl_models.examples import InvalidRow, Row, valid_rows
 from agfl_protocol.config.run_config import RunConfig
 from agfl_protocol.identity.identity import NAME_RULE, name_hint
 from agfl_sim.partition import Owners, to_write
@@ -38,12 +35,9 @@ def checked_rows(kind: type[Row], name: str, rows: Sequence[str | Mapping[str, A
     if isinstance(rows, str) or len(rows) == 0:  # an array has no truth value
         got = "none" if len(rows) == 0 else "one text, which is no list of rows"
         raise DataError("AGFL-DATA-077", f"owners: {name}: must hold one row or more, got {got}")
-    found = []
-    for number, row in enumerate(rows, start=1):
-        # A text stands for a row whose only column it is.
-        content = {"text": row} if isinstance(row, str) else row
-        try:
-            found.append(kind.model_validate(content))
-        except ValidationError as error:
-            raise DataError("AGFL-DATA-078", f"owners: {name}: row {number}: {first_problem(error, content)}") from None
-    return found
+    # A text stands for a row whose only column it is.
+    contents = [{"text": row} if isinstance(row, str) else row for row in rows]
+    try:
+        return valid_rows(kind, contents)
+    except InvalidRow as error:
+        raise DataError("AGFL-DATA-078", f"owners: {name}: row {error.number + 1}: {error}") from None

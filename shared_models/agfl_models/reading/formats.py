@@ -62,9 +62,11 @@ def _read_text(file: DataFile, *, is_document: bool) -> Contents:
         case _:
             records = list(_json_lines(path, text))
     columns: dict[str, None] = {}
+    last: Any = None
     for _, record in records:
-        if isinstance(record, dict):
+        if isinstance(record, dict) and record.keys() != last:  # most have the columns of the one before
             columns |= dict.fromkeys(map(str, record))
+            last = record.keys()
     return Contents(records, len(records), tuple(columns), has_columns, encoding, len(text))
 
 
