@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+import compare
 import pytest
 import round_overhead
+from engine import measure
+from meter import cpu_s
 from tests.commands import run
+from workloads import WORKLOADS, Users
 
 FOLDER = Path(__file__).parents[2] / "simulations" / "benchmarks"
 PRINTED = {
@@ -37,6 +42,31 @@ def test_a_benchmark_runs_and_prints_what_it_measured(name: str, tmp_path: Path)
     done = run(FOLDER / name, "--smoke", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert PRINTED[name] in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("peer", compare.PEERS)
+def test_a_peer_comes_to_the_aggregate_of_the_plain_loop(peer: str, tmp_path: Path) -> None:
+    if not compare.has(compare.PEERS[peer]):
+        pytest.skip("only where compare.py has installed it")
+    work = WORKLOADS["smoke"].cut(2)
+    Users.write(work, tmp_path)
+    measure(compare.REFERENCE, work, tmp_path, 1)
+    compare.run(peer, work, tmp_path, 1, 1)
+    assert compare.difference(work, peer, tmp_path) <= compare.TOLERANCE
+
+
+def test_the_meter_counts_processes_that_have_ended() -> None:
+    """NVFlare and Ray end some of theirs within a round."""
+    begin = cpu_s()
+    burn = "import time\nwhile time.process_time() < 0.3: pass"
+    script = [sys.executable, "-S", "-c", burn]
+    shell = ["sh", "-c", '"$@"; echo; read line', "sh", *script]
+    with subprocess.Popen(shell, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        assert cpu_s() - begin >= 0.25  # the kernel counts hundredths
+    assert cpu_s() - begin >= 0.25  # the kernel counts hundredths
 
 
 def test_a_benchmark_whose_child_fails_ends_at_once_with_what_it_said(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""agfl beside pfl and Flower on the same work: processor seconds a round, memory, and the same aggregate each time.
+"""agfl beside pfl, Flower and NVFlare on the same work: processor seconds a round, memory, and the same aggregate.
 
 A is pfl-research's CIFAR-10 benchmark without dropout, B LEAF's Shakespeare, C a perceptron on users as uneven as
 FEMNIST's; examples are synthetic. agfl learns through its door for a module of one's own, with new owners each round:
 their rows are written, read and checked, and updates go over the wire, quantized. The others have arrays in memory. A
 round is one epoch of plain SGD at each user. Each engine runs in a process of its own, in turn, so that what else the
-machine does falls on all of them; the first round does not count. pfl gets an environment of its own, with pip.
+machine does falls on all of them; the first round does not count. pfl and NVFlare get an environment of their own, with
+pip. NVFlare, which has a process for each client of a cohort, is left out where they are more than memory holds.
 
     python simulations/benchmarks/peers/compare.py [A B C] [--engines ours with_pfl] [--clients 20] [--smoke]
 """
@@ -26,12 +27,13 @@ from statistics import median
 
 import numpy as np
 from engine import measure
-from meter import pss_mb
+from meter import available_mb, pss_mb
 from workloads import WORKLOADS, Users, Workload
 
 REFERENCE = "plain_loop"
-PEERS = {"with_pfl": "pfl==0.6.0"}  # Flower is among our own dependencies
-ENGINES = (REFERENCE, "ours", "with_pfl", "with_flower", "hand_written")
+PEERS = {"with_pfl": "pfl==0.6.0", "with_nvflare": "nvflare==2.9.0"}  # Flower is among our own dependencies
+ENGINES = (REFERENCE, "ours", "with_pfl", "with_flower", "with_nvflare", "hand_written")
+CLIENT_MB = {"with_nvflare": 400}  # of each client of a cohort
 TOLERANCE = 1e-3  # of the L2 norm of what the first round changes; a tenth of what our quantizer may lose
 ENVIRONMENT = Path.home() / ".cache" / "agfl-benchmark-peers"
 _LOOK_S = 0.5
@@ -47,6 +49,12 @@ class Found:
     error: float = 0.0
 
 
+def has(package: str) -> bool:
+    """Return whether the peers' environment is there and has a package, in its version."""
+    name, version = package.split("==")
+    return any(ENVIRONMENT.glob(f"lib/python*/site-packages/{name}-{version}.dist-info"))
+
+
 def python_with(package: str) -> str:
     """Return an interpreter that has a package and all that this one has; it is made where there is none."""
     python = ENVIRONMENT / "bin" / "python"
@@ -55,11 +63,17 @@ def python_with(package: str) -> str:
         site = next(ENVIRONMENT.glob("lib/python*/site-packages"))
         # With what its own .pth files name: this package, where it is installed to be edited.
         (site / "benchmark.pth").write_text(f"import site; site.addsitedir({sysconfig.get_paths()['purelib']!r})\n")
-    name, version = package.split("==")
-    check = f"import importlib.metadata as m; assert m.version({name!r}) == {version!r}"
-    if subprocess.run([python, "-c", check], stderr=subprocess.DEVNULL).returncode:
+    if not has(package):
         subprocess.run([python, "-m", "pip", "install", "--quiet", package], check=True)
     return str(python)
+
+
+def fits(engine: str, work: Workload) -> bool:
+    """Return whether memory holds a process for each client of a cohort, where an engine has one; say where not."""
+    needed, available = CLIENT_MB.get(engine, 0) * work.cohort, available_mb()
+    if needed > available:
+        print(f"{work.name}: {engine} is left out: {work.cohort} clients take {needed:,} MB of {available:,.0f}")
+    return needed <= available
 
 
 def run(engine: str, work: Workload, folder: Path, rounds: int, processors: int) -> float:
@@ -91,6 +105,12 @@ def change(work: Workload, engine: str, folder: Path) -> np.ndarray[tuple[int], 
     return changed
 
 
+def difference(work: Workload, engine: str, folder: Path) -> float:
+    """Return how far what an engine's first round adds is from what the plain loop's adds, of the norm of that."""
+    reference = change(work, REFERENCE, folder)
+    return float(np.linalg.norm(change(work, engine, folder) - reference) / np.linalg.norm(reference))
+
+
 def compare(work: Workload, engines: list[str], rounds: int, repetitions: int, processors: int) -> None:
     """Measure engines in turn and print a table; exit where an aggregate is another.
 
@@ -110,12 +130,11 @@ def compare(work: Workload, engines: list[str], rounds: int, repetitions: int, p
                 report = json.loads((folder / engine / "report.json").read_text())
                 found[engine].cpu += report["cpu"]
                 found[engine].wall += report["wall"]
-        reference = change(work, REFERENCE, folder)
         for engine in engines:
-            error = np.linalg.norm(change(work, engine, folder) - reference) / np.linalg.norm(reference)
-            found[engine].error = float(error)
+            found[engine].error = difference(work, engine, folder)
+        size = change(work, REFERENCE, folder).size
     print(
-        f"\n{work.name}: {work.users} users, cohort {work.cohort}, {reference.size:,} parameters, {processors} of "
+        f"\n{work.name}: {work.users} users, cohort {work.cohort}, {size:,} parameters, {processors} of "
         f"{os.cpu_count()} processors, {rounds} rounds x {repetitions}, load {os.getloadavg()[0]:.1f}"
     )
     print(f"{'engine':14}{'CPU s':>9}{'wall s':>9}{'peak MB':>9}{'CPU / ours':>12}{'aggregate differs by':>22}")
@@ -147,6 +166,7 @@ def main() -> None:
     for name in options.workloads:
         work = WORKLOADS[name].cut(options.clients)
         engines = [one for one in options.engines if one not in (REFERENCE, "hand_written")]
+        engines = [one for one in engines if fits(one, work)]
         limit = ["hand_written"] if name == "C" and "hand_written" in options.engines else []
         compare(work, [REFERENCE, *engines, *limit], options.rounds, options.repetitions, options.processors)
 

@@ -81,9 +81,8 @@ def measure(way: str, rounds: int, out: Path) -> None:
     prepare_flower()
     config = load_run_config(SHIPPED_CONFIGS / "language_modeling.yaml", (f"num_rounds={rounds + 1}", *SETTINGS))
     with tempfile.TemporaryDirectory() as folder:
-        meter = Meter(rounds + 1)
-        WAYS[way](config, owner_files(config, Path(folder) / "owners"), Path(folder), meter)
-    meter.report(out)
+        owners = owner_files(config, Path(folder) / "owners")
+        WAYS[way](config, owners, Path(folder), Meter(rounds + 1, out))
 
 
 def main() -> None:

@@ -18,11 +18,7 @@ from workloads import WORKLOADS, Users, Workload
 def measure(name: str, work: Workload, folder: Path, rounds: int) -> None:
     """Run an engine on the users in a folder, and write model.npy and report.json to `folder/name`."""
     torch.set_num_threads(1)
-    users, meter = Users.read(work, folder), Meter(rounds)
-    importlib.import_module(name).run(work, users, rounds, meter)
-    out = folder / name
-    out.mkdir(exist_ok=True)
-    meter.report(out)
+    importlib.import_module(name).run(work, Users.read(work, folder), rounds, Meter(rounds, folder / name))
 
 
 def main() -> None:

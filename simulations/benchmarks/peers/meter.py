@@ -29,15 +29,16 @@ def tree(root: int) -> list[int]:
 
 
 def cpu_s() -> float:
-    """Return the processor seconds of this process and of those below it that are still there."""
+    """Return the processor seconds of this process and of all below it, also of those that have ended."""
     ticks = 0
     for process in tree(os.getpid())[1:]:
         try:
             fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        ticks += int(fields[11]) + int(fields[12])
-    return time.process_time() + ticks / _TICKS
+        ticks += sum(map(int, fields[11:15]))  # its own, and those of children that it has waited for
+    own = os.times()
+    return time.process_time() + own.children_user + own.children_system + ticks / _TICKS
 
 
 def pss_mb(root: int) -> float:
@@ -52,11 +53,20 @@ def pss_mb(root: int) -> float:
     return total / 1024
 
 
-class Meter:
-    """Made before the first round; `round_ends` is called after each. The first one is not counted: it warms up."""
+def available_mb() -> float:
+    """Return the memory that processes can still take."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) / 1024
 
-    def __init__(self, rounds: int) -> None:
-        self._rounds = rounds
+
+class Meter:
+    """Made before the first round, `round_ends` is called after each; what was measured is in a folder after the last.
+
+    The first round is not counted: it warms up.
+    """
+
+    def __init__(self, rounds: int, out: Path) -> None:
+        self._rounds, self.out = rounds, out
         self._cpu: list[float] = []
         self._wall: list[float] = []
         self._model: NDArray[np.float32] | None = None
@@ -69,10 +79,13 @@ class Meter:
         self._wall.append(time.monotonic())
         if self._model is None:
             self._model = model.copy()
+        if len(self._cpu) == self._rounds:
+            self._report()
 
-    def report(self, out: Path) -> None:
-        """Write the seconds of each round after the first, and the model after the first, to a folder."""
+    def _report(self) -> None:
+        """Write the seconds of each round after the first, and the model after the first."""
         assert self._model is not None
-        np.save(out / "model.npy", self._model)
+        self.out.mkdir(exist_ok=True)
+        np.save(self.out / "model.npy", self._model)
         found = {"cpu": np.diff(self._cpu).tolist(), "wall": np.diff(self._wall).tolist()}
-        (out / "report.json").write_text(json.dumps(found))
+        (self.out / "report.json").write_text(json.dumps(found))

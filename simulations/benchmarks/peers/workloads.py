@@ -77,6 +77,11 @@ def _lognormal(rng: np.random.Generator, users: int) -> NDArray[np.int64]:
     return np.clip(np.round(rng.lognormal(4.6, 0.64, users) / 20) * 20, 20, 400).astype(np.int64)
 
 
+def _few(rng: np.random.Generator, users: int) -> NDArray[np.int64]:
+    """Return one to three batches of 4, so that weights matter at the smallest size, too."""
+    return 4 * rng.integers(1, 4, users)
+
+
 @dataclass(frozen=True)
 class Workload:
     """An input is `width` bytes below `values`, a label one below `labels`; a round is one epoch of plain SGD."""
@@ -124,7 +129,7 @@ WORKLOADS = {
         Workload("A", 1000, 50, _equal(50), 3072, 256, 10, 10, 0.1, _cnn),
         Workload("B", 660, 10, _equal(40), 80, 80, 80, 10, 0.5, Characters),
         Workload("C", 3400, 100, _lognormal, 784, 256, 62, 20, 0.1, _mlp),
-        Workload("smoke", 9, 4, _equal(8), 16, 256, 4, 4, 0.1, _tiny),
+        Workload("smoke", 9, 4, _few, 16, 256, 4, 4, 0.1, _tiny),
     )
 }
 
