@@ -89,7 +89,7 @@ class WaitingCalls:
             await self._app(scope, receive, send)
             return
         body = (await receive()).get("body", b"")  # all of it: the gate has read it
-        left = asyncio.ensure_future(receive())
+        left = asyncio.ensure_future(_disconnect(receive))
         waits = asyncio.ensure_future(self._arrivals.wait(self._node_of(scope[KEY_ID])))
         try:
             await asyncio.wait((left, waits), return_when=asyncio.FIRST_COMPLETED)
@@ -103,6 +103,12 @@ class WaitingCalls:
             await self._app(scope, received(body, receive), send)
         else:
             await PlainTextResponse("the node has come anew", status_code=503)(scope, receive, send)
+
+
+async def _disconnect(receive: Receive) -> None:
+    """Return once the node has closed the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _set(future: asyncio.Future[bool], may_ask: bool) -> None:
