@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
 from agfl_models.errors import ConfigError, IdentityError
-from agfl_models.files.durable_files import write_atomically
+from agfl_models.files.durable_files import written_atomically
 from agfl_models.validation import Config, validate
 from agfl_protocol.folder_lock import lock
 from agfl_protocol.identity.private_files import read_private
@@ -79,7 +79,7 @@ class ApprovalFiles:
 
     def __init__(self, folder: Path) -> None:
         self._home, self._folder = folder, folder / FOLDER
-        self._known: dict[str, tuple[tuple[int, int, int], Approval]] = {}
+        self._known: dict[str, tuple[_Stamp, Approval]] = {}
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
@@ -99,10 +99,9 @@ class ApprovalFiles:
         """Return what is known of a run, as it stands on disk now; None where there is nothing."""
         path = self._path(run_id)
         try:
-            found = path.stat()
+            stamp = _stamp(path.stat())
         except FileNotFoundError:
             return None
-        stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
         if run_id not in self._known or self._known[run_id][0] != stamp:
             self._known[run_id] = (stamp, _read(path, f"{FOLDER}/{path.name}"))
         return self._known[run_id][1]
@@ -120,7 +119,9 @@ class ApprovalFiles:
     def write(self, run_id: str, approval: Approval) -> None:
         """Replace what is known of a run."""
         path = self._path(run_id)
-        _write(path, f"{FOLDER}/{path.name}", approval.model_dump_json())
+        stamp = _write(path, f"{FOLDER}/{path.name}", approval.model_dump_json())
+        if stamp.size <= _MAX_FILE_BYTES:  # else it cannot be read
+            self._known[run_id] = (stamp, approval)
 
     def remove(self, run_id: str) -> None:
         """Forget a run."""
@@ -149,6 +150,18 @@ class ApprovalFiles:
         return self._folder / f"{run_id}{SUFFIX}"
 
 
+class _Stamp(NamedTuple):
+    """What tells a file from the one that takes its place."""
+
+    time: int
+    size: int
+    inode: int
+
+
+def _stamp(found: os.stat_result) -> _Stamp:
+    return _Stamp(found.st_mtime_ns, found.st_size, found.st_ino)
+
+
 def now() -> str:
     """Return the time, as the files have it."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
@@ -170,9 +183,13 @@ def _read(path: Path, name: str) -> Approval:
         ) from None
 
 
-def _write(path: Path, name: str, content: str) -> None:
+def _write(path: Path, name: str, content: str) -> _Stamp:
+    """Write a file and return its stamp, which is taken before anybody else can put another one in its place."""
     try:
-        write_atomically(path, content.encode(), mode=0o600)
+        with written_atomically(path, mode=0o600) as file:
+            file.write(content.encode())
+            file.flush()
+            return _stamp(os.fstat(file.fileno()))
     except OSError as error:
         raise ConfigError("AGFL-CONFIG-055", f"{name}: cannot be written on this node: {error.strerror}") from None
 

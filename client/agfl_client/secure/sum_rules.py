@@ -20,6 +20,7 @@ def sum_rules(
 ) -> SumRules:
     """Check a request against the plan, before any text is touched; return what its sum goes by.
 
+    What the request says is hashed, a model long, only for the ledger of secure sums.
     merges: of a tokenizer that this run learned, `plan.merges_of` those that it first had.
 
     Raises:
@@ -57,7 +58,7 @@ def sum_rules(
         drawn=None if drawn == plan.members else drawn,
         examples=None if counts or full else num_examples(config, train=train, evaluate=evaluate),
         stage=_stage(config, request, train),
-        request=request.broadcast_hash.hex(),
+        request=request.broadcast_hash.hex() if config.aggregation.type == "secure" else "",
         merges=merges_of(config),
     )
     max_rings = max(rings_by_tier(request.arrays)) if isinstance(request, RoundRequest) else 1

@@ -125,7 +125,7 @@ class BatchTrainer(LocalTrainer):
     def _loss(self, work: LocalWork, batch: Any) -> tuple[Tensor, int]:
         is_rough = work.training.precision == "bfloat16"
         with (
-            torch.autocast(torch.device(work.device).type, torch.bfloat16, enabled=is_rough),
+            torch.autocast(torch.device(work.device).type, torch.bfloat16) if is_rough else nullcontext(),
             recomputed(work.model) if self.micro_batch.recomputes else nullcontext(),
         ):
             return work.task.loss(work.model, batch)

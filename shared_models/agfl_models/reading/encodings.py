@@ -50,6 +50,7 @@ _PUNCTUATION = frozenset(
     "\u20ac\u201a\u201e\u2026\u2018\u2019\u201c\u201d\u2022\u2013\u2014\u2122\u2039\u203a\xa0¡¿«»§©®°±²³µ·\xb4¼½¾\xd7÷£¥¢"
 )
 _SAMPLE, _FEW = 1 << 16, 3  # bytes
+_CONTROLS = bytes([*range(0x01, 0x09), *range(0x0E, 0x1B), *range(0x1C, 0x20)])
 _GUESSED = (
     *("cp1250", "iso8859_2", "cp1251", "koi8_r", "iso8859_5", "cp866", "cp1253", "iso8859_7"),
     *("cp1254", "cp1255", "cp1256", "cp1257", "shift_jis", "euc_jp", "gb18030", "big5", "euc_kr", "mac_roman", "cp850"),
@@ -95,7 +96,8 @@ def _decoded(content: bytes, where: str) -> Decoded:
         return Decoded(_plain(_strict(content, unmarked, where)), unmarked)
     if b"\x1b$" in content:
         raise DataError("AGFL-DATA-027", f"{where}: must be UTF-8 text, seems to be iso2022_jp; save it as UTF-8")
-    if len(re.findall(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]", content[:_SAMPLE])) * 20 > len(content[:_SAMPLE]):
+    sample = content[:_SAMPLE]
+    if (len(sample) - len(sample.translate(None, _CONTROLS))) * 20 > len(sample):
         raise DataError("AGFL-DATA-028", f"{where}: must be text, got control characters; it seems to be binary")
     try:
         return Decoded(_plain(content.decode("utf-8")), "utf-8")
@@ -114,7 +116,8 @@ def _decoded(content: bytes, where: str) -> Decoded:
 
 
 def _plain(text: str) -> str:
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
     return text.removeprefix("\ufeff").replace("\n\ufeff", "\n")  # also where files were joined
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from agfl_models.reading.packed import unpack
 from agfl_models.reading.squad import squad_records
 
 _TEXT = 2  # bytes that a byte of text takes at least until it is rows
+_SMALL = 1 << 20  # bytes of a text for which there is room whatever else there is; to ask takes longer than to read it
 _DELIMITERS = (",", ";", "\t", "|")
 csv.field_size_limit(2**31 - 1)  # a cell may hold a whole document; the usual 128 kB are no limit of ours
 
@@ -71,15 +73,17 @@ def _read_text(file: DataFile, *, is_document: bool) -> Contents:
 
 
 def _bytes(file: DataFile) -> bytes:
-    budget = Budget(file.path)
     try:
         with file.path.open("rb") as opened:
-            start = opened.read(8)
+            start, size = opened.read(8), os.fstat(opened.fileno()).st_size
+            if size <= _SMALL and not file.is_gzip and not start.startswith(GZIP):
+                return start + opened.read()
+        budget = Budget(file.path)
         if not start.startswith(GZIP) and file.is_gzip:
             raise DataError(
                 "AGFL-DATA-042", f"data: {file.path}: must be gzip as its name says, got {start!r} at its beginning"
             )
-        budget.take(_TEXT * file.path.stat().st_size)
+        budget.take(_TEXT * size)
         if start.startswith(GZIP):
             return unpack(file.path, budget.free // _TEXT, "must be unpacked in half of the memory that is free")
         return file.path.read_bytes()
