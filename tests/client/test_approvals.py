@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,25 @@ def test_a_person_is_asked_and_the_answer_is_found_at_once(tmp_path: Path, make_
     assert approvals.propose(plan) is Status.REFUSED
     assert open_as(tmp_path, "all").propose(plan) is Status.REFUSED, "a person's word is last"
     assert open_as(tmp_path).approved("other") is None
+
+
+def test_an_answer_right_behind_a_write_of_the_node_is_seen(
+    tmp_path: Path, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the file system has no locks: what the node wrote is known to it by the file, not by its name."""
+    path, other, replace = tmp_path / "approvals" / "run.json", tmp_path / "other", os.replace
+
+    def and_refuse(source: Path, target: Path) -> None:
+        replace(source, target)
+        if target == path:
+            other.write_text(path.read_text().replace('"approved"', '"refused"'))
+            other.chmod(0o600)
+            replace(other, path)
+
+    monkeypatch.setattr(os, "replace", and_refuse)
+    approvals = open_as(tmp_path, "all")
+    assert approvals.propose(make_plan()) is Status.APPROVED
+    assert approvals.approved("run") is None
 
 
 def test_files_are_the_owners_only(tmp_path: Path, make_plan: MakePlan) -> None:

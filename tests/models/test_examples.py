@@ -282,6 +282,13 @@ def test_file_that_cannot_be_used_is_one_line(
     assert refusal(path, schema).startswith(rule)
 
 
+def test_the_first_bad_row_of_many_is_named(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": i if i in (1400, 1450) else "a ship"}) for i in range(1, 1501)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"a\.jsonl: line 1400: text: .*, got 1400 \[AGFL-DATA-008\]$"):
+        read_rows(tmp_path / "a.jsonl", TextRow)
+
+
 def test_bad_file_in_a_folder_is_named_itself(tmp_path: Path) -> None:
     (tmp_path / "good.txt").write_text("text")
     (tmp_path / "worse.txt").write_bytes(b"ok \xff")
