@@ -90,6 +90,21 @@ def forked_late_rank(descriptor: int, num_threads: int) -> ForkedWorker:
     return ForkedWorker(descriptor, come_late, is_rank=True)
 
 
+def forked_slow_leaver(descriptor: int, num_threads: int) -> ForkedWorker:
+    """A rank that is slow to see that its node has told it to end."""
+    return ForkedWorker(descriptor, leave_late, is_rank=True)
+
+
+def leave_late() -> None:
+    def leave() -> None:
+        while os.read(0, 1):
+            pass
+        time.sleep(0.3)
+        os._exit(0)
+
+    rank._leave_with_starter = leave
+
+
 def come_late() -> None:
     genuine = group.join
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from tests.client.test_node import request_of
-from tests.forked_workers import forked_rank
+from tests.forked_workers import forked_rank, forked_slow_leaver
 from tests.tiny_federation import TINY
 from torch import Tensor
 
@@ -186,6 +186,15 @@ def test_a_defect_of_the_node_itself_is_no_lost_rank(bench: Bench, defect: Excep
     with pytest.raises(type(defect)) as raised:
         bench.trainer("ddp", config, part).train(replace(work, dataset=Striking(work, 2, fail)))
     assert raised.value is defect
+
+
+def test_a_rank_that_is_told_to_end_is_none_that_ended_by_itself(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a defect of the node would look like a lost rank, and the round begin again."""
+    bench.shared.end()
+    monkeypatch.setattr(ranks, "launch", forked_slow_leaver)
+    config, part, work = bench.work([])
+    bench.trainer("ddp", config, part).train(work)
+    assert bench.shared.end() == []
 
 
 def test_a_rank_that_hangs_is_lost_once_it_is_silent_for_too_long(

@@ -144,10 +144,11 @@ class Ranks:
         moment = Deadline().within(_LEFT_S)  # the line of one that was lost may end after its sums
         left = [rank for rank in elsewhere if rank.line.is_left(moment.left())]
         for rank in self._ranks:
-            if rank.process is not None:
+            if rank.process is None:
+                rank.line.hang_up()
+            else:  # which ends with its stdin, as told; one whose line ends may say first that it has lost the node
                 assert rank.process.stdin is not None
                 rank.process.stdin.close()
-            rank.line.hang_up()
         killed = Deadline().within(_END_S)
         hows = ["was lost" if rank in left else _how_ended(rank, killed) for rank in self._ranks]
         group.leave()
