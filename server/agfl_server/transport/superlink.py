@@ -213,8 +213,8 @@ class _LinkState(InMemoryLinkState):
     def _has_message_for(self, node_id: int) -> bool:
         """Return whether a message to the node was not delivered yet."""
         with self.lock:
-            waiting = [message.metadata for message in self.message_ins_store.values()]
-            return any(one.dst_node_id == node_id and one.delivered_at == "" for one in waiting)
+            sent = (message.metadata for message in self.message_ins_store.values())
+            return any(one.dst_node_id == node_id and one.delivered_at == "" for one in sent)
 
     def delete_messages(self, message_ins_ids: set[str]) -> None:
         # Flower keeps the content until the run ends: one model for each straggler in each round.

@@ -168,6 +168,23 @@ def test_a_signature_is_good_for_its_label_its_name_and_its_words_only() -> None
         roster.verify("carol", signature, SIGN_KEYS, b"x", "y")
 
 
+def test_attack_a_signature_that_was_good_once_vouches_for_no_other() -> None:
+    """A process remembers which signatures it has checked; of the same owner over the same parts another one is not."""
+    alice, bob = (Ed25519PrivateKey.generate() for _ in range(2))
+    roster = SigningRoster({"alice": alice.public_key(), "bob": bob.public_key()})
+    good = sign(alice, SIGN_KEYS, b"x")
+    for _ in range(2):
+        roster.verify("alice", good, SIGN_KEYS, b"x")
+        for name, signature, part in (
+            ("alice", good[:-1] + bytes([good[-1] ^ 1]), b"x"),
+            ("alice", bytes(64), b"x"),
+            ("alice", good, b"y"),
+            ("bob", good, b"x"),
+        ):
+            with pytest.raises(ProtocolViolation, match="AGFL-SECURE-005"):
+                roster.verify(name, signature, SIGN_KEYS, part)
+
+
 def test_the_rosters_hash_binds_names_and_keys_whatever_their_order() -> None:
     a, b, c = (Ed25519PrivateKey.generate().public_key() for _ in range(3))
     roster = SigningRoster({"alice": a, "bob": b})
